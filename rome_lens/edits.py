@@ -1,0 +1,94 @@
+"""A rank-one edit of ``W_out`` as a thing: applied to the weights for a while, or as hooks, saved and loaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_lens.facts import Fact
+from rome_lens.models import Hook, LensModel, ModelError, fingerprint, raw_output_hooks, w_out
+from rome_lens.storage import Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOneEdit(Stored):
+    """``W_out + u vT``: wherever the key ``k`` meets ``u``, the layer's MLP adds ``(u . k) v`` to its output.
+
+    Attributes:
+        layer: the edited layer.
+        u, v: left and right vector in TransformerLens' orientation ``W_out [d_mlp, d_model]``.
+        key, value: ``k*`` and ``v*``, which the edited weights map one to the other: ``k* W_out + b_out = v*``.
+        fact: what was edited, where it came from a fact.
+        model_fingerprint: of the model that it was made on; None is not checked.
+        losses: at each step of the optimisation of ``v*``: negative log likelihood, weighted KL, weight decay.
+        probability: of the new target at the end of that optimisation, geometric mean over its tokens, mean over contexts.
+        made_with: variant, hyperparameters and statistics, in words.
+    """
+
+    layer: int
+    u: Float[Tensor, " d_mlp"]
+    v: Float[Tensor, " d_model"]
+    key: Float[Tensor, " d_mlp"] | None = None
+    value: Float[Tensor, " d_model"] | None = None
+    fact: Fact | None = None
+    model_fingerprint: str | None = None
+    losses: Float[Tensor, "step 3"] | None = None
+    probability: float | None = None
+    made_with: str = ""
+
+    @property
+    def delta(self) -> Float[Tensor, "d_mlp d_model"]:
+        """``outer(u, v)``, what is added to ``W_out``."""
+        return torch.outer(self.u, self.v)
+
+    @property
+    def loss(self) -> float | None:
+        """The last step's whole loss."""
+        return None if self.losses is None else float(self.losses[-1].sum())
+
+    @contextmanager
+    def applied(self, model: LensModel) -> Iterator[LensModel]:
+        """Inside, the model's weights carry the edit; afterwards they are what they were, bit for bit.
+
+        Raises:
+            ModelError: the edit was made on another model.
+        """
+        self.check(model)
+        weight = w_out(model, self.layer)
+        before = weight.clone()
+        try:
+            weight.add_(self.delta.to(weight))
+            yield model
+        finally:
+            weight.copy_(before)
+
+    def fwd_hooks(self, model: LensModel) -> list[Hook]:
+        """The edit as hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``; weights stay untouched.
+
+        Lists of several edits can be added together. A hook that changes the keys (``mlp.hook_post``) belongs before them.
+
+        Raises:
+            ModelError: the edit was made on another model.
+        """
+        self.check(model)
+
+        def addition(keys: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_model"]:
+            return (keys @ self.u.to(keys))[..., None] * self.v.to(keys)
+
+        return raw_output_hooks(model, self.layer, addition)
+
+    def check(self, model: LensModel) -> None:
+        """Raise ModelError unless the edit fits this model."""
+        shape = tuple(w_out(model, self.layer).shape)
+        if shape != (len(self.u), len(self.v)):
+            raise ModelError(
+                f"The edit is for a W_out of shape {(len(self.u), len(self.v))}, layer {self.layer} of this model has {shape}."
+            )
+        if self.model_fingerprint not in (None, fingerprint(model)):
+            raise ModelError(
+                f"The edit was made on the model {self.model_fingerprint}, this one is {fingerprint(model)} (other weights, "
+                "or the same weights processed otherwise): make it anew on this model."
+            )

