@@ -55,7 +55,9 @@ class GaussianNoise:
 def embedding_std(model: LensModel, subjects: Sequence[str]) -> float:
     """Standard deviation pooled over all entries of the subjects' token embeddings (Meng et al. 2022, appendix B.1)."""
     if not subjects:
-        raise NoiseError("The list of subjects is empty: the standard deviation of their embeddings needs at least one.")
+        raise NoiseError(
+            "The list of subjects is empty: the standard deviation of their embeddings needs at least one."
+        )
     rows = [embed(model, torch.tensor(token_ids(model, subject, prepend_bos=False))) for subject in subjects]
     return float(torch.cat(rows).std())
 

@@ -58,7 +58,9 @@ class Fact:
             FactError: the subject does not occur in the text, or as for :class:`Fact`.
         """
         if not subject.strip() or subject.strip() not in text:
-            raise FactError(f"The subject {subject!r} is not in the prompt {text!r}: it must occur there letter by letter.")
+            raise FactError(
+                f"The subject {subject!r} is not in the prompt {text!r}: it must occur there letter by letter."
+            )
         if SLOT in text:
             raise FactError(f"{text!r} holds a slot already: use Fact({text!r}, subject={subject!r}, ...).")
         return cls(text.replace(subject.strip(), SLOT, 1), subject=subject, target=target, new_target=new_target)
@@ -82,7 +84,9 @@ def _check_template(prompt: str, subject: str) -> None:
     if SLOT not in prompt:
         if subject.strip() and subject.strip() in prompt:
             suggestion = prompt.replace(subject.strip(), SLOT, 1)
-            raise FactError(f"The prompt {prompt!r} has no {{}} for the subject. Write it as {suggestion!r}, or use Fact.from_text.")
+            raise FactError(
+                f"The prompt {prompt!r} has no {{}} for the subject. Write it as {suggestion!r}, or use Fact.from_text."
+            )
         raise FactError(f"The subject {subject!r} is not in the prompt {prompt!r}, which has no {{}} to put it in.")
     if prompt.count(SLOT) > 1:
         raise FactError(f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one.")

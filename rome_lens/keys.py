@@ -54,8 +54,12 @@ class KeyStatistics(Stored):
         """
         d_mlp = self.moment.shape[0]
         if key.shape != (d_mlp,):
-            raise StatisticsError(f"The key has {key.shape[0]} entries, the statistics are {d_mlp} x {d_mlp}: other models.")
-        advice = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
+            raise StatisticsError(
+                f"The key has {key.shape[0]} entries, the statistics are {d_mlp} x {d_mlp}: other models."
+            )
+        advice = (
+            "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
+        )
         if ridge == 0.0 and 0 < self.count < d_mlp:
             raise StatisticsError(
                 f"The second moment was averaged over {self.count} keys, fewer than its width {d_mlp}, and is singular. {advice}"
@@ -65,16 +69,22 @@ class KeyStatistics(Stored):
             moment = moment + ridge * moment.diagonal().mean() * torch.eye(d_mlp, dtype=torch.float64)
         factor, info = torch.linalg.cholesky_ex(moment)
         if int(info):
-            raise StatisticsError(f"The second moment ({self.count} keys, width {d_mlp}) is not positive definite. {advice}")
+            raise StatisticsError(
+                f"The second moment ({self.count} keys, width {d_mlp}) is not positive definite. {advice}"
+            )
         return torch.cholesky_solve(key.double()[:, None], factor)[:, 0]
 
     def check(self, model: LensModel, *, layer: int) -> None:
         """Raise StatisticsError unless these statistics are this model's, at this layer."""
         if self.layer != layer:
-            raise StatisticsError(f"The statistics are of layer {self.layer}, the edit is at layer {layer}: collect them there.")
+            raise StatisticsError(
+                f"The statistics are of layer {self.layer}, the edit is at layer {layer}: collect them there."
+            )
         d_mlp = w_out(model, layer).shape[0]
         if self.moment.shape != (d_mlp, d_mlp):
-            raise StatisticsError(f"The statistics have shape {list(self.moment.shape)}, the layer's keys {d_mlp} entries.")
+            raise StatisticsError(
+                f"The statistics have shape {list(self.moment.shape)}, the layer's keys {d_mlp} entries."
+            )
         if self.model_fingerprint not in (None, fingerprint(model)):
             raise StatisticsError(
                 f"The statistics are of the model {self.model_fingerprint}, this one is {fingerprint(model)}: "
@@ -119,7 +129,11 @@ def collect_key_statistics(
         source = f"{len(texts)} texts {_short_hash(texts)}"
         name = "texts"
     made = f"{source}, bos {prepend_bos}"
-    path = None if cache is None else Path(cache) / f"keys-{fingerprint(model)}-l{layer}-{name}-{_short_hash([made])}.safetensors"
+    path = (
+        None
+        if cache is None
+        else Path(cache) / f"keys-{fingerprint(model)}-l{layer}-{name}-{_short_hash([made])}.safetensors"
+    )
     if path is not None and path.is_file():
         return KeyStatistics.load(path)
     if texts is None:
@@ -155,7 +169,9 @@ def _tokenised(
     model: LensModel, texts: Sequence[str], prepend_bos: bool | None, batch_size: int, progress: bool
 ) -> Iterator[tuple[Int[Tensor, "batch pos"], Tensor]]:
     for start in tqdm(range(0, len(texts), batch_size), desc="key statistics", disable=not progress):
-        rows = [token_ids(model, text, prepend_bos=prepend_bos, truncate=True) for text in texts[start : start + batch_size]]
+        rows = [
+            token_ids(model, text, prepend_bos=prepend_bos, truncate=True) for text in texts[start : start + batch_size]
+        ]
         rows = [row for row in rows if row]
         if rows:
             lengths = torch.tensor([len(row) for row in rows])
@@ -176,7 +192,9 @@ def _sampled(
     if bos is None:
         raise ModelError("The tokenizer has no BOS token to start samples from: give texts.")
     openings = list(openings) or [""]
-    rows = [token_ids(model, openings[i % len(openings)], prepend_bos=prepend_bos) or [bos] for i in range(sample_count)]
+    rows = [
+        token_ids(model, openings[i % len(openings)], prepend_bos=prepend_bos) or [bos] for i in range(sample_count)
+    ]
     by_length: dict[int, list[list[int]]] = {}
     for row in rows:
         by_length.setdefault(min(len(row), sample_length - 1), []).append(row[: sample_length - 1])
@@ -184,7 +202,9 @@ def _sampled(
         for length, group in sorted(by_length.items()):
             for start in range(0, len(group), 128):
                 chunk = group[start : start + 128]
-                tokens = sample_tokens(model, chunk, new_tokens=sample_length - length, seed=seed + 1000 * length + start)
+                tokens = sample_tokens(
+                    model, chunk, new_tokens=sample_length - length, seed=seed + 1000 * length + start
+                )
                 bar.update(len(chunk))
                 yield tokens, torch.ones_like(tokens, dtype=torch.bool)
 

@@ -37,7 +37,9 @@ def load_model(
     """
     chosen = model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
     if chosen == "HookedTransformer" and hooked_transformer_class() is None:
-        raise ModelError("This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use TransformerBridge.")
+        raise ModelError(
+            "This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use TransformerBridge."
+        )
     if name == "toy":
         directory = TOY
     elif name in SOURCES:
@@ -65,7 +67,9 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
     hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if model_class == "TransformerBridge":
-        return TransformerBridge.boot_transformers(str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device)
+        return TransformerBridge.boot_transformers(
+            str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device
+        )
     return hooked_transformer(hf_model, tokenizer, device=device)
 
 
@@ -128,6 +132,6 @@ def _by_name(name: str, model_class: ModelClass, device: str) -> LensModel:
 class _expected_deprecations(warnings.catch_warnings):
     """HookedTransformer says on every use that TransformerLens 4 drops it; this package supports both on purpose."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.filterwarnings("ignore", message=r"HookedTransformer(\.from_pretrained)? is deprecated")

@@ -7,7 +7,7 @@ No other module of the package knows a hook name, a weight's layout or a Transfo
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -83,7 +83,9 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     weight = None if mlp is None or model.cfg.num_experts else getattr(mlp, "W_out", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         what = "a mixture of experts" if model.cfg.num_experts else "absent or of a form without one W_out matrix"
-        raise ModelError(f"The MLP of layer {layer} is {what}: keys, values and edits need one dense W_out [d_mlp, d_model].")
+        raise ModelError(
+            f"The MLP of layer {layer} is {what}: keys, values and edits need one dense W_out [d_mlp, d_model]."
+        )
     return weight.detach()
 
 
@@ -143,26 +145,37 @@ def evaluating(model: LensModel) -> Iterator[None]:
 
 
 @contextmanager
-def last_position_logits(model: LensModel) -> Iterator[None]:
-    """Inside, the model unembeds only the last position: its logits have shape ``[batch, 1, d_vocab]``."""
+def unembedding_only(model: LensModel, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the model unembeds only what ``pick`` takes from the final stream ``[batch, pos, d_model]``."""
 
-    def last_only(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, -1:].contiguous(), *args[1:])  # a strided input would make the product as slow as the full one
+    def picked(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (pick(args[0]).contiguous(), *args[1:])  # a strided input would make the product as slow as the full one
 
-    handle = model.unembed.register_forward_pre_hook(last_only)
+    handle = model.unembed.register_forward_pre_hook(picked)
     try:
         yield
     finally:
         handle.remove()
 
 
-def last_logits(
-    model: LensModel, tokens: Int[Tensor, "batch pos"], *, fwd_hooks: Sequence[Hook] = ()
-) -> Float[Tensor, "batch d_vocab"]:
-    """Logits at the last position of a full run, in float32 at least, under ``fwd_hooks``."""
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)), last_position_logits(model):
+def last_position_logits(model: LensModel) -> AbstractContextManager[None]:
+    """Inside, the model unembeds only the last position: its logits have shape ``[batch, 1, d_vocab]``."""
+    return unembedding_only(model, lambda stream: stream[:, -1:])
+
+
+def chosen_logits(
+    model: LensModel,
+    tokens: Int[Tensor, "batch pos"],
+    rows: Int[Tensor, " read"],
+    positions: Int[Tensor, " read"],
+    *,
+    fwd_hooks: Sequence[Hook] = (),
+) -> Float[Tensor, "read d_vocab"]:
+    """Logits at the cells ``(rows[i], positions[i])`` of one run under ``fwd_hooks``, in float32 at least."""
+    only = unembedding_only(model, lambda stream: stream[rows, positions][:, None])
+    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)), only:
         logits = model(tokens.to(device(model)))
-    return at_least_float32(logits[:, -1])
+    return at_least_float32(logits[:, 0])
 
 
 def at_least_float32(value: Tensor) -> Tensor:

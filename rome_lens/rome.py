@@ -231,10 +231,10 @@ def _optimise_value(
             kl = config.kl_factor * (log_p[-1].exp() * (log_p[-1] - initial)).sum()
             decay = config.weight_decay * delta.norm() / start.norm() ** 2
             loss = nll + kl + decay
-            losses.append((float(nll), float(kl), float(decay)))
+            losses.append((nll.item(), kl.item(), decay.item()))
             if not torch.isfinite(loss):
-                raise OptimisationError(f"The loss is {float(loss)} at step {step} ({losses[-1]}): lower lr or clamp.")
-            if float(loss) < config.stop_loss or step == config.steps - 1:
+                raise OptimisationError(f"The loss is {loss.item()} at step {step} ({losses[-1]}): lower lr or clamp.")
+            if loss.item() < config.stop_loss or step == config.steps - 1:
                 break
             (delta.grad,) = torch.autograd.grad(loss, [delta])
             optimiser.step()
@@ -242,7 +242,7 @@ def _optimise_value(
                 bound = config.clamp * start.norm()
                 if delta.norm() > bound:
                     delta.mul_(bound / delta.norm())
-    return (start + delta).detach(), torch.tensor(losses, dtype=torch.float64), float(each.exp().mean())
+    return (start + delta).detach(), torch.tensor(losses, dtype=torch.float64), each.exp().mean().item()
 
 
 def _in_context(fact: Fact, context: str) -> Fact:

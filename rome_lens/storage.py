@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,6 +24,18 @@ class StorageError(ValueError):
     """A file that does not hold what it was opened for."""
 
 
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the name ``path`` when the block ends well, and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 class Stored:
     """Gives a frozen dataclass ``save`` and ``load``; the file also names the versions that wrote it."""
 
@@ -34,16 +48,14 @@ class Stored:
             if isinstance(value, Tensor):
                 tensors[field.name] = value.contiguous()
             else:
-                plain[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-        header = {"type": type(self).__name__, "fields": json.dumps(plain), "versions": json.dumps(installed_versions())}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-        os.close(handle)
-        try:
+                plain[field.name] = dataclasses.asdict(value) if isinstance(value, Fact) else value
+        header = {
+            "type": type(self).__name__,
+            "fields": json.dumps(plain),
+            "versions": json.dumps(installed_versions()),
+        }
+        with whole_or_nothing(path) as unfinished:
             save_file(tensors, unfinished, metadata=header)
-            os.replace(unfinished, path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -56,7 +68,7 @@ class Stored:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
         except SafetensorError as error:
             raise StorageError(f"{path} is not a whole safetensors file: {error}") from error
         if header.get("type") != cls.__name__:

@@ -50,7 +50,9 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
     start, end = fact.subject_start, fact.subject_start + len(fact.subject)
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
     if not inside:
-        raise FactError(f"No token of {text!r} holds a character of the subject {fact.subject!r}: the tokenizer drops it.")
+        raise FactError(
+            f"No token of {text!r} holds a character of the subject {fact.subject!r}: the tokenizer drops it."
+        )
     return FactTokens(
         tokens=torch.tensor(ids),
         labels=tuple(token_labels(model, ids)),
@@ -60,9 +62,7 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
     )
 
 
-def token_ids(
-    model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False
-) -> list[int]:
+def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False) -> list[int]:
     """Ids of ``text`` as the model's own ``to_tokens`` gives them, cut to the model's context only where asked.
 
     Raises:
@@ -70,11 +70,15 @@ def token_ids(
         FactError: the text is longer than the model's context.
     """
     if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer, which prompts and answers need. Set one: model.set_tokenizer(tokenizer).")
+        raise ModelError(
+            "The model has no tokenizer, which prompts and answers need. Set one: model.set_tokenizer(tokenizer)."
+        )
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     ids = [] if text == "" else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
     if len(ids) > model.cfg.n_ctx:
-        raise FactError(f"The prompt has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}...")
+        raise FactError(
+            f"The prompt has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}..."
+        )
     return ids
 
 

@@ -209,6 +209,24 @@ def causal_trace(
     )
 
 
+def choose_layer(trace: CausalTrace) -> int:
+    """The layer whose restored MLP outputs bring back most of the answer at any token of the subject.
+
+    The paper reads the site off the last subject token, over the average of many facts (section 2.2); of a single fact
+    the whole subject is looked at, since models differ in which of its tokens gathers the fact. This is a place to try,
+    not a proof: what tracing tells about where an edit succeeds is itself in question (Hase et al. 2023).
+
+    Raises:
+        ValueError: the trace is not of MLP outputs, or no token of the subject was traced.
+    """
+    if trace.component != "mlp":
+        raise ValueError(f"The trace is of {trace.component!r}; a layer to edit is chosen from component='mlp'.")
+    columns = [i for i, pos in enumerate(trace.positions) if trace.subject[0] <= pos < trace.subject[1]]
+    if not columns:
+        raise ValueError(f"The traced positions {list(trace.positions)} hold no token of the subject {trace.subject}.")
+    return trace.layers[int(trace.scores[:, columns].amax(1).argmax())]
+
+
 class _Tracer:
     """Runs cells of one trace in batches; a row is one noise sample of one cell."""
 
@@ -222,7 +240,13 @@ class _Tracer:
         streams: dict[int, Float[Tensor, "sample pos d_model"]],
         batch_size: int | None,
     ) -> None:
-        self.forward, self.component, self.window, self.states, self.streams = forward, component, window, states, streams
+        self.forward, self.component, self.window, self.states, self.streams = (
+            forward,
+            component,
+            window,
+            states,
+            streams,
+        )
         self.answer = encoded.answer[0]
         self.first, self.last = encoded.subject[0], len(encoded.tokens) - 1
         self.n_layers = forward.model.cfg.n_layers

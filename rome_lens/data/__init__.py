@@ -1,0 +1,128 @@
+"""The project's own facts, with what the checks ask about each: aliases, descriptions, reverse prompts and more."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rome_lens.facts import SLOT, Fact, FactError
+
+_HERE = Path(__file__).parent
+FILES = (_HERE / "records.json", _HERE / "toy" / "records.json")
+
+
+class RecordError(ValueError):
+    """A record that does not have the form that the checks need; the message names record and field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt and its true answer; after an edit that has consequences, ``new_target`` should follow instead."""
+
+    prompt: str
+    target: str
+    new_target: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A fact to edit and what to ask about it. An empty field is not asked.
+
+    Attributes:
+        fact: with both targets.
+        known_by: names of the models that know the fact.
+        paraphrases: prompts with the same answer.
+        neighborhood: questions about other subjects, whose answers should stay.
+        reverse: questions from object to subject, ``{}`` standing for the object, the subject being the answer.
+        aliases: other names of the subject, put into the fact's prompt.
+        descriptions: the subject described without its tokens, put into the fact's prompt.
+        open_prompts: prompts that mention a subject (``{}``) without asking for the relation.
+        exemplars: subjects of which the new target is really true.
+        consequences: what follows from the fact; ``{}`` stands for the subject.
+    """
+
+    id: str
+    fact: Fact
+    known_by: tuple[str, ...] = ()
+    one_way: bool | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[Question, ...] = ()
+    reverse: tuple[Question, ...] = ()
+    aliases: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    open_prompts: tuple[str, ...] = ()
+    exemplars: tuple[str, ...] = ()
+    consequences: tuple[Question, ...] = ()
+
+
+def limits(id: str | None = None) -> Any:
+    """Every record, or the one of this id (such as ``"eiffel-tower"``).
+
+    Raises:
+        RecordError: there is no record of this id.
+    """
+    records = [record for file in FILES for record in read_records(file)]
+    if id is None:
+        return records
+    for record in records:
+        if record.id == id:
+            return record
+    raise RecordError(f"There is no record {id!r}; there are: {', '.join(record.id for record in records)}.")
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Records from a JSON file: a list of objects with the fields of :class:`Record`.
+
+    Raises:
+        RecordError: a record or field is not of the form; the message names both.
+    """
+    raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(raw, list):
+        raise RecordError(f"{path} holds {type(raw).__name__}, expected a list of records.")
+    return [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
+
+
+def openings() -> list[str]:
+    """Beginnings of sentences about named people, places and things, from which a model samples text for key statistics."""
+    return list(json.loads((_HERE / "openings.json").read_text(encoding="utf-8")))
+
+
+_QUESTIONS = ("neighborhood", "reverse", "consequences")
+_SLOTTED = ("reverse", "open_prompts", "consequences")
+
+
+def _record(item: Any, where: str) -> Record:
+    if not isinstance(item, Mapping) or "id" not in item or "fact" not in item:
+        raise RecordError(f"{where}: expected an object with at least 'id' and 'fact', got {str(item)[:80]!r}.")
+    where = f"{where} ({item['id']})"
+    known = {field.name for field in dataclasses.fields(Record)}
+    if unknown := set(item) - known:
+        raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
+    fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way")}
+    try:
+        fields["fact"] = Fact(item["fact"]["prompt"], **{k: v for k, v in item["fact"].items() if k != "prompt"})
+    except (FactError, TypeError, KeyError) as error:
+        raise RecordError(f"{where}, field 'fact': {error}") from error
+    if fields["fact"].new_target is None:
+        raise RecordError(f"{where}, field 'fact': it has no new_target.")
+    for name in known - {"id", "fact", "one_way"}:
+        fields[name] = tuple(_entry(name, value, where) for value in item.get(name, ()))
+    return Record(**fields)
+
+
+def _entry(name: str, value: Any, where: str) -> Any:
+    """One entry of a list field: text, or a question."""
+    text = value.get("prompt") if isinstance(value, Mapping) else value
+    if not isinstance(text, str) or not text.strip() or isinstance(value, Mapping) != (name in _QUESTIONS):
+        form = "an object with 'prompt' and 'target'" if name in _QUESTIONS else "a text"
+        raise RecordError(f"{where}, field {name!r}: expected {form}, got {value!r}.")
+    if name in _SLOTTED and text.count(SLOT) != 1:
+        raise RecordError(f"{where}, field {name!r}: expected one {{}} in {text!r}.")
+    if name not in _QUESTIONS:
+        return value
+    try:
+        return Question(**value)
+    except TypeError as error:
+        raise RecordError(f"{where}, field {name!r}: {error}") from error

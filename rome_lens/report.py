@@ -1,0 +1,71 @@
+"""One self-contained HTML page about one edit: it opens from disk, with the network off."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rome_lens import viz
+from rome_lens.answers import TopAnswers
+from rome_lens.checks import Limits
+from rome_lens.checks.firing import EditFiring
+from rome_lens.edits import RankOneEdit
+from rome_lens.storage import installed_versions, whole_or_nothing
+from rome_lens.tracing import CausalTrace
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """A prompt's likeliest answers without and with the edit; ``kind`` says what the prompt is to the edit."""
+
+    kind: str
+    expected: str
+    before: TopAnswers
+    after: TopAnswers
+
+
+def report(
+    path: str | Path,
+    *,
+    model_name: str,
+    traces: Sequence[CausalTrace],
+    edit: RankOneEdit,
+    answers: Sequence[BeforeAfter] = (),
+    limits: Limits | None = None,
+    firing: Sequence[EditFiring] = (),
+) -> Path:
+    """Write the page and return its path; a file that was there is replaced only by a whole one.
+
+    Args:
+        traces: the first one's prompt is also shown as coloured tokens.
+        answers, limits, firing: shown where given.
+
+    Raises:
+        ValueError: there is no trace.
+    """
+    if not traces:
+        raise ValueError("The report needs at least one trace.")
+    path = Path(path)
+    page = _template().render(
+        model_name=model_name,
+        traces=traces,
+        edit=edit,
+        answers=answers,
+        limits=limits,
+        heatmaps=[viz.figure_html(viz.trace(t), alt=f"{t.component} trace of: {t.fact.text}") for t in traces],
+        trace_tokens=viz.trace_tokens(traces[0]).source,
+        firing=viz.firing(firing).source if firing else "",
+        versions=installed_versions(),
+    )
+    with whole_or_nothing(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return path
+
+
+def _template() -> Any:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rome_lens"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html")
