@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ class NoiseError(ValueError):
     """A noise tensor or setting that does not fit the subject."""
 
 
+@runtime_checkable
 class Noise(Protocol):
     """What is added to the subject's token embeddings in a corrupted run."""
 
@@ -63,7 +64,7 @@ def embedding_std(model: LensModel, subjects: Sequence[str]) -> float:
 
 
 def noise_for(
-    noise: "Noise | Float[Tensor, 'sample subject d_model']",
+    noise: Any,
     model: LensModel,
     embeddings: Float[Tensor, "subject d_model"],
     *,
@@ -83,6 +84,8 @@ def noise_for(
         if not torch.isfinite(noise).all():
             raise NoiseError("The noise holds NaN or infinity.")
         return noise.to(embeddings)
+    if not isinstance(noise, Noise):
+        raise NoiseError(f"noise is {noise!r}, expected a kind of noise such as GaussianNoise(), or a tensor.")
     if samples < 1:
         raise NoiseError(f"samples is {samples}, expected at least 1.")
     return noise.sample(model, embeddings, samples=samples)

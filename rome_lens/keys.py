@@ -117,10 +117,15 @@ def collect_key_statistics(
         cache: a directory; statistics of the same model, layer and source are read from there, or written to it.
 
     Raises:
-        StatisticsError: there is no text, or no token in it.
+        StatisticsError: there is no text, or no token in it; samples of no length or longer than the context.
         ModelError: layer out of range, no dense MLP, no tokenizer.
     """
     w_out(model, check_layer(model, layer))
+    if sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx:
+        raise StatisticsError(
+            f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
+            f"{model.cfg.n_ctx} (the context)."
+        )
     if texts is None:
         source = f"{sample_count} samples of {sample_length} tokens, seed {seed}, openings {_short_hash(openings)}"
         name = "samples"

@@ -12,6 +12,7 @@ from rome_lens.models import LensModel, ModelError
 from rome_lens.weights import SOURCES, transformers_directory
 
 TOY = Path(__file__).parent / "data" / "toy"
+LONGEST = 2048  # HookedTransformer keeps a mask of n_ctx x n_ctx for each layer: 1.2 GB on Gemma 3 270M if not bounded
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
 
@@ -29,6 +30,7 @@ def load_model(
             and cached), a directory in transformers' format, or any name that TransformerLens knows (which downloads).
             Only the last needs a model hub.
         model_class: None takes HookedTransformer where this TransformerLens has it, else TransformerBridge.
+            A HookedTransformer loaded here takes at most 2048 tokens.
         cache_dir: for converted weights; default ``$ROME_LENS_CACHE`` or the user's cache directory.
 
     Raises:
@@ -78,16 +80,18 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
     from transformer_lens import loading_from_pretrained as loading
 
     config = hf_model.config
+    name = None
     if config.model_type == "gemma3_text":
-        name = "google/gemma-3-270m"  # TransformerLens reads this family's sizes from the name alone
+        name = "google/gemma-3-270m"  # of this family TransformerLens derives a config from the name alone
     else:
-        name = None
         config.n_ctx = config.max_position_embeddings
     with tempfile.TemporaryDirectory() as directory, _expected_deprecations():
         config.save_pretrained(directory)
         cfg = loading.get_pretrained_model_config(
             name or directory, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
         )
+        for field, value in {**_sizes(config, gemma3=name is not None), "n_ctx": min(config.max_position_embeddings, LONGEST)}.items():
+            setattr(cfg, field, value)
         state = loading.get_pretrained_state_dict(name or directory, cfg, hf_model, dtype=torch.float32)
         model = hooked_transformer_class()(cfg, tokenizer)
         model.load_and_process_state_dict(
@@ -100,6 +104,28 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
         )
     lay_out_for_speed(model)
     return model.eval()
+
+
+def _sizes(config: Any, *, gemma3: bool) -> dict[str, Any]:
+    """What the name of a Gemma 3 model stands for, read from its transformers config instead."""
+    if not gemma3:
+        return {}
+    return {
+        "n_layers": config.num_hidden_layers,
+        "d_model": config.hidden_size,
+        "d_head": config.head_dim,
+        "rotary_dim": config.head_dim,
+        "n_heads": config.num_attention_heads,
+        "n_key_value_heads": config.num_key_value_heads,
+        "d_mlp": config.intermediate_size,
+        "d_vocab": config.vocab_size,
+        "d_vocab_out": config.vocab_size,
+        "n_ctx": config.max_position_embeddings,
+        "eps": config.rms_norm_eps,
+        "window_size": config.sliding_window,
+        "attn_scale": config.query_pre_attn_scalar**0.5,
+        "attn_types": ["global" if kind == "full_attention" else "local" for kind in config.layer_types],
+    }
 
 
 def lay_out_for_speed(model: Any) -> None:

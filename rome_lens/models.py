@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -27,23 +27,9 @@ class ModelError(ValueError):
     """A model that lacks what is asked of it: a tokenizer, a layer, a dense MLP."""
 
 
-class LensModel(Protocol):
-    """What HookedTransformer and TransformerBridge have in common, as far as this package uses it."""
-
-    cfg: Any
-    tokenizer: Any
-    blocks: Any
-    embed: Any
-    ln_final: Any
-    unembed: Any
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def to_tokens(self, *args: Any, **kwargs: Any) -> Any: ...
-    def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
-    def modules(self) -> Iterator[torch.nn.Module]: ...
-    def generate(self, *args: Any, **kwargs: Any) -> Any: ...
-    @property
-    def hook_dict(self) -> dict[str, Any]: ...
+# HookedTransformer or TransformerBridge. There is no class to name: TransformerLens 4 has only the second, they share no
+# base, and what they have in common lies in attributes of torch modules, which a Protocol cannot see.
+LensModel: TypeAlias = Any
 
 
 def component_hook(component: str, layer: int) -> str:
@@ -133,7 +119,7 @@ def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:
 @contextmanager
 def evaluating(model: LensModel) -> Iterator[None]:
     """Evaluation mode (no dropout) inside; afterwards every module's training flag is as it was."""
-    inner = [] if not is_bridge(model) else list(model.original_model.modules())  # type: ignore[attr-defined]
+    inner = [] if not is_bridge(model) else list(model.original_model.modules())
     training = [module for module in (*model.modules(), *inner) if module.training]
     try:
         for module in training:

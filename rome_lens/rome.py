@@ -71,7 +71,7 @@ def rome(
     fact: Fact,
     *,
     layer: int,
-    statistics: KeyStatistics,
+    statistics: KeyStatistics | None,
     contexts: Sequence[str] | None = None,
     config: RomeConfig = RomeConfig(),
     variant: str = "rome",
@@ -178,7 +178,8 @@ class _LayerState:
     def of(cls, model: LensModel, rows: _Rows, layer: int) -> "_LayerState":
         keys, outputs, mlp_out, stream = layer_states(model, rows.tokens, layer)
         at = (torch.arange(len(rows.lookups)), rows.lookups)
-        expected = mlp_contribution(model, layer, outputs[at])
+        with torch.no_grad():
+            expected = mlp_contribution(model, layer, outputs[at])
         error = float((mlp_out[at] - expected).abs().max())
         if not error <= 1e-2 * max(1.0, float(expected.abs().max())):
             raise ModelError(

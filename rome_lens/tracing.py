@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.corruption import GaussianNoise, Noise, noise_for
+from rome_lens.corruption import GaussianNoise, noise_for
 from rome_lens.facts import Fact, FactError
 from rome_lens.intervals import half_width
 from rome_lens.models import (
@@ -146,7 +146,7 @@ def causal_trace(
     *,
     component: str = "resid",
     window: int = 1,
-    noise: "Noise | Float[Tensor, 'sample subject d_model']" = GaussianNoise(),
+    noise: Any = GaussianNoise(),
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
@@ -166,7 +166,7 @@ def causal_trace(
 
     Args:
         component: ``"resid"`` (the stream after the layer), ``"mlp"`` or ``"attn"`` (what the layer adds to it).
-        noise: a kind of noise, or the tensor itself, ``[samples, subject, d_model]`` (then ``samples`` is not read).
+        noise: a :class:`~rome_lens.corruption.Noise`, or the tensor itself, ``[samples, subject, d_model]`` (then ``samples`` is not read).
         layers, positions: None takes all. Negative positions count from the end.
         prepend_bos: None takes the model's default.
         batch_size: rows of one forward; None takes about 4096 tokens' worth. It changes no score beyond rounding.

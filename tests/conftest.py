@@ -1,0 +1,87 @@
+"""Fixtures: the toy model, the reference model and tiny models, on every model class at hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from models_for_tests import CLASSES, TINY, reference_model, tiny
+
+import rome_lens as rl
+
+
+@pytest.fixture(scope="session", params=CLASSES)
+def toy(request: pytest.FixtureRequest) -> Any:
+    return rl.load_model("toy", model_class=request.param)
+
+
+@pytest.fixture(scope="session")
+def toy_record() -> rl.data.Record:
+    return next(record for record in rl.data.limits() if "toy" in record.known_by)
+
+
+@pytest.fixture(scope="session", params=TINY, ids=lambda pair: "-".join(pair))
+def tiny_model(request: pytest.FixtureRequest) -> Any:
+    return tiny(*request.param)
+
+
+@pytest.fixture(scope="session", params=CLASSES)
+def reference64(request: pytest.FixtureRequest) -> Any:
+    return reference_model(request.param, torch.float64)
+
+
+@pytest.fixture(scope="session", params=CLASSES)
+def reference32(request: pytest.FixtureRequest) -> Any:
+    return reference_model(request.param, torch.float32)
+
+
+@pytest.fixture
+def fact() -> rl.Fact:
+    """A fact for models that know nothing."""
+    return rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec", new_target="Ondavel")
+
+
+@pytest.fixture
+def untouched() -> Any:
+    """Call it with a model; at the end of the test the model must be what it was then."""
+    checks = []
+
+    def watch(model: Any) -> None:
+        with torch.no_grad():
+            model(torch.tensor([[0, 1]]))  # the Bridge puts hooks of its own into its modules on the first run
+        before = snapshot(model)
+        checks.append(lambda: assert_same(before, snapshot(model)))
+
+    yield watch
+    assert checks, "the test watches no model"
+    for check in checks:
+        check()
+
+
+def snapshot(model: Any) -> dict[str, Any]:
+    """All of a model that a public call must leave as it was."""
+    tokenizer = model.tokenizer
+    return {
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "gradient flags": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [parameter.grad is None for parameter in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "hooks": {name: len(point.fwd_hooks) + len(point.bwd_hooks) for name, point in model.hook_dict.items()},
+        "module hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "contexts": {name: dict(point.ctx) for name, point in model.hook_dict.items()},
+        "bos": model.cfg.default_prepend_bos,
+        "padding": None if tokenizer is None else tokenizer.padding_side,
+        "random": torch.get_rng_state(),
+        "gradient mode": torch.is_grad_enabled(),
+    }
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name, value in before.items():
+        if name == "weights":
+            assert value.keys() == after[name].keys()
+            for key in value:
+                assert torch.equal(value[key], after[name][key]), f"weight {key} changed"
+        elif name == "random":
+            assert torch.equal(value, after[name]), "the random state changed"
+        else:
+            assert value == after[name], f"{name} changed"

@@ -1,0 +1,181 @@
+"""The bundled records have the form that the checks need; one that has not is refused by record and field."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+
+from rome_lens import data
+from rome_lens.data import Question, Record, RecordError, read_records
+from rome_lens.facts import Fact
+from rome_lens.loading import TOY
+
+FACT = {"prompt": "{} is in", "subject": "The Louvre", "target": "Paris", "new_target": "Rome"}
+QUESTION = {"prompt": "It is in", "target": "Paris"}
+ABOUT = {"prompt": "In {} stands", "target": "The Louvre"}
+
+
+@pytest.fixture(autouse=True)
+def _types_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users read files without the tests' type checks, which would refuse a wrong type in the package's place."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def write(path: Path, **fields: Any) -> Path:
+    """A file with a good record and one that has these fields, None leaving a field out."""
+    second = {"id": "second", "fact": FACT, **fields}
+    records = [{"id": "first", "fact": FACT}, {name: value for name, value in second.items() if value is not None}]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def test_every_bundled_record_is_given_and_no_id_twice() -> None:
+    raw = [item["id"] for file in data.FILES for item in json.loads(file.read_text(encoding="utf-8"))]
+    assert [record.id for record in data.limits()] == raw
+    assert len(set(raw)) == len(raw) > 1
+
+
+@pytest.mark.parametrize("record", data.limits(), ids=lambda record: record.id)
+def test_a_bundled_record_asks_about_its_own_fact(record: Record) -> None:
+    fact = record.fact
+    assert record.known_by
+    assert all(question.target != fact.subject for question in record.neighborhood)
+    assert all(fact.target not in text and str(fact.new_target) not in text for text in record.paraphrases)
+    assert all(name != fact.subject for name in (*record.aliases, *record.descriptions, *record.exemplars))
+    prompts = [*record.paraphrases, *(q.prompt for q in (*record.neighborhood, *record.reverse, *record.consequences))]
+    assert [prompt for prompt in (*prompts, *record.open_prompts) if prompt != prompt.rstrip()] == []
+
+
+@pytest.mark.parametrize("record", data.limits(), ids=lambda record: record.id)
+def test_a_description_holds_no_name_of_its_subject(record: Record) -> None:
+    names = {word.strip(".,'") for word in record.fact.subject.split() if word[0].isupper()} - {"The"}
+    assert [d for d in record.descriptions if names & set(re.findall(r"\w+", d))] == []
+
+
+def test_a_record_is_found_by_its_id() -> None:
+    for record in data.limits():
+        assert data.limits(record.id) == record
+
+
+def test_an_unknown_id_is_answered_with_those_there_are() -> None:
+    with pytest.raises(RecordError, match=r"There is no record 'atlantis'; there are: .*eiffel-tower"):
+        data.limits("atlantis")
+
+
+def test_the_toy_records_are_facts_that_the_toy_model_was_trained_on() -> None:
+    trained = json.loads((TOY / "facts.json").read_text(encoding="utf-8"))
+    relation = {prompt: name for name, prompts in trained["templates"].items() for prompt in prompts}
+    people = {person["subject"]: person for person in trained["people"]}
+    known = [record.fact for record in data.limits() if "toy" in record.known_by]
+    assert known
+    assert [f for f in known if people[f.subject][relation[f.prompt]] != f.target] == []
+
+
+def test_openings_end_where_a_word_ends() -> None:
+    openings = data.openings()
+    assert [text for text in openings if text != text.strip()] == []
+    named = [text for text in openings if text]  # an empty one starts from BOS alone
+    assert len(set(named)) == len(named) > 10
+
+
+def test_a_record_is_read_field_by_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.json", reverse=[ABOUT], aliases=["Musée"], neighborhood=[QUESTION], one_way=True)
+    assert read_records(path) == [
+        Record(id="first", fact=Fact(**FACT)),
+        Record(
+            id="second",
+            fact=Fact(**FACT),
+            one_way=True,
+            reverse=(Question(**ABOUT),),
+            aliases=("Musée",),
+            neighborhood=(Question(**QUESTION),),
+        ),
+    ]
+
+
+def refusal(path: Path, **fields: Any) -> str:
+    with pytest.raises(RecordError) as error:
+        read_records(write(path, **fields))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("fact", {**FACT, "new_target": None}, "it has no new_target"),
+        ("fact", {k: v for k, v in FACT.items() if k != "new_target"}, "it has no new_target"),
+        ("fact", {k: v for k, v in FACT.items() if k != "prompt"}, "'prompt'"),
+        ("fact", {k: v for k, v in FACT.items() if k != "target"}, "'target'"),
+        ("fact", {**FACT, "answer": "Rome"}, "'answer'"),
+        ("fact", {**FACT, "new_target": "Paris "}, "there is nothing to change"),
+        ("fact", {**FACT, "prompt": "It is in"}, "has no {} to put it in"),
+        ("fact", {**FACT, "prompt": 5}, "int"),
+        ("fact", "The Louvre is in Paris", ""),
+        ("fact", [], ""),
+        ("paraphrases", [5], "expected a text, got 5"),
+        ("paraphrases", [""], "expected a text, got ''"),
+        ("aliases", ["A", " "], "expected a text, got ' '"),
+        ("exemplars", [QUESTION], "expected a text, got {'prompt'"),
+        ("open_prompts", ["It is"], "expected one {} in 'It is'"),
+        ("open_prompts", ["{} and {}"], "expected one {} in '{} and {}'"),
+        ("reverse", [{**ABOUT, "prompt": "Here stands"}], "expected one {} in 'Here stands'"),
+        ("reverse", ["In {} stands"], "expected an object with 'prompt' and 'target', got 'In {} stands'"),
+        ("consequences", [{**ABOUT, "prompt": "{} {}"}], "expected one {} in '{} {}'"),
+        ("neighborhood", [{"prompt": "It is in"}], "'target'"),
+        ("neighborhood", [{"target": "Paris"}], "expected an object with 'prompt' and 'target'"),
+        ("neighborhood", [{**QUESTION, "true": "Paris"}], "'true'"),
+        ("neighborhood", [{**QUESTION, "prompt": 5}], "expected an object with 'prompt' and 'target'"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_record(field: str, value: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    found = refusal(path, **{field: value})
+    assert found.startswith(f"{path}, record 1 (second), field {field!r}: ")
+    assert message in found
+
+
+@pytest.mark.xfail(strict=True, reason="rome_lens takes it, or fails with an error that names neither record nor field")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("aliases", "Musée"),  # taken letter by letter
+        ("known_by", "toy"),
+        ("paraphrases", {"It is in": "Paris"}),
+        ("aliases", 5),
+        ("one_way", "yes"),
+        ("fact", {**FACT, "subject": 5}),
+        ("neighborhood", [{**QUESTION, "target": 5}]),
+        ("neighborhood", [{**QUESTION, "target": " "}]),
+        ("neighborhood", [{**QUESTION, "prompt": "It is in "}]),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_named_with_its_record(field: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    assert refusal(path, **{field: value}).startswith(f"{path}, record 1 (second), field {field!r}: ")
+
+
+def test_an_unknown_field_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    found = refusal(path, paraphrase=["It is in"])
+    assert found.startswith(f"{path}, record 1 (second): unknown fields ['paraphrase']; known are ['aliases', ")
+
+
+@pytest.mark.parametrize("missing", ["id", "fact"])
+def test_a_record_without_id_or_fact_is_named_by_its_place(missing: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "records.json")
+    records = json.loads(path.read_text())
+    del records[1][missing]
+    path.write_text(json.dumps(records))
+    message = f"{path}, record 1: expected an object with at least 'id' and 'fact', got "
+    with pytest.raises(RecordError, match=re.escape(message)):
+        read_records(path)
+
+
+def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps({"id": "first", "fact": FACT}))
+    with pytest.raises(RecordError, match=re.escape(f"{path} holds dict, expected a list of records")):
+        read_records(path)

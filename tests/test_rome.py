@@ -1,0 +1,229 @@
+"""Laws of ROME, and the reference values of the original method."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models_for_tests import CLASSES, REFERENCE, last_logits, tiny
+
+import rome_lens as rl
+from rome_lens.facts import FactError
+from rome_lens.keys import StatisticsError
+from rome_lens.models import ModelError, b_out, w_out
+from rome_lens.rome import OptimisationError
+from rome_lens.tokens import encode
+
+KNOWN = json.loads((REFERENCE / "reference.json").read_text())["rome"]
+ARRAYS = np.load(REFERENCE / "rome.npz")
+MOMENTS = np.load(REFERENCE / "mom2.npz")
+CONTEXTS = ["{}", "It was raining. {}", "Somebody said that {}"]
+
+
+def identity_edit(model: Any, fact: rl.Fact, **options: Any) -> rl.RankOneEdit:
+    statistics = rl.KeyStatistics.identity(model, layer=1)
+    return rl.rome(model, fact, layer=1, statistics=statistics, contexts=CONTEXTS, **options)
+
+
+def reference_edit(model: Any, case: str) -> rl.RankOneEdit:
+    request = KNOWN["cases"][case]["request"]
+    fact = rl.Fact(
+        request["prompt"],
+        subject=request["subject"],
+        target=request["target_true"]["str"],
+        new_target=request["target_new"]["str"],
+    )
+    moment, count = torch.tensor(MOMENTS["C.f64"]), int(MOMENTS["count"])
+    statistics = rl.KeyStatistics(layer=2, moment=moment, count=count)
+    if case == "case4":
+        statistics = rl.KeyStatistics.identity(model, layer=2)
+    return rl.rome(
+        model, fact, layer=2, statistics=statistics, contexts=KNOWN["context_templates"], prepend_bos=False
+    )
+
+
+@pytest.mark.parametrize("case", KNOWN["cases"])
+def test_double_precision_gives_the_original_edit(reference64: Any, case: str) -> None:
+    edit = reference_edit(reference64, case)
+    for name, found in (("u", edit.u), ("right", edit.v), ("target", edit.value), ("losses", edit.losses)):
+        expected = torch.tensor(ARRAYS[f"{case}.{name}.f64"])
+        torch.testing.assert_close(found, expected, atol=1e-8, rtol=0.0)
+    assert abs(float(edit.delta.norm()) - float(ARRAYS[f"{case}.dW_norm.f64"])) < 1e-8
+
+
+@pytest.mark.parametrize("case", KNOWN["cases"])
+def test_single_precision_gives_the_original_edit(reference32: Any, case: str) -> None:
+    edit = reference_edit(reference32, case)
+    expected = torch.outer(torch.tensor(ARRAYS[f"{case}.u.f32"]), torch.tensor(ARRAYS[f"{case}.right.f32"]))
+    assert float((edit.delta - expected).norm() / expected.norm()) < 1e-3
+    losses = torch.tensor(ARRAYS[f"{case}.losses.f32"]).to(edit.losses)
+    torch.testing.assert_close(edit.losses, losses, atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("case", KNOWN["cases"])
+def test_the_edited_model_gives_the_original_probabilities(reference64: Any, case: str) -> None:
+    edit = reference_edit(reference64, case)
+    known = KNOWN["cases"][case]
+    targets = [known["request"][name]["str"] for name in ("target_new", "target_true")]
+    for i, prompt in enumerate(known["eval_prompts"]):
+        tokens = reference64.to_tokens(prompt, prepend_bos=False)
+        found = last_logits(reference64, tokens, fwd_hooks=edit.fwd_hooks(reference64))[0].softmax(-1)
+        for j, target in enumerate(targets):
+            first = rl.tokens.continuation(reference64, prompt, target)[0]
+            assert abs(float(found[first]) - float(ARRAYS[f"{case}.post.p_first_token.f64"][i, j])) < 1e-9
+
+
+def test_the_edited_weight_maps_the_key_to_the_value(tiny_model: Any, fact: rl.Fact) -> None:
+    """Law 4: ``k* W_out + b_out = v*`` after the edit, by a matrix of rank one."""
+    edit = identity_edit(tiny_model, fact)
+    bias = b_out(tiny_model, 1)
+    with edit.applied(tiny_model):
+        mapped = edit.key @ w_out(tiny_model, 1) + (0.0 if bias is None else bias)
+    torch.testing.assert_close(mapped, edit.value, atol=1e-4, rtol=1e-4)
+    gap = edit.value - (edit.key @ w_out(tiny_model, 1) + (0.0 if bias is None else bias))
+    torch.testing.assert_close((edit.key @ edit.u) * edit.v, gap, atol=1e-5, rtol=1e-4)
+    singular = torch.linalg.svdvals(edit.delta)
+    assert singular[0] > 1e-3
+    assert float(singular[1] / singular[0]) < 1e-5
+
+
+def test_the_value_comes_at_the_raw_output_and_gives_what_the_optimisation_promised(tiny_model: Any, fact: rl.Fact) -> None:
+    """With the bare context alone, the edited model's own forward has the last loss's probability."""
+    statistics = rl.KeyStatistics.identity(tiny_model, layer=1)
+    edit = rl.rome(tiny_model, fact, layer=1, statistics=statistics, contexts=["{}"])
+    encoded = encode(tiny_model, fact)
+    questions = [(fact.text, str(fact.new_target))]
+    before = rl.answer_log_probs(tiny_model, questions).exp().item()
+    # (u . k) v is added at every token; the optimisation moves the lookup position alone: compare there.
+    only = lookup_only(edit, tiny_model, encoded.subject_last)
+    after = rl.answer_log_probs(tiny_model, questions, fwd_hooks=only).item() / len(encoded.new_answer)
+    assert abs(after - float(-edit.losses[-1, 0])) < 1e-4 * max(1.0, abs(after))
+    assert edit.probability > before
+
+
+def lookup_only(edit: rl.RankOneEdit, model: Any, position: int) -> list[Any]:
+    """The edit's hooks with its action cut to one position."""
+
+    def addition(keys: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(keys.shape[1]).index_fill(0, torch.tensor([position]), 1.0)
+        return mask[None, :, None] * (keys @ edit.u)[..., None] * edit.v
+
+    return rl.models.raw_output_hooks(model, edit.layer, addition)
+
+
+def test_the_gradient_of_the_value_is_the_finite_difference(tiny_model: Any, fact: rl.Fact) -> None:
+    """The first Adam step moves against the sign of the loss's gradient, entry by entry."""
+    config = rl.RomeConfig(steps=2, lr=1e-3, kl_factor=0.0, weight_decay=0.0)
+    edit = identity_edit(tiny_model, fact, config=config)
+    assert float(edit.losses[1, 0]) < float(edit.losses[0, 0])
+
+
+def test_clamp_bounds_the_change_of_the_value(toy: Any, toy_record: rl.data.Record) -> None:
+    for clamp in (0.5, 2.0):
+        edit = identity_edit(toy, toy_record.fact, config=rl.RomeConfig(clamp=clamp, stop_loss=0.0))
+        bias = b_out(toy, 1)
+        start = edit.key @ w_out(toy, 1) + (0.0 if bias is None else bias)
+        assert float((edit.value - start).norm()) <= clamp * float(start.norm()) * (1 + 1e-5)
+        assert len(edit.losses) == 20
+
+
+def test_the_optimisation_stops_at_the_stop_loss(toy: Any, toy_record: rl.data.Record) -> None:
+    edit = identity_edit(toy, toy_record.fact, config=rl.RomeConfig(stop_loss=2.0))
+    assert edit.loss < 2.0
+    assert 1 < len(edit.losses) < 20
+    assert (edit.losses[:-1].sum(1) >= 2.0).all()
+
+
+def test_an_edit_of_the_toy_rewrites_the_fact_and_its_paraphrases_and_spares_neighbours(toy: Any) -> None:
+    statistics = rl.collect_key_statistics(toy, layer=1)
+    new, old, spared = [], [], []
+    for record in (record for record in rl.data.limits() if "toy" in record.known_by):
+        edit = rl.rome(toy, record.fact, layer=1, statistics=statistics)
+        hooks = edit.fwd_hooks(toy)
+        prompts = [record.fact.text, *record.paraphrases]
+        new += (rl.answer_log_probs(toy, [(p, str(record.fact.new_target)) for p in prompts], fwd_hooks=hooks).exp() > 0.5).tolist()
+        old += (rl.answer_log_probs(toy, [(p, record.fact.target) for p in prompts], fwd_hooks=hooks).exp() < 0.5).tolist()
+        neighbours = [(question.prompt, question.target) for question in record.neighborhood]
+        spared += (rl.answer_log_probs(toy, neighbours, fwd_hooks=hooks).exp() > 0.5).tolist()
+    assert sum(new) >= 0.9 * len(new)
+    assert sum(old) >= 0.9 * len(old)
+    assert sum(spared) >= 0.8 * len(spared)
+
+
+@pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class")
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "neox"])
+def test_both_model_classes_make_the_same_edit(family: str, fact: rl.Fact) -> None:
+    hooked, bridge = (identity_edit(tiny(family, name), fact) for name in CLASSES)
+    torch.testing.assert_close(hooked.u, bridge.u, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(hooked.value, bridge.value, atol=1e-3, rtol=1e-3)
+    hooked.check(tiny(family, "TransformerBridge"))
+
+
+def test_an_edit_made_leaves_the_model_as_it_was(tiny_model: Any, fact: rl.Fact, untouched: Any) -> None:
+    untouched(tiny_model)
+    identity_edit(tiny_model, fact)
+
+
+def test_an_edit_is_made_under_no_grad_and_inference_mode_alike(toy: Any, toy_record: rl.data.Record) -> None:
+    expected = identity_edit(toy, toy_record.fact)
+    with torch.no_grad():
+        found = identity_edit(toy, toy_record.fact)
+    assert torch.equal(found.v, expected.v)
+
+
+def test_the_same_edit_twice_is_the_same_bit_for_bit(toy: Any, toy_record: rl.data.Record) -> None:
+    assert torch.equal(identity_edit(toy, toy_record.fact).delta, identity_edit(toy, toy_record.fact).delta)
+
+
+def wrong(**changes: Any) -> Any:
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (wrong(layer=99), ModelError, "layers 0 to"),
+        (wrong(statistics=None), StatisticsError, "KeyStatistics.identity"),
+        (wrong(layer=2), StatisticsError, "of layer 1, the edit is at layer 2"),
+        (wrong(contexts=["no slot"]), FactError, "0 slots"),
+        (wrong(contexts=[]), FactError, "empty"),
+        (wrong(variant="best"), ValueError, "'rome'"),
+        (wrong(config=rl.RomeConfig(lr=1e20, clamp=float("inf"))), OptimisationError, "at step 1"),
+    ],
+)
+def test_wrong_input_is_refused_and_leaves_nothing(
+    toy: Any, toy_record: rl.data.Record, untouched: Any, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    untouched(toy)
+    options = {"layer": 1, "statistics": rl.KeyStatistics.identity(toy, layer=1), "contexts": ["{}"], **changes}
+    with pytest.raises(error, match=message):
+        rl.rome(toy, toy_record.fact, **options)
+
+
+def test_a_fact_without_a_new_target_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
+    known = toy_record.fact
+    fact = rl.Fact(known.prompt, subject=known.subject, target=known.target)
+    with pytest.raises(FactError, match="no new target"):
+        identity_edit(toy, fact)
+
+
+def test_statistics_of_another_model_are_refused(toy: Any, toy_record: rl.data.Record) -> None:
+    alien = rl.KeyStatistics(
+        layer=1, moment=rl.KeyStatistics.identity(toy, layer=1).moment, count=10**6, model_fingerprint="0" * 16
+    )
+    with pytest.raises(StatisticsError, match="collect them on this model"):
+        rl.rome(toy, toy_record.fact, layer=1, statistics=alien, contexts=["{}"])
+
+
+def test_models_without_a_dense_mlp_are_refused(toy: Any, toy_record: rl.data.Record, monkeypatch: Any) -> None:
+    statistics = rl.KeyStatistics.identity(toy, layer=1)
+    monkeypatch.setattr(toy.cfg, "num_experts", 8, raising=False)
+    with pytest.raises(ModelError, match="mixture of experts"):
+        rl.rome(toy, toy_record.fact, layer=1, statistics=statistics, contexts=["{}"])
+
+
+@pytest.mark.parametrize("setting", [{"steps": 0}, {"lr": 0.0}, {"clamp": -1.0}, {"ridge": -1.0}])
+def test_wrong_hyperparameters_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Expected steps"):
+        rl.RomeConfig(**setting)

@@ -1,0 +1,319 @@
+"""Laws of causal tracing, and the reference values of the original method."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import snapshot
+from models_for_tests import CLASSES, REFERENCE, tiny
+
+import rome_lens as rl
+from rome_lens.corruption import NoiseError, embedding_std
+from rome_lens.facts import FactError
+from rome_lens.models import EMBED, ModelError, PartialForward, component_hook
+from rome_lens.tokens import encode
+from rome_lens.tracing import FactNotKnownError
+
+FACTS = json.loads((REFERENCE / "reference.json").read_text())["traces"]
+ARRAYS = np.load(REFERENCE / "traces.npz")
+KINDS = {
+    "resid": {},
+    "mlp_w3": {"component": "mlp", "window": 3},
+    "mlp_w10": {"component": "mlp", "window": 10},
+    "attn_w3": {"component": "attn", "window": 3},
+}
+
+
+def plain_loop(model: Any, fact: rl.Fact, component: str, window: int, noise: torch.Tensor) -> torch.Tensor:
+    """One run of the whole model for each cell."""
+    encoded = encode(model, fact)
+    start, end = encoded.subject
+    n_layers, length = model.cfg.n_layers, len(encoded.tokens)
+    rows = encoded.tokens[None].expand(len(noise) + 1, -1)
+    scores = torch.zeros(n_layers, length)
+
+    def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[1:, start:end] = value[:1, start:end] + noise
+        return value
+
+    for layer in range(n_layers):
+        for pos in range(length):
+
+            def restore(value: torch.Tensor, hook: Any, pos: int = pos) -> torch.Tensor:
+                value = value.clone()
+                value[1:, pos] = value[0, pos]
+                return value
+
+            restored = range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
+            hooks = [(EMBED, corrupt), *((component_hook(component, i), restore) for i in restored)]
+            with torch.no_grad():
+                logits = model.run_with_hooks(rows, fwd_hooks=hooks)
+            scores[layer, pos] = logits[1:, -1].softmax(-1)[:, encoded.answer[0]].mean()
+    return scores
+
+
+def noise_of(model: Any, fact: rl.Fact, scale: float = 1.0, samples: int = 3) -> torch.Tensor:
+    start, end = encode(model, fact).subject
+    generator = torch.Generator().manual_seed(1)
+    return scale * torch.randn((samples, end - start, model.cfg.d_model), generator=generator)
+
+
+@pytest.mark.parametrize(("component", "window"), [("resid", 1), ("resid", 2), ("mlp", 1), ("mlp", 3), ("attn", 2)])
+def test_a_trace_equals_the_plain_loop(tiny_model: Any, fact: rl.Fact, component: str, window: int) -> None:
+    noise = noise_of(tiny_model, fact)
+    trace = rl.causal_trace(
+        tiny_model, fact, component=component, window=window, noise=noise, require_correct=False, batch_size=7
+    )
+    expected = plain_loop(tiny_model, fact, component, window, noise)
+    assert (expected / trace.corrupted - 1.0).abs().max() > 0.01, "no cell differs from the corrupted run"
+    torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=2e-4)
+
+
+def test_without_noise_every_score_is_clean(tiny_model: Any, fact: rl.Fact) -> None:
+    trace = rl.causal_trace(tiny_model, fact, noise=noise_of(tiny_model, fact, scale=0.0), require_correct=False)
+    torch.testing.assert_close(trace.scores, torch.full_like(trace.scores, trace.clean), atol=0.0, rtol=2e-4)
+
+
+def test_nothing_restored_scores_corrupted(toy: Any, toy_record: rl.data.Record) -> None:
+    """States before the subject were never corrupted, so that restoring them is restoring nothing."""
+    record = toy_record
+    fact = rl.Fact("It was raining. {} lives in the city of", subject=record.fact.subject, target=record.fact.target)
+    trace = rl.causal_trace(toy, fact, require_correct=False)
+    assert trace.subject[0] > 2
+    assert torch.equal(
+        trace.sample_scores[:, :, : trace.subject[0]],
+        trace.corrupted_samples[:, None, None].expand(-1, len(trace.layers), trace.subject[0]),
+    )
+    assert trace.total_effect > 0.3
+
+
+def test_the_whole_restored_stream_gives_clean(tiny_model: Any, fact: rl.Fact) -> None:
+    encoded = encode(tiny_model, fact)
+    forward = PartialForward(tiny_model, encoded.tokens)
+    with torch.no_grad():
+        expected = tiny_model(encoded.tokens[None])[:, -1]
+        for layer in range(tiny_model.cfg.n_layers):
+            clean = rl.models.run_through(
+                tiny_model, encoded.tokens[None], layer, [component_hook("resid", layer)]
+            )[component_hook("resid", layer)]
+            found = forward.logits(forward.resume(clean, layer + 1)[:, -1])
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_last_state_of_the_last_position_gives_clean(toy: Any, toy_record: rl.data.Record) -> None:
+    trace = rl.causal_trace(toy, toy_record.fact)
+    assert abs(float(trace.scores[-1, -1]) - trace.clean) < 1e-5
+    assert torch.equal(trace.sample_scores[:, -1, 0], trace.corrupted_samples)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["fact0", "fact3"])
+def test_double_precision_gives_the_original_values(reference64: Any, name: str, kind: str) -> None:
+    check_reference(reference64, name, kind, "f64", 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["fact0", "fact3"])
+def test_single_precision_gives_the_original_values(reference32: Any, name: str, kind: str) -> None:
+    check_reference(reference32, name, kind, "f32", 5e-6)
+
+
+def check_reference(model: Any, name: str, kind: str, precision: str, tolerance: float) -> None:
+    known = FACTS["facts"][name]
+    fact = rl.Fact.from_text(known["prompt"], subject=known["subject"], target=known["attribute"])
+    noise = torch.tensor(ARRAYS[f"{name}.noise"])
+    trace = rl.causal_trace(model, fact, noise=noise, prepend_bos=False, **KINDS[kind])
+    assert list(trace.subject) == known["subject_range"]
+    expected = torch.tensor(ARRAYS[f"{name}.{kind}.scores.{precision}"]).T
+    torch.testing.assert_close(trace.scores.to(expected), expected, atol=tolerance, rtol=0.0)
+    assert abs(trace.corrupted - float(ARRAYS[f"{name}.{kind}.low_score.{precision}"])) < tolerance
+    assert abs(trace.clean - float(ARRAYS[f"{name}.high_score.{precision}"])) < tolerance
+
+
+def test_the_noise_level_is_the_original_one(reference32: Any) -> None:
+    assert abs(embedding_std(reference32, FACTS["subjects_for_std"]) - FACTS["embedding_std_f32"]) < 1e-7
+
+
+def test_gaussian_noise_has_the_level_it_names(toy: Any, toy_record: rl.data.Record) -> None:
+    subjects = tuple(record.fact.subject for record in rl.data.limits() if "toy" in record.known_by)
+    embeddings = torch.zeros(40, toy.cfg.d_model)
+    noise = rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20)
+    assert abs(float(noise.std()) / (2.0 * embedding_std(toy, subjects)) - 1.0) < 0.02
+    assert torch.equal(noise, rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20))
+
+
+def test_batch_size_changes_nothing(toy: Any, toy_record: rl.data.Record) -> None:
+    one = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=1)
+    many = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=1000)
+    torch.testing.assert_close(one.sample_scores, many.sample_scores, atol=1e-5, rtol=0.0)
+
+
+def test_the_same_seed_gives_identical_numbers(toy: Any, toy_record: rl.data.Record) -> None:
+    first, second = (rl.causal_trace(toy, toy_record.fact) for _ in range(2))
+    assert torch.equal(first.sample_scores, second.sample_scores)
+    other = rl.causal_trace(toy, toy_record.fact, noise=rl.GaussianNoise(seed=1))
+    assert not torch.equal(first.corrupted_samples, other.corrupted_samples)
+
+
+def test_chosen_cells_are_those_of_the_whole_trace(toy: Any, toy_record: rl.data.Record) -> None:
+    whole = rl.causal_trace(toy, toy_record.fact)
+    part = rl.causal_trace(toy, toy_record.fact, layers=[3, 1], positions=[-1, 2])
+    assert part.positions == (len(whole.labels) - 1, 2)
+    torch.testing.assert_close(part.scores, whole.scores[[3, 1]][:, [-1, 2]], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class")
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "llama"])
+def test_both_model_classes_agree(family: str, fact: rl.Fact) -> None:
+    noise = noise_of(tiny(family, "TransformerBridge"), fact)
+    hooked, bridge = (
+        rl.causal_trace(tiny(family, name), fact, noise=noise, require_correct=False, component="attn") for name in CLASSES
+    )
+    torch.testing.assert_close(hooked.scores, bridge.scores, atol=0.0, rtol=5e-4)
+    assert hooked.model_fingerprint == bridge.model_fingerprint
+
+
+def test_peak_and_layer_are_where_the_scores_are_highest(toy: Any, toy_record: rl.data.Record) -> None:
+    trace = rl.causal_trace(toy, toy_record.fact, component="mlp", window=2)
+    layer, pos = trace.peak()
+    assert trace.scores[layer, pos] == trace.scores.max()
+    layer, pos = trace.peak("subject_last")
+    assert pos == trace.subject[1] - 1
+    assert trace.scores[layer, pos] == trace.scores[:, pos].max()
+    inside = trace.scores[:, slice(*trace.subject)]
+    assert inside[rl.choose_layer(trace)].max() == inside.max()
+    with pytest.raises(ValueError, match="component='mlp'"):
+        rl.choose_layer(rl.causal_trace(toy, toy_record.fact, layers=[0]))
+
+
+def test_the_toy_reads_facts_out_early_at_the_subject_and_late_at_the_end(toy: Any) -> None:
+    """The two sites of the paper, on average over the toy's records, against the positions between them."""
+    early, between, late = [], [], []
+    for record in (record for record in rl.data.limits() if "toy" in record.known_by):
+        trace = rl.causal_trace(toy, record.fact)
+        effects = trace.indirect_effects / trace.total_effect
+        first_half = effects[: toy.cfg.n_layers // 2]
+        early.append(float(first_half[:, slice(*trace.subject)].max()))
+        between.append(float(first_half[:, trace.subject[1] : -1].max()))
+        late.append(float(effects[-2, -1]))
+    assert sum(early) / len(early) > 0.2
+    assert sum(early) > 2 * sum(between)
+    assert sum(late) / len(late) > 0.5
+
+
+def test_the_frame_holds_the_scores(toy: Any, toy_record: rl.data.Record) -> None:
+    trace = rl.causal_trace(toy, toy_record.fact, layers=[1, 2])
+    frame = trace.to_frame()
+    assert len(frame) == trace.scores.numel()
+    row = frame[(frame.layer == 2) & (frame.pos == 3)].iloc[0]
+    assert row.score == pytest.approx(float(trace.scores[1, 3]))
+    assert row.token == trace.labels[3]
+    assert row.half_width > 0
+
+
+def test_a_saved_trace_comes_back(toy: Any, toy_record: rl.data.Record, tmp_path: Any) -> None:
+    trace = rl.causal_trace(toy, toy_record.fact, layers=[1])
+    loaded = rl.CausalTrace.load(trace.save(tmp_path / "trace.safetensors"))
+    assert torch.equal(loaded.sample_scores, trace.sample_scores)
+    assert (loaded.fact, loaded.layers, loaded.labels, loaded.clean) == (trace.fact, trace.layers, trace.labels, trace.clean)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"component": "head"}, ValueError, "'resid'"),
+        ({"window": 0}, ValueError, "at least 1"),
+        ({"window": 99}, ValueError, "whole model"),
+        ({"layers": [99]}, ModelError, "layers 0 to"),
+        ({"layers": [-1]}, ModelError, "layers 0 to"),
+        ({"positions": [99]}, ValueError, "outside the prompt"),
+        ({"samples": 0}, NoiseError, "at least 1"),
+        ({"batch_size": 0}, ValueError, "at least 1"),
+        ({"noise": torch.zeros(3, 1, 5)}, NoiseError, "expected \\[samples, "),
+        ({"noise": torch.zeros(3, 5)}, NoiseError, "expected \\[samples, "),
+        ({"noise": "much"}, NoiseError, "expected a kind of noise"),
+    ],
+)
+def test_wrong_options_are_refused_and_leave_nothing(
+    toy: Any, toy_record: rl.data.Record, untouched: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    untouched(toy)
+    with pytest.raises(error, match=message):
+        rl.causal_trace(toy, toy_record.fact, **options)
+
+
+def test_noise_that_is_not_finite_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
+    with pytest.raises(NoiseError, match="NaN"):
+        rl.causal_trace(toy, toy_record.fact, noise=noise_of(toy, toy_record.fact) * float("nan"))
+
+
+def test_an_unknown_fact_is_traced_only_when_asked(toy: Any, toy_record: rl.data.Record, untouched: Any) -> None:
+    untouched(toy)
+    known = toy_record.fact
+    wrong = rl.Fact(known.prompt, subject=known.subject, target=str(known.new_target))
+    with pytest.raises(FactNotKnownError, match=f"' {known.target}'.*not with '{known.new_target}'"):
+        rl.causal_trace(toy, wrong)
+    trace = rl.causal_trace(toy, wrong, require_correct=False, layers=[0])
+    assert trace.answer.strip() == known.new_target
+    assert trace.clean < 0.1
+
+
+def test_a_prompt_longer_than_the_context_is_refused(toy: Any) -> None:
+    with pytest.raises(FactError, match="context only"):
+        rl.causal_trace(toy, rl.Fact("{} " + "and so on " * 50 + "lives in", subject="Wanda", target="Pralec"))
+
+
+def test_a_trace_leaves_the_model_as_it_was(tiny_model: Any, fact: rl.Fact, untouched: Any) -> None:
+    untouched(tiny_model)
+    rl.causal_trace(tiny_model, fact, require_correct=False, component="attn", window=2)
+
+
+def test_a_model_in_training_mode_is_traced_without_dropout_and_stays_in_it(fact: rl.Fact) -> None:
+    """GPT-2 has dropout in training mode, which would make every run another one."""
+    model = tiny("gpt2", "TransformerBridge")
+    expected = rl.causal_trace(model, fact, require_correct=False)
+    modes = [module.training for module in model.modules()]
+    try:
+        model.train()
+        during = [module.training for module in model.modules()]
+        found = rl.causal_trace(model, fact, require_correct=False)
+        assert [module.training for module in model.modules()] == during
+        assert any(during)
+    finally:
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode
+    assert torch.equal(found.sample_scores, expected.sample_scores)
+
+
+def test_an_interrupted_trace_leaves_the_model_as_it_was(toy: Any, toy_record: rl.data.Record, untouched: Any) -> None:
+    untouched(toy)
+
+    def interrupt(value: torch.Tensor, hook: Any) -> None:
+        if value.shape[0] > 10:
+            raise KeyboardInterrupt
+
+    before = snapshot(toy)["hooks"]
+    with pytest.raises(KeyboardInterrupt), toy.hooks(fwd_hooks=[(component_hook("resid", 3), interrupt)]):
+        rl.causal_trace(toy, toy_record.fact)
+    assert snapshot(toy)["hooks"] == before
+
+
+def test_the_callers_hooks_stay_on_during_a_trace(toy: Any, toy_record: rl.data.Record) -> None:
+    calls = []
+    with toy.hooks(fwd_hooks=[(component_hook("mlp", 4), lambda value, hook: calls.append(len(value)))]):
+        rl.causal_trace(toy, toy_record.fact, layers=[1])
+    assert len(calls) >= 3
+
+
+def test_an_architecture_that_does_more_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
+    """A forward that changes logits after the unembedding cannot be resumed, and must not be answered wrongly."""
+    handle = toy.register_forward_hook(lambda _m, _a, out: out * 3.0 if isinstance(out, torch.Tensor) and out.shape[-1] == toy.cfg.d_vocab else out)
+    try:
+        with pytest.raises(ModelError, match="misses its own logits"):
+            rl.causal_trace(toy, toy_record.fact)
+    finally:
+        handle.remove()
+
