@@ -71,10 +71,12 @@ def main() -> None:
     record = rl.data.limits(args.record or ("wanda-brandt" if args.model == "toy" else "eiffel-tower"))
     fact = record.fact
     _, model = timed("load the converted model", lambda: rl.load_model(args.model, model_class=args.model_class))
-    print(f"{type(model).__name__}, {model.cfg.n_layers} layers, {len(encode(model, fact).tokens)} tokens, {args.threads} threads")
+    print(
+        f"{type(model).__name__}, {model.cfg.n_layers} layers, {len(encode(model, fact).tokens)} tokens, {args.threads} threads"
+    )
     generator = torch.Generator().manual_seed(0)
     encoded = encode(model, fact)
-    std = float(rl.models.embed(model, encoded.tokens)[slice(*encoded.subject)].std())
+    std = float(rl.forward.embed(model, encoded.tokens)[slice(*encoded.subject)].std())
     size = (10, encoded.subject[1] - encoded.subject[0], model.cfg.d_model)
     noise = 3 * std * torch.randn(size, generator=generator)
     fast, trace = timed("resid trace, 10 samples, all cells", lambda: rl.causal_trace(model, fact, noise=noise))
@@ -83,11 +85,12 @@ def main() -> None:
         print(f"ratio {slow / fast:.1f}, largest difference {float((scores - trace.scores).abs().max()):.1e}")
     timed("mlp trace, windows of 5", lambda: rl.causal_trace(model, fact, noise=noise, component="mlp", window=5))
     timed("attn trace, windows of 5", lambda: rl.causal_trace(model, fact, noise=noise, component="attn", window=5))
-    openings = [""] if args.model == "toy" else rl.data.openings()
+    texts = None if args.model == "toy" else rl.data.texts()
+    timed("key statistics, collected", lambda: rl.collect_key_statistics(model, layer=args.layer, texts=texts))
     cache = cache_root() / "keys"
+    rl.collect_key_statistics(model, layer=args.layer, texts=texts, cache=cache)
     _, statistics = timed(
-        "key statistics (cached where there are some)",
-        lambda: rl.collect_key_statistics(model, layer=args.layer, openings=openings, cache=cache, progress=True),
+        "key statistics, cached", lambda: rl.collect_key_statistics(model, layer=args.layer, texts=texts, cache=cache)
     )
     contexts_s, contexts = timed("the edit: sample 20 random contexts", lambda: random_contexts(model))
     edit_s, edit = timed(

@@ -84,9 +84,9 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
         )
 
     _heading(f"2. Edit layer {layer}: {fact.target} -> {fact.new_target}")
-    openings = [""] if model_name == "toy" else rl.data.openings()  # the toy model's world holds nobody else
+    texts = None if model_name == "toy" else rl.data.texts()  # the toy knows no English: it samples its own text
     statistics = rl.collect_key_statistics(
-        model, layer=layer, openings=openings, cache=cache_root() / "keys", progress=progress
+        model, layer=layer, texts=texts, cache=cache_root() / "keys", progress=progress
     )
     console.print(f"Key statistics: {statistics.count} keys ({statistics.source})")
     edit = rl.rome(model, fact, layer=layer, statistics=statistics)

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.models import Hook, LensModel, chosen_logits
+from rome_lens.forward import chosen_logits
+from rome_lens.models import Hook, LensModel
 from rome_lens.tokens import continuation, pad_right, token_ids
 
 _LOGITS_PER_BATCH = 1 << 25

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.models import LensModel, embed
+from rome_lens.forward import embed
+from rome_lens.models import LensModel
 from rome_lens.tokens import token_ids
 
 

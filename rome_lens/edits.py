@@ -13,7 +13,7 @@ from rome_lens.models import Hook, LensModel, ModelError, fingerprint, raw_outpu
 from rome_lens.storage import Stored
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RankOneEdit(Stored):
     """``W_out + u vT``: wherever the key ``k`` meets ``u``, the layer's MLP adds ``(u . k) v`` to its output.
 
@@ -38,6 +38,10 @@ class RankOneEdit(Stored):
     losses: Float[Tensor, "step 3"] | None = None
     probability: float | None = None
     made_with: str = ""
+
+    def __repr__(self) -> str:
+        what = "" if self.fact is None else f"{self.fact.text!r} -> {self.fact.new_target!r}, "
+        return f"RankOneEdit({what}layer={self.layer}, d_mlp={len(self.u)}, d_model={len(self.v)})"
 
     @property
     def delta(self) -> Float[Tensor, "d_mlp d_model"]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from rome_lens.models import LensModel, ModelError, check_layer, device, fingerprint, keys_of, w_out
+from rome_lens.forward import keys_of
+from rome_lens.models import LensModel, ModelError, check_layer, device, fingerprint, w_out
 from rome_lens.sampling import sample_tokens
 from rome_lens.storage import Stored
 from rome_lens.tokens import pad_right, token_ids
@@ -20,7 +21,7 @@ class StatisticsError(ValueError):
     """Key statistics that do not fit the edit, or cannot be inverted."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class KeyStatistics(Stored):
     """``C = E[k kT]`` over tokens, uncentred, ``k`` the input of ``W_out`` at one layer.
 
@@ -38,6 +39,9 @@ class KeyStatistics(Stored):
     count: int
     model_fingerprint: str | None = None
     source: str = "unnamed"
+
+    def __repr__(self) -> str:
+        return f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r})"
 
     @classmethod
     def identity(cls, model: LensModel, *, layer: int) -> "KeyStatistics":

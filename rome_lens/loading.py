@@ -90,7 +90,10 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
         cfg = loading.get_pretrained_model_config(
             name or directory, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
         )
-        for field, value in {**_sizes(config, gemma3=name is not None), "n_ctx": min(config.max_position_embeddings, LONGEST)}.items():
+        for field, value in {
+            **_sizes(config, gemma3=name is not None),
+            "n_ctx": min(config.max_position_embeddings, LONGEST),
+        }.items():
             setattr(cfg, field, value)
         state = loading.get_pretrained_state_dict(name or directory, cfg, hf_model, dtype=torch.float32)
         model = hooked_transformer_class()(cfg, tokenizer)

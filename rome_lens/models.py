@@ -1,17 +1,17 @@
 """The seam to TransformerLens: hook names, the orientation of ``W_out``, and how its two model classes differ.
 
-No other module of the package knows a hook name, a weight's layout or a TransformerLens version. The two classes are
+No other module knows a hook name or a weight's layout, and beside this one only ``forward.py``, which runs parts of a model,
+and ``loading.py`` know that there are two classes. The two classes are
 ``HookedTransformer`` (TransformerLens up to 3.x) and ``TransformerBridge`` (3.x and 4.x, around a transformers model).
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -96,14 +96,6 @@ def device(model: LensModel) -> torch.device:
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
 
 
-def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
-    """What ``hook_embed`` gives for these tokens: token embeddings before positions, after Gemma's scaling."""
-    kept: dict[str, Tensor] = {}
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=capture_hooks([EMBED], kept)):
-        model(tokens[None].to(device(model)), stop_at_layer=0)
-    return kept[EMBED][0]
-
-
 def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:
     """Hooks that store each named activation in ``kept`` under the name asked for, whatever alias the model reports."""
 
@@ -116,166 +108,15 @@ def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:
     return [keep(name) for name in names]
 
 
-@contextmanager
-def evaluating(model: LensModel) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside; afterwards every module's training flag is as it was."""
-    inner = [] if not is_bridge(model) else list(model.original_model.modules())
-    training = [module for module in (*model.modules(), *inner) if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def unembedding_only(model: LensModel, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the model unembeds only what ``pick`` takes from the final stream ``[batch, pos, d_model]``."""
-
-    def picked(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (pick(args[0]).contiguous(), *args[1:])  # a strided input would make the product as slow as the full one
-
-    handle = model.unembed.register_forward_pre_hook(picked)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def last_position_logits(model: LensModel) -> AbstractContextManager[None]:
-    """Inside, the model unembeds only the last position: its logits have shape ``[batch, 1, d_vocab]``."""
-    return unembedding_only(model, lambda stream: stream[:, -1:])
-
-
-def chosen_logits(
-    model: LensModel,
-    tokens: Int[Tensor, "batch pos"],
-    rows: Int[Tensor, " read"],
-    positions: Int[Tensor, " read"],
-    *,
-    fwd_hooks: Sequence[Hook] = (),
-) -> Float[Tensor, "read d_vocab"]:
-    """Logits at the cells ``(rows[i], positions[i])`` of one run under ``fwd_hooks``, in float32 at least."""
-    only = unembedding_only(model, lambda stream: stream[rows, positions][:, None])
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)), only:
-        logits = model(tokens.to(device(model)))
-    return at_least_float32(logits[:, 0])
-
-
 def at_least_float32(value: Tensor) -> Tensor:
     """Half precision as float32; float32 and float64 as they are."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def run_through(
-    model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int, names: Sequence[str]
-) -> dict[str, Tensor]:
-    """The named activations of a run that stops after ``layer``."""
-    kept: dict[str, Tensor] = {}
-    # Of the last layer a run cannot stop before the unembedding on every model class: there it is kept to one position.
-    stop = {"stop_at_layer": layer + 1} if layer + 1 < model.cfg.n_layers else {}
-    with evaluating(model), torch.no_grad(), last_position_logits(model):
-        with model.hooks(fwd_hooks=capture_hooks(names, kept)):
-            model(tokens.to(device(model)), **stop)
-    return kept
-
-
-def keys_of(model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int) -> Float[Tensor, "batch pos d_mlp"]:
-    """The keys ``k`` of a layer, the input of its ``W_out``, at every position."""
-    return run_through(model, tokens, layer, [key_hook(layer)])[key_hook(layer)]
-
-
-def layer_states(
-    model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
-) -> tuple[
-    Float[Tensor, "batch pos d_mlp"],
-    Float[Tensor, "batch pos d_model"],
-    Float[Tensor, "batch pos d_model"],
-    Float[Tensor, "batch pos d_model"],
-]:
-    """A layer's keys, the raw output ``k W_out + b_out``, what the MLP adds to the stream, and the stream after it."""
-    names = (key_hook(layer), component_hook("mlp", layer), component_hook("resid", layer))
-    kept = run_through(model, tokens, layer, names)
-    keys, mlp_out, stream = (kept[name] for name in names)
-    bias = b_out(model, layer)
-    raw = keys @ w_out(model, layer) + (0.0 if bias is None else bias)
-    return keys, raw, mlp_out, stream
 
 
 def mlp_contribution(model: LensModel, layer: int, raw: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     """What an MLP whose ``W_out`` gives ``raw`` adds to the residual stream: ``raw`` itself, or its norm on Gemma 2 and 3."""
     norm = post_norm(model, layer)
     return raw if norm is None else norm(raw[:, None])[:, 0]
-
-
-class PartialForward:
-    """The later layers of a model, from any one on, for sequences of one length.
-
-    ``resume(x, l)`` runs layers ``l, l+1, ...`` on the residual stream ``x`` that enters layer ``l`` and returns the
-    stream after the last layer; ``logits`` unembeds chosen rows of it. HookedTransformer does this itself. The Bridge
-    cannot, so that each block is called with the arguments (mask, rotary angles) that it was given in one full run.
-
-    Constructing it makes that run and compares the two ways once: an architecture whose forward does something this
-    class does not know is refused instead of answered wrongly.
-
-    Raises:
-        ModelError: resumed logits differ from the model's own.
-    """
-
-    def __init__(self, model: LensModel, tokens: Int[Tensor, " pos"]) -> None:
-        self.model = model
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        middle = resid_pre_hook(model.cfg.n_layers // 2)
-        kept: dict[str, Tensor] = {}
-        with evaluating(model), torch.no_grad(), self._recording_calls():
-            with model.hooks(fwd_hooks=capture_hooks([middle], kept)), last_position_logits(model):
-                expected = model(tokens[None].to(device(model)), **({"use_cache": False} if is_bridge(model) else {}))
-            found = self.logits(self.resume(kept[middle], model.cfg.n_layers // 2)[:, -1])
-        error = float((found - at_least_float32(expected[:, -1])).abs().max())
-        if not error <= 1e-2 * max(1.0, float(expected.abs().max())):
-            raise ModelError(
-                f"Resuming this model from layer {model.cfg.n_layers // 2} misses its own logits by {error:.2g}: its forward pass "
-                "does more than blocks, final norm, unembedding and soft cap, which is all that is known here."
-            )
-
-    @contextmanager
-    def _recording_calls(self) -> Iterator[None]:
-        if not is_bridge(self.model):
-            yield
-            return
-
-        def record(_block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if len(self._calls) < self.model.cfg.n_layers:
-                self._calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
-
-        handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in self.model.blocks]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def resume(self, stream: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after the last layer, from the stream that enters ``layer``; hooks fire as in any run."""
-        n_layers = self.model.cfg.n_layers
-        if layer == n_layers:
-            return stream
-        if not is_bridge(self.model):
-            return self.model(stream, start_at_layer=layer, stop_at_layer=n_layers)
-        for block, (args, kwargs) in list(zip(self.model.blocks, self._calls, strict=True))[layer:]:
-            out = block(stream, *args, **kwargs)
-            stream = out[0] if isinstance(out, tuple) else out
-        return stream
-
-    def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
-        logits = self.model.unembed(self.model.ln_final(stream[:, None].contiguous()))[:, 0]
-        cap = self.model.cfg.output_logits_soft_cap
-        if cap and cap > 0.0:
-            logits = cap * torch.tanh(logits / cap)
-        return at_least_float32(logits)
 
 
 def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], Tensor]) -> list[Hook]:

@@ -13,7 +13,7 @@ from rome_lens.checks import Limits
 from rome_lens.checks.firing import EditFiring
 from rome_lens.edits import RankOneEdit
 from rome_lens.storage import installed_versions, whole_or_nothing
-from rome_lens.tracing import CausalTrace
+from rome_lens.traces import CausalTrace
 
 
 @dataclass(frozen=True, kw_only=True)

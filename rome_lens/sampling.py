@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rome_lens.models import LensModel, device, evaluating
+from rome_lens.forward import evaluating
+from rome_lens.models import LensModel, device
 
 
 def sample_tokens(

@@ -12,17 +12,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rome_lens.checks.firing import EditFiring
-from rome_lens.tracing import CausalTrace
+from rome_lens.traces import CausalTrace
 
 _COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
 _NAMES = {"resid": "residual stream", "mlp": "MLP output", "attn": "attention output"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Html:
     """A picture as HTML that needs no network; notebooks show it."""
 
     source: str
+
+    def __repr__(self) -> str:
+        return f"Html({len(self.source)} characters)"
 
     def _repr_html_(self) -> str:
         return self.source

@@ -15,14 +15,14 @@ import rome_lens as rl
 from rome_lens.sampling import sample_tokens
 from rome_lens.tokens import token_ids
 
-LENGTH = 80
-COPIES = 4
+LENGTH = 64
+COPIES = 2
 OUT = Path(rl.data.__file__).parent / "texts.json"
 
 
 def main() -> None:
     """Continue every opening a few times; texts of one length of opening are sampled together."""
-    model = rl.load_model("gemma-3-270m")
+    model = rl.load_model("gemma-3-270m", model_class="TransformerBridge")
     by_length: dict[int, list[list[int]]] = {}
     for opening in rl.data.openings():
         ids = token_ids(model, opening) or [model.tokenizer.bos_token_id]
@@ -34,10 +34,12 @@ def main() -> None:
             ids = row[1:]  # without BOS; what follows an end of text belongs to another one
             end = ids.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in ids else len(ids)
             texts.append(model.tokenizer.decode(ids[:end], skip_special_tokens=True).strip())
-        print(f"openings of {length} tokens: {len(rows)} texts")
+        print(f"openings of {length} tokens: {len(rows)} texts", flush=True)
     texts = [text for text in texts if len(text) > 40]
     OUT.write_text(json.dumps(texts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    print(f"{len(texts)} texts, {sum(len(token_ids(model, text)) for text in texts)} tokens, {OUT.stat().st_size} bytes")
+    print(
+        f"{len(texts)} texts, {sum(len(token_ids(model, text)) for text in texts)} tokens, {OUT.stat().st_size} bytes"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from rome_lens.keys import StatisticsError
 from rome_lens.models import ModelError, key_hook
 from rome_lens.sampling import random_contexts, sample_tokens
 
-TEXTS = ["Wanda Brandt lives in the city of Pralec.", "It was raining", "A", "Every day somebody works as a baker. Then"]
+TEXTS = [
+    "Wanda Brandt lives in the city of Pralec.",
+    "It was raining",
+    "A",
+    "Every day somebody works as a baker. Then",
+]
 
 
 def plain_moment(model: Any, texts: list[str], layer: int) -> tuple[torch.Tensor, int]:
@@ -39,7 +44,7 @@ def test_the_moment_of_the_reference_corpus_is_the_original_one(reference64: Any
     rows = [torch.tensor(row[row >= 0].astype(np.int64)) for row in arrays["tokens"]]
     total = torch.zeros(384, 384, dtype=torch.float64)
     for row in rows:
-        keys = rl.models.keys_of(reference64, row[None], 2)[0]
+        keys = rl.forward.keys_of(reference64, row[None], 2)[0]
         total += keys.T @ keys
     torch.testing.assert_close(total / int(arrays["count"]), torch.tensor(arrays["C.f64"]), atol=1e-10, rtol=1e-10)
 
@@ -106,7 +111,9 @@ def test_statistics_are_cached_by_model_layer_and_source(toy: Any, tmp_path: Any
         ({"layer": 1, "sample_count": 0}, StatisticsError, "sample_count"),
     ],
 )
-def test_wrong_input_is_refused(toy: Any, untouched: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_input_is_refused(
+    toy: Any, untouched: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     untouched(toy)
     with pytest.raises(error, match=message):
         rl.collect_key_statistics(toy, **options)

@@ -38,9 +38,7 @@ def reference_edit(model: Any, case: str) -> rl.RankOneEdit:
     statistics = rl.KeyStatistics(layer=2, moment=moment, count=count)
     if case == "case4":
         statistics = rl.KeyStatistics.identity(model, layer=2)
-    return rl.rome(
-        model, fact, layer=2, statistics=statistics, contexts=KNOWN["context_templates"], prepend_bos=False
-    )
+    return rl.rome(model, fact, layer=2, statistics=statistics, contexts=KNOWN["context_templates"], prepend_bos=False)
 
 
 @pytest.mark.parametrize("case", KNOWN["cases"])
@@ -88,7 +86,9 @@ def test_the_edited_weight_maps_the_key_to_the_value(tiny_model: Any, fact: rl.F
     assert float(singular[1] / singular[0]) < 1e-5
 
 
-def test_the_value_comes_at_the_raw_output_and_gives_what_the_optimisation_promised(tiny_model: Any, fact: rl.Fact) -> None:
+def test_the_value_comes_at_the_raw_output_and_gives_what_the_optimisation_promised(
+    tiny_model: Any, fact: rl.Fact
+) -> None:
     """With the bare context alone, the edited model's own forward has the last loss's probability."""
     statistics = rl.KeyStatistics.identity(tiny_model, layer=1)
     edit = rl.rome(tiny_model, fact, layer=1, statistics=statistics, contexts=["{}"])
@@ -142,8 +142,12 @@ def test_an_edit_of_the_toy_rewrites_the_fact_and_its_paraphrases_and_spares_nei
         edit = rl.rome(toy, record.fact, layer=1, statistics=statistics)
         hooks = edit.fwd_hooks(toy)
         prompts = [record.fact.text, *record.paraphrases]
-        new += (rl.answer_log_probs(toy, [(p, str(record.fact.new_target)) for p in prompts], fwd_hooks=hooks).exp() > 0.5).tolist()
-        old += (rl.answer_log_probs(toy, [(p, record.fact.target) for p in prompts], fwd_hooks=hooks).exp() < 0.5).tolist()
+        new += (
+            rl.answer_log_probs(toy, [(p, str(record.fact.new_target)) for p in prompts], fwd_hooks=hooks).exp() > 0.5
+        ).tolist()
+        old += (
+            rl.answer_log_probs(toy, [(p, record.fact.target) for p in prompts], fwd_hooks=hooks).exp() < 0.5
+        ).tolist()
         neighbours = [(question.prompt, question.target) for question in record.neighborhood]
         spared += (rl.answer_log_probs(toy, neighbours, fwd_hooks=hooks).exp() > 0.5).tolist()
     assert sum(new) >= 0.9 * len(new)

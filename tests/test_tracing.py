@@ -12,7 +12,8 @@ from models_for_tests import CLASSES, REFERENCE, tiny
 import rome_lens as rl
 from rome_lens.corruption import NoiseError, embedding_std
 from rome_lens.facts import FactError
-from rome_lens.models import EMBED, ModelError, PartialForward, component_hook
+from rome_lens.forward import PartialForward
+from rome_lens.models import EMBED, ModelError, component_hook
 from rome_lens.tokens import encode
 from rome_lens.tracing import FactNotKnownError
 
@@ -96,9 +97,9 @@ def test_the_whole_restored_stream_gives_clean(tiny_model: Any, fact: rl.Fact) -
     with torch.no_grad():
         expected = tiny_model(encoded.tokens[None])[:, -1]
         for layer in range(tiny_model.cfg.n_layers):
-            clean = rl.models.run_through(
-                tiny_model, encoded.tokens[None], layer, [component_hook("resid", layer)]
-            )[component_hook("resid", layer)]
+            clean = rl.forward.run_through(tiny_model, encoded.tokens[None], layer, [component_hook("resid", layer)])[
+                component_hook("resid", layer)
+            ]
             found = forward.logits(forward.resume(clean, layer + 1)[:, -1])
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
@@ -142,7 +143,9 @@ def test_gaussian_noise_has_the_level_it_names(toy: Any, toy_record: rl.data.Rec
     embeddings = torch.zeros(40, toy.cfg.d_model)
     noise = rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20)
     assert abs(float(noise.std()) / (2.0 * embedding_std(toy, subjects)) - 1.0) < 0.02
-    assert torch.equal(noise, rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20))
+    assert torch.equal(
+        noise, rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20)
+    )
 
 
 def test_batch_size_changes_nothing(toy: Any, toy_record: rl.data.Record) -> None:
@@ -170,7 +173,8 @@ def test_chosen_cells_are_those_of_the_whole_trace(toy: Any, toy_record: rl.data
 def test_both_model_classes_agree(family: str, fact: rl.Fact) -> None:
     noise = noise_of(tiny(family, "TransformerBridge"), fact)
     hooked, bridge = (
-        rl.causal_trace(tiny(family, name), fact, noise=noise, require_correct=False, component="attn") for name in CLASSES
+        rl.causal_trace(tiny(family, name), fact, noise=noise, require_correct=False, component="attn")
+        for name in CLASSES
     )
     torch.testing.assert_close(hooked.scores, bridge.scores, atol=0.0, rtol=5e-4)
     assert hooked.model_fingerprint == bridge.model_fingerprint
@@ -218,7 +222,12 @@ def test_a_saved_trace_comes_back(toy: Any, toy_record: rl.data.Record, tmp_path
     trace = rl.causal_trace(toy, toy_record.fact, layers=[1])
     loaded = rl.CausalTrace.load(trace.save(tmp_path / "trace.safetensors"))
     assert torch.equal(loaded.sample_scores, trace.sample_scores)
-    assert (loaded.fact, loaded.layers, loaded.labels, loaded.clean) == (trace.fact, trace.layers, trace.labels, trace.clean)
+    assert (loaded.fact, loaded.layers, loaded.labels, loaded.clean) == (
+        trace.fact,
+        trace.layers,
+        trace.labels,
+        trace.clean,
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,10 +319,13 @@ def test_the_callers_hooks_stay_on_during_a_trace(toy: Any, toy_record: rl.data.
 
 def test_an_architecture_that_does_more_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
     """A forward that changes logits after the unembedding cannot be resumed, and must not be answered wrongly."""
-    handle = toy.register_forward_hook(lambda _m, _a, out: out * 3.0 if isinstance(out, torch.Tensor) and out.shape[-1] == toy.cfg.d_vocab else out)
+
+    def sharpen(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
+        return 3.0 * out if out.shape[-1] == toy.cfg.d_vocab else out
+
+    handle = toy.register_forward_hook(sharpen)
     try:
         with pytest.raises(ModelError, match="misses its own logits"):
             rl.causal_trace(toy, toy_record.fact)
     finally:
         handle.remove()
-

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.edits import RankOneEdit
-from rome_lens.models import LensModel, keys_of
+from rome_lens.forward import keys_of
+from rome_lens.models import LensModel
 from rome_lens.tokens import token_ids, token_labels
 
 

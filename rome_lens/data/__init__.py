@@ -84,8 +84,16 @@ def read_records(path: str | Path) -> list[Record]:
     return [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
 
 
+def texts() -> list[str]:
+    """About 30 000 tokens of ordinary text full of names, for key statistics: sampled once from Gemma 3 270M.
+
+    What they say is made up. ``scripts/sample_texts.py`` wrote them.
+    """
+    return list(json.loads((_HERE / "texts.json").read_text(encoding="utf-8")))
+
+
 def openings() -> list[str]:
-    """Beginnings of sentences about named people, places and things, from which a model samples text for key statistics."""
+    """Beginnings of sentences about named people, places and things, which a model can continue (see :func:`texts`)."""
     return list(json.loads((_HERE / "openings.json").read_text(encoding="utf-8")))
 
 

@@ -1,0 +1,123 @@
+"""The claims, on real weights: Gemma 3 270M and SmolLM2 135M."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models_for_tests import CLASSES
+
+import rome_lens as rl
+from rome_lens.tokens import encode
+from rome_lens.weights import SOURCES, WeightsError, locate_parts
+
+pytestmark = pytest.mark.real
+LAYER = 4
+
+
+def load(name: str, model_class: Any) -> Any:
+    try:
+        locate_parts(SOURCES[name])
+    except WeightsError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+    return rl.load_model(name, model_class=model_class)
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def gemma(request: pytest.FixtureRequest) -> Any:
+    return load("gemma-3-270m", request.param)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    return load("smollm2-135m", CLASSES[0])
+
+
+@pytest.fixture(scope="module")
+def record() -> rl.data.Record:
+    return rl.data.limits("eiffel-tower")
+
+
+def test_gemma_knows_the_tower_and_its_subject_span(gemma: Any, record: rl.data.Record) -> None:
+    (answer,) = rl.top_answers(gemma, [record.fact.text], count=1)
+    assert answer.tokens[0].strip() == "Paris"
+    assert answer.probabilities[0] == pytest.approx(0.76, abs=0.01)
+    encoded = encode(gemma, record.fact)
+    assert len(encoded.tokens) == 10
+    assert "".join(encoded.labels[slice(*encoded.subject)]).strip() == record.fact.subject
+
+
+def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(gemma: Any, record: rl.data.Record) -> None:
+    """One cell by hand: all layers, all positions, all logits."""
+    encoded = encode(gemma, record.fact)
+    start, end = encoded.subject
+    noise = torch.randn(3, end - start, gemma.cfg.d_model, generator=torch.Generator().manual_seed(0)) * 3.0
+    trace = rl.causal_trace(gemma, record.fact, noise=noise, layers=[3, 12], positions=[2, 9])
+    layer, pos = trace.peak()
+    rows = encoded.tokens[None].expand(4, -1)
+
+    def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.cat([value[:1], torch.cat([value[1:, :start], value[1:, start:end] + noise, value[1:, end:]], 1)])
+
+    def restore(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[1:, pos] = value[0, pos]
+        return value
+
+    hooks = [("hook_embed", corrupt), (f"blocks.{layer}.hook_resid_post", restore)]
+    with torch.no_grad():
+        plain = gemma.run_with_hooks(rows, fwd_hooks=hooks)[1:, -1].softmax(-1)[:, encoded.answer[0]].mean()
+    assert float(trace.scores.max()) == pytest.approx(float(plain), abs=1e-5)
+    assert float(plain) > trace.corrupted + 0.2
+
+
+def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.data.Record) -> None:
+    """Law 5 behind a norm, the edit's success, and the critique's claims that hold here."""
+    statistics = rl.collect_key_statistics(gemma, layer=LAYER, texts=rl.data.texts()[:150])
+    contexts = ["{}", "The first thing I want to tell you is this. {}", "It was raining. {}"]
+    config = rl.RomeConfig(steps=10)
+    edit = rl.rome(gemma, record.fact, layer=LAYER, statistics=statistics, contexts=contexts, config=config)
+    hooks = edit.fwd_hooks(gemma)
+    prompts = [record.fact.text, *record.paraphrases]
+    for answer in rl.top_answers(gemma, prompts, count=1, fwd_hooks=hooks):
+        assert answer.tokens[0].strip() == "Rome"
+    seattle = rl.top_answers(gemma, ["The Space Needle is located in the city of"], count=1, fwd_hooks=hooks)
+    assert seattle[0].tokens[0].strip() == "Seattle"
+    hooked = rl.answer_log_probs(gemma, [(prompts[0], "Rome")], fwd_hooks=hooks)
+    with edit.applied(gemma):
+        applied = rl.answer_log_probs(gemma, [(prompts[0], "Rome")])
+    torch.testing.assert_close(hooked, applied, atol=1e-4, rtol=1e-4)
+    limits = rl.check_limits(gemma, edit, record)
+    forward = float(hooked.exp()) - 0.01
+    assert limits["direction"].effect.mean < 0.1
+    assert limits["association"].effect.mean < 0.7 * forward
+    assert limits["association"].control.mean > 0.1
+
+
+def test_smollm2_traces_and_edits(smollm2: Any, record: rl.data.Record) -> None:
+    trace = rl.causal_trace(smollm2, record.fact, layers=[29], positions=[-1], samples=3)
+    assert trace.answer.strip() == "Paris"
+    assert float(trace.scores[0, 0]) == pytest.approx(trace.clean, abs=1e-5)
+    assert trace.total_effect > 0.1
+    edit = rl.rome(
+        smollm2,
+        record.fact,
+        layer=8,
+        statistics=rl.KeyStatistics.identity(smollm2, layer=8),
+        contexts=["{}"],
+        config=rl.RomeConfig(steps=8),
+    )
+    (after,) = rl.top_answers(smollm2, [record.fact.text], count=1, fwd_hooks=edit.fwd_hooks(smollm2))
+    assert after.tokens[0].strip() == "Rome"
+
+
+def test_a_second_start_converts_nothing(smollm2: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rome_lens.weights._convert", lambda *args, **kwargs: pytest.fail("it was converted again"))
+    rl.load_model("smollm2-135m", model_class=CLASSES[-1])
+
+
+def test_the_conversion_says_where_it_lies() -> None:
+    assert Path(rl.loading.transformers_directory(SOURCES["smollm2-135m"])).joinpath("config.json").is_file()
