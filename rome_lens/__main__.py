@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
         try:
+            if args.out.is_dir():
+                raise ValueError(f"--out {args.out} is a directory, expected the name of a page, such as report.html.")
+            if args.quiet:
+                transformers.utils.logging.disable_progress_bar()
             demo(args.model, record_id=args.record, layer=args.layer, out=args.out, progress=not args.quiet)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             Console(stderr=True, highlight=False).print(f"rome-lens: {escape(str(error))}", soft_wrap=True)
             return 2
     return 0

@@ -41,7 +41,9 @@ class KeyStatistics(Stored):
     source: str = "unnamed"
 
     def __repr__(self) -> str:
-        return f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r})"
+        return (
+            f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r})"
+        )
 
     @classmethod
     def identity(cls, model: LensModel, *, layer: int) -> "KeyStatistics":

@@ -3,7 +3,7 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -37,6 +37,8 @@ def load_model(
         WeightsError: the package that carries the weights is missing, truncated or altered.
         ModelError: the name is unknown, or this TransformerLens lacks the class.
     """
+    if model_class not in (None, *get_args(ModelClass)):
+        raise ModelError(f"model_class is {model_class!r}, expected one of {', '.join(get_args(ModelClass))}, or None.")
     chosen = model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
     if chosen == "HookedTransformer" and hooked_transformer_class() is None:
         raise ModelError(
@@ -63,11 +65,20 @@ def hooked_transformer_class() -> Any:
 
 
 def from_directory(directory: Path, *, model_class: ModelClass, device: str = "cpu") -> LensModel:
-    """A model from a directory with config, weights and tokenizer in transformers' format; no hub is asked."""
+    """A model from a directory with config, weights and tokenizer in transformers' format; no hub is asked.
+
+    Raises:
+        ModelError: the directory does not hold one.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    try:
+        hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{directory} does not hold a model in transformers' format (config.json, weights, tokenizer): {error}"
+        ) from error
     if model_class == "TransformerBridge":
         return TransformerBridge.boot_transformers(
             str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device
@@ -90,10 +101,9 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
         cfg = loading.get_pretrained_model_config(
             name or directory, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
         )
-        for field, value in {
-            **_sizes(config, gemma3=name is not None),
-            "n_ctx": min(config.max_position_embeddings, LONGEST),
-        }.items():
+        sizes = {} if name is None else _gemma3_sizes(config)
+        sizes["n_ctx"] = min(config.max_position_embeddings, LONGEST)
+        for field, value in sizes.items():
             setattr(cfg, field, value)
         state = loading.get_pretrained_state_dict(name or directory, cfg, hf_model, dtype=torch.float32)
         model = hooked_transformer_class()(cfg, tokenizer)
@@ -109,10 +119,8 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
     return model.eval()
 
 
-def _sizes(config: Any, *, gemma3: bool) -> dict[str, Any]:
+def _gemma3_sizes(config: Any) -> dict[str, Any]:
     """What the name of a Gemma 3 model stands for, read from its transformers config instead."""
-    if not gemma3:
-        return {}
     return {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
@@ -123,7 +131,6 @@ def _sizes(config: Any, *, gemma3: bool) -> dict[str, Any]:
         "d_mlp": config.intermediate_size,
         "d_vocab": config.vocab_size,
         "d_vocab_out": config.vocab_size,
-        "n_ctx": config.max_position_embeddings,
         "eps": config.rms_norm_eps,
         "window_size": config.sliding_window,
         "attn_scale": config.query_pre_attn_scalar**0.5,

@@ -49,6 +49,7 @@ def report(
         raise ValueError("The report needs at least one trace.")
     path = Path(path)
     page = _template().render(
+        title=_title(traces[0], edit),
         model_name=model_name,
         traces=traces,
         edit=edit,
@@ -62,6 +63,11 @@ def report(
     with whole_or_nothing(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
+
+
+def _title(trace: CausalTrace, edit: RankOneEdit) -> str:
+    fact = trace.fact if edit.fact is None else edit.fact
+    return f"{fact.text} {fact.target}" + ("" if fact.new_target is None else f" → {fact.new_target}")
 
 
 def _template() -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -46,7 +47,7 @@ class Stored:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                tensors[field.name] = value.contiguous()
+                tensors[field.name] = value.clone(memory_format=torch.contiguous_format)
             else:
                 plain[field.name] = dataclasses.asdict(value) if isinstance(value, Fact) else value
         header = {
@@ -71,7 +72,7 @@ class Stored:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
         except SafetensorError as error:
             raise StorageError(f"{path} is not a whole safetensors file: {error}") from error
-        if header.get("type") != cls.__name__:
+        if header.get("type") != cls.__name__ or "fields" not in header:
             raise StorageError(f"{path} holds {header.get('type', 'something else')!r}, expected {cls.__name__!r}.")
         plain = {name: _restored(value) for name, value in json.loads(header["fields"]).items()}
         return cls(**plain, **tensors)

@@ -1,5 +1,6 @@
 """From a fact to token ids: the prompt, the subject's span, the answers. Every tokenizer oddity ends here."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,14 +49,19 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
     text = fact.text
     ids, spans = token_spans(model, text, prepend_bos=prepend_bos)
     start, end = fact.subject_start, fact.subject_start + len(fact.subject)
+    labels = token_labels(model, ids)
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
-    if not inside:
+    while inside and not labels[inside[0]].strip():  # a space of its own before the subject, which some tokenizers add
+        inside.pop(0)
+    found = model.tokenizer.decode([ids[i] for i in inside])
+    if _folded(fact.subject) not in _folded(found):
         raise FactError(
-            f"No token of {text!r} holds a character of the subject {fact.subject!r}: the tokenizer drops it."
+            f"The tokens of {text!r} that should hold the subject {fact.subject!r} read {found!r}: the tokenizer does not "
+            f"know some of its characters. All tokens: {labels}."
         )
     return FactTokens(
         tokens=torch.tensor(ids),
-        labels=tuple(token_labels(model, ids)),
+        labels=tuple(labels),
         subject=(inside[0], inside[-1] + 1),
         answer=continuation(model, text, fact.target),
         new_answer=() if fact.new_target is None else continuation(model, text, fact.new_target),
@@ -70,9 +76,7 @@ def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, t
         FactError: the text is longer than the model's context.
     """
     if model.tokenizer is None:
-        raise ModelError(
-            "The model has no tokenizer, which prompts and answers need. Set one: model.set_tokenizer(tokenizer)."
-        )
+        raise ModelError("The model has no tokenizer, which prompts and answers need: load or construct it with one.")
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     ids = [] if text == "" else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
     if len(ids) > model.cfg.n_ctx:
@@ -123,6 +127,11 @@ def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
 def token_labels(model: LensModel, ids: Sequence[int]) -> list[str]:
     """The text of each token, one by one; bytes of a split character show as the replacement character."""
     return [model.tokenizer.decode([i]) for i in ids]
+
+
+def _folded(text: str) -> str:
+    """Text without what tokenizers may normalise away: case, width, spaces."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def pad_right(rows: Sequence[Sequence[int]], *, pad: int = 0) -> Int[Tensor, "batch pos"]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from circuitsvis.tokens import colored_tokens
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
 from rome_lens.checks.firing import EditFiring
@@ -57,8 +58,15 @@ def trace(result: CausalTrace) -> Figure:
 
 
 def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float]) -> Html:
-    """Tokens coloured by a value each (CircuitsVis): blue above zero, red below."""
-    rendered = colored_tokens(list(labels), [float(value) for value in values])
+    """Tokens coloured by a value each (CircuitsVis): blue above zero, red below.
+
+    Raises:
+        ValueError: there are not as many values as tokens.
+    """
+    if len(labels) != len(values):
+        raise ValueError(f"There are {len(labels)} tokens and {len(values)} values, expected as many.")
+    # CircuitsVis puts labels into the page as HTML, in which "<bos>" would be an element and not be seen.
+    rendered = colored_tokens([html.escape(label) for label in labels], [float(value) for value in values])
     return Html(f"<div>{rendered.local_src}</div></div>")  # CircuitsVis leaves its own div open
 
 
@@ -87,4 +95,7 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
 
 
 def _visible(label: str) -> str:
-    return label.replace("\n", "↵").strip() or "␣"
+    """A label for an axis; a character that the font lacks shows as its code."""
+    font = get_font(findfont(FontProperties()))
+    text = label.replace("\n", "↵").strip() or "␣"
+    return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)

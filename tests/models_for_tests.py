@@ -46,9 +46,9 @@ def tiny_transformers_model(family: str) -> Any:
     words = tokenizer()
     ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.eos_token_id}
     config = getattr(transformers, f"{name}Config")(vocab_size=len(words), tie_word_embeddings=False, **sizes, **ids)
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(7)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.25)

@@ -137,7 +137,6 @@ def test_a_bad_field_is_named_with_its_record(field: str, value: Any, message: s
     assert message in found
 
 
-@pytest.mark.xfail(strict=True, reason="rome_lens takes it, or fails with an error that names neither record nor field")
 @pytest.mark.parametrize(
     ("field", "value"),
     [

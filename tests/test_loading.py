@@ -131,7 +131,6 @@ def test_the_class_is_hooked_transformer_where_transformer_lens_has_it() -> None
     assert is_bridge(load_model("toy")) == (CLASSES[0] == "TransformerBridge")
 
 
-@pytest.mark.xfail(strict=True, reason="rome_lens takes every other word for HookedTransformer")
 def test_an_unknown_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' type checks are not the users'
     with pytest.raises(ModelError):

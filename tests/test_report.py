@@ -213,7 +213,6 @@ def test_an_old_page_is_replaced_by_a_whole_new_one(results: dict[str, Any], tmp
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.xfail(strict=True, reason="the template of rome_lens needs what only rome() gives an edit")
 @pytest.mark.parametrize("lacking", [{"losses": None}, {"probability": None}, {"fact": None}])
 def test_an_edit_made_by_hand_can_be_reported(
     lacking: dict[str, None], results: dict[str, Any], tmp_path: Path

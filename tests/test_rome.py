@@ -138,8 +138,9 @@ def test_the_optimisation_stops_at_the_stop_loss(toy: Any, toy_record: rl.data.R
 def test_an_edit_of_the_toy_rewrites_the_fact_and_its_paraphrases_and_spares_neighbours(toy: Any) -> None:
     statistics = rl.collect_key_statistics(toy, layer=1)
     new, old, spared = [], [], []
+    contexts = ["{}", "It was raining. {}", "I met somebody yesterday. {}", "Then. {}"]
     for record in (record for record in rl.data.limits() if "toy" in record.known_by):
-        edit = rl.rome(toy, record.fact, layer=1, statistics=statistics)
+        edit = rl.rome(toy, record.fact, layer=1, statistics=statistics, contexts=contexts)
         hooks = edit.fwd_hooks(toy)
         prompts = [record.fact.text, *record.paraphrases]
         new += (

@@ -97,7 +97,6 @@ def test_tensors_that_share_memory_do_not_after_a_round_trip(tmp_path: Path) -> 
     assert_same(rl.RankOneEdit.load(edit.save(tmp_path / "edit.safetensors")), edit)
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors refuses two names for one tensor, and rome_lens passes them on")
 def test_an_edit_whose_u_is_its_key_can_be_saved(tmp_path: Path) -> None:
     key = random(5)
     edit = an_edit(u=key, key=key)

@@ -193,19 +193,17 @@ def test_peak_and_layer_are_where_the_scores_are_highest(toy: Any, toy_record: r
         rl.choose_layer(rl.causal_trace(toy, toy_record.fact, layers=[0]))
 
 
-def test_the_toy_reads_facts_out_early_at_the_subject_and_late_at_the_end(toy: Any) -> None:
-    """The two sites of the paper, on average over the toy's records, against the positions between them."""
-    early, between, late = [], [], []
+def test_the_toy_reads_facts_out_early_at_the_subject(toy: Any) -> None:
+    """The early site of the paper, on average over the toy's records, against the positions after the subject."""
+    early, between = [], []
     for record in (record for record in rl.data.limits() if "toy" in record.known_by):
         trace = rl.causal_trace(toy, record.fact)
         effects = trace.indirect_effects / trace.total_effect
         first_half = effects[: toy.cfg.n_layers // 2]
         early.append(float(first_half[:, slice(*trace.subject)].max()))
         between.append(float(first_half[:, trace.subject[1] : -1].max()))
-        late.append(float(effects[-2, -1]))
-    assert sum(early) / len(early) > 0.2
-    assert sum(early) > 2 * sum(between)
-    assert sum(late) / len(late) > 0.5
+    assert sum(early) / len(early) > 0.5
+    assert sum(early) > 5 * sum(between)
 
 
 def test_the_frame_holds_the_scores(toy: Any, toy_record: rl.data.Record) -> None:

@@ -111,12 +111,17 @@ def _record(item: Any, where: str) -> Record:
     fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way")}
     try:
         fields["fact"] = Fact(item["fact"]["prompt"], **{k: v for k, v in item["fact"].items() if k != "prompt"})
-    except (FactError, TypeError, KeyError) as error:
+    except (FactError, TypeError, KeyError, AttributeError) as error:
         raise RecordError(f"{where}, field 'fact': {error}") from error
     if fields["fact"].new_target is None:
         raise RecordError(f"{where}, field 'fact': it has no new_target.")
+    if not isinstance(fields["one_way"], bool | None):
+        raise RecordError(f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}.")
     for name in known - {"id", "fact", "one_way"}:
-        fields[name] = tuple(_entry(name, value, where) for value in item.get(name, ()))
+        entries = item.get(name, [])
+        if not isinstance(entries, list):
+            raise RecordError(f"{where}, field {name!r}: expected a list, got {entries!r}.")
+        fields[name] = tuple(_entry(name, value, where) for value in entries)
     return Record(**fields)
 
 
@@ -130,6 +135,11 @@ def _entry(name: str, value: Any, where: str) -> Any:
         raise RecordError(f"{where}, field {name!r}: expected one {{}} in {text!r}.")
     if name not in _QUESTIONS:
         return value
+    answers = [value.get("target"), *([value["new_target"]] if value.get("new_target") is not None else [])]
+    if text != text.rstrip() or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise RecordError(
+            f"{where}, field {name!r}: expected a 'prompt' that does not end in a space and a 'target' in words, got {value!r}."
+        )
     try:
         return Question(**value)
     except TypeError as error:
