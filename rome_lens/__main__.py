@@ -94,7 +94,7 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
         model, layer=layer, texts=texts, cache=cache_root() / "keys", progress=progress
     )
     console.print(f"Key statistics: {statistics.count} keys ({statistics.source})")
-    edit = rl.rome(model, fact, layer=layer, statistics=statistics)
+    edit = rl.rome(model, fact, layer=layer, statistics=statistics, config=rl.RomeConfig(stop_probability=0.9))
     assert edit.losses is not None
     console.print(
         f"p({fact.new_target}) over the contexts: {edit.probability:.3f} after {len(edit.losses)} steps, loss {edit.loss:.3f}"

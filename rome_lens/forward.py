@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -116,15 +117,34 @@ def layer_states(
     return keys, raw, mlp_out, stream
 
 
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """Attention keys and values of a run, one ``[row, pos, head, d_head]`` pair for each layer.
+
+    In a causal model what a later position reads of the earlier ones does not change when only later ones are changed.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def before(self, position: int, rows: Int[Tensor, " row"]) -> "Past":
+        """Of chosen rows, what lies before a position."""
+        return Past(
+            keys=tuple(key[rows, :position] for key in self.keys),
+            values=tuple(value[rows, :position] for value in self.values),
+        )
+
+
 class PartialForward:
     """The later layers of a model, from any one on, for sequences of one length.
 
     ``resume(x, l)`` runs layers ``l, l+1, ...`` on the residual stream ``x`` that enters layer ``l`` and returns the
-    stream after the last layer; ``logits`` unembeds chosen rows of it. HookedTransformer does this itself. The Bridge
-    cannot, so that each block is called with the arguments (mask, rotary angles) that it was given in one full run.
+    stream after the last layer; ``logits`` unembeds chosen rows of it. HookedTransformer does this itself, and with the
+    ``Past`` of a run also for the later positions alone. The Bridge can do neither, so that each block is called with the
+    arguments (mask, rotary angles) that it was given in one full run, on all positions.
 
-    Constructing it makes that run and compares the two ways once: an architecture whose forward does something this
-    class does not know is refused instead of answered wrongly.
+    Constructing it makes that run and compares the ways once: an architecture whose forward does something this class
+    does not know is refused instead of answered wrongly.
 
     Raises:
         ModelError: resumed logits differ from the model's own.
@@ -133,17 +153,21 @@ class PartialForward:
     def __init__(self, model: LensModel, tokens: Int[Tensor, " pos"]) -> None:
         self.model = model
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        middle = resid_pre_hook(model.cfg.n_layers // 2)
+        layer, position = model.cfg.n_layers // 2, len(tokens) // 2
+        name = resid_pre_hook(layer)
         kept: dict[str, Tensor] = {}
-        with evaluating(model), torch.no_grad(), self._recording_calls():
-            with model.hooks(fwd_hooks=capture_hooks([middle], kept)), last_position_logits(model):
-                expected = model(tokens[None].to(device(model)), **({"use_cache": False} if is_bridge(model) else {}))
-            found = self.logits(self.resume(kept[middle], model.cfg.n_layers // 2)[:, -1])
-        error = float((found - at_least_float32(expected[:, -1])).abs().max())
+        with evaluating(model), torch.no_grad():
+            with self._recording_calls(), model.hooks(fwd_hooks=capture_hooks([name], kept)):
+                expected, past = self.run(tokens[None])
+            found = [self.logits(self.resume(kept[name], layer)[:, -1])]
+            if past is not None:
+                later = kept[name][:, position:]
+                found.append(self.logits(self.resume(later, layer, past=past.before(position, torch.arange(1)))[:, -1]))
+        error = max(float((logits - expected).abs().max()) for logits in found)
         if not error <= 1e-2 * max(1.0, float(expected.abs().max())):
             raise ModelError(
-                f"Resuming this model from layer {model.cfg.n_layers // 2} misses its own logits by {error:.2g}: its forward pass "
-                "does more than blocks, final norm, unembedding and soft cap, which is all that is known here."
+                f"Resuming this model from layer {layer} misses its own logits by {error:.2g}: its forward pass does more "
+                "than blocks, final norm, unembedding and soft cap, which is all that is known here."
             )
 
     @contextmanager
@@ -153,8 +177,7 @@ class PartialForward:
             return
 
         def record(_block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if len(self._calls) < self.model.cfg.n_layers:
-                self._calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+            self._calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
         handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in self.model.blocks]
         try:
@@ -163,17 +186,43 @@ class PartialForward:
             for handle in handles:
                 handle.remove()
 
-    def resume(self, stream: Float[Tensor, "batch pos d_model"], layer: int) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after the last layer, from the stream that enters ``layer``; hooks fire as in any run."""
-        n_layers = self.model.cfg.n_layers
-        if layer == n_layers:
-            return stream
-        if not is_bridge(self.model):
-            return self.model(stream, start_at_layer=layer, stop_at_layer=n_layers)
-        for block, (args, kwargs) in list(zip(self.model.blocks, self._calls, strict=True))[layer:]:
-            out = block(stream, *args, **kwargs)
-            stream = out[0] if isinstance(out, tuple) else out
+    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[Float[Tensor, "row d_vocab"], Past | None]:
+        """A full run: the last position's logits, and the run's ``Past`` where the model class can resume from one."""
+        tokens = tokens.to(device(self.model))
+        with last_position_logits(self.model):
+            if is_bridge(self.model):
+                return at_least_float32(self.model(tokens, use_cache=False)[:, -1]), None
+            cache = new_key_value_cache(self.model, len(tokens))
+            everything = torch.ones_like(
+                tokens
+            )  # else padding is guessed from the tokens, as it is not without a cache
+            out = self.model(tokens, past_kv_cache=cache, attention_mask=everything)
+            logits = at_least_float32(out[:, -1])
+        return logits, Past(
+            keys=tuple(entry.past_keys for entry in cache.entries),
+            values=tuple(entry.past_values for entry in cache.entries),
+        )
+
+    def resume(
+        self, stream: Float[Tensor, "row pos d_model"], layer: int, *, past: Past | None = None
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The residual stream after the last layer, from the stream that enters ``layer``; hooks fire as in any run.
+
+        With a ``past``, ``stream`` holds the positions that follow it, and only they are run.
+        """
+        for i in range(layer, self.model.cfg.n_layers):
+            stream = self._block(i, stream, past)
         return stream
+
+    def _block(self, layer: int, stream: Tensor, past: Past | None) -> Tensor:
+        block = self.model.blocks[layer]
+        if is_bridge(self.model):
+            args, kwargs = self._calls[layer]
+            out = block(stream, *args, **kwargs)
+            return out[0] if isinstance(out, tuple) else out
+        if past is None:
+            return block(stream)
+        return block(stream, past_kv_cache_entry=frozen_entry(past.keys[layer], past.values[layer]))
 
     def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
@@ -182,3 +231,17 @@ class PartialForward:
         if cap and cap > 0.0:
             logits = cap * torch.tanh(logits / cap)
         return at_least_float32(logits)
+
+
+def new_key_value_cache(model: LensModel, rows: int) -> Any:
+    """An empty key-value cache of HookedTransformer."""
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    return TransformerLensKeyValueCache.init_cache(model.cfg, device(model), rows)
+
+
+def frozen_entry(keys: Tensor, values: Tensor) -> Any:
+    """One layer's entry of a key-value cache of HookedTransformer, which a run reads and does not extend."""
+    from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+
+    return TransformerLensKeyValueCacheEntry(past_keys=keys, past_values=values, frozen=True)

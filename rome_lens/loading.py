@@ -141,12 +141,17 @@ def _gemma3_sizes(config: Any) -> dict[str, Any]:
 def lay_out_for_speed(model: Any) -> None:
     """Store the weights that HookedTransformer transposes in every forward the other way round, values unchanged.
 
-    It computes ``F.linear(x, W.T.contiguous())``; once ``W.T`` is contiguous in memory, that copies nothing.
+    It computes ``F.linear(x, W.T.contiguous())``; once ``W.T`` is contiguous in memory, that copies nothing. The same for
+    the queries', keys' and values' weights ``[head, d_model, d_head]``, of which it makes one ``[head * d_head, d_model]``.
     """
     for module in model.modules():
+        for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V"):
+            weight = module._parameters.get(name)
+            if weight is not None and weight.ndim == 3:
+                weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
         for name in ("W_in", "W_gate", "W_out", "W_U"):
-            weight = getattr(module, name, None)
-            if isinstance(weight, torch.nn.Parameter) and weight.ndim == 2:
+            weight = module._parameters.get(name)
+            if weight is not None and weight.ndim == 2:
                 weight.data = weight.data.T.contiguous().T
 
 

@@ -40,6 +40,9 @@ class RomeConfig:
         clamp: bound on ``||delta|| / ||v_0||``.
         kl_factor: factor of the KL divergence at the subject of ``"{subject} is a"``.
         stop_loss: stop when the whole loss is below it.
+        stop_probability: stop when the new target's probability, as in :class:`RankOneEdit`, is above it; None, as the
+            original, does not look at it. Going on to 0.99 and more is what makes an edited model say the new target
+            louder than it ever said anything (over-optimisation).
         ridge: added to ``C`` as ``ridge * mean(diag C) * I``; 0 inverts ``C`` itself.
     """
 
@@ -49,6 +52,7 @@ class RomeConfig:
     clamp: float = 4.0
     kl_factor: float = 0.0625
     stop_loss: float = 0.05
+    stop_probability: float | None = None
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
@@ -225,7 +229,9 @@ def _optimise_value(
             losses.append((nll.item(), kl.item(), decay.item()))
             if not torch.isfinite(loss):
                 raise OptimisationError(f"The loss is {loss.item()} at step {step} ({losses[-1]}): lower lr or clamp.")
-            if loss.item() < config.stop_loss or step == config.steps - 1:
+            probability = each.exp().mean().item()
+            sure = config.stop_probability is not None and probability > config.stop_probability
+            if sure or loss.item() < config.stop_loss or step == config.steps - 1:
                 break
             (delta.grad,) = torch.autograd.grad(loss, [delta])
             optimiser.step()
@@ -233,7 +239,7 @@ def _optimise_value(
                 bound = config.clamp * start.norm()
                 if delta.norm() > bound:
                     delta.mul_(bound / delta.norm())
-    return (start + delta).detach(), torch.tensor(losses, dtype=torch.float64), each.exp().mean().item()
+    return (start + delta).detach(), torch.tensor(losses, dtype=torch.float64), probability
 
 
 def _in_context(fact: Fact, context: str) -> Fact:

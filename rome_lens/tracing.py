@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rome_lens.corruption import GaussianNoise, noise_for
 from rome_lens.facts import Fact, FactError
-from rome_lens.forward import PartialForward, evaluating, last_position_logits
+from rome_lens.forward import PartialForward, Past, evaluating, last_position_logits
 from rome_lens.models import (
     COMPONENTS,
     EMBED,
@@ -34,7 +34,8 @@ from rome_lens.tokens import FactTokens, encode
 from rome_lens.traces import CausalTrace
 
 _TOKENS_PER_BATCH = 4096
-_LOGITS_PER_BATCH = 1 << 25
+_TOKENS_PER_BATCH_WITH_PAST = 320
+_LOGITS_PER_BATCH = 1 << 26
 
 
 class FactNotKnownError(FactError):
@@ -90,8 +91,8 @@ def causal_trace(
         states, embeddings, clean_logits = _clean_run(model, encoded, component)
         _check_known(model, fact, encoded, clean_logits, require_correct)
         drawn = noise_for(noise, model, embeddings[slice(*encoded.subject)], samples=samples)
-        streams = _corrupted_run(model, encoded, embeddings, drawn)
-        tracer = _Tracer(forward, encoded, component, window, states, streams, batch_size)
+        streams, past = _corrupted_run(forward, encoded, embeddings, drawn)
+        tracer = _Tracer(forward, encoded, component, window, states, streams, past, batch_size)
         corrupted, scores = tracer.run(chosen_layers, chosen_positions, progress=progress)
         clean = float(clean_logits.softmax(-1)[encoded.answer[0]])
     return CausalTrace(
@@ -122,6 +123,7 @@ class _Tracer:
         window: int,
         states: dict[int, Float[Tensor, "pos d_model"]],
         streams: dict[int, Float[Tensor, "sample pos d_model"]],
+        past: Past | None,
         batch_size: int | None,
     ) -> None:
         self.forward, self.component, self.window, self.states, self.streams = (
@@ -134,9 +136,11 @@ class _Tracer:
         self.answer = encoded.answer[0]
         self.first, self.last = encoded.subject[0], len(encoded.tokens) - 1
         self.n_layers = forward.model.cfg.n_layers
-        samples = streams[0].shape[0]
-        rows = batch_size or _TOKENS_PER_BATCH // len(encoded.tokens)
-        self.cells_per_batch = max(1, rows // samples)
+        self.past = past
+        # Cells of one batch start at the first of their positions: with a past, small batches compute less.
+        tokens = _TOKENS_PER_BATCH if past is None else _TOKENS_PER_BATCH_WITH_PAST
+        rows = batch_size or tokens // len(encoded.tokens)
+        self.cells_per_batch = max(1, rows // streams[0].shape[0])
 
     def run(
         self, layers: Sequence[int], positions: Sequence[int], *, progress: bool
@@ -147,6 +151,7 @@ class _Tracer:
         finals: list[Tensor] = []
         for i, layer in enumerate(tqdm(layers, desc=f"trace {self.component}", disable=not progress)):
             columns = [j for j, pos in enumerate(positions) if self.can_matter(layer, pos)]
+            columns.sort(key=lambda j: positions[j])
             for start in range(0, len(columns), self.cells_per_batch):
                 chunk = columns[start : start + self.cells_per_batch]
                 finals.append(self.restored(layer, [positions[j] for j in chunk]))
@@ -171,19 +176,20 @@ class _Tracer:
         window = self.restored_layers(layer)
         first = window[0]
         samples = self.streams[0].shape[0]
-        row_positions = repeat(torch.tensor(positions), "cell -> (cell sample)", sample=samples)
+        skipped = 0 if self.past is None else min(positions)
+        states = {i: self.states[i][skipped:] for i in window}
+        row_positions = repeat(torch.tensor(positions) - skipped, "cell -> (cell sample)", sample=samples)
         # The residual stream after a layer is what enters the next one, so that its first restored layer need not run.
         start = first + 1 if self.component == "resid" else first
-        stream = repeat(self.streams[start], "sample pos d -> (cell sample) pos d", cell=len(positions))
+        stream = repeat(self.streams[start][:, skipped:], "sample pos d -> (cell sample) pos d", cell=len(positions))
         hooked = window
         if self.component == "resid":
-            stream = restore(stream, self.states[first], row_positions)
+            stream = restore(stream, states[first], row_positions)
             hooked = window[1:]
-        hooks: list[Hook] = [
-            (component_hook(self.component, i), _restoring(self.states[i], row_positions)) for i in hooked
-        ]
+        hooks: list[Hook] = [(component_hook(self.component, i), _restoring(states[i], row_positions)) for i in hooked]
+        past = None if self.past is None else self.past.before(skipped, torch.arange(samples).repeat(len(positions)))
         with self.forward.model.hooks(fwd_hooks=hooks):
-            return self.forward.resume(stream, start)[:, -1]
+            return self.forward.resume(stream, start, past=past)[:, -1]
 
     def probabilities(self, finals: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
         """The answer's probability for rows of the final stream, unembedded in chunks."""
@@ -221,21 +227,21 @@ def _clean_run(
 
 
 def _corrupted_run(
-    model: LensModel,
+    forward: PartialForward,
     encoded: FactTokens,
     embeddings: Float[Tensor, "pos d_model"],
     noise: Float[Tensor, "sample subject d_model"],
-) -> dict[int, Float[Tensor, "sample pos d_model"]]:
-    """The corrupted residual stream that enters each layer; under ``n_layers`` the one that leaves the last."""
+) -> tuple[dict[int, Float[Tensor, "sample pos d_model"]], Past | None]:
+    """The corrupted residual stream that enters each layer, under ``n_layers`` the one that leaves the last; and the past."""
     corrupted = repeat(embeddings, "pos d -> sample pos d", sample=noise.shape[0]).clone()
     corrupted[:, slice(*encoded.subject)] += noise
-    n_layers = model.cfg.n_layers
+    n_layers = forward.model.cfg.n_layers
     names = [*(resid_pre_hook(layer) for layer in range(n_layers)), component_hook("resid", n_layers - 1)]
     kept: dict[str, Tensor] = {}
     hooks: list[Hook] = [(EMBED, lambda value, hook: corrupted), *capture_hooks(names, kept)]
-    with model.hooks(fwd_hooks=hooks), last_position_logits(model):
-        model(repeat(encoded.tokens, "pos -> sample pos", sample=noise.shape[0]).to(device(model)))
-    return {layer: kept[name] for layer, name in enumerate(names)}
+    with forward.model.hooks(fwd_hooks=hooks):
+        _, past = forward.run(repeat(encoded.tokens, "pos -> sample pos", sample=noise.shape[0]))
+    return {layer: kept[name] for layer, name in enumerate(names)}, past
 
 
 def _check_known(

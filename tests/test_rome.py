@@ -135,6 +135,13 @@ def test_the_optimisation_stops_at_the_stop_loss(toy: Any, toy_record: rl.data.R
     assert (edit.losses[:-1].sum(1) >= 2.0).all()
 
 
+def test_the_optimisation_stops_at_the_stop_probability(toy: Any, toy_record: rl.data.Record) -> None:
+    edit = identity_edit(toy, toy_record.fact, config=rl.RomeConfig(stop_probability=0.5))
+    before_last = rl.RomeConfig(stop_probability=0.5, steps=len(edit.losses) - 1)
+    assert edit.probability > 0.5
+    assert identity_edit(toy, toy_record.fact, config=before_last).probability <= 0.5
+
+
 def test_an_edit_of_the_toy_rewrites_the_fact_and_its_paraphrases_and_spares_neighbours(toy: Any) -> None:
     statistics = rl.collect_key_statistics(toy, layer=1)
     new, old, spared = [], [], []
