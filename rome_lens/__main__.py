@@ -71,7 +71,7 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
     model = rl.load_model(model_name)
     if layer is not None:
         rl.models.check_layer(model, layer)
-    window = min(5, model.cfg.n_layers // 3)
+    window = max(1, min(5, model.cfg.n_layers // 3))
     _heading(f"1. Trace {fact.text!r} ({fact.target}) on {model_name}")
     traces = [rl.causal_trace(model, fact, progress=progress)]
     console.print(_trace_table(traces[0]))
@@ -109,7 +109,7 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
     for result in limits.results:
         console.print(f"[bold]{result.name}[/bold]: {escape(result.asks)}\n  {escape(result.reading)}", soft_wrap=True)
         if result.asked:
-            console.print(f"  mean change {result.effect}; control {result.control}", markup=False, soft_wrap=True)
+            console.print(f"  mean effect {result.effect}; control {result.control}", markup=False, soft_wrap=True)
     prompts = [
         fact.text,
         *record.paraphrases,

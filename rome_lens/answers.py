@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.forward import chosen_logits
+from rome_lens.facts import FactError
+from rome_lens.forward import chosen_logits, log_probabilities
 from rome_lens.models import Hook, LensModel
 from rome_lens.tokens import continuation, pad_right, token_ids
 
@@ -37,7 +38,12 @@ def answer_log_probs(
 
     Args:
         questions: pairs of prompt and answer; one space joins them.
+
+    Raises:
+        FactError: there is no question, or a prompt or answer is empty or ends in white space.
     """
+    if not questions:
+        raise FactError("There is no question: give at least one pair of prompt and answer.")
     answers = [continuation(model, prompt, answer) for prompt, answer in questions]
     prompts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
     rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
@@ -48,7 +54,8 @@ def answer_log_probs(
     ]
     row, position, token = (torch.tensor(column) for column in zip(*reads, strict=True))
     logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
-    each = torch.cat([part.log_softmax(-1)[torch.arange(len(part)), ids] for part, ids in _paired(logits, token)])
+    pairs = zip(logits, token.split([len(part) for part in logits]), strict=True)
+    each = torch.cat([log_probabilities(part, ids) for part, ids in pairs])
     return torch.zeros(len(questions), dtype=each.dtype).index_add_(0, row, each)
 
 
@@ -60,15 +67,21 @@ def top_answers(
     fwd_hooks: Sequence[Hook] = (),
     prepend_bos: bool | None = None,
 ) -> list[TopAnswers]:
-    """The ``count`` likeliest next tokens after each prompt."""
+    """The ``count`` likeliest next tokens after each prompt.
+
+    Raises:
+        FactError: there is no prompt, or an empty one.
+    """
+    if not prompts or not all(prompts):
+        raise FactError(f"The prompts are {list(prompts)!r}, expected at least one, and none empty.")
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     row = torch.arange(len(rows))
     position = torch.tensor([len(ids) - 1 for ids in rows])
-    best = [
-        part.softmax(-1).topk(count) for part in _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
-    ]
-    probabilities = torch.cat([part.values for part in best]).tolist()
-    tokens = torch.cat([part.indices for part in best]).tolist()
+    logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
+    best = [part.topk(count) for part in logits]
+    log_p = [each.values - part.logsumexp(-1, keepdim=True) for each, part in zip(best, logits, strict=True)]
+    probabilities = torch.cat(log_p).exp().tolist()
+    tokens = torch.cat([each.indices for each in best]).tolist()
     return [
         TopAnswers(prompt=prompt, tokens=tuple(model.tokenizer.decode([i]) for i in ids), probabilities=tuple(p))
         for prompt, ids, p in zip(prompts, tokens, probabilities, strict=True)
@@ -88,7 +101,3 @@ def _some_logits(model: LensModel, tokens: Tensor, row: Tensor, position: Tensor
     needed, local = row.unique(return_inverse=True)
     width = int(position.max()) + 1
     return chosen_logits(model, tokens[needed, :width], local, position, fwd_hooks=fwd_hooks).cpu()
-
-
-def _paired(logits: list[Tensor], tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(logits, tokens.split([len(part) for part in logits]), strict=True))

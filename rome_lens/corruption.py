@@ -76,17 +76,17 @@ def noise_for(
     Raises:
         NoiseError: the caller's tensor is not ``[samples, subject, d_model]``, or not finite; ``samples`` is below 1.
     """
-    if isinstance(noise, Tensor):
-        if noise.ndim != 3 or noise.shape[1:] != embeddings.shape or noise.shape[0] < 1:
-            raise NoiseError(
-                f"The noise has shape {list(noise.shape)}, expected [samples, {embeddings.shape[0]}, {embeddings.shape[1]}]: "
-                "one vector of d_model for each token of the subject, at least one sample."
-            )
-        if not torch.isfinite(noise).all():
-            raise NoiseError("The noise holds NaN or infinity.")
-        return noise.to(embeddings)
-    if not isinstance(noise, Noise):
-        raise NoiseError(f"noise is {noise!r}, expected a kind of noise such as GaussianNoise(), or a tensor.")
-    if samples < 1:
-        raise NoiseError(f"samples is {samples}, expected at least 1.")
-    return noise.sample(model, embeddings, samples=samples)
+    if not isinstance(noise, Tensor):
+        if isinstance(noise, type) or not isinstance(noise, Noise):
+            raise NoiseError(f"noise is {noise!r}, expected a kind of noise such as GaussianNoise(), or a tensor.")
+        if samples < 1:
+            raise NoiseError(f"samples is {samples}, expected at least 1.")
+        noise = noise.sample(model, embeddings, samples=samples)
+    if noise.ndim != 3 or noise.shape[1:] != embeddings.shape or noise.shape[0] < 1:
+        raise NoiseError(
+            f"The noise has shape {list(noise.shape)}, expected [samples, {embeddings.shape[0]}, {embeddings.shape[1]}]: "
+            "one vector of d_model for each token of the subject, at least one sample."
+        )
+    if not torch.isfinite(noise).all():
+        raise NoiseError("The noise holds NaN or infinity.")
+    return noise.to(embeddings)

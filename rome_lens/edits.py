@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.facts import Fact
-from rome_lens.models import Hook, LensModel, ModelError, fingerprint, raw_output_hooks, w_out
+from rome_lens.models import Hook, LensModel, ModelError, fingerprint, mlp_output, raw_output_hooks, w_out
 from rome_lens.storage import Stored
 
 
@@ -83,6 +83,14 @@ class RankOneEdit(Stored):
             return (keys @ self.u.to(keys))[..., None] * self.v.to(keys)
 
         return raw_output_hooks(model, self.layer, addition)
+
+    def is_applied(self, model: LensModel) -> bool:
+        """Whether the model's own weights map ``k*`` to ``v*`` already; False where the edit does not name them."""
+        if self.key is None or self.value is None:
+            return False
+        mapped = mlp_output(model, self.layer, self.key)
+        gap = float((self.key @ self.u).abs() * self.v.norm())
+        return float((mapped - self.value).norm()) < 1e-2 * gap
 
     def check(self, model: LensModel) -> None:
         """Raise ModelError unless the edit fits this model."""

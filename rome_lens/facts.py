@@ -35,6 +35,9 @@ class Fact:
     new_target: str | None
 
     def __init__(self, prompt: str, *, subject: str, target: str, new_target: str | None = None) -> None:
+        for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
+            if not isinstance(text, str):
+                raise FactError(f"The {name} is {text!r}, expected words.")
         _check_template(prompt, subject)
         if not subject.strip():
             raise FactError(f"The subject of {prompt!r} is empty: give the words that fill the slot.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rome_lens.forward import keys_of
-from rome_lens.models import LensModel, ModelError, check_layer, device, fingerprint, w_out
+from rome_lens.models import LensModel, ModelError, check_layer, device, fingerprint, w_out, w_out_fingerprint
 from rome_lens.sampling import sample_tokens
 from rome_lens.storage import Stored
 from rome_lens.tokens import pad_right, token_ids
@@ -127,7 +127,9 @@ def collect_key_statistics(
         ModelError: layer out of range, no dense MLP, no tokenizer.
     """
     w_out(model, check_layer(model, layer))
-    if sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx:
+    if batch_size < 1:
+        raise StatisticsError(f"batch_size is {batch_size}, expected at least 1.")
+    if (texts is None and sample_count < 1) or (texts is None and not 2 <= sample_length <= model.cfg.n_ctx):
         raise StatisticsError(
             f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
             f"{model.cfg.n_ctx} (the context)."
@@ -139,7 +141,10 @@ def collect_key_statistics(
         texts = list(texts)
         source = f"{len(texts)} texts {_short_hash(texts)}"
         name = "texts"
-    made = f"{source}, bos {prepend_bos}"
+    # What keys depend on: earlier W_outs, and where the model writes its own text, all of them.
+    edited = w_out_fingerprint(model, range(layer if texts is not None else model.cfg.n_layers))
+    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    made = f"{source}, bos {bos}, W_out {edited}"
     path = (
         None
         if cache is None

@@ -81,6 +81,13 @@ def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
     return None if bias is None else bias.detach()
 
 
+def mlp_output(model: LensModel, layer: int, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_model"]:
+    """``k W_out + b_out`` of one key, on the CPU in the key's precision."""
+    bias = b_out(model, layer)
+    output = key @ w_out(model, layer).to(key)
+    return output if bias is None else output + bias.to(key)
+
+
 def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None:
     """The norm between the output of ``W_out`` and the residual stream (Gemma 2 and 3), or None."""
     return getattr(model.blocks[layer], "ln2_post", None)
@@ -139,19 +146,21 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
         return [*hooks, (f"blocks.{layer}.mlp.out.hook_out", add)]
 
     norm = f"blocks.{layer}.ln2_post"
-    context = model.hook_dict[f"{norm}.hook_normalized"].ctx
+
+    def context() -> dict[str, Any]:  # asked for anew each time: clear_contexts replaces it
+        return model.hook_dict[f"{norm}.hook_normalized"].ctx
 
     def remember_scale(scale: Tensor, hook: Any) -> None:
-        context["rome_lens_scale"] = scale
+        context()["rome_lens_scale"] = scale
 
     def renormalise(normalised: Tensor, hook: Any) -> Tensor:
-        raw = add(normalised * context["rome_lens_scale"], hook)
+        raw = add(normalised * context()["rome_lens_scale"], hook)
         scale = (raw.pow(2).mean(-1, keepdim=True) + model.blocks[layer].ln2_post.eps).sqrt()
-        context["rome_lens_scale"] = scale
+        context()["rome_lens_scale"] = scale
         return raw / scale
 
     def forget_scale(_value: Tensor, hook: Any) -> None:
-        context.pop("rome_lens_scale", None)
+        context().pop("rome_lens_scale", None)
 
     return [
         *hooks,
@@ -164,15 +173,22 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
 def fingerprint(model: LensModel) -> str:
     """A hash of the model's sizes and of samples of its weights, the same on both model classes.
 
-    ``W_out`` is left out: statistics of keys and other edits stay valid for a model that carries an edit.
+    ``W_out`` is left out, so that a model that carries an edit is still the model that other edits were made on.
     """
     cfg = model.cfg
     digest = hashlib.sha256(json.dumps([cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.d_vocab]).encode())
     for block in model.blocks:
-        for weight in (block.mlp.W_in, block.attn.W_O.flatten(0, -2)):
-            digest.update(_sample(weight))
+        digest.update(_sample(block.attn.W_O.flatten(0, -2)))
+        w_in = getattr(getattr(block, "mlp", None), "W_in", None)
+        if isinstance(w_in, Tensor) and w_in.ndim == 2:
+            digest.update(_sample(w_in))
     digest.update(_sample(model.unembed.W_U))
     return digest.hexdigest()[:16]
+
+
+def w_out_fingerprint(model: LensModel, layers: range) -> str:
+    """A hash of samples of ``W_out`` in some layers: what an edit changes and :func:`fingerprint` leaves out."""
+    return hashlib.sha256(b"".join(_sample(w_out(model, layer)) for layer in layers)).hexdigest()[:10]
 
 
 def _sample(weight: Tensor, per_axis: int = 32) -> bytes:

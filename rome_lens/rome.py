@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import SLOT, Fact, FactError
-from rome_lens.forward import PartialForward, evaluating, layer_states
+from rome_lens.forward import PartialForward, agreement, evaluating, layer_states
 from rome_lens.keys import KeyStatistics, StatisticsError
 from rome_lens.models import LensModel, ModelError, at_least_float32, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.sampling import random_contexts
@@ -56,6 +56,10 @@ class RomeConfig:
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
+            raise ValueError(
+                f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."
+            )
         if self.steps < 1 or self.lr <= 0 or self.clamp <= 0 or min(self.weight_decay, self.kl_factor, self.ridge) < 0:
             raise ValueError(f"Expected steps >= 1, lr and clamp > 0, the other factors >= 0; got {self}.")
 
@@ -104,14 +108,18 @@ def rome(
     encode(model, fact, prepend_bos=prepend_bos)  # a fact that cannot be encoded fails here, before anything is sampled
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
-    rows = _Rows.of(model, fact, contexts, prepend_bos)
-    with evaluating(model):
+    with torch.inference_mode(False), evaluating(model):  # inference tensors could not be differentiated through
+        rows = _Rows.of(model, fact, contexts, prepend_bos)
         state = _LayerState.of(model, rows, layer)
         u = statistics.solve(state.keys[1 : 1 + len(contexts)].mean(0).cpu(), ridge=config.ridge)
         u = (u / u.norm()).to(state.keys)
         value, losses, probability = _optimise_value(model, rows, state, config)
     key, output = state.keys[0], state.outputs[0]
     v = (value - output) / (key @ u)
+    if not (torch.isfinite(u).all() and torch.isfinite(v).all()):
+        raise OptimisationError(
+            f"u or v is not finite: u . k* is {float(key @ u):.2g}, the key's norm {float(key.norm()):.2g}."
+        )
     return RankOneEdit(
         layer=layer,
         u=u.cpu(),
@@ -175,7 +183,7 @@ class _LayerState:
         with torch.no_grad():
             expected = mlp_contribution(model, layer, outputs[at])
         error = float((mlp_out[at] - expected).abs().max())
-        if not error <= 1e-2 * max(1.0, float(expected.abs().max())):
+        if not error <= agreement(mlp_out.dtype) * max(1.0, float(expected.abs().max())):
             raise ModelError(
                 f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), but differs by "
                 f"{error:.2g}: this architecture does something that is not known here."
@@ -213,7 +221,7 @@ def _optimise_value(
     target = rows.target.to(start.device).repeat(n_contexts)
     losses: list[tuple[float, float, float]] = []
     initial: Tensor | None = None
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         delta = torch.zeros_like(start, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=config.lr)
         for step in range(config.steps):

@@ -33,7 +33,7 @@ def sample_tokens(
 
 
 def random_contexts(model: LensModel, *, seed: int = 0, prepend_bos: bool | None = None) -> tuple[str, ...]:
-    """The bare template and 20 random prefixes to it: 10 of 5 and 10 of 10 tokens, sampled from the model.
+    """The bare template and 20 random prefixes to it: 10 of 5 and 10 of 10 tokens ("The" and what the model samples).
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5 (prefixes of 2 to 10 random tokens; the authors' code takes
     these lengths, starts from "The" and samples among the 5 likeliest tokens).
@@ -43,8 +43,9 @@ def random_contexts(model: LensModel, *, seed: int = 0, prepend_bos: bool | None
     skipped = len(start) - len(model.to_tokens("The", prepend_bos=False)[0])
     contexts = ["{}"]
     for length in (5, 10):
-        rows = sample_tokens(model, [start] * 10, new_tokens=length, seed=seed + length, top_k=5)
+        rows = sample_tokens(model, [start] * 10, new_tokens=length - 1, seed=seed + length, top_k=5)
         for row in rows.tolist():
-            text = model.tokenizer.decode(row[skipped:]).replace("{", " ").replace("}", " ")
+            text = model.tokenizer.decode(row[skipped:], skip_special_tokens=True)
+            text = " ".join(text.replace("{", " ").replace("}", " ").split())
             contexts.append(f"{text}. {{}}")
     return tuple(contexts)

@@ -114,6 +114,11 @@ def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
     Raises:
         FactError: the tokenizer merges the end of the text with the answer, so that the answer has no tokens of its own.
     """
+    if not text or text != text.rstrip() or not answer.strip():
+        raise FactError(
+            f"The prompt {text!r} and the answer {answer!r}: expected words in both, and no white space at the prompt's end, "
+            "since one space joins them."
+        )
     prompt = token_ids(model, text, prepend_bos=False)
     whole = token_ids(model, f"{text} {answer}", prepend_bos=False)
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rome_lens.corruption import GaussianNoise, noise_for
 from rome_lens.facts import Fact, FactError
-from rome_lens.forward import PartialForward, Past, evaluating, last_position_logits
+from rome_lens.forward import PartialForward, Past, evaluating, last_position_logits, log_probabilities
 from rome_lens.models import (
     COMPONENTS,
     EMBED,
@@ -35,7 +35,7 @@ from rome_lens.traces import CausalTrace
 
 _TOKENS_PER_BATCH = 4096
 _TOKENS_PER_BATCH_WITH_PAST = 320
-_LOGITS_PER_BATCH = 1 << 26
+_LOGITS_PER_BATCH = 1 << 27
 
 
 class FactNotKnownError(FactError):
@@ -72,7 +72,9 @@ def causal_trace(
             (then ``samples`` is not read).
         layers, positions: None takes all. Negative positions count from the end.
         prepend_bos: None takes the model's default.
-        batch_size: rows of one forward; None takes about 4096 tokens' worth. It changes no score beyond rounding.
+        batch_size: rows of one forward, a row being one noise sample of one cell; a cell's samples stay together. None
+            takes a few hundred tokens' worth where later positions can be run alone, else some thousand. It changes no
+            score beyond rounding.
         require_correct: refuse a fact whose answer is not the model's first choice; with False the answer's
             probability is traced all the same.
 
@@ -94,7 +96,7 @@ def causal_trace(
         streams, past = _corrupted_run(forward, encoded, embeddings, drawn)
         tracer = _Tracer(forward, encoded, component, window, states, streams, past, batch_size)
         corrupted, scores = tracer.run(chosen_layers, chosen_positions, progress=progress)
-        clean = float(clean_logits.softmax(-1)[encoded.answer[0]])
+        clean = float(log_probabilities(clean_logits[None], torch.tensor(encoded.answer[:1])).exp())
     return CausalTrace(
         fact=fact,
         component=component,
@@ -195,7 +197,7 @@ class _Tracer:
         """The answer's probability for rows of the final stream, unembedded in chunks."""
         rows = max(1, _LOGITS_PER_BATCH // self.forward.model.cfg.d_vocab)
         logits = (self.forward.logits(chunk) for chunk in finals.split(rows))
-        return torch.cat([(row[:, self.answer] - row.logsumexp(-1)).exp() for row in logits])
+        return torch.cat([log_probabilities(each, torch.full((len(each),), self.answer)).exp() for each in logits])
 
 
 def restore(
@@ -269,6 +271,8 @@ def _chosen_layers(model: LensModel, component: str, window: int, layers: Iterab
     if component == "mlp" and getattr(model.cfg, "attn_only", False):
         raise ModelError("The model has no MLP (attention only): trace 'resid' or 'attn'.")
     chosen = list(range(n_layers)) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError("layers is empty: name at least one, or None for all.")
     return [check_layer(model, layer) for layer in chosen]
 
 
@@ -276,6 +280,8 @@ def _chosen_positions(positions: Iterable[int] | None, length: int) -> list[int]
     if positions is None:
         return list(range(length))
     chosen = list(positions)
+    if not chosen:
+        raise ValueError("positions is empty: name at least one, or None for all.")
     outside = [pos for pos in chosen if not -length <= pos < length]
     if outside:
         raise ValueError(f"Positions {outside} are outside the prompt, which has {length} tokens (0 to {length - 1}).")

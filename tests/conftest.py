@@ -37,7 +37,7 @@ def reference32(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def fact() -> rl.Fact:
     """A fact for models that know nothing."""
-    return rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec", new_target="Ondavel")
+    return rl.Fact("Then {} lives in the city of", subject="Wanda Brandt", target="Pralec", new_target="Ondavel")
 
 
 @pytest.fixture

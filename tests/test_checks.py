@@ -76,6 +76,23 @@ def test_the_frame_has_every_row(edited: Any) -> None:
         limits["nothing"]
 
 
+def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: Any) -> None:
+    model, record, edit = edited
+    other = next(r for r in rl.data.limits() if r.fact.subject != record.fact.subject)
+    with pytest.raises(ValueError, match="its own record"):
+        rl.check_limits(model, edit, other)
+    with edit.applied(model), pytest.raises(ValueError, match="carry the edit already"):
+        rl.check_limits(model, edit, record)
+
+
+@pytest.mark.parametrize("question", [("", "Paris"), ("It was ", "Paris"), ("It was", " ")])
+def test_questions_without_words_are_refused(toy: Any, question: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="expected words"):
+        rl.answer_log_probs(toy, [question, ("It was", "raining")])
+    with pytest.raises(ValueError, match="none empty"):
+        rl.top_answers(toy, ["", "It was"])
+
+
 def test_checks_leave_the_model_as_it_was(edited: Any, untouched: Any) -> None:
     model, record, edit = edited
     untouched(model)

@@ -112,19 +112,19 @@ def lookup_only(edit: rl.RankOneEdit, model: Any, position: int) -> list[Any]:
     return rl.models.raw_output_hooks(model, edit.layer, addition)
 
 
-def test_the_gradient_of_the_value_is_the_finite_difference(tiny_model: Any, fact: rl.Fact) -> None:
-    """The first Adam step moves against the sign of the loss's gradient, entry by entry."""
+def test_a_small_step_lowers_the_loss(tiny_model: Any, fact: rl.Fact) -> None:
+    """A gradient that is wrong, or of another quantity, would not."""
     config = rl.RomeConfig(steps=2, lr=1e-3, kl_factor=0.0, weight_decay=0.0)
     edit = identity_edit(tiny_model, fact, config=config)
     assert float(edit.losses[1, 0]) < float(edit.losses[0, 0])
 
 
 def test_clamp_bounds_the_change_of_the_value(toy: Any, toy_record: rl.data.Record) -> None:
-    for clamp in (0.5, 2.0):
+    for clamp in (0.2, 0.5):
         edit = identity_edit(toy, toy_record.fact, config=rl.RomeConfig(clamp=clamp, stop_loss=0.0))
         bias = b_out(toy, 1)
         start = edit.key @ w_out(toy, 1) + (0.0 if bias is None else bias)
-        assert float((edit.value - start).norm()) <= clamp * float(start.norm()) * (1 + 1e-5)
+        assert float((edit.value - start).norm()) == pytest.approx(clamp * float(start.norm()), rel=1e-3)
         assert len(edit.losses) == 20
 
 
@@ -180,6 +180,9 @@ def test_an_edit_made_leaves_the_model_as_it_was(tiny_model: Any, fact: rl.Fact,
 def test_an_edit_is_made_under_no_grad_and_inference_mode_alike(toy: Any, toy_record: rl.data.Record) -> None:
     expected = identity_edit(toy, toy_record.fact)
     with torch.no_grad():
+        found = identity_edit(toy, toy_record.fact)
+    assert torch.equal(found.v, expected.v)
+    with torch.inference_mode():
         found = identity_edit(toy, toy_record.fact)
     assert torch.equal(found.v, expected.v)
 

@@ -31,6 +31,8 @@ def edit_firing(model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: 
     edit.check(model)
     if edit.key is None:
         raise ValueError("The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...).")
+    if not text:
+        raise ValueError("The text is empty: there is no token at which the edit could fire.")
     ids = token_ids(model, text, prepend_bos=prepend_bos)
     keys = keys_of(model, torch.tensor([ids]), edit.layer)[0].to("cpu", edit.u.dtype)
     return EditFiring(text=text, labels=tuple(token_labels(model, ids)), values=keys @ edit.u / (edit.key @ edit.u))

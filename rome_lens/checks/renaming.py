@@ -58,8 +58,10 @@ def _renamed(
     effect, control = average([row.change for row in rows]), control_average(rows)
     forward = after[-1] - before[-1]
     known_names = [name for name, p in zip(names, known, strict=True) if p >= KNOWN]
+    reached = [row.change for row in rows if row.control is not None and row.control >= KNOWN]
     could = (
-        f"The unedited model knows the fact (p >= {KNOWN}) under {', '.join(known_names)}."
+        f"The unedited model knows the fact (p >= {KNOWN}) under {', '.join(known_names)}, where it changed by "
+        f"{average(reached).mean:+.3f}."
         if known_names
         else f"The unedited model knows the true fact under no {one} (p < {KNOWN}), so that nothing follows from this."
     )
