@@ -112,7 +112,7 @@ def refusal(path: Path, **fields: Any) -> str:
         ("fact", {**FACT, "answer": "Rome"}, "'answer'"),
         ("fact", {**FACT, "new_target": "Paris "}, "there is nothing to change"),
         ("fact", {**FACT, "prompt": "It is in"}, "has no {} to put it in"),
-        ("fact", {**FACT, "prompt": 5}, "int"),
+        ("fact", {**FACT, "prompt": 5}, "The prompt is 5"),
         ("fact", "The Louvre is in Paris", ""),
         ("fact", [], ""),
         ("paraphrases", [5], "expected a text, got 5"),

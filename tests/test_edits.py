@@ -103,10 +103,10 @@ def test_an_edit_saved_comes_back(toy: Any, toy_record: rl.data.Record, tmp_path
 
 
 def test_an_edit_of_another_model_is_refused(toy: Any, toy_record: rl.data.Record, untouched: Any) -> None:
+    other = tiny("gpt2", CLASSES[0])
     untouched(toy)
     statistics = rl.KeyStatistics.identity(toy, layer=1)
     edit = rl.rome(toy, toy_record.fact, layer=1, statistics=statistics, contexts=["{}"])
-    other = tiny("gpt2", CLASSES[0])
     with pytest.raises(ModelError, match="shape"), edit.applied(other):
         pass
     alien = rl.RankOneEdit(layer=1, u=edit.u, v=edit.v, model_fingerprint="0" * 16)
