@@ -129,7 +129,7 @@ def collect_key_statistics(
     w_out(model, check_layer(model, layer))
     if batch_size < 1:
         raise StatisticsError(f"batch_size is {batch_size}, expected at least 1.")
-    if (texts is None and sample_count < 1) or (texts is None and not 2 <= sample_length <= model.cfg.n_ctx):
+    if texts is None and (sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx):
         raise StatisticsError(
             f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
             f"{model.cfg.n_ctx} (the context)."
