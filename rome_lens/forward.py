@@ -19,11 +19,16 @@ from rome_lens.models import (
     capture_hooks,
     component_hook,
     device,
+    has_hooks_on_logits,
     is_bridge,
     key_hook,
     resid_pre_hook,
+    unembedding,
     w_out,
 )
+
+_VOCABULARY_SLICE = 8192
+_ROWS_PER_SLICE = 512
 
 
 @contextmanager
@@ -141,12 +146,17 @@ class Past:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
-    def before(self, position: int, rows: Int[Tensor, " row"]) -> "Past":
+    def at(self, layer: int, *, before: int, rows: Int[Tensor, " row"]) -> "LayerPast":
         """Of chosen rows, what lies before a position."""
-        return Past(
-            keys=tuple(key[rows, :position] for key in self.keys),
-            values=tuple(value[rows, :position] for value in self.values),
-        )
+        return LayerPast(key=self.keys[layer][rows, :before], value=self.values[layer][rows, :before])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPast:
+    """One layer's part of a :class:`Past`."""
+
+    key: Tensor
+    value: Tensor
 
 
 class PartialForward:
@@ -176,7 +186,13 @@ class PartialForward:
             found = [self.logits(self.resume(kept[name], layer)[:, -1])]
             if past is not None:
                 later = kept[name][:, position:]
-                found.append(self.logits(self.resume(later, layer, past=past.before(position, torch.arange(1)))[:, -1]))
+                found.append(
+                    self.logits(
+                        self.resume(later, layer, past=lambda i: past.at(i, before=position, rows=torch.arange(1)))[
+                            :, -1
+                        ]
+                    )
+                )
         error = max(float((logits - expected).abs().max()) for logits in found)
         if not error <= agreement(kept[name].dtype) * max(1.0, float(expected.abs().max())):
             raise ModelError(
@@ -218,17 +234,17 @@ class PartialForward:
         )
 
     def resume(
-        self, stream: Float[Tensor, "row pos d_model"], layer: int, *, past: Past | None = None
+        self, stream: Float[Tensor, "row pos d_model"], layer: int, *, past: Callable[[int], LayerPast] | None = None
     ) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last layer, from the stream that enters ``layer``; hooks fire as in any run.
 
         With a ``past``, ``stream`` holds the positions that follow it, and only they are run.
         """
         for i in range(layer, self.model.cfg.n_layers):
-            stream = self._block(i, stream, past)
+            stream = self.block(i, stream, None if past is None else past(i))
         return stream
 
-    def _block(self, layer: int, stream: Tensor, past: Past | None) -> Tensor:
+    def block(self, layer: int, stream: Tensor, past: LayerPast | None = None) -> Tensor:
         block = self.model.blocks[layer]
         if is_bridge(self.model):
             args, kwargs = self._calls[layer]
@@ -236,15 +252,46 @@ class PartialForward:
             return out[0] if isinstance(out, tuple) else out
         if past is None:
             return block(stream)
-        return block(stream, past_kv_cache_entry=frozen_entry(past.keys[layer], past.values[layer]))
+        return block(stream, past_kv_cache_entry=frozen_entry(past.key, past.value))
 
     def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
-        logits = self.model.unembed(self.model.ln_final(stream[:, None].contiguous()))[:, 0]
+        return self._capped(self.model.unembed(self._normalised(stream)[:, None])[:, 0])
+
+    def answer_log_probs(
+        self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
+    ) -> Float[Tensor, " row"]:
+        """``sum_i log p(answer_i)``, each token read off its own position of the last stream.
+
+        ``log p(t) = logit_t - log sum_v exp(logit_v)``, the sum taken over slices of the vocabulary, so that the logits
+        are never held together: on a large vocabulary that saves most of the time and nearly all of the memory.
+        """
+        flat = stream.flatten(0, 1)
+        tokens = torch.tensor(answer, device=flat.device).repeat(len(stream))
+        if has_hooks_on_logits(self.model):
+            parts = zip(flat.split(_ROWS_PER_SLICE), tokens.split(_ROWS_PER_SLICE), strict=True)
+            log_probs = torch.cat([log_probabilities(self.logits(rows), chosen) for rows, chosen in parts])
+        else:
+            log_probs = self._log_probs(self._normalised(flat), tokens)
+        return log_probs.view(len(stream), len(answer)).sum(1)
+
+    def _log_probs(self, final: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        weight, bias = unembedding(self.model)
+        chosen = self._capped((final * weight[:, tokens].T).sum(-1) + bias[tokens])
+        log_sum = torch.full_like(chosen, -torch.inf)
+        for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
+            part = slice(start, start + _VOCABULARY_SLICE)
+            for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
+                logits = self._capped(torch.addmm(bias[part], final[rows], weight[:, part]))
+                log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
+        return chosen - log_sum
+
+    def _normalised(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        return self.model.ln_final(stream[:, None].contiguous())[:, 0].contiguous()
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.model.cfg.output_logits_soft_cap
-        if cap and cap > 0.0:
-            logits = cap * torch.tanh(logits / cap)
-        return at_least_float32(logits)
+        return at_least_float32(cap * torch.tanh(logits / cap) if cap and cap > 0.0 else logits)
 
 
 def new_key_value_cache(model: LensModel, rows: int) -> Any:
