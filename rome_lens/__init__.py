@@ -4,7 +4,14 @@ from rome_lens import data, forward, models, viz
 from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.firing import EditFiring, edit_firing
-from rome_lens.corruption import GaussianNoise
+from rome_lens.corruption import (
+    Counterfactual,
+    GaussianNoise,
+    MultivariateGaussianNoise,
+    Replacement,
+    StudentTNoise,
+    UniformNoise,
+)
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact
 from rome_lens.keys import KeyStatistics, collect_key_statistics
@@ -18,14 +25,19 @@ __all__ = [
     "BeforeAfter",
     "CausalTrace",
     "CheckResult",
+    "Counterfactual",
     "EditFiring",
     "Fact",
     "GaussianNoise",
     "KeyStatistics",
     "Limits",
+    "MultivariateGaussianNoise",
     "RankOneEdit",
+    "Replacement",
     "RomeConfig",
+    "StudentTNoise",
     "TopAnswers",
+    "UniformNoise",
     "answer_log_probs",
     "causal_trace",
     "check_limits",

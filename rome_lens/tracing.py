@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from rome_lens.corruption import GaussianNoise, noise_for
+from rome_lens.corruption import CorruptedPrompt, GaussianNoise, noise_for
 from rome_lens.facts import Fact, FactError
 from rome_lens.forward import PartialForward, Past, evaluating, last_position_logits, log_probabilities
 from rome_lens.models import (
@@ -92,7 +92,10 @@ def causal_trace(
         forward = PartialForward(model, encoded.tokens)
         states, embeddings, clean_logits = _clean_run(model, encoded, component)
         _check_known(model, fact, encoded, clean_logits, require_correct)
-        drawn = noise_for(noise, model, embeddings[slice(*encoded.subject)], samples=samples)
+        prompt = CorruptedPrompt(
+            fact=fact, encoded=encoded, embeddings=embeddings[slice(*encoded.subject)], prepend_bos=prepend_bos
+        )
+        drawn = noise_for(noise, model, prompt, samples=samples)
         streams, past = _corrupted_run(forward, encoded, embeddings, drawn)
         tracer = _Tracer(forward, encoded, component, window, states, streams, past, batch_size)
         corrupted, scores = tracer.run(chosen_layers, chosen_positions, progress=progress)
