@@ -15,6 +15,7 @@ from rome_lens.models import LensModel, at_least_float32
 from rome_lens.tokens import token_ids
 
 _ROWS = 1024  # attention masks are made of the square of it, though nothing attends
+_COLUMNS = 128
 
 
 def embedding_std(model: LensModel, subjects: Sequence[str]) -> float:
@@ -82,6 +83,9 @@ def _moments(
     for rows in embedded(model, ids):
         rows = rows.cpu().double() - origin
         first += rows.sum(0)
-        second.addmm_(rows.T, rows)
+        for start in range(0, len(origin), _COLUMNS):  # the upper triangle: the rest mirrors it, and this is the time
+            block = rows[:, start : start + _COLUMNS]
+            second[start : start + _COLUMNS, start:].addmm_(block.T, rows[:, start:])
+    second = second.triu() + second.triu(1).T
     shift = first / len(ids)
     return origin + shift, (second - len(ids) * torch.outer(shift, shift)) / (len(ids) - 1)
