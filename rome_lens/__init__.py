@@ -6,7 +6,14 @@ from rome_lens.attribution import attribution_trace
 from rome_lens.averages import TraceAverage, average_traces
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.firing import EditFiring, edit_firing
-from rome_lens.corruption import GaussianNoise
+from rome_lens.corruption import (
+    Counterfactual,
+    GaussianNoise,
+    MultivariateGaussianNoise,
+    Replacement,
+    StudentTNoise,
+    UniformNoise,
+)
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact, read_facts
 from rome_lens.keys import KeyStatistics, collect_key_statistics
@@ -22,17 +29,22 @@ __all__ = [
     "BeforeAfter",
     "CausalTrace",
     "CheckResult",
+    "Counterfactual",
     "EditFiring",
     "Fact",
     "GaussianNoise",
     "KeyStatistics",
     "Limits",
+    "MultivariateGaussianNoise",
     "RankOneEdit",
+    "Replacement",
     "RomeConfig",
     "SeveredTrace",
+    "StudentTNoise",
     "TopAnswers",
     "TraceAverage",
     "TracedFacts",
+    "UniformNoise",
     "answer_log_probs",
     "attribution_trace",
     "average_traces",
