@@ -33,7 +33,7 @@ def attribution_trace(
     batch_size: int | None = None,
     require_correct: bool = True,
 ) -> AttributionTrace:
-    """``P*[answer] + sum_{l in window} (h_clean^l - h_corrupted^l) . dP* / dh_corrupted^l``, on the cells of a trace.
+    """``P*[answer] + sum_{l in window} (h_clean^l - h_corrupted^l) . dP*/dh_corrupted^l``, on the cells of a trace.
 
     The corrupted run's probability, extended linearly to the restored state. It is a preview: far from linear, and far
     from the exact trace where restoring a state changes much. Its ``rank_correlation`` with an exact trace says how far.
@@ -41,8 +41,9 @@ def attribution_trace(
     Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Kramar et al. 2024, "AtP*".
 
     Args:
-        window: more than 1 adds up the layers of a window, for ``"mlp"`` and ``"attn"``. States of the residual stream do
-            not add up, since each holds the ones before it.
+        window: more than 1 adds up the layers of a window, for ``"mlp"`` and ``"attn"``: a rougher preview, since what an
+            earlier layer changes in a later one counts, though the later one is restored too. States of the residual
+            stream do not add up at all, since each holds the ones before it.
         component, noise, samples, layers, positions, heads, answer, prepend_bos, batch_size, require_correct: as for
             :func:`causal_trace`.
 
@@ -94,25 +95,29 @@ def _estimated(
     model: LensModel, recalled: Recall, component: str, noise: Float[Tensor, "sample subject d_model"]
 ) -> tuple[Float[Tensor, " sample"], Float[Tensor, "sample layer pos head"]]:
     """The corrupted probability, and the effect of each layer's state; one head stands for all of what is no head."""
-    kept: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
+    additions: dict[int, Tensor] = {}
     read = len(recalled.answer)
+    embeddings = corrupted_embeddings(recalled, noise)
 
-    def keep(layer: int) -> Hook:
-        def hook_fn(value: Tensor, hook: Any) -> None:
-            kept[layer] = value
+    def adding(layer: int) -> Hook:
+        """A zero added to the state, since what a hook is shown is not always what the model goes on with."""
 
-        return component_hook(component, layer), hook_fn
+        def add(value: Tensor, hook: Any) -> Tensor:
+            states[layer], additions[layer] = value.detach(), torch.zeros_like(value, requires_grad=True)
+            return value + additions[layer]
+
+        return component_hook(component, layer), add
 
     with torch.enable_grad(), unembedding_only(model, lambda stream: stream[:, -read:]):
-        embeddings = corrupted_embeddings(recalled, noise).requires_grad_()
-        hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(keep, recalled.states)]
+        hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, recalled.states)]
         with model.hooks(fwd_hooks=hooks):
             logits = at_least_float32(model(recalled.tokens.expand(len(noise), -1).to(device(model))))
         answer = torch.tensor(recalled.answer, device=logits.device).expand(len(noise), -1)[..., None]
         probability = (logits.gather(-1, answer)[..., 0] - logits.logsumexp(-1)).sum(1).exp()
-        gradients = torch.autograd.grad(probability.sum(), list(kept.values()))
+        gradients = torch.autograd.grad(probability.sum(), list(additions.values()))
     effects = []
-    for (layer, state), gradient in zip(kept.items(), gradients, strict=True):
-        change = (recalled.states[layer] - state.detach()) * gradient
+    for (layer, state), gradient in zip(states.items(), gradients, strict=True):
+        change = (recalled.states[layer] - state) * gradient
         effects.append(change.sum(-1, keepdim=component != "z"))
     return probability.detach(), at_least_float32(torch.stack(effects, dim=1))

@@ -277,13 +277,16 @@ class PartialForward:
 
     def _log_probs(self, final: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         weight, bias = unembedding(self.model)
-        chosen = self._capped((final * weight[:, tokens].T).sum(-1) + bias[tokens])
+        chosen = torch.empty(len(final), device=final.device, dtype=at_least_float32(final).dtype)
         log_sum = torch.full_like(chosen, -torch.inf)
         for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
             part = slice(start, start + _VOCABULARY_SLICE)
             for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
                 logits = self._capped(torch.addmm(bias[part], final[rows], weight[:, part]))
                 log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
+                # Taken from the same product as the sum, so that a sure answer's rounding cancels.
+                here = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
+                chosen[rows[here]] = logits[here, tokens[rows[here]] - start]
         return chosen - log_sum
 
     def _normalised(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

@@ -1,0 +1,183 @@
+"""Many facts: interrupted, resumed, refused."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import rome_lens as rl
+from rome_lens import sweeps
+from rome_lens.facts import FactError
+from rome_lens.sweeps import SweepError
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[rl.Fact]:
+    known = [record.fact for record in rl.data.limits() if "toy" in record.known_by][:4]
+    return [*known, rl.Fact(known[0].prompt, subject=known[0].subject, target=str(known[0].new_target))]
+
+
+def test_unknown_facts_are_left_out_and_named(toy: Any, facts: list[rl.Fact]) -> None:
+    traced = rl.trace_facts(toy, facts, samples=2)
+    assert [trace.fact for trace in traced] == facts[:4]
+    ((fact, message),) = traced.unknown
+    assert fact == facts[4]
+    assert facts[0].target in message
+    alone = rl.causal_trace(toy, facts[2], samples=2)
+    assert torch.equal(traced.traces[2].sample_scores, alone.sample_scores)
+
+
+def test_an_interrupted_run_loses_no_finished_fact(
+    toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
+) -> None:
+    directory = tmp_path / "run"
+    plain, done = sweeps.causal_trace, []
+
+    def interrupted(model: Any, fact: rl.Fact, **options: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(fact)
+        return plain(model, fact, **options)
+
+    monkeypatch.setattr(sweeps, "causal_trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rl.trace_facts(toy, facts, samples=2, directory=directory)
+    assert len(list(directory.glob("*.safetensors"))) == 2
+    assert not list(directory.glob("*.part"))
+    done.clear()
+    monkeypatch.setattr(sweeps, "causal_trace", lambda model, fact, **o: done.append(fact) or plain(model, fact, **o))
+    resumed = rl.trace_facts(toy, facts, samples=2, directory=directory)
+    assert done == facts[2:]
+    whole = rl.trace_facts(toy, facts, samples=2)
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert torch.equal(ours.sample_scores, theirs.sample_scores)
+    done.clear()
+    again = rl.trace_facts(toy, facts, samples=2, directory=directory)
+    assert not done
+    assert (len(again), again.unknown) == (4, resumed.unknown)
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"samples": 3}, "samples was 2 and is 3"),
+        ({"samples": 2, "window": 2}, "window was 1 and is 2"),
+        ({"samples": 2, "component": "mlp"}, "component was 'resid' and is 'mlp'"),
+        ({"samples": 2, "noise": rl.GaussianNoise(seed=1)}, "noise was .*seed=0.* and is .*seed=1"),
+        ({"samples": 2, "prepend_bos": False}, "prepend_bos was True and is False"),
+        ({"samples": 2, "answer": "whole"}, "answer was 'first_token' and is 'whole'"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused(
+    toy: Any, facts: list[rl.Fact], tmp_path: Any, options: dict[str, Any], difference: str
+) -> None:
+    rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+    with pytest.raises(SweepError, match=difference):
+        rl.trace_facts(toy, facts[:1], directory=tmp_path, **options)
+    assert len(rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path, batch_size=3)) == 1
+
+
+def test_a_run_of_another_or_an_edited_model_is_refused(
+    toy: Any, facts: list[rl.Fact], tmp_path: Any, reference32: Any
+) -> None:
+    rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+    with pytest.raises(SweepError, match="model was "):
+        rl.trace_facts(reference32, [rl.Fact("{} is a", subject="Hugo", target="man")], samples=2, directory=tmp_path)
+    weight = toy.blocks[3].mlp.W_out
+    saved = weight.detach().clone()
+    try:
+        weight.data.add_(0.01)
+        with pytest.raises(SweepError, match="model was "):
+            rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+    finally:
+        weight.data.copy_(saved)
+
+
+def test_a_directory_of_other_things_is_refused(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SweepError, match="holds other files"):
+        rl.trace_facts(toy, facts[:1], directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_file_is_named(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
+    rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SweepError, match=path.name):
+        rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(SweepError, match="not JSON"):
+        rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+
+
+def test_what_is_wrong_is_said_before_the_first_trace(
+    toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sweeps, "causal_trace", lambda *args, **options: pytest.fail("a fact was traced"))
+    directory = tmp_path / "run"
+    long = rl.Fact("{} " + "and so on " * 50 + "lives in", subject="Wanda", target="Pralec")
+    with pytest.raises(FactError, match="context only"):
+        rl.trace_facts(toy, [facts[0], long], directory=directory)
+    with pytest.raises(FactError, match="list of facts is empty"):
+        rl.trace_facts(toy, [], directory=directory)
+    with pytest.raises(ValueError, match="fits one subject"):
+        rl.trace_facts(toy, facts, noise=torch.zeros(2, 3, toy.cfg.d_model), directory=directory)
+    with pytest.raises(ValueError, match="whole model"):
+        rl.trace_facts(toy, facts, window=99, component="mlp", directory=directory)
+    assert not directory.exists()
+
+
+def test_a_fact_given_twice_is_traced_once(toy: Any, facts: list[rl.Fact]) -> None:
+    assert len(rl.trace_facts(toy, [facts[0], facts[0]], samples=1)) == 1
+
+
+def test_progress_is_shown_when_asked(toy: Any, facts: list[rl.Fact], capfd: Any) -> None:
+    rl.trace_facts(toy, facts[:2], samples=1)
+    assert "trace resid" not in capfd.readouterr().err
+    rl.trace_facts(toy, facts[:2], samples=1, progress=True)
+    assert "2/2" in capfd.readouterr().err
+
+
+SHAPES = {
+    "ours": {"prompt": "{} is in", "subject": "Paris", "target": "France", "new_target": "Italy"},
+    "known_1000": {"prompt": "Paris is in", "subject": "Paris", "attribute": "France", "known_id": 3},
+    "counterfact": {
+        "case_id": 1,
+        "requested_rewrite": {
+            "prompt": "{} is in",
+            "subject": "Paris",
+            "target_true": {"str": "France"},
+            "target_new": {"str": "Italy"},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fact_files_are_read(tmp_path: Any, shape: str) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([SHAPES[shape]]))
+    (fact,) = rl.read_facts(path)
+    new_target = None if shape == "known_1000" else "Italy"
+    assert fact == rl.Fact("{} is in", subject="Paris", target="France", new_target=new_target)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not JSON"),
+        ("[]", "no facts"),
+        ("{}", "no facts"),
+        ('[{"prompt": "{} is in", "subject": "Paris", "target": "France"}, {"prompt": "{} is"}]', "Fact 1 .* lacks"),
+        ("[3]", "Fact 0 .* lacks"),
+        ('[{"prompt": "Rome is in", "subject": "Paris", "attribute": "France"}]', "Fact 0 .*'Paris' is not in"),
+        ('[{"prompt": "{} is in", "subject": "", "target": "France"}]', "Fact 0 .*is empty"),
+    ],
+)
+def test_a_wrong_fact_file_is_refused(tmp_path: Any, content: str, message: str) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(content)
+    with pytest.raises(FactError, match=message):
+        rl.read_facts(path)
