@@ -189,9 +189,10 @@ class _Tracer:
             stream = restore(stream, states[first], row_positions)
             hooked = window[1:]
         hooks: list[Hook] = [(component_hook(self.component, i), _restoring(states[i], row_positions)) for i in hooked]
-        past = None if self.past is None else self.past.before(skipped, torch.arange(samples).repeat(len(positions)))
+        rows = torch.arange(samples).repeat(len(positions))
+        read = None if (past := self.past) is None else lambda layer: past.at(layer, before=skipped, rows=rows)
         with self.forward.model.hooks(fwd_hooks=hooks):
-            return self.forward.resume(stream, start, past=past)[:, -1]
+            return self.forward.resume(stream, start, past=read)[:, -1]
 
     def probabilities(self, finals: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
         """The answer's probability for rows of the final stream, unembedded in chunks."""
