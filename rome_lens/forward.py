@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge.generalized_components.block import VARIANT_SUBMODULE_NAMES
 from transformers import DynamicCache
 
 from rome_lens.models import (
@@ -193,7 +194,7 @@ class PartialForward:
                     f"Resuming this model from layer 0 misses its own logits by {error:.2g}: its forward pass does more "
                     "than blocks, final norm, unembedding and soft cap, which is all that is known here."
                 )
-            self._has_past = all(map(can_be_cut, self._arguments))
+            self._has_past = all(map(only_attends, model.blocks)) and all(map(can_be_cut, self._arguments))
             self._has_past = self._has_past and self._past_error(tokens, kept[name], expected) <= allowed
 
     def _past_error(
@@ -248,7 +249,7 @@ class PartialForward:
         if is_bridge(self.model):
             arguments = self._arguments[layer]
             out = block(stream, **(arguments if past is None else later_arguments(arguments, layer, stream, past)))
-            return out[0] if isinstance(out, tuple) else out
+            return out if isinstance(out, Tensor) else out[0]
         if past is None:
             return block(stream)
         return block(stream, past_kv_cache_entry=frozen_entry(past.key, past.value))
@@ -309,6 +310,11 @@ def named_arguments(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def with_cache(arguments: dict[str, Any], cache: DynamicCache) -> dict[str, Any]:
     """A block's arguments with this key-value cache, where the block takes one."""
     return {name: cache if name in _CACHES else value for name, value in arguments.items()}
+
+
+def only_attends(block: torch.nn.Module) -> bool:
+    """Whether attention alone moves information between positions: other ways keep a state, which is no ``Past``."""
+    return [name for name in VARIANT_SUBMODULE_NAMES if hasattr(block, name)] == ["attn"]
 
 
 def can_be_cut(arguments: dict[str, Any]) -> bool:
