@@ -172,7 +172,7 @@ class PartialForward:
 
     Constructing it makes that run and compares the ways once: an architecture whose forward does something this class
     does not know is refused instead of answered wrongly. Where only the way with a past differs (no cache in some layer,
-    a hook of the caller's at one position), there is none: ``run`` gives None in its place.
+    attention to later positions, a hook of the caller's at one position), ``run`` gives None in its place.
 
     Raises:
         ModelError: resumed logits differ from the model's own.
@@ -200,13 +200,18 @@ class PartialForward:
     def _past_error(
         self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"], expected: Float[Tensor, "1 d_vocab"]
     ) -> float:
-        """How far a run that keeps its past, and one of the later half of the positions with it, miss the logits."""
-        half, row = len(tokens) // 2, torch.arange(1)
-        found, past = self.run(tokens[None])
+        """How far a run that keeps its past, and one of the later half of the positions with it, miss the logits.
+
+        The past is that of a run with other later tokens: where earlier positions read later ones, there is no past.
+        """
+        half = len(tokens) // 2
+        other = torch.cat([tokens[:half], (tokens[half:] + 1) % self.model.cfg.d_vocab])
+        found, past = self.run(torch.stack([tokens, other]))
         if past is None:
             return float("inf")
+        row = torch.ones(1, dtype=torch.long)
         final = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
-        return float((torch.stack([found, self.logits(final[:, -1])]) - expected).abs().max())
+        return float((torch.stack([found[:1], self.logits(final[:, -1])]) - expected).abs().max())
 
     @contextmanager
     def _recording_arguments(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES, FAMILIES, TINY, tiny
+from models_for_tests import CLASSES, FAMILIES, GEMMA, LLAMA, SIZES, TINY, tiny
 
 from rome_lens.forward import LayerPast, PartialForward, Past, evaluating
 from rome_lens.models import ModelError, capture_hooks, component_hook, resid_pre_hook
@@ -181,9 +181,31 @@ def test_a_layer_that_uses_no_cache_leaves_no_past(layer: int) -> None:
     torch.testing.assert_close(forward.logits(final[:, -1]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_argument_of_unknown_positions_leaves_no_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bloom's blocks are given slopes for each key, under a name that is not known."""
-    monkeypatch.setitem(FAMILIES, "bloom", ("Bloom", {"n_layer": 4, "hidden_size": 24, "n_head": 4}))
-    forward = PartialForward(fresh("bloom", "TransformerBridge"), TOKENS[0])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (
+            "Bloom",
+            {"n_layer": 4, "hidden_size": 24, "n_head": 4},
+        ),  # slopes for each key, under a name that is not known
+        ("Gemma3Text", {**GEMMA, "use_bidirectional_attention": True}),  # earlier positions read later ones
+        ("FalconH1", LLAMA),  # a state beside each attention
+    ],
+)
+def test_without_keys_and_values_that_hold_all_there_is_no_past(
+    monkeypatch: pytest.MonkeyPatch, name: str, sizes: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(FAMILIES, name, (name, sizes))
+    model = fresh(name, "TransformerBridge")
+    forward = PartialForward(model, TOKENS[0])
+    entering, expected = streams(model, TOKENS[:1])
     with torch.no_grad():
         assert forward.run(TOKENS)[1] is None
+        final = forward.resume(entering[1], 1)
+    torch.testing.assert_close(forward.logits(final[:, -1]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_of_transformers_own_is_given_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens 3 runs OPT's attention as it is, by torch's ``sdpa`` without a mask."""
+    monkeypatch.setitem(FAMILIES, "opt", ("OPT", {**SIZES, "ffn_dim": 40, "word_embed_proj_dim": 24}))
+    past_of(PartialForward(fresh("opt", "TransformerBridge"), TOKENS[0]))
