@@ -2,31 +2,52 @@
 
 from rome_lens import data, forward, models, viz
 from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
+from rome_lens.attribution import attribution_trace
+from rome_lens.averages import TraceAverage, average_traces
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.firing import EditFiring, edit_firing
-from rome_lens.corruption import GaussianNoise
+from rome_lens.corruption import (
+    Counterfactual,
+    GaussianNoise,
+    MultivariateGaussianNoise,
+    Replacement,
+    StudentTNoise,
+    UniformNoise,
+)
 from rome_lens.edits import RankOneEdit
-from rome_lens.facts import Fact
+from rome_lens.facts import Fact, read_facts
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import RomeConfig, rome
-from rome_lens.traces import CausalTrace, choose_layer
-from rome_lens.tracing import causal_trace
+from rome_lens.sweeps import TracedFacts, trace_facts
+from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
+from rome_lens.tracing import causal_trace, severed_trace
 
 __all__ = [
+    "AttributionTrace",
     "BeforeAfter",
     "CausalTrace",
     "CheckResult",
+    "Counterfactual",
     "EditFiring",
     "Fact",
     "GaussianNoise",
     "KeyStatistics",
     "Limits",
+    "MultivariateGaussianNoise",
     "RankOneEdit",
+    "Replacement",
     "RomeConfig",
+    "SeveredTrace",
+    "StudentTNoise",
     "TopAnswers",
+    "TraceAverage",
+    "TracedFacts",
+    "UniformNoise",
     "answer_log_probs",
+    "attribution_trace",
+    "average_traces",
     "causal_trace",
     "check_limits",
     "choose_layer",
@@ -36,8 +57,11 @@ __all__ = [
     "forward",
     "load_model",
     "models",
+    "read_facts",
     "report",
     "rome",
+    "severed_trace",
     "top_answers",
+    "trace_facts",
     "viz",
 ]

@@ -1,6 +1,10 @@
 """A fact: a prompt about a subject, its answer, and the answer an edit shall give instead."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 SLOT = "{}"
 
@@ -97,3 +101,47 @@ def _check_template(prompt: str, subject: str) -> None:
         raise FactError(
             f"The prompt {prompt!r} ends in white space. Remove it: the space before an answer is part of the answer's first token."
         )
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """Facts from a JSON list of objects, each of one of three shapes.
+
+    * this project's: ``prompt`` with ``{}``, ``subject``, ``target``, and ``new_target`` where there is one;
+    * known_1000's: ``prompt`` with the subject written out, ``subject``, ``attribute``;
+    * CounterFact's: ``requested_rewrite`` with ``prompt``, ``subject``, ``target_true`` and ``target_new`` (each with
+      ``str``).
+
+    Further fields are left alone.
+
+    Raises:
+        FactError: the file is no such list, or holds no fact; the message names the fact by its index and what it lacks.
+    """
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FactError(f"{path} is not JSON: {error}") from error
+    if not isinstance(records, list) or not records:
+        raise FactError(f"{path} holds {type(records).__name__} of no facts, expected a list with at least one.")
+    facts = []
+    for index, record in enumerate(records):
+        try:
+            facts.append(_fact_of(record))
+        except (KeyError, TypeError) as error:
+            raise FactError(
+                f"Fact {index} of {path} lacks {error}: expected prompt, subject and target (or attribute), or a "
+                f"requested_rewrite; it is {str(record)[:120]}."
+            ) from error
+        except FactError as error:
+            raise FactError(f"Fact {index} of {path}: {error}") from error
+    return facts
+
+
+def _fact_of(record: Mapping[str, Any]) -> Fact:
+    if "requested_rewrite" in record:
+        rewrite = record["requested_rewrite"]
+        targets = {"target": rewrite["target_true"]["str"], "new_target": rewrite["target_new"]["str"]}
+        return Fact(rewrite["prompt"], subject=rewrite["subject"], **targets)
+    target = record["attribute"] if "attribute" in record else record["target"]
+    new_target = record.get("new_target")
+    make = Fact if SLOT in record["prompt"] else Fact.from_text
+    return make(record["prompt"], subject=record["subject"], target=target, new_target=new_target)

@@ -22,9 +22,11 @@ from rome_lens.models import (
     capture_hooks,
     component_hook,
     device,
+    has_hooks_on_logits,
     is_bridge,
     key_hook,
     resid_pre_hook,
+    unembedding,
     w_out,
 )
 
@@ -32,6 +34,8 @@ from rome_lens.models import (
 # the names of the key-value cache.
 _POSITION_AXES = {"attention_mask": -2, "position_embeddings": -2, "position_ids": -1, "cache_position": -1}
 _CACHES = ("past_key_values", "layer_past")
+_VOCABULARY_SLICE = 8192
+_ROWS_PER_SLICE = 512
 
 
 @contextmanager
@@ -239,8 +243,8 @@ class PartialForward:
     ) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last layer, from the stream that enters ``layer``; hooks fire as in any run.
 
-        With a ``past``, which gives what each layer's attention reads, ``stream`` holds the positions that follow it, up
-        to the last, and only they are run.
+        With a ``past``, which gives what each layer's attention reads, ``stream`` holds positions that follow it, and only
+        they are run.
         """
         for i in range(layer, self.model.cfg.n_layers):
             stream = self.block(i, stream, None if past is None else past(i))
@@ -249,7 +253,7 @@ class PartialForward:
     def block(
         self, layer: int, stream: Float[Tensor, "row pos d_model"], past: LayerPast | None = None
     ) -> Float[Tensor, "row pos d_model"]:
-        """The residual stream after one layer, from the stream that enters it, of the positions that follow ``past``."""
+        """The residual stream after one layer, from the stream that enters it, of positions that follow ``past``."""
         block = self.model.blocks[layer]
         if is_bridge(self.model):
             arguments = self._arguments[layer]
@@ -261,11 +265,42 @@ class PartialForward:
 
     def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
-        logits = self.model.unembed(self.model.ln_final(stream[:, None].contiguous()))[:, 0]
+        return self._capped(self.model.unembed(self._normalised(stream)[:, None])[:, 0])
+
+    def answer_log_probs(
+        self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
+    ) -> Float[Tensor, " row"]:
+        """``sum_i log p(answer_i)``, each token read off its own position of the last stream.
+
+        ``log p(t) = logit_t - log sum_v exp(logit_v)``, the sum taken over slices of the vocabulary, so that the logits
+        are never held together: on a large vocabulary that saves most of the time and nearly all of the memory.
+        """
+        flat = stream.flatten(0, 1)
+        tokens = torch.tensor(answer, device=flat.device).repeat(len(stream))
+        if has_hooks_on_logits(self.model):
+            parts = zip(flat.split(_ROWS_PER_SLICE), tokens.split(_ROWS_PER_SLICE), strict=True)
+            log_probs = torch.cat([log_probabilities(self.logits(rows), chosen) for rows, chosen in parts])
+        else:
+            log_probs = self._log_probs(self._normalised(flat), tokens)
+        return log_probs.view(len(stream), len(answer)).sum(1)
+
+    def _log_probs(self, final: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        weight, bias = unembedding(self.model)
+        chosen = self._capped((final * weight[:, tokens].T).sum(-1) + bias[tokens])
+        log_sum = torch.full_like(chosen, -torch.inf)
+        for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
+            part = slice(start, start + _VOCABULARY_SLICE)
+            for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
+                logits = self._capped(torch.addmm(bias[part], final[rows], weight[:, part]))
+                log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
+        return chosen - log_sum
+
+    def _normalised(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        return self.model.ln_final(stream[:, None].contiguous())[:, 0].contiguous()
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.model.cfg.output_logits_soft_cap
-        if cap and cap > 0.0:
-            logits = cap * torch.tanh(logits / cap)
-        return at_least_float32(logits)
+        return at_least_float32(cap * torch.tanh(logits / cap) if cap and cap > 0.0 else logits)
 
 
 @contextmanager
@@ -330,21 +365,21 @@ def can_be_cut(arguments: dict[str, Any]) -> bool:
 
 
 def later_arguments(arguments: dict[str, Any], layer: int, stream: Tensor, past: LayerPast) -> dict[str, Any]:
-    """A block's arguments for the positions that follow a past."""
+    """A block's arguments for the positions of ``stream``, which follow a past."""
     cache = DynamicCache()
     cache.update(past.key.transpose(1, 2), past.value.transpose(1, 2), layer)
     later = with_cache(arguments, cache)
-    start, length = past.key.shape[1], stream.shape[1]
+    start, end = past.key.shape[1], past.key.shape[1] + stream.shape[1]
     for name, axis in _POSITION_AXES.items():
         value = later.get(name)
         if isinstance(value, Tensor):
-            later[name] = value.narrow(axis, start, length)
+            later[name] = value.narrow(axis, start, end - start)
         elif isinstance(value, tuple):
-            later[name] = tuple(each.narrow(axis, start, length) for each in value)
-    if later.get("attention_mask") is None:
-        # Without a mask torch would take the first of these positions for the first of all.
-        hidden = stream.new_full((length, start + length), torch.finfo(stream.dtype).min)
-        later["attention_mask"] = hidden.triu(start + 1)[None, None]
+            later[name] = tuple(each.narrow(axis, start, end - start) for each in value)
+    mask = later.get("attention_mask")
+    if mask is None:  # without one torch takes the first of these positions for the first of all
+        mask = stream.new_full((1, 1, end - start, end), torch.finfo(stream.dtype).min).triu(start + 1)
+    later["attention_mask"] = mask[..., :end]
     return later
 
 

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-Component = Literal["resid", "mlp", "attn"]
-COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn")
+Component = Literal["resid", "mlp", "attn", "z"]
+COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn", "z")
 Hook = tuple[str, Callable[..., Tensor | None]]
 
 EMBED = "hook_embed"
-_COMPONENT_HOOKS = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out"}
+_COMPONENT_HOOKS = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out", "z": "attn.hook_z"}
 
 
 class ModelError(ValueError):
@@ -33,7 +33,7 @@ LensModel: TypeAlias = Any
 
 
 def component_hook(component: str, layer: int) -> str:
-    """Name of the hook at a layer's output: the residual stream after it, or what its MLP or attention adds."""
+    """Name of the hook at a layer's output: the stream after it, what its MLP or attention adds, or its heads' ``z``."""
     return f"blocks.{layer}.{_COMPONENT_HOOKS[component]}"
 
 
@@ -101,6 +101,16 @@ def is_bridge(model: LensModel) -> bool:
 def device(model: LensModel) -> torch.device:
     """Where the model computes."""
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
+
+
+def unembedding(model: LensModel) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+    """``W_U`` and ``b_U``."""
+    return model.unembed.W_U.detach(), model.unembed.b_U.detach()
+
+
+def has_hooks_on_logits(model: LensModel) -> bool:
+    """Whether someone's hooks act on the unembedding itself, so that it must be called and not computed beside it."""
+    return any(point.fwd_hooks for name, point in model.hook_dict.items() if name.startswith("unembed"))
 
 
 def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:
@@ -189,6 +199,13 @@ def fingerprint(model: LensModel) -> str:
 def w_out_fingerprint(model: LensModel, layers: range) -> str:
     """A hash of samples of ``W_out`` in some layers: what an edit changes and :func:`fingerprint` leaves out."""
     return hashlib.sha256(b"".join(_sample(w_out(model, layer)) for layer in layers)).hexdigest()[:10]
+
+
+def weights_fingerprint(model: LensModel) -> str:
+    """A hash that an edit changes: :func:`fingerprint` and, where the MLPs are dense, all of ``W_out``'s samples."""
+    dense = all(isinstance(getattr(getattr(block, "mlp", None), "W_out", None), Tensor) for block in model.blocks)
+    layers = range(model.cfg.n_layers if dense and not model.cfg.num_experts else 0)
+    return f"{fingerprint(model)}-{w_out_fingerprint(model, layers)}"
 
 
 def _sample(weight: Tensor, per_axis: int = 32) -> bytes:

@@ -1,45 +1,32 @@
 """Causal tracing: corrupt the subject, restore one state, and see how much of the answer returns.
 
-The plain method runs the whole model once for each cell (layer, position). Here a cell costs what it must: the run
-resumes from the corrupted stream at the first restored layer, many cells share a batch, only the last position is
-unembedded, and cells that cannot reach the answer are not run at all.
+The plain method runs the whole model once for each cell (layer, position). Here a cell costs what it must: see
+``restoring.py``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from rome_lens.corruption import GaussianNoise, noise_for
-from rome_lens.facts import Fact, FactError
-from rome_lens.forward import PartialForward, Past, evaluating, last_position_logits, log_probabilities
-from rome_lens.models import (
-    COMPONENTS,
-    EMBED,
-    Hook,
-    LensModel,
-    ModelError,
-    capture_hooks,
-    check_layer,
-    component_hook,
-    device,
-    fingerprint,
-    resid_pre_hook,
-)
-from rome_lens.tokens import FactTokens, encode
-from rome_lens.traces import CausalTrace
+from rome_lens.corruption import CorruptedPrompt, GaussianNoise, NoiseError, noise_for
+from rome_lens.facts import Fact
+from rome_lens.forward import evaluating
+from rome_lens.grid import Grid, check_has_mlp, grid
+from rome_lens.models import Hook, LensModel, capture_hooks, component_hook, fingerprint
+from rome_lens.recall import Answer, FactNotKnownError, Recall, recall
+from rome_lens.restoring import CorruptedRun, Restorer, corrupted_run
+from rome_lens.tokens import encode
+from rome_lens.traces import CausalTrace, SeveredTrace
 
-_TOKENS_PER_BATCH = 4096
-_TOKENS_PER_BATCH_WITH_PAST = 320
-_LOGITS_PER_BATCH = 1 << 27
+__all__ = ["FactNotKnownError", "causal_trace", "severed_trace"]
 
-
-class FactNotKnownError(FactError):
-    """The model's first answer is another one, so that there is no fact to trace."""
+_ROWS_PER_UNEMBEDDING = 2048
+_SEVERED = {"mlp": ("mlp",), "attn": ("attn",), "both": ("mlp", "attn")}
 
 
 def causal_trace(
@@ -52,6 +39,8 @@ def causal_trace(
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    answer: Answer = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -62,19 +51,25 @@ def causal_trace(
     The score of a cell is the mean over ``samples`` corrupted runs of the softmax probability of the answer's first
     token at the last position, while the component's output at that position is held at its clean value in the layers
     ``max(0, l - window // 2)`` up to, not including, ``min(n_layers, l - (-window // 2))``. The same noise serves every
-    cell.
+    cell. Probabilities are computed in float32 at least, whatever the model's precision.
 
     Source: Meng et al. 2022, section 2.1 and appendix B.1 (single states; windows of 10 for MLP and attention).
 
+    On weights that TransformerLens has processed (folded norms, centred writing weights) scores are the same for the same
+    noise tensor. The default noise is another one there, since processing moves the embeddings and with them their
+    standard deviation.
+
     Args:
-        component: ``"resid"`` (the stream after the layer), ``"mlp"`` or ``"attn"`` (what the layer adds to it).
-        noise: a :class:`~rome_lens.corruption.Noise`, or the tensor itself, ``[samples, subject, d_model]``
+        component: ``"resid"`` (the stream after the layer), ``"mlp"`` or ``"attn"`` (what the layer adds to it), or
+            ``"z"``, the output of single heads before ``W_O``; then scores have a third axis, ``heads``.
+        noise: a kind of noise (see ``corruption.py``), or the tensor itself, ``[samples, subject, d_model]``
             (then ``samples`` is not read).
-        layers, positions: None takes all. Negative positions count from the end.
+        layers, positions, heads: None takes all. Negative positions count from the end.
+        answer: ``"first_token"`` scores the answer's first token, as the study does; ``"whole"`` the product over all of
+            its tokens, each given those before it.
         prepend_bos: None takes the model's default.
-        batch_size: rows of one forward, a row being one noise sample of one cell; a cell's samples stay together. None
-            takes a few hundred tokens' worth where later positions can be run alone, else some thousand. It changes no
-            score beyond rounding.
+        batch_size: the most rows that any forward may have, a row being one noise sample of one cell: the bound on memory.
+            None takes some thousand tokens' worth. It changes no score beyond rounding.
         require_correct: refuse a fact whose answer is not the model's first choice; with False the answer's
             probability is traced all the same.
 
@@ -83,207 +78,235 @@ def causal_trace(
         ModelError, FactError, NoiseError, ValueError: as their messages say; nothing is run before they are raised but
             one forward.
     """
-    chosen_layers = _chosen_layers(model, component, window, layers)
-    encoded = encode(model, fact, prepend_bos=prepend_bos)
-    chosen_positions = _chosen_positions(positions, len(encoded.tokens))
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+    cells = grid(
+        model,
+        fact,
+        component=component,
+        window=window,
+        layers=layers,
+        positions=positions,
+        heads=heads,
+        answer=answer,
+        prepend_bos=prepend_bos,
+        batch_size=batch_size,
+    )
     with evaluating(model), torch.no_grad():
-        forward = PartialForward(model, encoded.tokens)
-        states, embeddings, clean_logits = _clean_run(model, encoded, component)
-        _check_known(model, fact, encoded, clean_logits, require_correct)
-        drawn = noise_for(noise, model, embeddings[slice(*encoded.subject)], samples=samples)
-        streams, past = _corrupted_run(forward, encoded, embeddings, drawn)
-        tracer = _Tracer(forward, encoded, component, window, states, streams, past, batch_size)
-        corrupted, scores = tracer.run(chosen_layers, chosen_positions, progress=progress)
-        clean = float(log_probabilities(clean_logits[None], torch.tensor(encoded.answer[:1])).exp())
+        recalled = recall(model, fact, cells.encoded, cells.answer, component, require_correct=require_correct)
+        drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
+        corrupted, scores = [], []
+        with _progress(f"trace {component}", cells, len(drawn), shown=progress) as bar:
+            for part in drawn.split(cells.rows):
+                run = corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part))
+                corrupted.append(_probabilities(recalled, run.streams[-1]))
+                restorer = Restorer(recalled.forward, component, recalled.states, run)
+                scores.append(_scores(recalled, cells, restorer, corrupted[-1], bar))
     return CausalTrace(
         fact=fact,
         component=component,
         window=window,
-        layers=tuple(chosen_layers),
-        positions=tuple(chosen_positions),
-        labels=encoded.labels,
-        subject=encoded.subject,
-        answer=model.tokenizer.decode([encoded.answer[0]]),
-        clean=clean,
-        corrupted_samples=corrupted.cpu(),
-        sample_scores=scores.cpu(),
-        noise="tensor" if isinstance(noise, Tensor) else repr(noise),
+        layers=cells.layers,
+        positions=cells.positions,
+        heads=cells.heads or (),
+        labels=cells.encoded.labels,
+        subject=cells.encoded.subject,
+        answer=model.tokenizer.decode(list(cells.answer)),
+        clean=recalled.clean,
+        corrupted_samples=torch.cat(corrupted).cpu(),
+        sample_scores=torch.cat(scores).cpu(),
+        noise=described(noise),
         model_fingerprint=fingerprint(model),
     )
 
 
-class _Tracer:
-    """Runs cells of one trace in batches; a row is one noise sample of one cell."""
+def severed_trace(
+    model: LensModel,
+    fact: Fact,
+    *,
+    severed: str = "mlp",
+    noise: Any = GaussianNoise(),
+    held_noise: Any = None,
+    held_layers: str = "later",
+    samples: int = 10,
+    layers: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+    answer: Answer = "first_token",
+    prepend_bos: bool | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    require_correct: bool = True,
+) -> SeveredTrace:
+    """The trace of the residual stream while later MLPs (or attentions) at the restored position stay corrupted.
 
-    def __init__(
-        self,
-        forward: PartialForward,
-        encoded: FactTokens,
-        component: str,
-        window: int,
-        states: dict[int, Float[Tensor, "pos d_model"]],
-        streams: dict[int, Float[Tensor, "sample pos d_model"]],
-        past: Past | None,
-        batch_size: int | None,
-    ) -> None:
-        self.forward, self.component, self.window, self.states, self.streams = (
-            forward,
-            component,
-            window,
-            states,
-            streams,
-        )
-        self.answer = encoded.answer[0]
-        self.first, self.last = encoded.subject[0], len(encoded.tokens) - 1
-        self.n_layers = forward.model.cfg.n_layers
-        self.past = past
-        # Cells of one batch start at the first of their positions: with a past, small batches compute less.
-        tokens = _TOKENS_PER_BATCH if past is None else _TOKENS_PER_BATCH_WITH_PAST
-        rows = batch_size or tokens // len(encoded.tokens)
-        self.cells_per_batch = max(1, rows // streams[0].shape[0])
+    With the state at ``(layer, pos)`` restored, the outputs of the severed modules at ``pos`` in the layers after it are
+    held at the values that they have in the corrupted run: what is lost against the ordinary trace went through them.
 
-    def run(
-        self, layers: Sequence[int], positions: Sequence[int], *, progress: bool
-    ) -> tuple[Float[Tensor, " sample"], Float[Tensor, "sample layer pos"]]:
-        corrupted = self.probabilities(self.streams[self.n_layers][:, -1])
-        scores = repeat(corrupted, "sample -> sample layer pos", layer=len(layers), pos=len(positions)).clone()
-        cells: list[tuple[int, int]] = []
-        finals: list[Tensor] = []
-        for i, layer in enumerate(tqdm(layers, desc=f"trace {self.component}", disable=not progress)):
-            columns = [j for j, pos in enumerate(positions) if self.can_matter(layer, pos)]
-            columns.sort(key=lambda j: positions[j])
-            for start in range(0, len(columns), self.cells_per_batch):
-                chunk = columns[start : start + self.cells_per_batch]
-                finals.append(self.restored(layer, [positions[j] for j in chunk]))
-                cells.extend((i, j) for j in chunk)
-        if cells:
-            restored = rearrange(self.probabilities(torch.cat(finals)), "(cell sample) -> sample cell", cell=len(cells))
-            rows, columns = (list(axis) for axis in zip(*cells, strict=True))
-            scores[:, rows, columns] = restored
-        return corrupted, scores
+    Source: Meng et al. 2022, section 2.2 and figure 3 (the modified graph). There the held values come from a first draw of
+    noise and the scored run from a second one; here one draw serves both, unless ``held_noise`` is given. (At the last
+    layer, after which nothing is held, the study's code scores its first draw; here it is always ``noise``.)
 
-    def restored_layers(self, layer: int) -> range:
-        """The window around a layer, as the original study cuts it."""
-        return range(max(0, layer - self.window // 2), min(self.n_layers, layer - (-self.window // 2)))
+    Args:
+        severed: ``"mlp"``, ``"attn"`` or ``"both"``.
+        noise: of the scored runs.
+        held_noise: of the runs that the held values are taken from; None takes the scored runs' own.
+        held_layers: ``"later"`` holds the layers after the restored one, ``"all"`` every layer. With one draw they agree,
+            since before the restored layer nothing differs from the corrupted run.
+        positions: None takes the last token of the subject, as the study does.
+        samples, layers, answer, prepend_bos, batch_size, progress, require_correct: as for :func:`causal_trace`.
 
-    def can_matter(self, layer: int, pos: int) -> bool:
-        """Whether restoring the cell can change the answer: states before the subject are not corrupted, and after the
-        last layer's attention only the last position is read."""
-        return pos >= self.first and (pos == self.last or self.restored_layers(layer)[0] < self.n_layers - 1)
-
-    def restored(self, layer: int, positions: Sequence[int]) -> Float[Tensor, "row d_model"]:
-        """The last position's final stream of all samples, for cells of one layer."""
-        window = self.restored_layers(layer)
-        first = window[0]
-        samples = self.streams[0].shape[0]
-        skipped = 0 if self.past is None else min(positions)
-        states = {i: self.states[i][skipped:] for i in window}
-        row_positions = repeat(torch.tensor(positions) - skipped, "cell -> (cell sample)", sample=samples)
-        # The residual stream after a layer is what enters the next one, so that its first restored layer need not run.
-        start = first + 1 if self.component == "resid" else first
-        stream = repeat(self.streams[start][:, skipped:], "sample pos d -> (cell sample) pos d", cell=len(positions))
-        hooked = window
-        if self.component == "resid":
-            stream = restore(stream, states[first], row_positions)
-            hooked = window[1:]
-        hooks: list[Hook] = [(component_hook(self.component, i), _restoring(states[i], row_positions)) for i in hooked]
-        rows = torch.arange(samples).repeat(len(positions))
-        read = None if (past := self.past) is None else lambda layer: past.at(layer, before=skipped, rows=rows)
-        with self.forward.model.hooks(fwd_hooks=hooks):
-            return self.forward.resume(stream, start, past=read)[:, -1]
-
-    def probabilities(self, finals: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
-        """The answer's probability for rows of the final stream, unembedded in chunks."""
-        rows = max(1, _LOGITS_PER_BATCH // self.forward.model.cfg.d_vocab)
-        logits = (self.forward.logits(chunk) for chunk in finals.split(rows))
-        return torch.cat([log_probabilities(each, torch.full((len(each),), self.answer)).exp() for each in logits])
-
-
-def restore(
-    value: Float[Tensor, "row pos d_model"], state: Float[Tensor, "pos d_model"], row_positions: Int[Tensor, " row"]
-) -> Float[Tensor, "row pos d_model"]:
-    """``value`` with each row's own position replaced by the clean state there."""
-    value = value.clone()
-    value[torch.arange(len(row_positions)), row_positions] = state[row_positions]
-    return value
+    Raises:
+        FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
+    """
+    _check_severed(model, severed, held_layers)
+    cells = grid(
+        model,
+        fact,
+        component="resid",
+        window=1,
+        layers=layers,
+        positions=[encode(model, fact, prepend_bos=prepend_bos).subject_last] if positions is None else positions,
+        heads=None,
+        answer=answer,
+        prepend_bos=prepend_bos,
+        batch_size=batch_size,
+    )
+    with evaluating(model), torch.no_grad():
+        recalled = recall(model, fact, cells.encoded, cells.answer, "resid", require_correct=require_correct)
+        drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
+        first = drawn
+        if held_noise is not None:
+            first = drawn_noise(model, fact, recalled, held_noise, samples=samples, prepend_bos=prepend_bos)
+        if len(first) != len(drawn):
+            raise NoiseError(f"held_noise has {len(first)} samples, noise {len(drawn)}: expected as many.")
+        corrupted, ordinary, cut = [], [], []
+        with _progress(f"severed {severed}", cells, 2 * len(drawn), shown=progress) as bar:
+            for part, held_part in zip(drawn.split(cells.rows), first.split(cells.rows), strict=True):
+                run = corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part))
+                corrupted.append(_probabilities(recalled, run.streams[-1]))
+                restorer = Restorer(recalled.forward, "resid", recalled.states, run)
+                ordinary.append(_scores(recalled, cells, restorer, corrupted[-1], bar))
+                held = _outputs(recalled, severed, held_part)
+                columns = []
+                for pos in cells.positions:
+                    base = run if held_layers == "later" else _run_with_held(recalled, part, held, pos)
+                    restorer = Restorer(recalled.forward, "resid", recalled.states, base, held=held)
+                    unrestored = _probabilities(recalled, base.streams[-1])
+                    columns.append(_scores(recalled, cells.at(pos), restorer, unrestored, bar))
+                cut.append(torch.cat(columns, dim=2))
+    return SeveredTrace(
+        fact=fact,
+        severed=severed,
+        held_layers=held_layers,
+        layers=cells.layers,
+        positions=cells.positions,
+        labels=cells.encoded.labels,
+        subject=cells.encoded.subject,
+        answer=model.tokenizer.decode(list(cells.answer)),
+        clean=recalled.clean,
+        corrupted_samples=torch.cat(corrupted).cpu(),
+        ordinary_sample_scores=torch.cat(ordinary).cpu(),
+        sample_scores=torch.cat(cut).cpu(),
+        noise=described(noise),
+        held_noise=described(noise if held_noise is None else held_noise),
+        model_fingerprint=fingerprint(model),
+    )
 
 
-def _restoring(state: Tensor, row_positions: Tensor) -> Any:
-    def hook_fn(value: Tensor, hook: Any) -> Tensor:
-        return restore(value, state, row_positions)
+def drawn_noise(
+    model: LensModel, fact: Fact, recalled: Recall, noise: Any, *, samples: int, prepend_bos: bool | None
+) -> Float[Tensor, "sample subject d_model"]:
+    """The noise of a trace for this fact."""
+    prompt = CorruptedPrompt(
+        fact=fact,
+        encoded=recalled.encoded,
+        embeddings=recalled.embeddings[slice(*recalled.encoded.subject)],
+        prepend_bos=prepend_bos,
+    )
+    return noise_for(noise, model, prompt, samples=samples)
 
-    return hook_fn
+
+def corrupted_embeddings(
+    recalled: Recall, noise: Float[Tensor, "sample subject d_model"]
+) -> Float[Tensor, "sample pos d_model"]:
+    """The clean embeddings with noise on the subject's."""
+    embeddings = repeat(recalled.embeddings, "pos d -> sample pos d", sample=len(noise)).clone()
+    embeddings[:, slice(*recalled.encoded.subject)] += noise
+    return embeddings
 
 
-def _clean_run(
-    model: LensModel, encoded: FactTokens, component: str
-) -> tuple[dict[int, Tensor], Float[Tensor, "pos d_model"], Float[Tensor, " d_vocab"]]:
-    """The component's clean states by layer, the clean embeddings, and the last position's clean logits."""
-    names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
+def described(noise: Any) -> str:
+    """The noise as results name it."""
+    return "tensor" if isinstance(noise, Tensor) else repr(noise)
+
+
+def _scores(
+    recalled: Recall, cells: Grid, restorer: Restorer, unrestored: Float[Tensor, " sample"], bar: tqdm
+) -> Float[Tensor, "sample layer pos *head"]:
+    """The scores of all cells; one that cannot matter has the score of the run with nothing restored."""
+    samples = len(unrestored)
+    scores = unrestored.view(-1, *(1 for _ in cells.shape)).repeat(1, *cells.shape)
+    places, wanted = list(cells.cells()), list(cells.cells().values())
+    waiting: list[tuple[int, Tensor]] = []
+
+    def write() -> None:  # many at once, since each product reads the whole vocabulary's weights
+        if waiting:
+            found = _probabilities(recalled, torch.cat([finals for _, finals in waiting])).split(samples)
+            by_place = rearrange(scores, "sample ... -> ... sample")
+            for (i, _), probabilities in zip(waiting, found, strict=True):
+                by_place[places[i]] = probabilities
+            waiting.clear()
+
+    bar.update(samples * (scores[0].numel() - len(places)))
+    for chunk, finals in restorer.finals(wanted, rows=cells.rows, read=len(recalled.answer)):
+        waiting += zip(chunk, finals, strict=True)
+        bar.update(samples * len(chunk))
+        if len(waiting) * samples >= _ROWS_PER_UNEMBEDDING:
+            write()
+    write()
+    return scores
+
+
+def _probabilities(recalled: Recall, finals: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
+    """The answer's probability, from the last positions of final streams."""
+    return recalled.forward.answer_log_probs(finals[:, -len(recalled.answer) :], recalled.answer).exp()
+
+
+def _outputs(
+    recalled: Recall, severed: str, noise: Float[Tensor, "sample subject d_model"]
+) -> dict[str, Float[Tensor, "sample pos d_model"]]:
+    """The severed modules' outputs in the corrupted run, by hook name."""
+    n_layers = recalled.forward.model.cfg.n_layers
+    names = [component_hook(module, layer) for layer in range(n_layers) for module in _SEVERED[severed]]
     kept: dict[str, Tensor] = {}
-    with model.hooks(fwd_hooks=capture_hooks([EMBED, *names.values()], kept)), last_position_logits(model):
-        logits = model(encoded.tokens[None].to(device(model)))[0, -1]
-    states = {layer: kept[name][0] for layer, name in names.items()}
-    return states, kept[EMBED][0], logits.double() if logits.dtype == torch.float64 else logits.float()
+    embeddings = corrupted_embeddings(recalled, noise)
+    corrupted_run(recalled.forward, recalled.tokens, embeddings, hooks=capture_hooks(names, kept))
+    return kept
 
 
-def _corrupted_run(
-    forward: PartialForward,
-    encoded: FactTokens,
-    embeddings: Float[Tensor, "pos d_model"],
-    noise: Float[Tensor, "sample subject d_model"],
-) -> tuple[dict[int, Float[Tensor, "sample pos d_model"]], Past | None]:
-    """The corrupted residual stream that enters each layer, under ``n_layers`` the one that leaves the last; and the past."""
-    corrupted = repeat(embeddings, "pos d -> sample pos d", sample=noise.shape[0]).clone()
-    corrupted[:, slice(*encoded.subject)] += noise
-    n_layers = forward.model.cfg.n_layers
-    names = [*(resid_pre_hook(layer) for layer in range(n_layers)), component_hook("resid", n_layers - 1)]
-    kept: dict[str, Tensor] = {}
-    hooks: list[Hook] = [(EMBED, lambda value, hook: corrupted), *capture_hooks(names, kept)]
-    with forward.model.hooks(fwd_hooks=hooks):
-        _, past = forward.run(repeat(encoded.tokens, "pos -> sample pos", sample=noise.shape[0]))
-    return {layer: kept[name] for layer, name in enumerate(names)}, past
+def _run_with_held(
+    recalled: Recall, noise: Float[Tensor, "sample subject d_model"], held: dict[str, Tensor], pos: int
+) -> CorruptedRun:
+    """The corrupted run with one position's severed modules held in every layer."""
+
+    def holding(name: str) -> Hook:
+        def hold(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[:, pos] = held[name][:, pos]
+            return value
+
+        return name, hold
+
+    hooks = [holding(name) for name in held]
+    return corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, noise), hooks=hooks)
 
 
-def _check_known(
-    model: LensModel, fact: Fact, encoded: FactTokens, logits: Float[Tensor, " d_vocab"], require_correct: bool
-) -> None:
-    best = int(logits.argmax())
-    if require_correct and best != encoded.answer[0]:
-        probabilities = logits.softmax(-1)
-        raise FactNotKnownError(
-            f"The model answers {fact.text!r} with {model.tokenizer.decode([best])!r} (p = {float(probabilities[best]):.3f}), "
-            f"not with {fact.target!r} (p = {float(probabilities[encoded.answer[0]]):.3f}). "
-            "Choose a fact that it knows, or trace the answer all the same with require_correct=False."
-        )
+def _progress(description: str, cells: Grid, runs: int, *, shown: bool) -> tqdm:
+    return tqdm(desc=description, total=cells.count * runs, unit="run", disable=not shown)
 
 
-def _chosen_layers(model: LensModel, component: str, window: int, layers: Iterable[int] | None) -> list[int]:
-    if component not in COMPONENTS:
-        raise ValueError(f"component is {component!r}, expected one of {', '.join(map(repr, COMPONENTS))}.")
-    n_layers = model.cfg.n_layers
-    if window < 1 or (n_layers > 1 and window // 2 >= n_layers - 1 and -(-window // 2) >= n_layers):
-        raise ValueError(
-            f"window is {window}, expected at least 1 and less than {2 * n_layers - 1}: from there on the window around "
-            f"every layer is the whole model of {n_layers} layers."
-        )
-    if component == "mlp" and getattr(model.cfg, "attn_only", False):
-        raise ModelError("The model has no MLP (attention only): trace 'resid' or 'attn'.")
-    chosen = list(range(n_layers)) if layers is None else list(layers)
-    if not chosen:
-        raise ValueError("layers is empty: name at least one, or None for all.")
-    return [check_layer(model, layer) for layer in chosen]
-
-
-def _chosen_positions(positions: Iterable[int] | None, length: int) -> list[int]:
-    if positions is None:
-        return list(range(length))
-    chosen = list(positions)
-    if not chosen:
-        raise ValueError("positions is empty: name at least one, or None for all.")
-    outside = [pos for pos in chosen if not -length <= pos < length]
-    if outside:
-        raise ValueError(f"Positions {outside} are outside the prompt, which has {length} tokens (0 to {length - 1}).")
-    return [pos % length for pos in chosen]
+def _check_severed(model: LensModel, severed: str, held_layers: str) -> None:
+    if severed not in _SEVERED:
+        raise ValueError(f"severed is {severed!r}, expected one of {', '.join(map(repr, _SEVERED))}.")
+    if held_layers not in ("later", "all"):
+        raise ValueError(f"held_layers is {held_layers!r}, expected 'later' or 'all'.")
+    if "mlp" in _SEVERED[severed]:
+        check_has_mlp(model)

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 from circuitsvis.tokens import colored_tokens
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
+from rome_lens.averages import TraceAverage
 from rome_lens.checks.firing import EditFiring
-from rome_lens.traces import CausalTrace
+from rome_lens.intervals import half_width
+from rome_lens.traces import CausalTrace, SeveredTrace
 
-_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
-_NAMES = {"resid": "residual stream", "mlp": "MLP output", "attn": "attention output"}
+_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "z": "Oranges"}
+_NAMES = {"resid": "residual stream", "mlp": "MLP output", "attn": "attention output", "z": "attention head's z"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,9 +38,10 @@ class Html:
 def trace(result: CausalTrace) -> Figure:
     """Heatmap of a trace: tokens down, layers across, colour the probability of the answer with the state restored.
 
-    The colour scale starts at the corrupted run's probability. Tokens of the subject carry a star.
+    The colour scale starts at the corrupted run's probability. Tokens of the subject carry a star. Of a trace of single
+    heads each cell shows its best head; see :func:`heads`.
     """
-    scores = result.scores.T.numpy()
+    scores = (result.scores.amax(2) if result.heads else result.scores).T.numpy()
     figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.5 + 0.27 * len(result.positions)), layout="constrained")
     axes = figure.add_subplot()
     top = max(float(scores.max()), result.corrupted + 1e-6)
@@ -46,14 +50,99 @@ def trace(result: CausalTrace) -> Figure:
     start, end = result.subject
     labels = [_visible(result.labels[pos]) + ("*" if start <= pos < end else "") for pos in result.positions]
     axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
-    step = max(1, len(result.layers) // 18)
-    axes.set_xticks([i + 0.5 for i in range(0, len(result.layers), step)], [str(i) for i in result.layers[::step]])
-    axes.set_xlabel("restored layer" if result.window == 1 else f"centre of {result.window} restored layers")
+    _layer_ticks(axes, result.layers)
+    axes.set_xlabel(_layer_label(result.window))
     axes.set_title(
         f"{_NAMES[result.component]}: clean {result.clean:.2f}, corrupted {result.corrupted:.3f}", fontsize=9
     )
     bar = figure.colorbar(image, ax=axes)
     bar.set_label(f"p({result.answer.strip()})", parse_math=False)
+    return figure
+
+
+def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
+    """Heatmap of a trace of ``"z"``: heads down, layers across, at one position (None: that of the highest score).
+
+    Raises:
+        ValueError: the trace is not of single heads, or ``at`` is no traced position.
+    """
+    if not result.heads:
+        raise ValueError(f"The trace is of {result.component!r}, expected component='z'.")
+    pos = result.peak(at)[1]
+    scores = result.scores[:, result.positions.index(pos)].T.numpy()
+    figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.6 + 0.27 * len(result.heads)), layout="constrained")
+    axes = figure.add_subplot()
+    top = max(float(scores.max()), result.corrupted + 1e-6)
+    image = axes.pcolormesh(scores, cmap=_COLOURS["z"], vmin=min(result.corrupted, top), vmax=top)
+    axes.invert_yaxis()
+    axes.set_yticks([i + 0.5 for i in range(len(result.heads))], [str(head) for head in result.heads])
+    axes.set_ylabel("head")
+    _layer_ticks(axes, result.layers)
+    axes.set_xlabel(_layer_label(1))
+    axes.set_title(f"{_NAMES['z']} at {_visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
+    figure.colorbar(image, ax=axes).set_label(f"p({result.answer.strip()})", parse_math=False)
+    return figure
+
+
+def severed(result: SeveredTrace) -> Figure:
+    """Indirect effects by layer, with nothing severed and with the modules severed: one panel for each position."""
+    panels = len(result.positions)
+    figure = Figure(figsize=(0.8 + 4.2 * panels, 3.2), layout="constrained")
+    what = {"mlp": "MLPs", "attn": "attentions", "both": "MLPs and attentions"}[result.severed]
+    for j, (axes, pos) in enumerate(zip(figure.subplots(1, panels, squeeze=False)[0], result.positions, strict=True)):
+        x = list(range(len(result.layers)))
+        for name, effects, colour in (
+            ("nothing severed", result.ordinary_sample_scores, "tab:purple"),
+            (f"later {what} severed", result.sample_scores, "tab:green" if result.severed == "mlp" else "tab:red"),
+        ):
+            _band(axes, x, effects[:, :, j] - result.corrupted_samples[:, None], label=name, colour=colour)
+        axes.axhline(0.0, color="grey", linewidth=0.5)
+        axes.set_xticks(x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]])
+        axes.set_xlabel("restored layer")
+        axes.set_ylabel(f"indirect effect on p({result.answer.strip()})", parse_math=False)
+        axes.set_title(f"at {_visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def averages(results: Sequence[TraceAverage]) -> Figure:
+    """Average indirect effects over facts, one column for each result.
+
+    Above, a heatmap of roles and layers; below, the last subject token, the subject's other tokens and the prompt's last
+    token by layer, with 95 % intervals over facts.
+
+    Raises:
+        ValueError: there is no result.
+    """
+    if not results:
+        raise ValueError("There is no average to show.")
+    figure = Figure(figsize=(1.2 + 4.4 * len(results), 5.4), layout="constrained")
+    grid = figure.subplots(2, len(results), squeeze=False, height_ratios=(1.0, 1.3))
+    for (above, below), result in zip(grid.T, results, strict=True):
+        effects = result.indirect_effects.T.numpy()
+        image = above.pcolormesh(effects, cmap=_COLOURS[result.component], vmin=0.0)
+        above.invert_yaxis()
+        names = [f"{role} ({count})" for role, count in zip(result.roles, result.counts, strict=True)]
+        above.set_yticks([i + 0.5 for i in range(len(names))], names, fontsize=7)
+        _layer_ticks(above, result.layers)
+        figure.colorbar(image, ax=above).ax.tick_params(labelsize=7)
+        above.set_title(
+            f"{_NAMES[result.component]}, {len(result.subjects)} facts\nATE {result.total_effect}", fontsize=8
+        )
+        x = list(range(len(result.layers)))
+        for role, colour in (
+            ("first subject", "tab:orange"),
+            ("middle subject", "tab:olive"),
+            ("last subject", "tab:blue"),
+            ("last", "tab:red"),
+        ):
+            column = result.roles.index(role)
+            _band(below, x, result.of_role(column), label=role, colour=colour)
+        below.axhline(0.0, color="grey", linewidth=0.5)
+        below.set_xticks(x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]])
+        below.set_xlabel(_layer_label(result.window))
+        below.set_ylabel("average indirect effect")
+        below.legend(fontsize=7)
     return figure
 
 
@@ -72,7 +161,7 @@ def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float
 
 def trace_tokens(result: CausalTrace) -> Html:
     """The prompt's tokens, coloured by the largest indirect effect that any layer's state has there."""
-    effects = result.indirect_effects.max(0).values
+    effects = result.indirect_effects.amax((0, 2)) if result.heads else result.indirect_effects.amax(0)
     return tokens([result.labels[pos] for pos in result.positions], effects.clamp(min=0.0))
 
 
@@ -92,6 +181,25 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
+    step = max(1, len(layers) // 18)
+    axes.set_xticks([i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]])
+
+
+def _layer_label(window: int) -> str:
+    return "restored layer" if window == 1 else f"centre of {window} restored layers"
+
+
+def _band(axes: Axes, x: Sequence[int], samples: Float[Tensor, "sample layer"], *, label: str, colour: str) -> None:
+    """The mean over samples as a line, with its 95 % interval where there is one."""
+    if not len(samples):
+        return
+    mean, half = samples.mean(0), half_width(samples)
+    axes.plot(x, mean, color=colour, label=label, linewidth=1.2)
+    if not half.isnan().any():
+        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
 
 
 def _visible(label: str) -> str:

@@ -65,6 +65,9 @@ def test_each_later_position_is_what_all_positions_give(tiny_model: Any) -> None
         for start in (1, 6):
             later = forward.resume(entering[0][ROWS, start:], 0, past=reading(past, start))
             torch.testing.assert_close(later, whole[ROWS, start:], atol=2e-5, rtol=1e-5)
+            for end in (start + 1, start + 4):  # nothing behind them is needed
+                part = forward.resume(entering[0][ROWS, start:end], 0, past=reading(past, start))
+                torch.testing.assert_close(part, whole[ROWS, start:end], atol=2e-5, rtol=1e-5)
 
 
 def test_a_state_changed_later_gives_what_a_hooked_run_gives(tiny_model: Any) -> None:

@@ -10,7 +10,6 @@ from conftest import snapshot
 from models_for_tests import CLASSES, REFERENCE, tiny
 
 import rome_lens as rl
-from rome_lens.corruption import NoiseError, embedding_std
 from rome_lens.facts import FactError
 from rome_lens.forward import PartialForward
 from rome_lens.models import EMBED, ModelError, component_hook
@@ -134,20 +133,6 @@ def check_reference(model: Any, name: str, kind: str, precision: str, tolerance:
     assert abs(trace.clean - float(ARRAYS[f"{name}.high_score.{precision}"])) < tolerance
 
 
-def test_the_noise_level_is_the_original_one(reference32: Any) -> None:
-    assert abs(embedding_std(reference32, FACTS["subjects_for_std"]) - FACTS["embedding_std_f32"]) < 1e-7
-
-
-def test_gaussian_noise_has_the_level_it_names(toy: Any, toy_record: rl.data.Record) -> None:
-    subjects = tuple(record.fact.subject for record in rl.data.limits() if "toy" in record.known_by)
-    embeddings = torch.zeros(40, toy.cfg.d_model)
-    noise = rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20)
-    assert abs(float(noise.std()) / (2.0 * embedding_std(toy, subjects)) - 1.0) < 0.02
-    assert torch.equal(
-        noise, rl.GaussianNoise(scale=2.0, seed=3, subjects=subjects).sample(toy, embeddings, samples=20)
-    )
-
-
 def test_batch_size_changes_nothing(toy: Any, toy_record: rl.data.Record) -> None:
     one = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=1)
     many = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=1000)
@@ -237,11 +222,7 @@ def test_a_saved_trace_comes_back(toy: Any, toy_record: rl.data.Record, tmp_path
         ({"layers": [99]}, ModelError, "layers 0 to"),
         ({"layers": [-1]}, ModelError, "layers 0 to"),
         ({"positions": [99]}, ValueError, "outside the prompt"),
-        ({"samples": 0}, NoiseError, "at least 1"),
         ({"batch_size": 0}, ValueError, "at least 1"),
-        ({"noise": torch.zeros(3, 1, 5)}, NoiseError, "expected \\[samples, "),
-        ({"noise": torch.zeros(3, 5)}, NoiseError, "expected \\[samples, "),
-        ({"noise": "much"}, NoiseError, "expected a kind of noise"),
     ],
 )
 def test_wrong_options_are_refused_and_leave_nothing(
@@ -250,11 +231,6 @@ def test_wrong_options_are_refused_and_leave_nothing(
     untouched(toy)
     with pytest.raises(error, match=message):
         rl.causal_trace(toy, toy_record.fact, **options)
-
-
-def test_noise_that_is_not_finite_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
-    with pytest.raises(NoiseError, match="NaN"):
-        rl.causal_trace(toy, toy_record.fact, noise=noise_of(toy, toy_record.fact) * float("nan"))
 
 
 def test_an_unknown_fact_is_traced_only_when_asked(toy: Any, toy_record: rl.data.Record, untouched: Any) -> None:

@@ -1,0 +1,105 @@
+"""The clean run of a fact: does the model know the answer, with what probability, and through which states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rome_lens.facts import Fact, FactError
+from rome_lens.forward import PartialForward, unembedding_only
+from rome_lens.models import EMBED, LensModel, at_least_float32, capture_hooks, component_hook, device
+from rome_lens.tokens import FactTokens, encode
+
+Answer = Literal["first_token", "whole"]
+
+
+class FactNotKnownError(FactError):
+    """The model's first answer is another one, so that there is no fact to trace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """A fact as it is run, and its clean run.
+
+    Attributes:
+        tokens: what is fed: the prompt, and of a whole answer all tokens but the last.
+        answer: the scored tokens; the model predicts them at the last ``len(answer)`` positions of ``tokens``.
+        embeddings: what ``hook_embed`` gives for ``tokens``.
+        states: the component's clean states by layer.
+        clean: probability of the answer.
+    """
+
+    encoded: FactTokens
+    tokens: Int[Tensor, " pos"]
+    answer: tuple[int, ...]
+    embeddings: Float[Tensor, "pos d_model"]
+    states: dict[int, Tensor]
+    clean: float
+    forward: PartialForward
+
+
+def tokens_to_run(
+    model: LensModel, fact: Fact, answer: str, *, prepend_bos: bool | None
+) -> tuple[FactTokens, tuple[int, ...]]:
+    """The encoded fact and the scored tokens of its answer: the first alone, or all of them.
+
+    Raises:
+        ValueError: an unknown kind of answer.
+        FactError: prompt and answer together are longer than the model's context; or as :func:`encode` says.
+    """
+    if answer not in ("first_token", "whole"):
+        raise ValueError(f"answer is {answer!r}, expected 'first_token' (the study's) or 'whole'.")
+    encoded = encode(model, fact, prepend_bos=prepend_bos)
+    scored = encoded.answer if answer == "whole" else encoded.answer[:1]
+    length = len(encoded.tokens) + len(scored) - 1
+    if length > model.cfg.n_ctx:
+        raise FactError(
+            f"Prompt and answer of {fact.text!r} have {length} tokens, the model's context only {model.cfg.n_ctx}."
+        )
+    return encoded, scored
+
+
+def recall(
+    model: LensModel, fact: Fact, encoded: FactTokens, answer: Sequence[int], component: str, *, require_correct: bool
+) -> Recall:
+    """Run the fact clean.
+
+    Raises:
+        FactNotKnownError: the model's first choice is another token than the answer's, and ``require_correct`` is True.
+        ModelError: the model's forward pass cannot be resumed.
+    """
+    tokens = torch.cat([encoded.tokens, torch.tensor(answer[:-1], dtype=encoded.tokens.dtype)])
+    names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
+    kept: dict[str, Tensor] = {}
+    only = unembedding_only(model, lambda stream: stream[:, -len(answer) :])
+    with model.hooks(fwd_hooks=capture_hooks([EMBED, *names.values()], kept)), only:
+        logits = at_least_float32(model(tokens[None].to(device(model)))[0])
+    log_probs = logits.log_softmax(-1)
+    if require_correct:
+        check_known(model, fact, log_probs, answer)
+    wanted = torch.tensor(answer, device=logits.device)[:, None]
+    return Recall(
+        encoded=encoded,
+        tokens=tokens,
+        answer=tuple(answer),
+        embeddings=kept[EMBED][0],
+        states={layer: kept[name][0] for layer, name in names.items()},
+        clean=float((logits.gather(-1, wanted)[:, 0] - logits.logsumexp(-1)).sum().exp()),
+        forward=PartialForward(model, tokens),
+    )
+
+
+def check_known(model: LensModel, fact: Fact, log_probs: Float[Tensor, "read d_vocab"], answer: Sequence[int]) -> None:
+    """Refuse a fact of whose answer a token is not the model's first choice, given the tokens before it."""
+    for i, (row, token) in enumerate(zip(log_probs, answer, strict=True)):
+        best = int(row.argmax())
+        if best != token:
+            said = model.tokenizer.decode([*answer[:i], best])
+            raise FactNotKnownError(
+                f"The model answers {fact.text!r} with {said!r} (p = {float(row[best].exp()):.3f}), "
+                f"not with {fact.target!r} (p = {float(row[token].exp()):.3f}). "
+                "Choose a fact that it knows, or trace the answer all the same with require_correct=False."
+            )
