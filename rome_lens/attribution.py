@@ -12,7 +12,7 @@ from rome_lens.facts import Fact
 from rome_lens.forward import evaluating, unembedding_only
 from rome_lens.grid import grid, restored_layers
 from rome_lens.models import EMBED, Hook, LensModel, at_least_float32, component_hook, device, fingerprint
-from rome_lens.recall import Answer, Recall, recall
+from rome_lens.recall import Recall, recall
 from rome_lens.traces import AttributionTrace
 from rome_lens.tracing import corrupted_embeddings, described, drawn_noise
 
@@ -28,7 +28,7 @@ def attribution_trace(
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
-    answer: Answer = "first_token",
+    answer: str = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     require_correct: bool = True,

@@ -1,41 +1,26 @@
 """Parts of a forward pass: without dropout, up to a layer, from a layer on, with only some positions unembedded."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge.generalized_components.block import VARIANT_SUBMODULE_NAMES
-from transformers import DynamicCache
 
 from rome_lens.models import (
     EMBED,
     Hook,
     LensModel,
-    ModelError,
     at_least_float32,
     b_out,
     capture_hooks,
     component_hook,
     device,
-    has_hooks_on_logits,
     is_bridge,
     key_hook,
-    resid_pre_hook,
-    unembedding,
     w_out,
 )
-
-# A block's arguments in transformers: those with a position axis and where it is (a mask's is that of its queries), and
-# the names of the key-value cache.
-_POSITION_AXES = {"attention_mask": -2, "position_embeddings": -2, "position_ids": -1, "cache_position": -1}
-_CACHES = ("past_key_values", "layer_past")
-_VOCABULARY_SLICE = 8192
-_ROWS_PER_SLICE = 512
 
 
 @contextmanager
@@ -141,260 +126,3 @@ def layer_states(
     bias = b_out(model, layer)
     raw = keys @ w_out(model, layer) + (0.0 if bias is None else bias)
     return keys, raw, mlp_out, stream
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPast:
-    """What one layer's attention reads of the positions before those that are run: its keys and values there."""
-
-    key: Float[Tensor, "row pos head d_head"]
-    value: Float[Tensor, "row pos head d_head"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Past:
-    """Attention keys and values of a run, one ``[row, pos, head, d_head]`` pair for each layer.
-
-    In a causal model what a later position reads of the earlier ones does not change when only later ones are changed.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    def at(self, layer: int, *, before: int, rows: Int[Tensor, " row"]) -> LayerPast:
-        """Of one layer and of chosen rows, which may repeat, what lies before a position."""
-        return LayerPast(key=self.keys[layer][rows, :before], value=self.values[layer][rows, :before])
-
-
-class PartialForward:
-    """The later layers of a model, from any one on, for sequences of one length.
-
-    ``resume(x, l)`` runs layers ``l, l+1, ...`` on the residual stream ``x`` that enters layer ``l`` and returns the
-    stream after the last layer; ``logits`` unembeds chosen rows of it. With the ``Past`` of a ``run`` the later positions
-    can be run alone. HookedTransformer does all this itself. On the Bridge each block is called with the arguments (mask,
-    rotary angles) that it was given in one full run, cut to the positions that are run.
-
-    Constructing it makes that run and compares the ways once: an architecture whose forward does something this class
-    does not know is refused instead of answered wrongly. Where only the way with a past differs (no cache in some layer,
-    attention to later positions, a hook of the caller's at one position), ``run`` gives None in its place.
-
-    Raises:
-        ModelError: resumed logits differ from the model's own.
-    """
-
-    def __init__(self, model: LensModel, tokens: Int[Tensor, " pos"]) -> None:
-        self.model = model
-        self._arguments: list[dict[str, Any]] = []
-        self._has_past = False
-        name = resid_pre_hook(0)
-        kept: dict[str, Tensor] = {}
-        with evaluating(model), torch.no_grad():
-            with self._recording_arguments(), model.hooks(fwd_hooks=capture_hooks([name], kept)):
-                expected, _ = self.run(tokens[None])
-            allowed = agreement(kept[name].dtype) * max(1.0, float(expected.abs().max()))
-            error = float((self.logits(self.resume(kept[name], 0)[:, -1]) - expected).abs().max())
-            if not error <= allowed:
-                raise ModelError(
-                    f"Resuming this model from layer 0 misses its own logits by {error:.2g}: its forward pass does more "
-                    "than blocks, final norm, unembedding and soft cap, which is all that is known here."
-                )
-            self._has_past = all(map(only_attends, model.blocks)) and all(map(can_be_cut, self._arguments))
-            self._has_past = self._has_past and self._past_error(tokens, kept[name], expected) <= allowed
-
-    def _past_error(
-        self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"], expected: Float[Tensor, "1 d_vocab"]
-    ) -> float:
-        """How far a run that keeps its past, and one of the later half of the positions with it, miss the logits.
-
-        The past is that of a run with other later tokens: where earlier positions read later ones, there is no past.
-        """
-        half = len(tokens) // 2
-        other = torch.cat([tokens[:half], (tokens[half:] + 1) % self.model.cfg.d_vocab])
-        found, past = self.run(torch.stack([tokens, other]))
-        if past is None:
-            return float("inf")
-        row = torch.ones(1, dtype=torch.long)
-        final = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
-        return float((torch.stack([found[:1], self.logits(final[:, -1])]) - expected).abs().max())
-
-    @contextmanager
-    def _recording_arguments(self) -> Iterator[None]:
-        def record(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arguments = named_arguments(block, args, kwargs)
-            arguments.pop("hidden_states", None)  # the stream, where the model hands it over by its name
-            self._arguments.append(arguments)
-
-        with pre_hooks(self.model.blocks if is_bridge(self.model) else (), record):
-            yield
-
-    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[Float[Tensor, "row d_vocab"], Past | None]:
-        """A full run: the last position's logits, and the run's ``Past`` where this model can resume from one."""
-        run = run_bridge if is_bridge(self.model) else run_hooked_transformer
-        with last_position_logits(self.model):
-            logits, past = run(self.model, tokens.to(device(self.model)), with_past=self._has_past)
-        return at_least_float32(logits[:, -1]), past
-
-    def resume(
-        self,
-        stream: Float[Tensor, "row pos d_model"],
-        layer: int,
-        *,
-        past: Callable[[int], LayerPast] | None = None,
-    ) -> Float[Tensor, "row pos d_model"]:
-        """The residual stream after the last layer, from the stream that enters ``layer``; hooks fire as in any run.
-
-        With a ``past``, which gives what each layer's attention reads, ``stream`` holds positions that follow it, and only
-        they are run.
-        """
-        for i in range(layer, self.model.cfg.n_layers):
-            stream = self.block(i, stream, None if past is None else past(i))
-        return stream
-
-    def block(
-        self, layer: int, stream: Float[Tensor, "row pos d_model"], past: LayerPast | None = None
-    ) -> Float[Tensor, "row pos d_model"]:
-        """The residual stream after one layer, from the stream that enters it, of positions that follow ``past``."""
-        block = self.model.blocks[layer]
-        if is_bridge(self.model):
-            arguments = self._arguments[layer]
-            out = block(stream, **(arguments if past is None else later_arguments(arguments, layer, stream, past)))
-            return out if isinstance(out, Tensor) else out[0]
-        if past is None:
-            return block(stream)
-        return block(stream, past_kv_cache_entry=frozen_entry(past.key, past.value))
-
-    def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
-        return self._capped(self.model.unembed(self._normalised(stream)[:, None])[:, 0])
-
-    def answer_log_probs(
-        self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
-    ) -> Float[Tensor, " row"]:
-        """``sum_i log p(answer_i)``, each token read off its own position of the last stream.
-
-        ``log p(t) = logit_t - log sum_v exp(logit_v)``, the sum taken over slices of the vocabulary, so that the logits
-        are never held together: on a large vocabulary that saves most of the time and nearly all of the memory.
-        """
-        flat = stream.flatten(0, 1)
-        tokens = torch.tensor(answer, device=flat.device).repeat(len(stream))
-        if has_hooks_on_logits(self.model):
-            parts = zip(flat.split(_ROWS_PER_SLICE), tokens.split(_ROWS_PER_SLICE), strict=True)
-            log_probs = torch.cat([log_probabilities(self.logits(rows), chosen) for rows, chosen in parts])
-        else:
-            log_probs = self._log_probs(self._normalised(flat), tokens)
-        return log_probs.view(len(stream), len(answer)).sum(1)
-
-    def _log_probs(self, final: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-        weight, bias = unembedding(self.model)
-        chosen = torch.empty(len(final), device=final.device, dtype=at_least_float32(final).dtype)
-        log_sum = torch.full_like(chosen, -torch.inf)
-        for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
-            part = slice(start, start + _VOCABULARY_SLICE)
-            for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
-                logits = self._capped(torch.addmm(bias[part], final[rows], weight[:, part]))
-                log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
-                # Taken from the same product as the sum, so that a sure answer's rounding cancels.
-                here = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
-                chosen[rows[here]] = logits[here, tokens[rows[here]] - start]
-        return chosen - log_sum
-
-    def _normalised(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        return self.model.ln_final(stream[:, None].contiguous())[:, 0].contiguous()
-
-    def _capped(self, logits: Tensor) -> Tensor:
-        cap = self.model.cfg.output_logits_soft_cap
-        return at_least_float32(cap * torch.tanh(logits / cap) if cap and cap > 0.0 else logits)
-
-
-@contextmanager
-def pre_hooks(blocks: Iterable[torch.nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the hook sees each block's arguments before the block does, and may give it others."""
-    handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run_hooked_transformer(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Tensor, Past | None]:
-    """A run of HookedTransformer."""
-    if not with_past:
-        return model(tokens), None
-    cache = new_key_value_cache(model, len(tokens))
-    everything = torch.ones_like(tokens)  # else padding is guessed from the tokens, as it is not without a cache
-    logits = model(tokens, past_kv_cache=cache, attention_mask=everything)
-    keys, values = zip(*((entry.past_keys, entry.past_values) for entry in cache.entries), strict=True)
-    return logits, Past(keys=keys, values=values)
-
-
-def run_bridge(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Tensor, Past | None]:
-    """A run of the Bridge; None for its past where a layer's attention did not use the cache that its block was given."""
-    cache = DynamicCache()
-
-    def give_cache(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[:1], with_cache(named_arguments(block, args, kwargs), cache)
-
-    with pre_hooks(model.blocks if with_past else (), give_cache):
-        logits = model(tokens, use_cache=False)
-    layers = [layer for layer in cache.layers if layer.is_initialized]
-    if len(layers) < len(model.blocks):
-        return logits, None
-    keys, values = zip(*((layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in layers), strict=True)
-    return logits, Past(keys=keys, values=values)
-
-
-def named_arguments(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A block's arguments on the Bridge by their names, without the first, the stream."""
-    names = inspect.signature(block.original_component.forward).parameters
-    return {**dict(zip(list(names)[1:], args[1:], strict=False)), **kwargs}
-
-
-def with_cache(arguments: dict[str, Any], cache: DynamicCache) -> dict[str, Any]:
-    """A block's arguments with this key-value cache, where the block takes one."""
-    return {name: cache if name in _CACHES else value for name, value in arguments.items()}
-
-
-def only_attends(block: torch.nn.Module) -> bool:
-    """Whether attention alone moves information between positions: other ways keep a state, which is no ``Past``."""
-    return [name for name in VARIANT_SUBMODULE_NAMES if hasattr(block, name)] == ["attn"]
-
-
-def can_be_cut(arguments: dict[str, Any]) -> bool:
-    """Whether it is known how to cut a block's arguments to later positions: no tensor by another name or shape."""
-    mask = arguments.get("attention_mask")
-    unknown = [name for name, value in arguments.items() if isinstance(value, Tensor) and name not in _POSITION_AXES]
-    return not unknown and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 4))
-
-
-def later_arguments(arguments: dict[str, Any], layer: int, stream: Tensor, past: LayerPast) -> dict[str, Any]:
-    """A block's arguments for the positions of ``stream``, which follow a past."""
-    cache = DynamicCache()
-    cache.update(past.key.transpose(1, 2), past.value.transpose(1, 2), layer)
-    later = with_cache(arguments, cache)
-    start, end = past.key.shape[1], past.key.shape[1] + stream.shape[1]
-    for name, axis in _POSITION_AXES.items():
-        value = later.get(name)
-        if isinstance(value, Tensor):
-            later[name] = value.narrow(axis, start, end - start)
-        elif isinstance(value, tuple):
-            later[name] = tuple(each.narrow(axis, start, end - start) for each in value)
-    mask = later.get("attention_mask")
-    if mask is None:  # without one torch takes the first of these positions for the first of all
-        mask = stream.new_full((1, 1, end - start, end), torch.finfo(stream.dtype).min).triu(start + 1)
-    later["attention_mask"] = mask[..., :end]
-    return later
-
-
-def new_key_value_cache(model: LensModel, rows: int) -> Any:
-    """An empty key-value cache of HookedTransformer."""
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-    return TransformerLensKeyValueCache.init_cache(model.cfg, device(model), rows)
-
-
-def frozen_entry(keys: Tensor, values: Tensor) -> Any:
-    """One layer's entry of a key-value cache of HookedTransformer, which a run reads and does not extend."""
-    from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
-
-    return TransformerLensKeyValueCacheEntry(past_keys=keys, past_values=values, frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from rome_lens.facts import Fact
 from rome_lens.models import COMPONENTS, LensModel, ModelError, check_layer
-from rome_lens.recall import Answer, tokens_to_run
+from rome_lens.recall import tokens_to_run
 from rome_lens.restoring import Cell
 from rome_lens.tokens import FactTokens
 
@@ -87,7 +87,7 @@ def grid(
     layers: Iterable[int] | None,
     positions: Iterable[int] | None,
     heads: Iterable[int] | None,
-    answer: Answer,
+    answer: str,
     prepend_bos: bool | None,
     batch_size: int | None,
 ) -> Grid:

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import Fact, FactError
-from rome_lens.forward import PartialForward, unembedding_only
+from rome_lens.forward import unembedding_only
 from rome_lens.models import EMBED, LensModel, at_least_float32, capture_hooks, component_hook, device
+from rome_lens.partial import PartialForward
 from rome_lens.tokens import FactTokens, encode
-
-Answer = Literal["first_token", "whole"]
 
 
 class FactNotKnownError(FactError):
@@ -48,17 +46,12 @@ def tokens_to_run(
 
     Raises:
         ValueError: an unknown kind of answer.
-        FactError: prompt and answer together are longer than the model's context; or as :func:`encode` says.
+        FactError: as :func:`encode` says.
     """
     if answer not in ("first_token", "whole"):
         raise ValueError(f"answer is {answer!r}, expected 'first_token' (the study's) or 'whole'.")
     encoded = encode(model, fact, prepend_bos=prepend_bos)
     scored = encoded.answer if answer == "whole" else encoded.answer[:1]
-    length = len(encoded.tokens) + len(scored) - 1
-    if length > model.cfg.n_ctx:
-        raise FactError(
-            f"Prompt and answer of {fact.text!r} have {length} tokens, the model's context only {model.cfg.n_ctx}."
-        )
     return encoded, scored
 
 

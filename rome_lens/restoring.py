@@ -17,8 +17,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.forward import LayerPast, PartialForward, Past
 from rome_lens.models import EMBED, Hook, capture_hooks, component_hook, resid_pre_hook
+from rome_lens.partial import LayerPast, PartialForward, Past
 
 State = Float[Tensor, "pos d_model"] | Float[Tensor, "pos head d_head"]
 
@@ -85,7 +85,7 @@ class Restorer:
     def finals(
         self, cells: Sequence[Cell], *, rows: int, read: int
     ) -> Iterator[tuple[list[int], Float[Tensor, "cell sample read d_model"]]]:
-        """Indices of cells, and their streams after the last layer at the last ``read`` positions.
+        """Indices of cells, and their streams after the last layer at the last ``read`` positions; run under :meth:`hooks`.
 
         No forward has more than ``rows`` rows, or one cell's where that is more.
         """
@@ -108,16 +108,15 @@ class Restorer:
         """
         branches: list[list[int]] = []
         stream = self.streams[0].new_empty((0, self.length - skipped, self.streams[0].shape[-1]))
-        with self.forward.model.hooks(fwd_hooks=self._hooks()):
-            for layer in range(min(cell.window.start for cell in cells), self.n_layers):
-                if branches:
-                    branches, stream = self._part(cells, branches, stream, layer)
-                    stream = self._block(layer, stream, [cells[branch[0]] for branch in branches], skipped)
-                joining = [i for i, cell in enumerate(cells) if cell.window.start == layer]
-                if joining:
-                    new = _together([(cells[i].pos, cells[i].head) for i in joining], joining)
-                    stream = torch.cat([stream, self._joined(layer, [cells[branch[0]] for branch in new], skipped)])
-                    branches += new
+        for layer in range(min(cell.window.start for cell in cells), self.n_layers):
+            if branches:
+                branches, stream = self._part(cells, branches, stream, layer)
+                stream = self._block(layer, stream, [cells[branch[0]] for branch in branches], skipped)
+            joining = [i for i, cell in enumerate(cells) if cell.window.start == layer]
+            if joining:
+                new = _together([(cells[i].pos, cells[i].head) for i in joining], joining)
+                stream = torch.cat([stream, self._joined(layer, [cells[branch[0]] for branch in new], skipped)])
+                branches += new
         branches, stream = self._part(cells, branches, stream, self.n_layers, apart=True)
         return stream, [branch[0] for branch in branches]
 
@@ -159,8 +158,9 @@ class Restorer:
         self._running = (leaders, skipped)
         return self.forward.block(layer, stream, past)
 
-    def _hooks(self) -> list[Hook]:
-        """Hooks for a whole sweep, which act on the rows of the block that runs: putting them in costs more than a block."""
+    def hooks(self) -> list[Hook]:
+        """The hooks that restore and hold. They act on the rows of whatever block runs, and are put in once for a whole
+        trace, since that costs more than a block."""
 
         def restoring(layer: int) -> Hook:
             def restore(value: Tensor, hook: Any) -> Tensor:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import SLOT, Fact, FactError
-from rome_lens.forward import PartialForward, agreement, evaluating, layer_states
+from rome_lens.forward import agreement, evaluating, layer_states
 from rome_lens.keys import KeyStatistics, StatisticsError
 from rome_lens.models import LensModel, ModelError, at_least_float32, check_layer, fingerprint, mlp_contribution, w_out
+from rome_lens.partial import PartialForward
 from rome_lens.sampling import random_contexts
 from rome_lens.tokens import FactTokens, encode, pad_right
 

@@ -14,7 +14,7 @@ from rome_lens.corruption import GaussianNoise
 from rome_lens.facts import Fact, FactError
 from rome_lens.grid import check_options
 from rome_lens.models import LensModel, weights_fingerprint
-from rome_lens.recall import Answer, tokens_to_run
+from rome_lens.recall import tokens_to_run
 from rome_lens.storage import StorageError, whole_or_nothing
 from rome_lens.traces import CausalTrace
 from rome_lens.tracing import FactNotKnownError, causal_trace
@@ -51,7 +51,7 @@ def trace_facts(
     window: int = 1,
     noise: Any = GaussianNoise(),
     samples: int = 10,
-    answer: Answer = "first_token",
+    answer: str = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     directory: str | Path | None = None,

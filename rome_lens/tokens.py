@@ -81,7 +81,7 @@ def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, t
     ids = [] if text == "" else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
-            f"The prompt has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}..."
+            f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}..."
         )
     return ids
 

@@ -18,7 +18,7 @@ from rome_lens.facts import Fact
 from rome_lens.forward import evaluating
 from rome_lens.grid import Grid, check_has_mlp, grid
 from rome_lens.models import Hook, LensModel, capture_hooks, component_hook, fingerprint
-from rome_lens.recall import Answer, FactNotKnownError, Recall, recall
+from rome_lens.recall import FactNotKnownError, Recall, recall
 from rome_lens.restoring import CorruptedRun, Restorer, corrupted_run
 from rome_lens.tokens import encode
 from rome_lens.traces import CausalTrace, SeveredTrace
@@ -40,7 +40,7 @@ def causal_trace(
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
-    answer: Answer = "first_token",
+    answer: str = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -129,7 +129,7 @@ def severed_trace(
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
-    answer: Answer = "first_token",
+    answer: str = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -256,11 +256,12 @@ def _scores(
             waiting.clear()
 
     bar.update(samples * (scores[0].numel() - len(places)))
-    for chunk, finals in restorer.finals(wanted, rows=cells.rows, read=len(recalled.answer)):
-        waiting += zip(chunk, finals, strict=True)
-        bar.update(samples * len(chunk))
-        if len(waiting) * samples >= _ROWS_PER_UNEMBEDDING:
-            write()
+    with recalled.forward.model.hooks(fwd_hooks=restorer.hooks()):
+        for chunk, finals in restorer.finals(wanted, rows=cells.rows, read=len(recalled.answer)):
+            waiting += zip(chunk, finals, strict=True)
+            bar.update(samples * len(chunk))
+            if len(waiting) * samples >= _ROWS_PER_UNEMBEDDING:
+                write()
     write()
     return scores
 

@@ -44,14 +44,15 @@ def trace(subject: str, scores: torch.Tensor, span: tuple[int, int], corrupted: 
 )
 def test_each_position_has_one_role(subject: tuple[int, int], length: int, expected: list[list[int]]) -> None:
     assert list(roles_of(subject, length).values()) == expected
-    assert sorted(sum(expected, [])) == list(range(subject[0], length))
+    assert sorted(pos for positions in expected for pos in positions) == list(range(subject[0], length))
 
 
 def test_averages_are_those_of_a_plain_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     spans = [(0, 3), (1, 2), (1, 5), (0, 2), (2, 4), (1, 4), (1, 3)]
     traces = [
-        trace(f"S{i}", torch.rand((4, 8), generator=generator), span, corrupted=0.05 * i) for i, span in enumerate(spans)
+        trace(f"S{i}", torch.rand((4, 8), generator=generator), span, corrupted=0.05 * i)
+        for i, span in enumerate(spans)
     ]
     average = rl.average_traces(traces)
     for column, role in enumerate(ROLES):

@@ -1,18 +1,20 @@
 """Laws of causal tracing, and the reference values of the original method."""
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import snapshot
-from models_for_tests import CLASSES, REFERENCE, tiny
+from models_for_tests import CLASSES, HOOKED_FAMILIES, REFERENCE, tiny
 
 import rome_lens as rl
 from rome_lens.facts import FactError
-from rome_lens.forward import PartialForward
+from rome_lens.loading import from_directory
 from rome_lens.models import EMBED, ModelError, component_hook
+from rome_lens.partial import PartialForward
 from rome_lens.tokens import encode
 from rome_lens.tracing import FactNotKnownError
 
@@ -26,33 +28,44 @@ KINDS = {
 }
 
 
-def plain_loop(model: Any, fact: rl.Fact, component: str, window: int, noise: torch.Tensor) -> torch.Tensor:
-    """One run of the whole model for each cell."""
+def plain_loop(
+    model: Any,
+    fact: rl.Fact,
+    component: str,
+    window: int,
+    noise: torch.Tensor,
+    *,
+    heads: int = 0,
+    answer: tuple[int, ...] = (),
+) -> torch.Tensor:
+    """One run of the whole model for each cell; for ``heads`` each head of it, for an ``answer`` all of its tokens."""
     encoded = encode(model, fact)
     start, end = encoded.subject
     n_layers, length = model.cfg.n_layers, len(encoded.tokens)
-    rows = encoded.tokens[None].expand(len(noise) + 1, -1)
-    scores = torch.zeros(n_layers, length)
+    answer = answer or encoded.answer[:1]
+    tokens = torch.cat([encoded.tokens, torch.tensor(answer[:-1], dtype=torch.long)])
+    rows = tokens[None].expand(len(noise) + 1, -1)
+    scores = torch.zeros(n_layers, length, max(1, heads))
 
     def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
         value[1:, start:end] = value[:1, start:end] + noise
         return value
 
-    for layer in range(n_layers):
-        for pos in range(length):
+    for layer, pos, head in torch.ones_like(scores).nonzero().tolist():
 
-            def restore(value: torch.Tensor, hook: Any, pos: int = pos) -> torch.Tensor:
-                value = value.clone()
-                value[1:, pos] = value[0, pos]
-                return value
+        def restore(value: torch.Tensor, hook: Any, where: Any = (pos, head) if heads else (pos,)) -> torch.Tensor:
+            value = value.clone()
+            value[(slice(1, None), *where)] = value[(slice(0, 1), *where)]
+            return value
 
-            restored = range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
-            hooks = [(EMBED, corrupt), *((component_hook(component, i), restore) for i in restored)]
-            with torch.no_grad():
-                logits = model.run_with_hooks(rows, fwd_hooks=hooks)
-            scores[layer, pos] = logits[1:, -1].softmax(-1)[:, encoded.answer[0]].mean()
-    return scores
+        restored = range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
+        hooks = [(EMBED, corrupt), *((component_hook(component, i), restore) for i in restored)]
+        with torch.no_grad():
+            logits = model.run_with_hooks(rows, fwd_hooks=hooks)[1:, -len(answer) :]
+        each = logits.float().softmax(-1)[:, torch.arange(len(answer)), list(answer)]
+        scores[layer, pos, head] = each.prod(1).mean()
+    return scores if heads else scores[:, :, 0]
 
 
 def noise_of(model: Any, fact: rl.Fact, scale: float = 1.0, samples: int = 3) -> torch.Tensor:
@@ -61,7 +74,7 @@ def noise_of(model: Any, fact: rl.Fact, scale: float = 1.0, samples: int = 3) ->
     return scale * torch.randn((samples, end - start, model.cfg.d_model), generator=generator)
 
 
-@pytest.mark.parametrize(("component", "window"), [("resid", 1), ("resid", 2), ("mlp", 1), ("mlp", 3), ("attn", 2)])
+@pytest.mark.parametrize(("component", "window"), [("resid", 1), ("resid", 2), ("mlp", 1), ("mlp", 4), ("attn", 3)])
 def test_a_trace_equals_the_plain_loop(tiny_model: Any, fact: rl.Fact, component: str, window: int) -> None:
     noise = noise_of(tiny_model, fact)
     trace = rl.causal_trace(
@@ -70,6 +83,102 @@ def test_a_trace_equals_the_plain_loop(tiny_model: Any, fact: rl.Fact, component
     expected = plain_loop(tiny_model, fact, component, window, noise)
     assert (expected / trace.corrupted - 1.0).abs().max() > 0.01, "no cell differs from the corrupted run"
     torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=2e-4)
+
+
+def test_a_trace_of_heads_equals_the_plain_loop(tiny_model: Any, fact: rl.Fact) -> None:
+    noise = noise_of(tiny_model, fact, samples=2)
+    trace = rl.causal_trace(tiny_model, fact, component="z", noise=noise, require_correct=False, batch_size=9)
+    expected = plain_loop(tiny_model, fact, "z", 1, noise, heads=tiny_model.cfg.n_heads)
+    torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=2e-4)
+    layer, pos, head = trace.peak()
+    assert expected[layer, pos, head] == pytest.approx(float(expected.max()), rel=1e-3)
+    some = rl.causal_trace(
+        tiny_model, fact, component="z", noise=noise, require_correct=False, heads=[3, 1], positions=[-1], layers=[1]
+    )
+    torch.testing.assert_close(some.scores[0, 0], expected[1, -1, [3, 1]], atol=0.0, rtol=2e-4)
+    assert some.to_frame().head(2)["head"].tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(("component", "window"), [("resid", 1), ("mlp", 3)])
+def test_a_whole_answer_equals_the_plain_loop(tiny_model: Any, fact: rl.Fact, component: str, window: int) -> None:
+    noise = noise_of(tiny_model, fact)
+    fact = rl.Fact(fact.prompt, subject=fact.subject, target="Ondavel and Pralec")
+    answer = encode(tiny_model, fact).answer
+    assert len(answer) > 2
+    trace = rl.causal_trace(
+        tiny_model, fact, component=component, window=window, noise=noise, require_correct=False, answer="whole"
+    )
+    expected = plain_loop(tiny_model, fact, component, window, noise, answer=answer)
+    torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=5e-4)
+    assert trace.answer.strip() == fact.target
+
+
+def test_a_whole_answer_must_be_known_to_its_end(toy: Any, toy_record: rl.data.Record) -> None:
+    fact = toy_record.fact
+    whole = rl.causal_trace(toy, fact, answer="whole", samples=3, layers=[-1 + toy.cfg.n_layers], positions=[-1])
+    first = rl.causal_trace(toy, fact, samples=3, layers=[0], positions=[0])
+    assert whole.clean <= first.clean + 1e-6
+    longer = rl.Fact(fact.prompt, subject=fact.subject, target=f"{fact.target} {fact.target}")
+    with pytest.raises(FactNotKnownError, match="The model answers"):
+        rl.causal_trace(toy, longer, answer="whole")
+    rl.causal_trace(toy, longer, layers=[0], positions=[0], samples=1)
+
+
+def test_prompt_and_answer_must_fit_the_context(toy: Any) -> None:
+    prompt = "{} " + "and so on " * 8 + "lives in"
+    room = toy.cfg.n_ctx - len(encode(toy, rl.Fact(prompt, subject="Wanda", target="Pralec")).tokens)
+    assert room >= 0
+    long = rl.Fact(prompt, subject="Wanda", target="Pralec " * (room + 2))
+    with pytest.raises(FactError, match="context only"):
+        rl.causal_trace(toy, long, answer="whole")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_in_float32(fact: rl.Fact, dtype: torch.dtype) -> None:
+    """Against the plain loop in the same half precision, whose rounding is another one in each batch."""
+    model = from_directory(REFERENCE / "model", model_class=CLASSES[0]).to(dtype)
+    known = FACTS["facts"]["fact0"]
+    fact = rl.Fact.from_text(known["prompt"], subject=known["subject"], target=known["attribute"])
+    noise = torch.tensor(ARRAYS["fact0.noise"])
+    trace = rl.causal_trace(model, fact, noise=noise, prepend_bos=False)
+    assert trace.sample_scores.dtype == torch.float32
+    assert len(trace.sample_scores[:, :5].unique()) > 100, "scores are rounded to half precision"
+    expected = torch.tensor(ARRAYS["fact0.resid.scores.f32"]).T
+    assert float((trace.scores - expected).abs().max()) < {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    estimate = rl.attribution_trace(model, fact, noise=noise, prepend_bos=False)
+    assert estimate.sample_scores.dtype == torch.float32
+
+
+def test_processed_weights_give_the_same_scores_for_the_same_noise() -> None:
+    """Folded norms and centred weights change states, but not what restoring them does to the answer."""
+    known = FACTS["facts"]["fact0"]
+    fact = rl.Fact.from_text(known["prompt"], subject=known["subject"], target=known["attribute"])
+    noise = torch.tensor(ARRAYS["fact0.noise"])
+    plain = from_directory(REFERENCE / "model", model_class="TransformerBridge")
+    processed = from_directory(REFERENCE / "model", model_class="TransformerBridge")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processed.enable_compatibility_mode()
+    for options in ({}, {"component": "mlp", "window": 3}, {"component": "attn"}, {"component": "z", "layers": [3]}):
+        ours, theirs = (rl.causal_trace(m, fact, noise=noise, prepend_bos=False, **options) for m in (plain, processed))
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=2e-5, rtol=0.0)
+    cut, cut_processed = (rl.severed_trace(m, fact, noise=noise, prepend_bos=False) for m in (plain, processed))
+    torch.testing.assert_close(cut.scores, cut_processed.scores, atol=2e-5, rtol=0.0)
+    # The noise level is not: centred embeddings have another standard deviation.
+    states = [m.run_with_cache(torch.tensor([[5, 6, 7]]))[1]["blocks.2.hook_mlp_out"] for m in (plain, processed)]
+    assert float((states[0] - states[1]).abs().max()) > 1e-3, "the second model is not processed"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_no_forward_has_more_rows_than_the_bound(toy: Any, toy_record: rl.data.Record, batch_size: int) -> None:
+    rows = []
+    watch = [(component_hook("mlp", layer), lambda value, hook: rows.append(len(value))) for layer in (0, 3, 5)]
+    with toy.hooks(fwd_hooks=watch):
+        for options in ({}, {"component": "attn", "window": 2}):
+            rows.clear()
+            rl.causal_trace(toy, toy_record.fact, samples=5, positions=[2, -1], batch_size=batch_size, **options)
+            assert max(rows) <= max(batch_size, 2)  # the check of the model itself compares two rows
+            assert max(rows) >= min(batch_size, 5)
 
 
 def test_without_noise_every_score_is_clean(tiny_model: Any, fact: rl.Fact) -> None:
@@ -134,7 +243,7 @@ def check_reference(model: Any, name: str, kind: str, precision: str, tolerance:
 
 
 def test_batch_size_changes_nothing(toy: Any, toy_record: rl.data.Record) -> None:
-    one = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=1)
+    one = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=7)
     many = rl.causal_trace(toy, toy_record.fact, component="mlp", window=3, batch_size=1000)
     torch.testing.assert_close(one.sample_scores, many.sample_scores, atol=1e-5, rtol=0.0)
 
@@ -154,7 +263,7 @@ def test_chosen_cells_are_those_of_the_whole_trace(toy: Any, toy_record: rl.data
 
 
 @pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class")
-@pytest.mark.parametrize("family", ["gpt2", "gemma3", "llama"])
+@pytest.mark.parametrize("family", HOOKED_FAMILIES)
 def test_both_model_classes_agree(family: str, fact: rl.Fact) -> None:
     noise = noise_of(tiny(family, "TransformerBridge"), fact)
     hooked, bridge = (
@@ -217,6 +326,11 @@ def test_a_saved_trace_comes_back(toy: Any, toy_record: rl.data.Record, tmp_path
     ("options", "error", "message"),
     [
         ({"component": "head"}, ValueError, "'resid'"),
+        ({"component": "z", "window": 2}, ValueError, "expected 1 for 'z'"),
+        ({"component": "z", "heads": [99]}, ValueError, "heads 0 to"),
+        ({"component": "z", "heads": []}, ValueError, "heads is empty"),
+        ({"heads": [0]}, ValueError, "expected component='z'"),
+        ({"answer": "last"}, ValueError, "'first_token'"),
         ({"window": 0}, ValueError, "at least 1"),
         ({"window": 99}, ValueError, "whole model"),
         ({"layers": [99]}, ModelError, "layers 0 to"),
@@ -266,6 +380,7 @@ def test_a_model_in_training_mode_is_traced_without_dropout_and_stays_in_it(fact
         assert [module.training for module in model.modules()] == during
         assert any(during)
     finally:
+        model.eval()  # which reaches the modules inside the Bridge, as train() did
         for module, mode in zip(model.modules(), modes, strict=True):
             module.training = mode
     assert torch.equal(found.sample_scores, expected.sample_scores)
