@@ -143,7 +143,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model_class = args.model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
     if args.model == "gpt2-shape":
-        model, fact = gpt2_shape(model_class), rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec")
+        model, fact = (
+            gpt2_shape(model_class),
+            rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec"),
+        )
     else:
         model = rl.load_model(args.model, model_class=model_class)
         fact = rl.data.limits("wanda-brandt" if args.model == "toy" else "eiffel-tower").fact

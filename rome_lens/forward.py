@@ -82,7 +82,7 @@ def log_probabilities(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, 
 
 def agreement(dtype: torch.dtype) -> float:
     """How far two ways of computing the same may differ, relative to the largest value, before one must be wrong."""
-    return max(1e-2, 16 * torch.finfo(dtype).eps)
+    return max(1e-3, 16 * torch.finfo(dtype).eps)
 
 
 def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from transformer_lens.model_bridge.generalized_components.block import VARIANT_SUBMODULE_NAMES
 from transformers import DynamicCache
 
-from rome_lens.forward import agreement, evaluating, last_position_logits, log_probabilities
+from rome_lens.forward import agreement, evaluating, unembedding_only
 from rome_lens.models import (
     LensModel,
     ModelError,
     at_least_float32,
     capture_hooks,
+    component_hook,
     device,
     has_hooks_on_logits,
     is_bridge,
@@ -72,44 +73,52 @@ class PartialForward:
         ModelError: resumed logits differ from the model's own.
     """
 
-    def __init__(self, model: LensModel, tokens: Int[Tensor, " pos"]) -> None:
+    def __init__(
+        self, model: LensModel, tokens: Int[Tensor, " pos"], *, keep: Sequence[str] = (), read: int = 1
+    ) -> None:
         self.model = model
+        self.kept: dict[str, Tensor] = {}
         self._arguments: list[dict[str, Any]] = []
-        self._has_past = False
-        name = resid_pre_hook(0)
-        kept: dict[str, Tensor] = {}
+        first = resid_pre_hook(0)
+        hooks = capture_hooks([first, *keep], self.kept)
+        only = unembedding_only(model, lambda stream: stream[:, -read:])
         with evaluating(model), torch.no_grad():
-            with self._recording_arguments(), model.hooks(fwd_hooks=capture_hooks([name], kept)):
-                expected, _ = self.run(tokens[None])
-            allowed = agreement(kept[name].dtype) * max(1.0, float(expected.abs().max()))
-            last = self.resume(kept[name], 0)[:, -1]
-            error = float((self.logits(last) - expected).abs().max())
-            best = expected.argmax(-1)
-            by_slices = self.answer_log_probs(last[:, None], best.tolist())
-            error = max(error, float((by_slices - log_probabilities(expected, best)).abs().max()))
-            if not error <= allowed:
-                raise ModelError(
-                    f"Resuming this model from layer 0 misses its own logits by {error:.2g}: its forward pass does more "
-                    "than blocks, final norm, unembedding and soft cap, which is all that is known here."
-                )
+            with self._recording_arguments(), model.hooks(fwd_hooks=hooks), only:
+                self.read_logits = at_least_float32(call(model, tokens[None].to(device(model)))[0])
             self._has_past = all(map(only_attends, model.blocks)) and all(map(can_be_cut, self._arguments))
-            self._has_past = self._has_past and self._past_error(tokens, kept[name], expected) <= allowed
+            self._check(tokens, self.kept[first])
 
-    def _past_error(
-        self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"], expected: Float[Tensor, "1 d_vocab"]
-    ) -> float:
-        """How far a run that keeps its past, and one of the later half of the positions with it, miss the logits.
+    def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
+        """Compare log probabilities of some tokens, resumed on all positions and on the later half, with the
+        model's own.
 
-        The past is that of a run with other later tokens: where earlier positions read later ones, there is no past.
+        The past of the later half is that of a run with other later tokens: where earlier positions read later ones, there
+        is no past.
         """
-        half = len(tokens) // 2
-        other = torch.cat([tokens[:half], (tokens[half:] + 1) % self.model.cfg.d_vocab])
-        found, past = self.run(torch.stack([tokens, other]))
-        if past is None:
-            return float("inf")
-        row = torch.ones(1, dtype=torch.long)
-        final = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
-        return float((torch.stack([found[:1], self.logits(final[:, -1])]) - expected).abs().max())
+        finals = [self.resume(stream, 0)[:, -1]]
+        if self._has_past:
+            half = len(tokens) // 2
+            other = torch.cat([tokens[:half], (tokens[half:] + 1) % self.model.cfg.d_vocab])
+            final, past = self.run(torch.stack([tokens, other]))
+            self._has_past = past is not None
+            if past is not None:
+                row = torch.ones(1, dtype=torch.long)
+                later = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
+                finals += [final[:1, -1], later[:, -1]]
+        logits = self.read_logits[-1]
+        compared = torch.cat(
+            [logits.argmax(-1, keepdim=True), torch.arange(0, len(logits), max(1, len(logits) // 32)).to(logits.device)]
+        )
+        expected = logits[compared] - logits.logsumexp(-1)
+        found = self._log_probs(torch.cat(finals), compared.expand(len(finals), -1))
+        errors = (found - expected).abs().amax(1)
+        allowed = agreement(stream.dtype) * max(1.0, float(expected.abs().max()))
+        if not errors[0] <= allowed:
+            raise ModelError(
+                f"Resuming this model from layer 0 misses its own log probabilities by {float(errors[0]):.2g}: its forward "
+                "pass does more than blocks, final norm, unembedding and soft cap, which is all that is known here."
+            )
+        self._has_past = self._has_past and bool((errors <= allowed).all())
 
     @contextmanager
     def _recording_arguments(self) -> Iterator[None]:
@@ -121,12 +130,10 @@ class PartialForward:
         with pre_hooks(self.model.blocks if is_bridge(self.model) else (), record):
             yield
 
-    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[Float[Tensor, "row d_vocab"], Past | None]:
-        """A full run: the last position's logits, and the run's ``Past`` where this model can resume from one."""
+    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[Float[Tensor, "row pos d_model"], Past | None]:
+        """A run of all layers: the stream after the last, and the run's ``Past`` where this model can resume from one."""
         run = run_bridge if is_bridge(self.model) else run_hooked_transformer
-        with last_position_logits(self.model):
-            logits, past = run(self.model, tokens.to(device(self.model)), with_past=self._has_past)
-        return at_least_float32(logits[:, -1]), past
+        return run(self.model, tokens.to(device(self.model)), with_past=self._has_past)
 
     def resume(
         self,
@@ -169,28 +176,30 @@ class PartialForward:
         ``log p(t) = logit_t - log sum_v exp(logit_v)``, the sum taken over slices of the vocabulary, so that the logits
         are never held together: on a large vocabulary that saves most of the time and nearly all of the memory.
         """
-        flat = stream.flatten(0, 1)
-        tokens = torch.tensor(answer, device=flat.device).repeat(len(stream))
-        if has_hooks_on_logits(self.model):
-            parts = zip(flat.split(_ROWS_PER_SLICE), tokens.split(_ROWS_PER_SLICE), strict=True)
-            log_probs = torch.cat([log_probabilities(self.logits(rows), chosen) for rows, chosen in parts])
-        else:
-            log_probs = self._log_probs(self._normalised(flat), tokens)
-        return log_probs.view(len(stream), len(answer)).sum(1)
+        tokens = torch.tensor(answer, device=stream.device).repeat(len(stream))[:, None]
+        return self._log_probs(stream.flatten(0, 1), tokens).view(len(stream), len(answer)).sum(1)
 
-    def _log_probs(self, final: Float[Tensor, "row d_model"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    def _log_probs(
+        self, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row token"]
+    ) -> Float[Tensor, "row token"]:
+        """Log probabilities of some tokens for each row."""
+        if has_hooks_on_logits(self.model):
+            parts = zip(stream.split(_ROWS_PER_SLICE), tokens.split(_ROWS_PER_SLICE), strict=True)
+            return torch.cat([self.logits(rows).log_softmax(-1).gather(-1, chosen) for rows, chosen in parts])
         weight, bias = unembedding(self.model)
-        chosen = torch.empty(len(final), device=final.device, dtype=at_least_float32(final).dtype)
-        log_sum = torch.full_like(chosen, -torch.inf)
+        final = self._normalised(stream)
+        chosen = torch.empty(tokens.shape, device=final.device, dtype=at_least_float32(final).dtype)
+        log_sum = torch.full_like(chosen[:, 0], -torch.inf)
         for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
             part = slice(start, start + _VOCABULARY_SLICE)
             for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
                 logits = self._capped(torch.addmm(bias[part], final[rows], weight[:, part]))
                 log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
                 # Taken from the same product as the sum, so that a sure answer's rounding cancels.
-                here = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
-                chosen[rows[here]] = logits[here, tokens[rows[here]] - start]
-        return chosen - log_sum
+                inside = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
+                found = logits.gather(-1, (tokens[rows] - start).clamp(0, logits.shape[1] - 1))
+                chosen[rows] = torch.where(inside, found, chosen[rows])
+        return chosen - log_sum[:, None]
 
     def _normalised(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         return self.model.ln_final(stream[:, None].contiguous())[:, 0].contiguous()
@@ -211,15 +220,21 @@ def pre_hooks(blocks: Iterable[torch.nn.Module], hook: Callable[..., Any]) -> It
             handle.remove()
 
 
+def call(model: LensModel, tokens: Int[Tensor, "row pos"]) -> Tensor:
+    """A plain run, without the cache that the Bridge's blocks would else be given and go on filling when called again."""
+    return model(tokens, use_cache=False) if is_bridge(model) else model(tokens)
+
+
 def run_hooked_transformer(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Tensor, Past | None]:
     """A run of HookedTransformer."""
+    n_layers = model.cfg.n_layers
     if not with_past:
-        return model(tokens), None
+        return model(tokens, stop_at_layer=n_layers), None
     cache = new_key_value_cache(model, len(tokens))
     everything = torch.ones_like(tokens)  # else padding is guessed from the tokens, as it is not without a cache
-    logits = model(tokens, past_kv_cache=cache, attention_mask=everything)
+    final = model(tokens, past_kv_cache=cache, attention_mask=everything, stop_at_layer=n_layers)
     keys, values = zip(*((entry.past_keys, entry.past_values) for entry in cache.entries), strict=True)
-    return logits, Past(keys=keys, values=values)
+    return final, Past(keys=keys, values=values)
 
 
 def run_bridge(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Tensor, Past | None]:
@@ -229,13 +244,16 @@ def run_bridge(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Te
     def give_cache(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[:1], with_cache(named_arguments(block, args, kwargs), cache)
 
-    with pre_hooks(model.blocks if with_past else (), give_cache):
-        logits = model(tokens, use_cache=False)
+    last = component_hook("resid", model.cfg.n_layers - 1)
+    kept: dict[str, Tensor] = {}
+    with pre_hooks(model.blocks if with_past else (), give_cache), model.hooks(fwd_hooks=capture_hooks([last], kept)):
+        with unembedding_only(model, lambda stream: stream[:0]):
+            call(model, tokens)
     layers = [layer for layer in cache.layers if layer.is_initialized]
     if len(layers) < len(model.blocks):
-        return logits, None
+        return kept[last], None
     keys, values = zip(*((layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in layers), strict=True)
-    return logits, Past(keys=keys, values=values)
+    return kept[last], Past(keys=keys, values=values)
 
 
 def named_arguments(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import Fact, FactError
-from rome_lens.forward import unembedding_only
-from rome_lens.models import EMBED, LensModel, at_least_float32, capture_hooks, component_hook, device
+from rome_lens.models import EMBED, LensModel, component_hook
 from rome_lens.partial import PartialForward
 from rome_lens.tokens import FactTokens, encode
 
@@ -66,10 +65,8 @@ def recall(
     """
     tokens = torch.cat([encoded.tokens, torch.tensor(answer[:-1], dtype=encoded.tokens.dtype)])
     names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
-    kept: dict[str, Tensor] = {}
-    only = unembedding_only(model, lambda stream: stream[:, -len(answer) :])
-    with model.hooks(fwd_hooks=capture_hooks([EMBED, *names.values()], kept)), only:
-        logits = at_least_float32(model(tokens[None].to(device(model)))[0])
+    forward = PartialForward(model, tokens, keep=[EMBED, *names.values()], read=len(answer))
+    logits = forward.read_logits
     log_probs = logits.log_softmax(-1)
     if require_correct:
         check_known(model, fact, log_probs, answer)
@@ -78,10 +75,10 @@ def recall(
         encoded=encoded,
         tokens=tokens,
         answer=tuple(answer),
-        embeddings=kept[EMBED][0],
-        states={layer: kept[name][0] for layer, name in names.items()},
+        embeddings=forward.kept[EMBED][0],
+        states={layer: forward.kept[name][0] for layer, name in names.items()},
         clean=float((logits.gather(-1, wanted)[:, 0] - logits.logsumexp(-1)).sum().exp()),
-        forward=PartialForward(model, tokens),
+        forward=forward,
     )
 
 

@@ -48,13 +48,12 @@ def corrupted_run(
     hooks: Sequence[Hook] = (),
 ) -> CorruptedRun:
     """The run on these embeddings in place of the tokens' own, under further ``hooks``."""
-    n_layers = forward.model.cfg.n_layers
-    names = [*(resid_pre_hook(layer) for layer in range(n_layers)), component_hook("resid", n_layers - 1)]
+    names = [resid_pre_hook(layer) for layer in range(forward.model.cfg.n_layers)]
     kept: dict[str, Tensor] = {}
     everything: list[Hook] = [(EMBED, lambda value, hook: embeddings), *hooks, *capture_hooks(names, kept)]
     with forward.model.hooks(fwd_hooks=everything):
-        _, past = forward.run(repeat(tokens, "pos -> sample pos", sample=len(embeddings)))
-    return CorruptedRun(streams=tuple(kept[name] for name in names), past=past)
+        final, past = forward.run(repeat(tokens, "pos -> sample pos", sample=len(embeddings)))
+    return CorruptedRun(streams=(*(kept[name] for name in names), final), past=past)
 
 
 class Restorer:

@@ -80,9 +80,7 @@ def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, t
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     ids = [] if text == "" else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
     if len(ids) > model.cfg.n_ctx:
-        raise FactError(
-            f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}..."
-        )
+        raise FactError(f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}...")
     return ids
 
 

@@ -284,7 +284,7 @@ def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_refused(model
     room = model.cfg.n_ctx - len(token_ids(model, "The"))
     fitting, longer = ("The" + " is" * count for count in (room, room + 1))
     assert len(token_ids(model, fitting)) == model.cfg.n_ctx
-    message = f"The prompt has {model.cfg.n_ctx + 1} tokens, the model's context only {model.cfg.n_ctx}: 'The is is"
+    message = f"The text has {model.cfg.n_ctx + 1} tokens, the model's context only {model.cfg.n_ctx}: 'The is is"
     with pytest.raises(FactError, match=message):
         token_ids(model, longer)
     assert token_ids(model, longer, truncate=True) == token_ids(model, fitting)
