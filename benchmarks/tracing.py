@@ -139,22 +139,31 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--as-loaded",
+        action="store_true",
+        help="weights in TransformerLens' own layout, without load_model's faster one",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model_class = args.model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
     if args.model == "gpt2-shape":
         model, fact = (
             gpt2_shape(model_class),
-            rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec"),
+            rl.Fact("{} now lives in the city of", subject="Wanda Brandt", target="Pralec"),
         )
     else:
         model = rl.load_model(args.model, model_class=model_class)
         fact = rl.data.limits("wanda-brandt" if args.model == "toy" else "eiffel-tower").fact
+    if args.as_loaded:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
     if args.device != "cpu":
         model.to(args.device)
+    layout = "weights as loaded, " if args.as_loaded else ""
     print(
         f"{args.model}, {type(model).__name__}, {model.cfg.n_layers} layers, {len(encode(model, fact).tokens)} tokens, "
-        f"{SAMPLES} samples, {args.threads} thread(s), {args.device}, medians of {args.rounds}"
+        f"{SAMPLES} samples, {layout}{args.threads} thread(s), {args.device}, medians of {args.rounds}"
     )
     for kind in args.kinds:
         compare(model, fact, kind, args.rounds, args.cells, args.device)

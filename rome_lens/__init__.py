@@ -20,9 +20,10 @@ from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import RomeConfig, rome
+from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
 from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
-from rome_lens.tracing import causal_trace, severed_trace
+from rome_lens.tracing import causal_trace
 
 __all__ = [
     "AttributionTrace",

@@ -52,6 +52,10 @@ def attribution_trace(
     """
     if component == "resid" and window != 1:
         raise ValueError(f"window is {window}, expected 1 for 'resid': its states do not add up over layers.")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "Attribution patching takes a gradient, which torch.inference_mode() rules out: call it outside."
+        )
     cells = grid(
         model,
         fact,
@@ -88,6 +92,7 @@ def attribution_trace(
         sample_scores=(effects + corrupted.view(-1, *(1 for _ in effects.shape[1:]))).cpu(),
         noise=described(noise),
         model_fingerprint=fingerprint(model),
+        answer_tokens=len(cells.answer),
     )
 
 

@@ -17,7 +17,7 @@ from rome_lens.traces import CausalTrace
 ROLES = ("first subject", "middle subject", "last subject", "first subsequent", "further", "last")
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TraceAverage(Stored):
     """Average effects over facts (Meng et al. 2022, section 2.2 and figure 2).
 
@@ -185,7 +185,7 @@ def _by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
 def _check_alike(traces: Sequence[CausalTrace]) -> None:
     first, seen = traces[0], set()
     for trace in traces:
-        for name in ("component", "window", "layers", "noise", "model_fingerprint"):
+        for name in ("component", "window", "layers", "noise", "answer_tokens", "model_fingerprint"):
             if getattr(trace, name) != getattr(first, name):
                 raise ValueError(
                     f"The trace of {trace.fact.text!r} has {name} {getattr(trace, name)!r}, that of {first.fact.text!r} "
@@ -199,6 +199,9 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
             )
         if sorted(trace.positions) != list(range(len(trace.labels))):
             raise ValueError(f"{trace.fact.text!r} was traced at positions {list(trace.positions)}, expected all.")
-        if trace.fact in seen:
+        if not trace.sample_scores.isfinite().all():
+            raise ValueError(f"The scores of {trace.fact.text!r} hold NaN or infinity: leave it out, or find out why.")
+        question = (trace.fact.text, trace.fact.target)
+        if question in seen:
             raise ValueError(f"{trace.fact.text!r} is there twice: a fact counts once.")
-        seen.add(trace.fact)
+        seen.add(question)

@@ -3,6 +3,7 @@
 Embeddings are what ``hook_embed`` gives: before positions are added, on Gemma after the scaling by ``sqrt(d_model)``.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,12 @@ class EmbeddingLaw:
     tokens: int
     mean: Float[Tensor, " d_model"] = field(repr=False)
     root: Float[Tensor, "d_model d_model"] = field(repr=False)
+
+    def __repr__(self) -> str:
+        """Names the law itself by a few digits of its hash, since results tell corruptions apart by this text."""
+        values = b"".join(value.contiguous().numpy().tobytes() for value in (self.mean, self.root))
+        digest = hashlib.sha256(values).hexdigest()[:8]
+        return f"EmbeddingLaw(subjects={self.subjects!r}, tokens={self.tokens}, digest={digest!r})"
 
     @classmethod
     def of(cls, model: LensModel, subjects: Sequence[str] | None = None) -> "EmbeddingLaw":

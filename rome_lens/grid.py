@@ -1,6 +1,7 @@
 """The cells of a trace: which states of which prompt are restored, checked before anything is run."""
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -53,18 +54,18 @@ class Grid:
         """The cells at one position."""
         return replace(self, positions=(pos,))
 
-    def cells(self) -> dict[Place, Cell]:
+    def cells(self, *, causal: bool) -> dict[Place, Cell]:
         """By their place in the scores, the cells whose restoration can change the answer.
 
-        States before the subject are not corrupted, and after the last layer's attention only the positions that predict
-        the answer are read.
+        In a causal model states before the subject are not corrupted, and after the last layer's attention only the
+        positions that predict the answer are read.
         """
         cells: dict[Place, Cell] = {}
         for i, layer in enumerate(self.layers):
             window = restored_layers(layer, self.window, self.n_layers)
             for j, pos in enumerate(self.positions):
                 read = pos >= self.read or window.start < self.n_layers - 1
-                if pos < self.encoded.subject[0] or not read:
+                if not read or (causal and pos < self.encoded.subject[0]):
                     continue
                 if self.heads is None:
                     cells[i, j] = Cell(pos=pos, window=window)
@@ -102,7 +103,7 @@ def grid(
     encoded, scored = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
     return Grid(
         component=component,
-        window=window,
+        window=operator.index(window),
         encoded=encoded,
         answer=scored,
         layers=chosen_layers,
@@ -122,6 +123,9 @@ def check_options(model: LensModel, *, component: str, window: int, batch_size: 
     """
     if component not in COMPONENTS:
         raise ValueError(f"component is {component!r}, expected one of {', '.join(map(repr, COMPONENTS))}.")
+    for name, value in (("window", window), ("batch_size", 1 if batch_size is None else batch_size)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{name} is {value!r}, expected a whole number.")
     n_layers = model.cfg.n_layers
     if window < 1 or (n_layers > 1 and window // 2 >= n_layers - 1 and -(-window // 2) >= n_layers):
         raise ValueError(
@@ -148,8 +152,16 @@ def check_has_mlp(model: LensModel) -> None:
         raise ModelError("The model has no MLP (attention only): trace 'resid', 'attn' or 'z'.")
 
 
+def _whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """The values as Python's own numbers, whichever library's they are."""
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError as error:
+        raise ValueError(f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3].") from error
+
+
 def _chosen_layers(model: LensModel, layers: Iterable[int] | None) -> tuple[int, ...]:
-    chosen = tuple(range(model.cfg.n_layers) if layers is None else layers)
+    chosen = _whole_numbers("layers", range(model.cfg.n_layers) if layers is None else layers)
     if not chosen:
         raise ValueError("layers is empty: name at least one, or None for all.")
     return tuple(check_layer(model, layer) for layer in chosen)
@@ -160,7 +172,7 @@ def _chosen_heads(model: LensModel, component: str, heads: Iterable[int] | None)
         if heads is not None:
             raise ValueError(f"heads is given for component {component!r}, expected component='z'.")
         return None
-    chosen = tuple(range(model.cfg.n_heads) if heads is None else heads)
+    chosen = _whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     if not chosen:
         raise ValueError("heads is empty: name at least one, or None for all.")
     outside = [head for head in chosen if not 0 <= head < model.cfg.n_heads]
@@ -172,7 +184,7 @@ def _chosen_heads(model: LensModel, component: str, heads: Iterable[int] | None)
 def _chosen_positions(positions: Iterable[int] | None, length: int) -> tuple[int, ...]:
     if positions is None:
         return tuple(range(length))
-    chosen = tuple(positions)
+    chosen = _whole_numbers("positions", positions)
     if not chosen:
         raise ValueError("positions is empty: name at least one, or None for all.")
     outside = [pos for pos in chosen if not -length <= pos < length]

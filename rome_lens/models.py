@@ -108,9 +108,20 @@ def unembedding(model: LensModel) -> tuple[Float[Tensor, "d_model d_vocab"], Flo
     return model.unembed.W_U.detach(), model.unembed.b_U.detach()
 
 
-def has_hooks_on_logits(model: LensModel) -> bool:
-    """Whether someone's hooks act on the unembedding itself, so that it must be called and not computed beside it."""
-    return any(point.fwd_hooks for name, point in model.hook_dict.items() if name.startswith("unembed"))
+def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
+    """Whether the caller has hooks on the model, on points whose names begin as given; the Bridge's own do not count."""
+    named = (point for name, point in model.hook_dict.items() if name.startswith(points))
+    return any(not _is_own(handle) for point in named for handle in point.fwd_hooks)
+
+
+def has_hooks_after_blocks(model: LensModel) -> bool:
+    """Whether hooks act on the final norm or on the unembedding, so that these must be called as the model calls them."""
+    return has_hooks(model, points=("ln_final", "unembed"))
+
+
+def _is_own(handle: Any) -> bool:
+    """Whether TransformerLens itself put the hook in, as wiring."""
+    return handle.is_permanent and getattr(handle.user_hook, "__module__", "").startswith("transformer_lens.")
 
 
 def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:
@@ -202,10 +213,14 @@ def w_out_fingerprint(model: LensModel, layers: range) -> str:
 
 
 def weights_fingerprint(model: LensModel) -> str:
-    """A hash that an edit changes: :func:`fingerprint` and, where the MLPs are dense, all of ``W_out``'s samples."""
-    dense = all(isinstance(getattr(getattr(block, "mlp", None), "W_out", None), Tensor) for block in model.blocks)
-    layers = range(model.cfg.n_layers if dense and not model.cfg.num_experts else 0)
-    return f"{fingerprint(model)}-{w_out_fingerprint(model, layers)}"
+    """A hash of sums and samples of every weight, which any edit or training changes; each model class has its own."""
+    digest = hashlib.sha256(fingerprint(model).encode())
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            flat = value.detach().flatten()
+            digest.update(f"{name} {tuple(value.shape)} {float(flat.sum(dtype=torch.float64)):.17g}".encode())
+            digest.update(flat[:: max(1, len(flat) // 64)].to("cpu", torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _sample(weight: Tensor, per_axis: int = 32) -> bytes:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,9 @@ from rome_lens.models import (
     capture_hooks,
     component_hook,
     device,
-    has_hooks_on_logits,
+    has_hooks,
+    has_hooks_after_blocks,
     is_bridge,
-    resid_pre_hook,
     unembedding,
 )
 
@@ -30,8 +30,9 @@ from rome_lens.models import (
 # the names of the key-value cache.
 _POSITION_AXES = {"attention_mask": -2, "position_embeddings": -2, "position_ids": -1, "cache_position": -1}
 _CACHES = ("past_key_values", "layer_past")
-_VOCABULARY_SLICE = 8192
-_ROWS_PER_SLICE = 512
+_VOCABULARY_SLICE = 2048
+_ROWS_PER_SLICE = 1024
+_ROWS_UNDER_HOOKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ class PartialForward:
 
     Constructing it makes that run and compares the ways once: an architecture whose forward does something this class
     does not know is refused instead of answered wrongly. Where only the way with a past differs (no cache in some layer,
-    attention to later positions, a hook of the caller's at one position), ``run`` gives None in its place.
+    attention to later positions), ``run`` gives None in its place; so it does while the caller has hooks on the model,
+    which may act on a position by its number.
 
     Raises:
         ModelError: resumed logits differ from the model's own.
@@ -79,14 +81,18 @@ class PartialForward:
         self.model = model
         self.kept: dict[str, Tensor] = {}
         self._arguments: list[dict[str, Any]] = []
-        first = resid_pre_hook(0)
-        hooks = capture_hooks([first, *keep], self.kept)
-        only = unembedding_only(model, lambda stream: stream[:, -read:])
+        self._length = len(tokens)
+        hooked = has_hooks(model)
+        only = nullcontext() if has_hooks_after_blocks(model) else unembedding_only(model, lambda x: x[:, -read:])
         with evaluating(model), torch.no_grad():
-            with self._recording_arguments(), model.hooks(fwd_hooks=hooks), only:
-                self.read_logits = at_least_float32(call(model, tokens[None].to(device(model)))[0])
-            self._has_past = all(map(only_attends, model.blocks)) and all(map(can_be_cut, self._arguments))
-            self._check(tokens, self.kept[first])
+            with self._recording_arguments(), model.hooks(fwd_hooks=capture_hooks(keep, self.kept)), only:
+                with entering_blocks(model) as streams:
+                    logits = call(model, tokens[None].to(device(model)))
+            self.read_logits = at_least_float32(logits[0, -read:])
+            self._has_past = (
+                not hooked and all(map(only_attends, model.blocks)) and all(map(can_be_cut, self._arguments))
+            )
+            self._check(tokens, streams[0])
 
     def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
         """Compare log probabilities of some tokens, resumed on all positions and on the later half, with the
@@ -95,22 +101,21 @@ class PartialForward:
         The past of the later half is that of a run with other later tokens: where earlier positions read later ones, there
         is no past.
         """
-        finals = [self.resume(stream, 0)[:, -1]]
+        finals = [self.resume(stream, 0)[:, -1:]]
         if self._has_past:
             half = len(tokens) // 2
             other = torch.cat([tokens[:half], (tokens[half:] + 1) % self.model.cfg.d_vocab])
-            final, past = self.run(torch.stack([tokens, other]))
+            streams, past = self.run(torch.stack([tokens, other]))
             self._has_past = past is not None
             if past is not None:
                 row = torch.ones(1, dtype=torch.long)
                 later = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
-                finals += [final[:1, -1], later[:, -1]]
+                finals += [streams[-1][:1, -1:], later[:, -1:]]
         logits = self.read_logits[-1]
-        compared = torch.cat(
-            [logits.argmax(-1, keepdim=True), torch.arange(0, len(logits), max(1, len(logits) // 32)).to(logits.device)]
-        )
+        spread = torch.arange(0, len(logits), max(1, len(logits) // 32), device=logits.device)
+        compared = torch.cat([logits.argmax(-1, keepdim=True), spread])
         expected = logits[compared] - logits.logsumexp(-1)
-        found = self._log_probs(torch.cat(finals), compared.expand(len(finals), -1))
+        found = self._log_probs(torch.cat(finals), compared.expand(len(finals), 1, -1))[:, 0]
         errors = (found - expected).abs().amax(1)
         allowed = agreement(stream.dtype) * max(1.0, float(expected.abs().max()))
         if not errors[0] <= allowed:
@@ -130,10 +135,13 @@ class PartialForward:
         with pre_hooks(self.model.blocks if is_bridge(self.model) else (), record):
             yield
 
-    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[Float[Tensor, "row pos d_model"], Past | None]:
-        """A run of all layers: the stream after the last, and the run's ``Past`` where this model can resume from one."""
+    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[tuple[Float[Tensor, "row pos d_model"], ...], Past | None]:
+        """A run of all layers: the stream that enters each block and the one that leaves the last; and the run's ``Past``
+        where this model can resume from one."""
         run = run_bridge if is_bridge(self.model) else run_hooked_transformer
-        return run(self.model, tokens.to(device(self.model)), with_past=self._has_past)
+        with entering_blocks(self.model) as streams:
+            final, past = run(self.model, tokens.to(device(self.model)), with_past=self._has_past)
+        return (*streams, final), past
 
     def resume(
         self,
@@ -176,16 +184,26 @@ class PartialForward:
         ``log p(t) = logit_t - log sum_v exp(logit_v)``, the sum taken over slices of the vocabulary, so that the logits
         are never held together: on a large vocabulary that saves most of the time and nearly all of the memory.
         """
-        tokens = torch.tensor(answer, device=stream.device).repeat(len(stream))[:, None]
-        return self._log_probs(stream.flatten(0, 1), tokens).view(len(stream), len(answer)).sum(1)
+        tokens = torch.tensor(answer, device=stream.device).expand(len(stream), -1)[..., None]
+        return self._log_probs(stream, tokens).sum((1, 2))
 
     def _log_probs(
+        self, stream: Float[Tensor, "row read d_model"], tokens: Int[Tensor, "row read token"]
+    ) -> Float[Tensor, "row read token"]:
+        """Log probabilities of some tokens at each of the last positions."""
+        if not has_hooks_after_blocks(self.model):
+            return self._log_probs_by_slices(stream.flatten(0, 1), tokens.flatten(0, 1)).view(tokens.shape)
+        found = []
+        for rows, chosen in zip(stream.split(_ROWS_UNDER_HOOKS), tokens.split(_ROWS_UNDER_HOOKS), strict=True):
+            whole = rows.new_zeros((len(rows), self._length, rows.shape[-1]))  # so that the hooks find their positions
+            whole[:, -rows.shape[1] :] = rows
+            logits = self._capped(self.model.unembed(self.model.ln_final(whole)))[:, -rows.shape[1] :]
+            found.append(logits.log_softmax(-1).gather(-1, chosen))
+        return torch.cat(found)
+
+    def _log_probs_by_slices(
         self, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row token"]
     ) -> Float[Tensor, "row token"]:
-        """Log probabilities of some tokens for each row."""
-        if has_hooks_on_logits(self.model):
-            parts = zip(stream.split(_ROWS_PER_SLICE), tokens.split(_ROWS_PER_SLICE), strict=True)
-            return torch.cat([self.logits(rows).log_softmax(-1).gather(-1, chosen) for rows, chosen in parts])
         weight, bias = unembedding(self.model)
         final = self._normalised(stream)
         chosen = torch.empty(tokens.shape, device=final.device, dtype=at_least_float32(final).dtype)
@@ -207,6 +225,18 @@ class PartialForward:
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.model.cfg.output_logits_soft_cap
         return at_least_float32(cap * torch.tanh(logits / cap) if cap and cap > 0.0 else logits)
+
+
+@contextmanager
+def entering_blocks(model: LensModel) -> Iterator[list[Tensor]]:
+    """Inside, the list takes the stream that each block is called with, before any hook of the block acts on it."""
+    streams: list[Tensor] = []
+
+    def keep(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        streams.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+    with pre_hooks(model.blocks, keep):
+        yield streams
 
 
 @contextmanager

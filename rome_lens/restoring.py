@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.models import EMBED, Hook, capture_hooks, component_hook, resid_pre_hook
+from rome_lens.models import EMBED, Hook, component_hook
 from rome_lens.partial import LayerPast, PartialForward, Past
 
 State = Float[Tensor, "pos d_model"] | Float[Tensor, "pos head d_head"]
@@ -48,12 +48,9 @@ def corrupted_run(
     hooks: Sequence[Hook] = (),
 ) -> CorruptedRun:
     """The run on these embeddings in place of the tokens' own, under further ``hooks``."""
-    names = [resid_pre_hook(layer) for layer in range(forward.model.cfg.n_layers)]
-    kept: dict[str, Tensor] = {}
-    everything: list[Hook] = [(EMBED, lambda value, hook: embeddings), *hooks, *capture_hooks(names, kept)]
-    with forward.model.hooks(fwd_hooks=everything):
-        final, past = forward.run(repeat(tokens, "pos -> sample pos", sample=len(embeddings)))
-    return CorruptedRun(streams=(*(kept[name] for name in names), final), past=past)
+    with forward.model.hooks(fwd_hooks=[(EMBED, lambda value, hook: embeddings), *hooks]):
+        streams, past = forward.run(repeat(tokens, "pos -> sample pos", sample=len(embeddings)))
+    return CorruptedRun(streams=streams, past=past)
 
 
 class Restorer:

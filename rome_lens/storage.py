@@ -75,7 +75,10 @@ class Stored:
         if header.get("type") != cls.__name__ or "fields" not in header:
             raise StorageError(f"{path} holds {header.get('type', 'something else')!r}, expected {cls.__name__!r}.")
         plain = {name: _restored(value) for name, value in json.loads(header["fields"]).items()}
-        return cls(**plain, **tensors)
+        try:
+            return cls(**plain, **tensors)
+        except TypeError as error:
+            raise StorageError(f"{path} was written by another version of rome_lens, or by hand: {error}") from error
 
 
 def installed_versions() -> dict[str, str]:

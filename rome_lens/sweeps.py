@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from rome_lens.corruption import GaussianNoise
+from rome_lens.corruption import GaussianNoise, Replacement
 from rome_lens.facts import Fact, FactError
 from rome_lens.grid import check_options
 from rome_lens.models import LensModel, weights_fingerprint
@@ -60,7 +60,7 @@ def trace_facts(
     """:func:`causal_trace` of every fact that the model knows, all layers and positions.
 
     For the noise of the study, one level for all facts, pass
-    ``GaussianNoise.at_level_of(model, [fact.subject for fact in facts])``.
+    ``GaussianNoise(subjects=tuple(fact.subject for fact in facts)).fitted(model)``.
 
     Args:
         directory: where each finished trace is written at once. A run broken off goes on from there, with the same or
@@ -73,11 +73,16 @@ def trace_facts(
         FactError: there is no fact, or one cannot be tokenised; raised before the first is traced.
         ValueError: as for :func:`causal_trace`.
     """
-    chosen = list(dict.fromkeys(facts))
+    chosen = list({(fact.prompt, fact.subject, fact.target): fact for fact in facts}.values())
     if not chosen:
         raise FactError("The list of facts is empty: give at least one.")
-    if isinstance(noise, Tensor):
+    if isinstance(noise, Tensor) or (isinstance(noise, Replacement) and isinstance(noise.noise, Tensor)):
         raise ValueError("noise is a tensor, which fits one subject: give a kind of noise, such as GaussianNoise().")
+    if directory is not None and " at 0x" in repr(noise):
+        raise ValueError(
+            f"noise is {noise!r}, which a later run cannot be compared with: give its class a __repr__ that names its "
+            "settings (a dataclass has one), or no directory."
+        )
     check_options(model, component=component, window=window, batch_size=batch_size)
     for fact in chosen:
         tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
@@ -86,7 +91,7 @@ def trace_facts(
         {
             "model": weights_fingerprint(model),
             "component": component,
-            "window": window,
+            "window": int(window),
             "noise": repr(noise),
             "samples": samples,
             "answer": answer,
@@ -128,7 +133,7 @@ class _Store:
     def _check(self, directory: Path, settings: dict[str, Any]) -> None:
         path = directory / _SETTINGS
         if not path.exists():
-            if directory.exists() and any(directory.iterdir()):
+            if directory.exists() and any(other.suffix != ".part" for other in directory.iterdir()):
                 raise SweepError(f"{directory} holds other files and no {_SETTINGS}: give an empty or a new directory.")
             _write(path, settings)
             return
@@ -138,6 +143,8 @@ class _Store:
             raise SweepError(
                 f"{path} is not JSON, so that what its traces were made with is not known: {error}"
             ) from error
+        if not isinstance(found, dict):
+            raise SweepError(f"{path} holds {found!r}, so that what its traces were made with is not known.")
         different = [
             f"{name} was {found.get(name)!r} and is {settings.get(name)!r}"
             for name in {**found, **settings}
@@ -160,7 +167,7 @@ class _Store:
         path, unknown = self._path(fact, ".safetensors"), self._path(fact, ".unknown.json")
         if path is not None and path.exists():
             try:
-                self.traces[fact] = CausalTrace.load(path)
+                self.traces[fact] = replace(CausalTrace.load(path), fact=fact)
             except StorageError as error:
                 raise SweepError(
                     f"A finished trace cannot be read, remove it to have it made again: {error}"

@@ -14,7 +14,7 @@ from rome_lens.intervals import half_width
 from rome_lens.storage import Stored
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Trace(Stored):
     """The probability of the answer for every cell: what all traces have.
 
@@ -25,6 +25,7 @@ class Trace(Stored):
         corrupted_samples: its probability in each corrupted run.
         sample_scores: its probability in each corrupted run with the cell restored.
         noise: the corruption, as text; ``model_fingerprint`` of the traced model.
+        answer_tokens: how many tokens of the answer are scored.
     """
 
     fact: Fact
@@ -38,6 +39,7 @@ class Trace(Stored):
     sample_scores: Float[Tensor, "sample layer pos *head"]
     noise: str
     model_fingerprint: str
+    answer_tokens: int = 1
 
     def __repr__(self) -> str:
         return (
@@ -95,6 +97,8 @@ class Trace(Stored):
         if isinstance(at, str) and at not in named:
             raise ValueError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
         wanted = named[at] if isinstance(at, str) else at
+        if wanted is not None and wanted < 0:
+            wanted += len(self.labels)
         if wanted is not None and wanted not in self.positions:
             raise ValueError(f"Position {wanted} was not traced; the traced ones are {list(self.positions)}.")
         columns = [i for i, pos in enumerate(self.positions) if wanted is None or pos == wanted]
@@ -121,7 +125,7 @@ class Trace(Stored):
         return frame
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class CausalTrace(Trace):
     """What :func:`causal_trace` found.
 
@@ -148,7 +152,7 @@ class CausalTrace(Trace):
         return viz.figure_html(viz.heads(self) if self.heads else viz.trace(self))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class SeveredTrace(Trace):
     """What :func:`severed_trace` found: the residual stream's trace with modules cut out, beside the ordinary one.
 
@@ -204,7 +208,7 @@ class SeveredTrace(Trace):
         return viz.figure_html(viz.severed(self))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class AttributionTrace(CausalTrace):
     """What :func:`attribution_trace` estimated: scores to first order, from one forward and one backward pass.
 
@@ -220,14 +224,15 @@ class AttributionTrace(CausalTrace):
         Raises:
             ValueError: the exact trace is of another fact, component, window, noise or model, or has no cell in common.
         """
-        for name in ("fact", "component", "window", "heads", "answer", "noise", "model_fingerprint"):
+        names = ("fact", "component", "window", "heads", "labels", "subject", "answer", "noise", "model_fingerprint")
+        for name in names:
             if getattr(self, name) != getattr(exact, name):
                 raise ValueError(
                     f"The exact trace has {name} {getattr(exact, name)!r}, the estimate {getattr(self, name)!r}: "
                     "a correlation compares the same cells."
                 )
-        layers = [layer for layer in self.layers if layer in exact.layers]
-        positions = [pos for pos in self.positions if pos in exact.positions]
+        layers = sorted(set(self.layers) & set(exact.layers))
+        positions = sorted(set(self.positions) & set(exact.positions))
         if not layers or not positions:
             raise ValueError("The two traces have no cell in common.")
         ours, theirs = (

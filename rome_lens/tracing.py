@@ -4,6 +4,7 @@ The plain method runs the whole model once for each cell (layer, position). Here
 ``restoring.py``.
 """
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,20 +14,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from rome_lens.corruption import CorruptedPrompt, GaussianNoise, NoiseError, noise_for
+from rome_lens.corruption import CorruptedPrompt, GaussianNoise, noise_for
 from rome_lens.facts import Fact
 from rome_lens.forward import evaluating
-from rome_lens.grid import Grid, check_has_mlp, grid
-from rome_lens.models import Hook, LensModel, capture_hooks, component_hook, fingerprint
+from rome_lens.grid import Grid, grid
+from rome_lens.models import LensModel, fingerprint
 from rome_lens.recall import FactNotKnownError, Recall, recall
-from rome_lens.restoring import CorruptedRun, Restorer, corrupted_run
-from rome_lens.tokens import encode
-from rome_lens.traces import CausalTrace, SeveredTrace
+from rome_lens.restoring import Restorer, corrupted_run
+from rome_lens.traces import CausalTrace
 
-__all__ = ["FactNotKnownError", "causal_trace", "severed_trace"]
+__all__ = ["FactNotKnownError", "causal_trace"]
 
 _ROWS_PER_UNEMBEDDING = 2048
-_SEVERED = {"mlp": ("mlp",), "attn": ("attn",), "both": ("mlp", "attn")}
 
 
 def causal_trace(
@@ -94,12 +93,12 @@ def causal_trace(
         recalled = recall(model, fact, cells.encoded, cells.answer, component, require_correct=require_correct)
         drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
         corrupted, scores = [], []
-        with _progress(f"trace {component}", cells, len(drawn), shown=progress) as bar:
+        with progress_bar(f"trace {component}", cells, len(drawn), shown=progress) as bar:
             for part in drawn.split(cells.rows):
                 run = corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part))
-                corrupted.append(_probabilities(recalled, run.streams[-1]))
+                corrupted.append(probabilities(recalled, run.streams[-1]))
                 restorer = Restorer(recalled.forward, component, recalled.states, run)
-                scores.append(_scores(recalled, cells, restorer, corrupted[-1], bar))
+                scores.append(scores_of(recalled, cells, restorer, corrupted[-1], bar))
     return CausalTrace(
         fact=fact,
         component=component,
@@ -115,99 +114,7 @@ def causal_trace(
         sample_scores=torch.cat(scores).cpu(),
         noise=described(noise),
         model_fingerprint=fingerprint(model),
-    )
-
-
-def severed_trace(
-    model: LensModel,
-    fact: Fact,
-    *,
-    severed: str = "mlp",
-    noise: Any = GaussianNoise(),
-    held_noise: Any = None,
-    held_layers: str = "later",
-    samples: int = 10,
-    layers: Iterable[int] | None = None,
-    positions: Iterable[int] | None = None,
-    answer: str = "first_token",
-    prepend_bos: bool | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
-    require_correct: bool = True,
-) -> SeveredTrace:
-    """The trace of the residual stream while later MLPs (or attentions) at the restored position stay corrupted.
-
-    With the state at ``(layer, pos)`` restored, the outputs of the severed modules at ``pos`` in the layers after it are
-    held at the values that they have in the corrupted run: what is lost against the ordinary trace went through them.
-
-    Source: Meng et al. 2022, section 2.2 and figure 3 (the modified graph). There the held values come from a first draw of
-    noise and the scored run from a second one; here one draw serves both, unless ``held_noise`` is given. (At the last
-    layer, after which nothing is held, the study's code scores its first draw; here it is always ``noise``.)
-
-    Args:
-        severed: ``"mlp"``, ``"attn"`` or ``"both"``.
-        noise: of the scored runs.
-        held_noise: of the runs that the held values are taken from; None takes the scored runs' own.
-        held_layers: ``"later"`` holds the layers after the restored one, ``"all"`` every layer. With one draw they agree,
-            since before the restored layer nothing differs from the corrupted run.
-        positions: None takes the last token of the subject, as the study does.
-        samples, layers, answer, prepend_bos, batch_size, progress, require_correct: as for :func:`causal_trace`.
-
-    Raises:
-        FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
-    """
-    _check_severed(model, severed, held_layers)
-    cells = grid(
-        model,
-        fact,
-        component="resid",
-        window=1,
-        layers=layers,
-        positions=[encode(model, fact, prepend_bos=prepend_bos).subject_last] if positions is None else positions,
-        heads=None,
-        answer=answer,
-        prepend_bos=prepend_bos,
-        batch_size=batch_size,
-    )
-    with evaluating(model), torch.no_grad():
-        recalled = recall(model, fact, cells.encoded, cells.answer, "resid", require_correct=require_correct)
-        drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
-        first = drawn
-        if held_noise is not None:
-            first = drawn_noise(model, fact, recalled, held_noise, samples=samples, prepend_bos=prepend_bos)
-        if len(first) != len(drawn):
-            raise NoiseError(f"held_noise has {len(first)} samples, noise {len(drawn)}: expected as many.")
-        corrupted, ordinary, cut = [], [], []
-        with _progress(f"severed {severed}", cells, 2 * len(drawn), shown=progress) as bar:
-            for part, held_part in zip(drawn.split(cells.rows), first.split(cells.rows), strict=True):
-                run = corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part))
-                corrupted.append(_probabilities(recalled, run.streams[-1]))
-                restorer = Restorer(recalled.forward, "resid", recalled.states, run)
-                ordinary.append(_scores(recalled, cells, restorer, corrupted[-1], bar))
-                held = _outputs(recalled, severed, held_part)
-                columns = []
-                for pos in cells.positions:
-                    base = run if held_layers == "later" else _run_with_held(recalled, part, held, pos)
-                    restorer = Restorer(recalled.forward, "resid", recalled.states, base, held=held)
-                    unrestored = _probabilities(recalled, base.streams[-1])
-                    columns.append(_scores(recalled, cells.at(pos), restorer, unrestored, bar))
-                cut.append(torch.cat(columns, dim=2))
-    return SeveredTrace(
-        fact=fact,
-        severed=severed,
-        held_layers=held_layers,
-        layers=cells.layers,
-        positions=cells.positions,
-        labels=cells.encoded.labels,
-        subject=cells.encoded.subject,
-        answer=model.tokenizer.decode(list(cells.answer)),
-        clean=recalled.clean,
-        corrupted_samples=torch.cat(corrupted).cpu(),
-        ordinary_sample_scores=torch.cat(ordinary).cpu(),
-        sample_scores=torch.cat(cut).cpu(),
-        noise=described(noise),
-        held_noise=described(noise if held_noise is None else held_noise),
-        model_fingerprint=fingerprint(model),
+        answer_tokens=len(cells.answer),
     )
 
 
@@ -234,25 +141,29 @@ def corrupted_embeddings(
 
 
 def described(noise: Any) -> str:
-    """The noise as results name it."""
-    return "tensor" if isinstance(noise, Tensor) else repr(noise)
+    """The noise as results name it; of a tensor a few digits of its hash."""
+    if not isinstance(noise, Tensor):
+        return repr(noise)
+    values = noise.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    return f"tensor {hashlib.sha256(values).hexdigest()[:8]}"
 
 
-def _scores(
+def scores_of(
     recalled: Recall, cells: Grid, restorer: Restorer, unrestored: Float[Tensor, " sample"], bar: tqdm
 ) -> Float[Tensor, "sample layer pos *head"]:
     """The scores of all cells; one that cannot matter has the score of the run with nothing restored."""
     samples = len(unrestored)
     scores = unrestored.view(-1, *(1 for _ in cells.shape)).repeat(1, *cells.shape)
-    places, wanted = list(cells.cells()), list(cells.cells().values())
+    chosen = cells.cells(causal=restorer.past is not None)
+    places, wanted = list(chosen), list(chosen.values())
     waiting: list[tuple[int, Tensor]] = []
 
     def write() -> None:  # many at once, since each product reads the whole vocabulary's weights
         if waiting:
-            found = _probabilities(recalled, torch.cat([finals for _, finals in waiting])).split(samples)
+            found = probabilities(recalled, torch.cat([finals for _, finals in waiting])).split(samples)
             by_place = rearrange(scores, "sample ... -> ... sample")
-            for (i, _), probabilities in zip(waiting, found, strict=True):
-                by_place[places[i]] = probabilities
+            for (i, _), row in zip(waiting, found, strict=True):
+                by_place[places[i]] = row
             waiting.clear()
 
     bar.update(samples * (scores[0].numel() - len(places)))
@@ -266,48 +177,10 @@ def _scores(
     return scores
 
 
-def _probabilities(recalled: Recall, finals: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
+def probabilities(recalled: Recall, finals: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
     """The answer's probability, from the last positions of final streams."""
     return recalled.forward.answer_log_probs(finals[:, -len(recalled.answer) :], recalled.answer).exp()
 
 
-def _outputs(
-    recalled: Recall, severed: str, noise: Float[Tensor, "sample subject d_model"]
-) -> dict[str, Float[Tensor, "sample pos d_model"]]:
-    """The severed modules' outputs in the corrupted run, by hook name."""
-    n_layers = recalled.forward.model.cfg.n_layers
-    names = [component_hook(module, layer) for layer in range(n_layers) for module in _SEVERED[severed]]
-    kept: dict[str, Tensor] = {}
-    embeddings = corrupted_embeddings(recalled, noise)
-    corrupted_run(recalled.forward, recalled.tokens, embeddings, hooks=capture_hooks(names, kept))
-    return kept
-
-
-def _run_with_held(
-    recalled: Recall, noise: Float[Tensor, "sample subject d_model"], held: dict[str, Tensor], pos: int
-) -> CorruptedRun:
-    """The corrupted run with one position's severed modules held in every layer."""
-
-    def holding(name: str) -> Hook:
-        def hold(value: Tensor, hook: Any) -> Tensor:
-            value = value.clone()
-            value[:, pos] = held[name][:, pos]
-            return value
-
-        return name, hold
-
-    hooks = [holding(name) for name in held]
-    return corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, noise), hooks=hooks)
-
-
-def _progress(description: str, cells: Grid, runs: int, *, shown: bool) -> tqdm:
+def progress_bar(description: str, cells: Grid, runs: int, *, shown: bool) -> tqdm:
     return tqdm(desc=description, total=cells.count * runs, unit="run", disable=not shown)
-
-
-def _check_severed(model: LensModel, severed: str, held_layers: str) -> None:
-    if severed not in _SEVERED:
-        raise ValueError(f"severed is {severed!r}, expected one of {', '.join(map(repr, _SEVERED))}.")
-    if held_layers not in ("later", "all"):
-        raise ValueError(f"held_layers is {held_layers!r}, expected 'later' or 'all'.")
-    if "mlp" in _SEVERED[severed]:
-        check_has_mlp(model)

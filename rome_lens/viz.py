@@ -93,7 +93,11 @@ def severed(result: SeveredTrace) -> Figure:
         x = list(range(len(result.layers)))
         for name, effects, colour in (
             ("nothing severed", result.ordinary_sample_scores, "tab:purple"),
-            (f"later {what} severed", result.sample_scores, "tab:green" if result.severed == "mlp" else "tab:red"),
+            (
+                f"{'later' if result.held_layers == 'later' else 'all'} {what} severed",
+                result.sample_scores,
+                "tab:green" if result.severed == "mlp" else "tab:red",
+            ),
         ):
             _band(axes, x, effects[:, :, j] - result.corrupted_samples[:, None], label=name, colour=colour)
         axes.axhline(0.0, color="grey", linewidth=0.5)

@@ -118,6 +118,8 @@ def test_unknown_facts_are_counted() -> None:
         ({"corrupted_samples": torch.rand(2), "sample_scores": torch.rand(2, 3, 6)}, "has 2 samples"),
         ({"positions": (0, 1), "sample_scores": torch.rand(1, 3, 2)}, "expected all"),
         ({"fact": rl.Fact("{} is in", subject="S", target="Paris")}, "twice"),
+        ({"sample_scores": torch.full((1, 3, 6), float("nan"))}, "NaN"),
+        ({"answer_tokens": 2}, "answer_tokens 2"),
         ({"heads": (0,), "sample_scores": torch.rand(1, 3, 6, 1)}, "single heads"),
     ],
 )

@@ -47,8 +47,9 @@ def test_later_positions_of_later_layers_give_the_models_logits(tiny_model: Any,
     forward = PartialForward(tiny_model, TOKENS[0])
     entering, expected = streams(tiny_model)
     with torch.no_grad():
-        final, past = forward.run(TOKENS)
-        torch.testing.assert_close(forward.logits(final[:, -1]), expected, atol=1e-5, rtol=1e-5)
+        through, past = forward.run(TOKENS)
+        torch.testing.assert_close(torch.stack(through[:-1]), torch.stack(entering), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(forward.logits(through[-1][:, -1]), expected, atol=1e-5, rtol=1e-5)
         assert past is not None
         for layer, stream in enumerate(entering):
             for start in (0, 1, 6, LENGTH - 1):
@@ -166,10 +167,10 @@ def test_a_hook_at_one_position_leaves_no_past(model_class: str) -> None:
         forward = PartialForward(model, TOKENS[0])
         entering, expected = streams(model)
         with torch.no_grad():
-            run, past = forward.run(TOKENS)
+            through, past = forward.run(TOKENS)
             final = forward.resume(entering[1], 1)
     assert past is None
-    torch.testing.assert_close(forward.logits(run[:, -1]), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(forward.logits(through[-1][:, -1]), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(forward.logits(final[:, -1]), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -84,14 +84,43 @@ def test_a_run_of_another_or_an_edited_model_is_refused(
     rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
     with pytest.raises(SweepError, match="model was "):
         rl.trace_facts(reference32, [rl.Fact("{} is a", subject="Hugo", target="man")], samples=2, directory=tmp_path)
-    weight = toy.blocks[3].mlp.W_out
-    saved = weight.detach().clone()
-    try:
-        weight.data.add_(0.01)
-        with pytest.raises(SweepError, match="model was "):
-            rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
-    finally:
-        weight.data.copy_(saved)
+    weights = dict(toy.named_parameters())
+    for name in [name for name in weights if "3" in name or "embed" in name]:
+        saved = weights[name].detach().clone()
+        try:
+            weights[name].data.mul_(1.01).add_(0.01)
+            with pytest.raises(SweepError, match="model was "):
+                rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+        finally:
+            weights[name].data.copy_(saved)
+    assert len(rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)) == 1
+
+
+def test_noise_that_cannot_be_compared_later_is_refused(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
+    class Silence:
+        def sample(self, model: Any, prompt: Any, *, samples: int) -> torch.Tensor:
+            return torch.zeros(samples, *prompt.embeddings.shape)
+
+    with pytest.raises(ValueError, match="__repr__"):
+        rl.trace_facts(toy, facts[:1], noise=Silence(), directory=tmp_path)
+    assert len(rl.trace_facts(toy, facts[:1], noise=Silence(), samples=1)) == 1
+    with pytest.raises(ValueError, match="fits one subject"):
+        rl.trace_facts(toy, facts[:1], noise=rl.Replacement(torch.zeros(1, 3, toy.cfg.d_model)), directory=tmp_path)
+
+
+def test_another_new_target_is_the_same_fact_and_comes_back_as_asked(
+    toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    fact = facts[0]
+    other = rl.Fact(fact.prompt, subject=fact.subject, target=fact.target, new_target="Elsewhere")
+    assert len(rl.trace_facts(toy, [fact, other], samples=1)) == 1
+    rl.trace_facts(toy, [fact], samples=1, directory=tmp_path)
+    assert rl.trace_facts(toy, [other], samples=1, directory=tmp_path).traces[0].fact == other
+
+
+def test_what_a_killed_run_left_behind_does_not_matter(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
+    (tmp_path / "settings.json.0123.part").write_text("{")
+    assert len(rl.trace_facts(toy, facts[:1], samples=1, directory=tmp_path)) == 1
 
 
 def test_a_directory_of_other_things_is_refused(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:

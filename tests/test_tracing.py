@@ -399,11 +399,63 @@ def test_an_interrupted_trace_leaves_the_model_as_it_was(toy: Any, toy_record: r
     assert snapshot(toy)["hooks"] == before
 
 
-def test_the_callers_hooks_stay_on_during_a_trace(toy: Any, toy_record: rl.data.Record) -> None:
-    calls = []
-    with toy.hooks(fwd_hooks=[(component_hook("mlp", 4), lambda value, hook: calls.append(len(value)))]):
-        rl.causal_trace(toy, toy_record.fact, layers=[1])
-    assert len(calls) >= 3
+CALLERS = {
+    "steering": ("blocks.2.hook_resid_pre", lambda value, hook: value + torch.linspace(-2, 2, 24)),
+    "first block": ("blocks.0.hook_resid_pre", lambda value, hook: 1.3 * value),
+    "last position": (component_hook("attn", 1), lambda value, hook: torch.cat([value[:, :-1], 3 * value[:, -1:]], 1)),
+    "one position": (
+        component_hook("mlp", 2),
+        lambda value, hook: torch.cat([value[:, :3], 3 * value[:, 3:4], value[:, 4:]], 1),
+    ),
+    "whole sequence": (
+        component_hook("mlp", 3),
+        lambda value, hook: value + torch.linspace(-2, 2, 24) * torch.arange(10)[:, None],
+    ),
+    "knockout": (
+        "blocks.1.attn.hook_pattern",
+        lambda value, hook: value * (torch.arange(value.shape[2]) != 9)[:, None],
+    ),
+    "final norm": ("ln_final.hook_normalized", lambda value, hook: value * (1.0 + torch.arange(10) / 10)[:, None]),
+}
+
+
+@pytest.mark.parametrize("name", CALLERS)
+@pytest.mark.parametrize(("component", "window"), [("resid", 1), ("mlp", 2)])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_trace_under_the_callers_hooks_is_that_of_the_hooked_model(
+    model_class: str, fact: rl.Fact, component: str, window: int, name: str
+) -> None:
+    model = tiny("gpt2", model_class)
+    fact = rl.Fact("Then {} lives in the city", subject="Wanda Brandt", target="Pralec")
+    assert len(encode(model, fact).tokens) == 10, "the hooks above are made for this length"
+    noise = noise_of(model, fact, samples=2)
+    options: dict[str, Any] = {"component": component, "window": window, "noise": noise, "require_correct": False}
+    bare = rl.causal_trace(model, fact, **options)
+    with model.hooks(fwd_hooks=[CALLERS[name]]):
+        expected = plain_loop(model, fact, component, window, noise)
+        trace = rl.causal_trace(model, fact, **options)
+    torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=5e-4)
+    assert (trace.scores / bare.scores - 1.0).abs().max() > 1e-3, "the caller's hook does nothing"
+
+
+@pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="needs HookedTransformer")
+def test_a_model_that_reads_later_positions_is_traced_before_the_subject_too() -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes = {"n_layers": 3, "d_model": 24, "n_heads": 4, "d_head": 6, "d_mlp": 40, "n_ctx": 32, "d_vocab": 720}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cfg = HookedTransformerConfig(**sizes, act_fn="gelu", attention_dir="bidirectional", init_weights=True)
+        model = HookedTransformer(cfg, tokenizer=tiny("gpt2", "HookedTransformer").tokenizer)
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.3)
+    fact = rl.Fact("Then {} lives in the city", subject="Wanda Brandt", target="Pralec")
+    noise = noise_of(model, fact, scale=3.0)
+    trace = rl.causal_trace(model, fact, noise=noise, require_correct=False)
+    expected = plain_loop(model, fact, "resid", 1, noise)
+    torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=5e-5)
+    before = expected[:, : trace.subject[0]]
+    assert (before / trace.corrupted - 1.0).abs().max() > 1e-3, "states before the subject do not matter here either"
 
 
 def test_an_architecture_that_does_more_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
