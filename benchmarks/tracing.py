@@ -150,7 +150,7 @@ def main() -> None:
     if args.model == "gpt2-shape":
         model, fact = (
             gpt2_shape(model_class),
-            rl.Fact("{} now lives in the city of", subject="Wanda Brandt", target="Pralec"),
+            rl.Fact("{} lives in the city of the", subject="Wanda Brandt", target="Pralec"),
         )
     else:
         model = rl.load_model(args.model, model_class=model_class)

@@ -183,4 +183,5 @@ def probabilities(recalled: Recall, finals: Float[Tensor, "row pos d_model"]) ->
 
 
 def progress_bar(description: str, cells: Grid, runs: int, *, shown: bool) -> tqdm:
+    """A bar that counts restored runs."""
     return tqdm(desc=description, total=cells.count * runs, unit="run", disable=not shown)

@@ -129,6 +129,7 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
         names = [f"{role} ({count})" for role, count in zip(result.roles, result.counts, strict=True)]
         above.set_yticks([i + 0.5 for i in range(len(names))], names, fontsize=7)
         _layer_ticks(above, result.layers)
+        above.tick_params(axis="x", labelsize=6)
         figure.colorbar(image, ax=above).ax.tick_params(labelsize=7)
         above.set_title(
             f"{_NAMES[result.component]}, {len(result.subjects)} facts\nATE {result.total_effect}", fontsize=8
@@ -143,7 +144,8 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
             column = result.roles.index(role)
             _band(below, x, result.of_role(column), label=role, colour=colour)
         below.axhline(0.0, color="grey", linewidth=0.5)
-        below.set_xticks(x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]])
+        step = max(1, len(x) // 9)
+        below.set_xticks(x[::step], [str(i) for i in result.layers[::step]])
         below.set_xlabel(_layer_label(result.window))
         below.set_ylabel("average indirect effect")
         below.legend(fontsize=7)
@@ -189,7 +191,7 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
 
 def _layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
     step = max(1, len(layers) // 18)
-    axes.set_xticks([i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]])
+    axes.set_xticks([i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]], fontsize=8)
 
 
 def _layer_label(window: int) -> str:
