@@ -75,6 +75,20 @@ def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(gemma: Any, record: 
     assert float(plain) > trace.corrupted + 0.2
 
 
+def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record) -> None:
+    """As docs/tracing.md has it on average: the answer arrives at the last token within one layer."""
+    facts = [
+        record.fact,
+        rl.Fact("{} is the capital of", subject="Madrid", target="Spain"),
+        rl.Fact("The official language of {} is", subject="Brazil", target="Portuguese"),
+    ]
+    for fact in facts:
+        trace = rl.causal_trace(gemma, fact, samples=3, layers=[11, 12], positions=[-1])
+        below, above = trace.indirect_effects[:, 0] / trace.total_effect
+        assert below < 0.2
+        assert above > 0.6
+
+
 def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.data.Record) -> None:
     """Law 5 behind a norm, the edit's success, and the critique's claims that hold here."""
     statistics = rl.collect_key_statistics(gemma, layer=LAYER, texts=rl.data.texts()[:150])
