@@ -9,12 +9,12 @@ from torch import Tensor
 
 from rome_lens.corruption import GaussianNoise
 from rome_lens.facts import Fact
-from rome_lens.forward import evaluating, unembedding_only
+from rome_lens.forward import evaluating, log_probabilities, unembedding_only
 from rome_lens.grid import grid, restored_layers
-from rome_lens.models import EMBED, Hook, LensModel, at_least_float32, component_hook, device, fingerprint
+from rome_lens.models import EMBED, Hook, LensModel, at_least_float32, component_hook, device
 from rome_lens.recall import Recall, recall
 from rome_lens.traces import AttributionTrace
-from rome_lens.tracing import corrupted_embeddings, described, drawn_noise
+from rome_lens.tracing import common_fields, corrupted_embeddings, drawn_noise
 
 
 def attribution_trace(
@@ -78,21 +78,12 @@ def attribution_trace(
     windows = [restored_layers(layer, window, model.cfg.n_layers) for layer in cells.layers]
     effects = torch.stack([by_layer[:, window.start : window.stop].sum(1) for window in windows], dim=1)
     return AttributionTrace(
-        fact=fact,
         component=component,
         window=window,
-        layers=cells.layers,
-        positions=cells.positions,
         heads=cells.heads or (),
-        labels=cells.encoded.labels,
-        subject=cells.encoded.subject,
-        answer=model.tokenizer.decode(list(cells.answer)),
-        clean=recalled.clean,
         corrupted_samples=corrupted.cpu(),
         sample_scores=(effects + corrupted.view(-1, *(1 for _ in effects.shape[1:]))).cpu(),
-        noise=described(noise),
-        model_fingerprint=fingerprint(model),
-        answer_tokens=len(cells.answer),
+        **common_fields(model, fact, cells, recalled, noise),
     )
 
 
@@ -118,8 +109,8 @@ def _estimated(
         hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, recalled.states)]
         with model.hooks(fwd_hooks=hooks):
             logits = at_least_float32(model(recalled.tokens.expand(len(noise), -1).to(device(model))))
-        answer = torch.tensor(recalled.answer, device=logits.device).expand(len(noise), -1)[..., None]
-        probability = (logits.gather(-1, answer)[..., 0] - logits.logsumexp(-1)).sum(1).exp()
+        answer = torch.tensor(recalled.answer).repeat(len(noise))
+        probability = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read).sum(1).exp()
         gradients = torch.autograd.grad(probability.sum(), list(additions.values()))
     effects = []
     for (layer, state), gradient in zip(states.items(), gradients, strict=True):

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import Fact, FactError
+from rome_lens.forward import log_probabilities
 from rome_lens.models import EMBED, LensModel, component_hook
 from rome_lens.partial import PartialForward
 from rome_lens.tokens import FactTokens, encode
@@ -67,17 +68,15 @@ def recall(
     names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
     forward = PartialForward(model, tokens, keep=[EMBED, *names.values()], read=len(answer))
     logits = forward.read_logits
-    log_probs = logits.log_softmax(-1)
     if require_correct:
-        check_known(model, fact, log_probs, answer)
-    wanted = torch.tensor(answer, device=logits.device)[:, None]
+        check_known(model, fact, logits.log_softmax(-1), answer)
     return Recall(
         encoded=encoded,
         tokens=tokens,
         answer=tuple(answer),
         embeddings=forward.kept[EMBED][0],
         states={layer: forward.kept[name][0] for layer, name in names.items()},
-        clean=float((logits.gather(-1, wanted)[:, 0] - logits.logsumexp(-1)).sum().exp()),
+        clean=float(log_probabilities(logits, torch.tensor(answer)).sum().exp()),
         forward=forward,
     )
 

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.models import EMBED, Hook, component_hook
-from rome_lens.partial import LayerPast, PartialForward, Past
+from rome_lens.partial import PartialForward
+from rome_lens.past import LayerPast, Past
 
 State = Float[Tensor, "pos d_model"] | Float[Tensor, "pos head d_head"]
 

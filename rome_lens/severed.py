@@ -11,12 +11,20 @@ from rome_lens.corruption import GaussianNoise, NoiseError
 from rome_lens.facts import Fact
 from rome_lens.forward import evaluating
 from rome_lens.grid import check_has_mlp, grid
-from rome_lens.models import Hook, LensModel, capture_hooks, component_hook, fingerprint
+from rome_lens.models import Hook, LensModel, capture_hooks, component_hook
 from rome_lens.recall import Recall, recall
 from rome_lens.restoring import CorruptedRun, Restorer, corrupted_run
 from rome_lens.tokens import encode
 from rome_lens.traces import SeveredTrace
-from rome_lens.tracing import corrupted_embeddings, described, drawn_noise, probabilities, progress_bar, scores_of
+from rome_lens.tracing import (
+    common_fields,
+    corrupted_embeddings,
+    described,
+    drawn_noise,
+    probabilities,
+    progress_bar,
+    scores_of,
+)
 
 _SEVERED = {"mlp": ("mlp",), "attn": ("attn",), "both": ("mlp", "attn")}
 
@@ -96,22 +104,13 @@ def severed_trace(
                     columns.append(scores_of(recalled, cells.at(pos), restorer, unrestored, bar))
                 cut.append(torch.cat(columns, dim=2))
     return SeveredTrace(
-        fact=fact,
         severed=severed,
         held_layers=held_layers,
-        layers=cells.layers,
-        positions=cells.positions,
-        labels=cells.encoded.labels,
-        subject=cells.encoded.subject,
-        answer=model.tokenizer.decode(list(cells.answer)),
-        clean=recalled.clean,
         corrupted_samples=torch.cat(corrupted).cpu(),
         ordinary_sample_scores=torch.cat(ordinary).cpu(),
         sample_scores=torch.cat(cut).cpu(),
-        noise=described(noise),
         held_noise=described(noise if held_noise is None else held_noise),
-        model_fingerprint=fingerprint(model),
-        answer_tokens=len(cells.answer),
+        **common_fields(model, fact, cells, recalled, noise),
     )
 
 

@@ -67,8 +67,8 @@ def causal_trace(
         answer: ``"first_token"`` scores the answer's first token, as the study does; ``"whole"`` the product over all of
             its tokens, each given those before it.
         prepend_bos: None takes the model's default.
-        batch_size: the most rows that any forward may have, a row being one noise sample of one cell: the bound on memory.
-            None takes some thousand tokens' worth. It changes no score beyond rounding.
+        batch_size: the most rows that any forward may have, a row being one noise sample of one cell: the bound on memory
+            (two at least, for a check of the model). None takes some thousand tokens' worth. It changes no score beyond rounding.
         require_correct: refuse a fact whose answer is not the model's first choice; with False the answer's
             probability is traced all the same.
 
@@ -100,22 +100,29 @@ def causal_trace(
                 restorer = Restorer(recalled.forward, component, recalled.states, run)
                 scores.append(scores_of(recalled, cells, restorer, corrupted[-1], bar))
     return CausalTrace(
-        fact=fact,
         component=component,
         window=window,
-        layers=cells.layers,
-        positions=cells.positions,
         heads=cells.heads or (),
-        labels=cells.encoded.labels,
-        subject=cells.encoded.subject,
-        answer=model.tokenizer.decode(list(cells.answer)),
-        clean=recalled.clean,
         corrupted_samples=torch.cat(corrupted).cpu(),
         sample_scores=torch.cat(scores).cpu(),
-        noise=described(noise),
-        model_fingerprint=fingerprint(model),
-        answer_tokens=len(cells.answer),
+        **common_fields(model, fact, cells, recalled, noise),
     )
+
+
+def common_fields(model: LensModel, fact: Fact, cells: Grid, recalled: Recall, noise: Any) -> dict[str, Any]:
+    """What every kind of trace says of its fact, its cells and its model."""
+    return {
+        "fact": fact,
+        "layers": cells.layers,
+        "positions": cells.positions,
+        "labels": cells.encoded.labels,
+        "subject": cells.encoded.subject,
+        "answer": model.tokenizer.decode(list(cells.answer)),
+        "answer_tokens": len(cells.answer),
+        "clean": recalled.clean,
+        "noise": described(noise),
+        "model_fingerprint": fingerprint(model),
+    }
 
 
 def drawn_noise(

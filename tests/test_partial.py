@@ -9,7 +9,8 @@ from models_for_tests import CLASSES, FAMILIES, GEMMA, LLAMA, SIZES, TINY, tiny
 
 from rome_lens.forward import evaluating
 from rome_lens.models import ModelError, capture_hooks, component_hook, resid_pre_hook
-from rome_lens.partial import LayerPast, PartialForward, Past
+from rome_lens.partial import PartialForward
+from rome_lens.past import LayerPast, Past
 
 # Longer than the sliding window of the tiny Gemmas; rows that differ.
 TOKENS = torch.randint(3, 500, (3, 13), generator=torch.Generator().manual_seed(5))
