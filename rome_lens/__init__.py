@@ -2,6 +2,7 @@
 
 from rome_lens import data, forward, models, viz
 from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
+from rome_lens.applying import applied_edits, keep_edits
 from rome_lens.attribution import attribution_trace
 from rome_lens.averages import TraceAverage, average_traces
 from rome_lens.checks import CheckResult, Limits, check_limits
@@ -14,13 +15,15 @@ from rome_lens.corruption import (
     StudentTNoise,
     UniformNoise,
 )
-from rome_lens.edits import RankOneEdit, WeightEdit
+from rome_lens.edits import Edit, RankOneEdit, WeightEdit
+from rome_lens.export import export_hf
 from rome_lens.facts import Fact, read_facts
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import RomeConfig, rome
 from rome_lens.rows import row_hooks
+from rome_lens.sequences import Edits, rome_sequence
 from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
 from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
@@ -32,7 +35,9 @@ __all__ = [
     "CausalTrace",
     "CheckResult",
     "Counterfactual",
+    "Edit",
     "EditFiring",
+    "Edits",
     "Fact",
     "GaussianNoise",
     "KeyStatistics",
@@ -49,6 +54,7 @@ __all__ = [
     "UniformNoise",
     "WeightEdit",
     "answer_log_probs",
+    "applied_edits",
     "attribution_trace",
     "average_traces",
     "causal_trace",
@@ -57,12 +63,15 @@ __all__ = [
     "collect_key_statistics",
     "data",
     "edit_firing",
+    "export_hf",
     "forward",
+    "keep_edits",
     "load_model",
     "models",
     "read_facts",
     "report",
     "rome",
+    "rome_sequence",
     "row_hooks",
     "severed_trace",
     "top_answers",

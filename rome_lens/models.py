@@ -128,6 +128,16 @@ def is_bridge(model: LensModel) -> bool:
     return isinstance(model, TransformerBridge)
 
 
+def has_processed_weights(model: LensModel) -> bool:
+    """Whether a bridge has folded or centred the weights of the transformers model that it wraps."""
+    return bool(getattr(model, "_weights_processed", False))
+
+
+def unwrapped_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a transformers model without the levels that a bridge puts between its modules."""
+    return {name.replace("._original_component", ""): value for name, value in state.items()}
+
+
 def device(model: LensModel) -> torch.device:
     """Where the model computes."""
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
