@@ -21,13 +21,15 @@ from rome_lens.facts import Fact, read_facts
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
-from rome_lens.rome import RomeConfig, rome
+from rome_lens.rome import rome
 from rome_lens.rows import row_hooks
+from rome_lens.sampling import random_contexts
 from rome_lens.sequences import Edits, rome_sequence
 from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
 from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
 from rome_lens.tracing import causal_trace
+from rome_lens.value import RomeConfig
 
 __all__ = [
     "AttributionTrace",
@@ -68,6 +70,7 @@ __all__ = [
     "keep_edits",
     "load_model",
     "models",
+    "random_contexts",
     "read_facts",
     "report",
     "rome",

@@ -1,5 +1,6 @@
 """Parts of a forward pass: without dropout, up to a layer, from a layer on, with only some positions unembedded."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,13 +14,10 @@ from rome_lens.models import (
     Hook,
     LensModel,
     at_least_float32,
-    b_out,
     capture_hooks,
-    component_hook,
     device,
     is_bridge,
     key_hook,
-    w_out,
 )
 
 
@@ -111,18 +109,7 @@ def keys_of(model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int) -> F
     return run_through(model, tokens, layer, [key_hook(layer)])[key_hook(layer)]
 
 
-def layer_states(
-    model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
-) -> tuple[
-    Float[Tensor, "batch pos d_mlp"],
-    Float[Tensor, "batch pos d_model"],
-    Float[Tensor, "batch pos d_model"],
-    Float[Tensor, "batch pos d_model"],
-]:
-    """A layer's keys, the raw output ``k W_out + b_out``, what the MLP adds to the stream, and the stream after it."""
-    names = (key_hook(layer), component_hook("mlp", layer), component_hook("resid", layer))
-    kept = run_through(model, tokens, layer, names)
-    keys, mlp_out, stream = (kept[name] for name in names)
-    bias = b_out(model, layer)
-    raw = keys @ w_out(model, layer) + (0.0 if bias is None else bias)
-    return keys, raw, mlp_out, stream
+def in_float32(model: LensModel) -> LensModel:
+    """The model itself, or of one in half precision a float32 copy."""
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    return copy.deepcopy(model).to(torch.float32) if half else model

@@ -111,11 +111,11 @@ def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
     return None if bias is None else bias.detach()
 
 
-def mlp_output(model: LensModel, layer: int, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_model"]:
-    """``k W_out + b_out`` of one key, on the CPU in the key's precision."""
+def mlp_output(model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
+    """``k W_out + b_out``, where the keys are and in their precision."""
     bias = b_out(model, layer)
-    output = key @ w_out(model, layer).to(key)
-    return output if bias is None else output + bias.to(key)
+    output = keys @ w_out(model, layer).to(keys)
+    return output if bias is None else output + bias.to(keys)
 
 
 def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None:
@@ -234,6 +234,12 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
         (f"{norm}.hook_normalized", renormalise),
         (component_hook("mlp", layer), forget_scale),
     ]
+
+
+def has_centred_w_out(model: LensModel, layer: int) -> bool:
+    """Whether every row of ``W_out`` has mean zero, as TransformerLens' ``center_writing_weights`` leaves it."""
+    weight = at_least_float32(w_out(model, layer))
+    return float(weight.mean(-1).abs().max()) < 1e-5 * float(weight.abs().mean())
 
 
 def fingerprint(model: LensModel) -> str:

@@ -158,6 +158,17 @@ class PartialForward:
         """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
         return self._capped(self.model.unembed(self._normalised(stream)[:, None])[:, 0])
 
+    def logits_at(self, cells: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float[Tensor, "cell d_vocab"]:
+        """Logits of chosen cells of some last streams ``[row, pos, d_model]``, each given with its rows and positions.
+
+        Under hooks on final norm or unembedding the streams must hold all positions, and all are unembedded, so that the
+        hooks find theirs.
+        """
+        if not has_hooks_after_blocks(self.model):
+            return self.logits(torch.cat([stream[rows, positions] for stream, rows, positions in cells]))
+        whole = ((self.model.unembed(self.model.ln_final(stream)), *at) for stream, *at in cells)
+        return self._capped(torch.cat([logits[rows, positions] for logits, rows, positions in whole]))
+
     def answer_log_probs(
         self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
     ) -> Float[Tensor, " row"]:

@@ -13,8 +13,9 @@ from rome_lens.edits import Edit, LayerEdit, RankOneEdit
 from rome_lens.facts import Fact, FactError
 from rome_lens.keys import KeyStatistics
 from rome_lens.models import LensModel, mlp_output
-from rome_lens.rome import RomeConfig, rome
+from rome_lens.rome import rome
 from rome_lens.tokens import encode
+from rome_lens.value import RomeConfig
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -12,8 +12,8 @@ import rome_lens as rl
 from rome_lens.facts import FactError
 from rome_lens.keys import StatisticsError
 from rome_lens.models import ModelError, b_out, w_out
-from rome_lens.rome import OptimisationError
 from rome_lens.tokens import encode
+from rome_lens.value import OptimisationError
 
 KNOWN = json.loads((REFERENCE / "reference.json").read_text())["rome"]
 ARRAYS = np.load(REFERENCE / "rome.npz")

@@ -1,0 +1,301 @@
+"""The value ``v*``: what the edited layer must write at the subject for the model to give the new target.
+
+Source: Meng et al. 2022, section 3.1 (equation 4) and appendix E.5.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rome_lens.facts import SLOT, Fact, FactError
+from rome_lens.forward import agreement
+from rome_lens.models import (
+    LensModel,
+    ModelError,
+    at_least_float32,
+    capture_hooks,
+    component_hook,
+    key_hook,
+    mlp_contribution,
+    mlp_output,
+)
+from rome_lens.partial import PartialForward
+from rome_lens.past import LayerPast
+from rome_lens.tokens import FactTokens, encode, pad_right
+
+KL_PROMPT = "{} is a"
+NORMS = ("plain", "centred")
+_NEAR = 3  # rows whose lookup positions lie this close run together: a few positions too many cost less than a run more
+
+
+class OptimisationError(ValueError):
+    """The optimisation of the value left the finite numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RomeConfig:
+    """Hyperparameters of an edit; the defaults are the original's (Meng et al. 2022, appendix E.5).
+
+    Attributes:
+        steps, lr: Adam steps (the last one only scores) and their rate.
+        weight_decay: factor of ``||delta|| / ||v_0||^2``.
+        clamp: bound on ``||delta|| / ||v_0||``.
+        kl_factor: factor of the KL divergence at the subject of ``"{subject} is a"``.
+        stop_loss: stop when the whole loss is below it.
+        stop_probability: stop when the new target's probability, as in :class:`RankOneEdit`, is above it; None, as the
+            original, does not look at it. Going on to 0.99 and more is what makes an edited model say the new target
+            louder than it ever said anything (over-optimisation).
+        ridge: added to ``C`` as ``ridge * mean(diag C) * I``; 0 inverts ``C`` itself.
+        norms: ``"plain"``, the original's ``||x||``, which a shift of ``W_out``'s output by a constant changes though it
+            changes nothing that the model says; ``"centred"``, ``||x - mean(x)||``, which does not change, so that
+            models with LayerNorm are edited alike before and after TransformerLens' weight processing.
+    """
+
+    steps: int = 20
+    lr: float = 0.5
+    weight_decay: float = 0.5
+    clamp: float = 4.0
+    kl_factor: float = 0.0625
+    stop_loss: float = 0.05
+    stop_probability: float | None = None
+    ridge: float = 0.0
+    norms: str = "plain"
+
+    def __post_init__(self) -> None:
+        if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
+            raise ValueError(
+                f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."
+            )
+        factors = (self.weight_decay, self.kl_factor, self.ridge)
+        if not (self.steps >= 1 and self.lr > 0 and self.clamp > 0 and all(factor >= 0 for factor in factors)):
+            raise ValueError(f"Expected steps >= 1, lr and clamp > 0, the other factors >= 0; got {self}.")
+        if self.norms not in NORMS:
+            raise ValueError(f"norms is {self.norms!r}, expected one of {', '.join(NORMS)}.")
+
+    def norm(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
+        """``||x||`` or ``||x - mean(x)||``."""
+        return vector.norm() if self.norms == "plain" else (vector - vector.mean()).norm()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRows:
+    """The token rows of one edit: the bare prompt, the contexts with the target appended, and the KL prompt.
+
+    ``lookups`` are the positions of the subject's last token; target token ``j`` of context row ``i`` is predicted at
+    ``target_positions[i, j]``.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    lookups: Int[Tensor, " row"]
+    target: Int[Tensor, " target"]
+    target_positions: Int[Tensor, "context target"]
+
+    @classmethod
+    def of(cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None) -> "EditRows":
+        if not contexts:
+            raise FactError("The list of contexts is empty: give at least the bare ['{}'].")
+        bare = encode(model, fact, prepend_bos=prepend_bos)
+        asked = [encode(model, _in_context(fact, context), prepend_bos=prepend_bos) for context in contexts]
+        essence = Fact(KL_PROMPT, subject=fact.subject, target=fact.target)
+        kl = encode(model, essence, prepend_bos=prepend_bos)
+        target = bare.new_answer
+        rows = [bare.tokens.tolist(), *((*row.tokens.tolist(), *target[:-1]) for row in asked), kl.tokens.tolist()]
+        last = torch.tensor([len(row.tokens) - 1 for row in asked])
+        every: list[FactTokens] = [bare, *asked, kl]
+        return cls(
+            tokens=pad_right(rows),
+            lookups=torch.tensor([row.subject_last for row in every]),
+            target=torch.tensor(target),
+            target_positions=last[:, None] + torch.arange(len(target))[None],
+        )
+
+    @property
+    def reads(self) -> tuple[Int[Tensor, " read"], Int[Tensor, " read"]]:
+        """Row and position of every prediction that the loss reads: each context's targets in turn, then the KL row's."""
+        n_contexts, n_target = self.target_positions.shape
+        rows = torch.cat([torch.arange(1, n_contexts + 1).repeat_interleave(n_target), torch.tensor([n_contexts + 1])])
+        return rows, torch.cat([self.target_positions.flatten(), self.lookups[-1:]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    """Rows with near lookup positions, from the first of these on: what a change at the lookups can reach.
+
+    ``read`` gives, for each prediction that the loss reads off these rows, its number among all, its row here and its
+    position here.
+    """
+
+    stream: Float[Tensor, "row pos d_model"]
+    outputs: Float[Tensor, "row d_model"]
+    lookups: Int[Tensor, " row"]
+    pasts: tuple[LayerPast, ...] | None
+    read: tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedLayer:
+    """One layer on the rows of an edit: keys and raw outputs at the lookup positions, and the later layers to run."""
+
+    layer: int
+    forward: PartialForward
+    keys: Float[Tensor, "row d_mlp"]
+    outputs: Float[Tensor, "row d_model"]
+    later: tuple[Later, ...]
+
+    @classmethod
+    def of(cls, model: LensModel, rows: EditRows, layer: int) -> "EditedLayer":
+        """One run of all rows, which also leaves the attention keys and values that later layers go on from."""
+        forward = PartialForward(model, rows.tokens[0])
+        names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
+        with torch.no_grad(), model.hooks(fwd_hooks=capture_hooks(names, kept)):
+            streams, past = forward.run(rows.tokens)
+        at = (torch.arange(len(rows.lookups)), rows.lookups)
+        keys, mlp_out = (kept[name][at] for name in names)
+        outputs = mlp_output(model, layer, keys)
+        with torch.no_grad():
+            expected = mlp_contribution(model, layer, outputs)
+        error = float((mlp_out - expected).abs().max())
+        if not error <= agreement(mlp_out.dtype) * max(1.0, float(expected.abs().max())):
+            raise ModelError(
+                f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), but differs by "
+                f"{error:.2g}: a hook adds to it, or this architecture does something that is not known here."
+            )
+
+        def pasts(start: int, some: Tensor) -> tuple[LayerPast, ...] | None:
+            if past is None:
+                return None
+            return tuple(past.at(i, before=start, rows=some) for i in range(layer + 1, model.cfg.n_layers))
+
+        later = []
+        for start, end, some in _near_rows(rows, together=past is None):
+            local = torch.full((len(rows.tokens),), -1)
+            local[some] = torch.arange(len(some))
+            read_rows, read_positions = rows.reads
+            number = (local[read_rows] >= 0).nonzero()[:, 0]
+            later.append(
+                Later(
+                    stream=streams[layer + 1][some, start:end],
+                    outputs=at_least_float32(outputs[some]),
+                    lookups=rows.lookups[some] - start,
+                    pasts=pasts(start, some),
+                    read=(number, local[read_rows[number]], read_positions[number] - start),
+                )
+            )
+        return cls(
+            layer=layer,
+            forward=forward,
+            keys=at_least_float32(keys),
+            outputs=at_least_float32(outputs),
+            later=tuple(later),
+        )
+
+    def log_probs(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "read d_vocab"]:
+        """Log probabilities at every prediction read, with ``delta`` added to W_out's raw output at each lookup."""
+        order = torch.cat([part.read[0] for part in self.later]).argsort()
+        finals = [(self._final(part, delta), *part.read[1:]) for part in self.later]
+        return self.forward.logits_at(finals)[order.to(delta.device)].log_softmax(-1)
+
+    def _final(self, part: Later, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "row pos d_model"]:
+        model, pasts = self.forward.model, part.pasts
+        change = mlp_contribution(model, self.layer, part.outputs + delta) - mlp_contribution(
+            model, self.layer, part.outputs
+        )
+        at = (torch.arange(len(part.lookups)), part.lookups)
+        stream = part.stream.index_put(at, change.to(part.stream), accumulate=True)
+        first = self.layer + 1
+        return self.forward.resume(stream, first, past=None if pasts is None else lambda i: pasts[i - first])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the optimisation: ``delta`` and what the loss says of it."""
+
+    delta: Float[Tensor, " d_model"]
+    nll: float
+    kl: float
+    decay: float
+    probability: float
+
+    @property
+    def loss(self) -> float:
+        """The whole loss."""
+        return self.nll + self.kl + self.decay
+
+    def stops(self, config: RomeConfig) -> str | None:
+        """What it has reached: ``"probability"``, ``"loss"``, or None."""
+        if config.stop_probability is not None and self.probability > config.stop_probability:
+            return "probability"
+        return "loss" if self.loss < config.stop_loss else None
+
+
+def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[Step]:
+    """Steps of Adam from ``delta = 0`` on
+
+        mean_contexts mean_target -log p(o*)  +  kl_factor KL(p_delta || p_0) at "{subject} is a"
+            +  weight_decay ||delta|| / ||v_0||^2,   ||delta|| <= clamp ||v_0||
+
+    with ``v_0 = state.outputs[0]``, the bare prompt's. Only the layers after the edited one run, on the positions that the
+    change reaches, and only those that the loss reads are unembedded.
+
+    Raises:
+        OptimisationError: the loss is not finite; the message names the step.
+    """
+    start = state.outputs[0]
+    n_contexts, n_target = rows.target_positions.shape
+    target = rows.target.to(start.device).repeat(n_contexts)
+    initial: Tensor | None = None
+    delta = torch.zeros_like(start, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=config.lr)
+    for step in range(config.steps):
+        with torch.enable_grad():
+            log_p = state.log_probs(delta)
+            if initial is None:
+                initial = log_p[-1].detach()
+            each = log_p[torch.arange(len(target)), target].reshape(n_contexts, n_target).mean(1)
+            nll = -each.mean()
+            kl = config.kl_factor * (log_p[-1].exp() * (log_p[-1] - initial)).sum()
+            decay = config.weight_decay * config.norm(delta) / config.norm(start) ** 2
+            loss = nll + kl + decay
+        terms = {"nll": nll.item(), "kl": kl.item(), "decay": decay.item()}
+        if not torch.isfinite(loss):
+            raise OptimisationError(f"The loss is {loss.item()} at step {step} ({terms}): lower lr or clamp.")
+        yield Step(delta=delta.detach().clone(), probability=each.exp().mean().item(), **terms)
+        if step < config.steps - 1:
+            (delta.grad,) = torch.autograd.grad(loss, [delta])
+            optimiser.step()
+            with torch.no_grad():
+                bound = config.clamp * config.norm(start)
+                if config.norm(delta) > bound:
+                    delta.mul_(bound / config.norm(delta))
+
+
+def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Tensor, " row"]]]:
+    """Rows that are scored, in groups of near lookup positions: start, end and numbers of each group's rows.
+
+    The bare row is left out: it is scored only where it is among the contexts.
+    """
+    _, positions = rows.reads
+    n_target = len(rows.target)
+    ends = [int(position) + 1 for position in (*positions[n_target - 1 : -1 : n_target], positions[-1])]
+    scored = sorted((int(lookup), row) for row, lookup in enumerate(rows.lookups.tolist()) if row > 0)
+    if together:
+        return [(0, rows.tokens.shape[1], torch.arange(1, len(rows.tokens)))]
+    groups: list[list[tuple[int, int]]] = []
+    for lookup, row in scored:
+        if not groups or lookup - groups[-1][0][0] >= _NEAR:
+            groups.append([])
+        groups[-1].append((lookup, row))
+    return [
+        (group[0][0], max(ends[row - 1] for _, row in group), torch.tensor(sorted(row for _, row in group)))
+        for group in groups
+    ]
+
+
+def _in_context(fact: Fact, context: str) -> Fact:
+    if context.count(SLOT) != 1:
+        raise FactError(f"The context {context!r} has {context.count(SLOT)} slots {{}}, expected one for the prompt.")
+    prompt = context.replace(SLOT, fact.prompt)
+    return Fact(prompt, subject=fact.subject, target=fact.target, new_target=fact.new_target)
