@@ -105,7 +105,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     model, hf_model = tiny("llama", "TransformerBridge"), tiny_transformers_model("llama")
     edit, out = random_edit(model), tmp_path / "out"
-    with pytest.raises(ModelError, match="One parameter .* none does"):
+    with pytest.raises(ModelError, match=r"One parameter .* none does"):
         rl.export_hf(edit, tiny_transformers_model("qwen2"), out, model=tiny("gemma2", "TransformerBridge"))
     down = [layer.mlp.down_proj.weight for layer in hf_model.model.layers]
     with torch.no_grad():
