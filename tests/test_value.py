@@ -1,0 +1,183 @@
+"""The value's optimisation against the plain loop over all layers, positions and logits; what must not change it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from models_for_tests import CLASSES, last_logits, reference_model, tiny
+from plain_value import plain_value
+
+import rome_lens as rl
+from rome_lens.facts import FactError
+from rome_lens.forward import evaluating, in_float32
+from rome_lens.models import w_out
+from rome_lens.rome import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.tokens import encode
+from rome_lens.value import EditedLayer, EditRows, descent
+
+# Three lookup positions, of which two are near each other, so that rows run in groups.
+CONTEXTS = ["{}", "It was raining. {}", "It rained. {}", "Somebody said that {}", "A long way off, in the north, {}"]
+CONFIG = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0)
+
+
+def value(model: Any, fact: rl.Fact, *, layer: int = 1, config: rl.RomeConfig = CONFIG, **options: Any) -> Any:
+    statistics = rl.KeyStatistics.identity(model, layer=layer)
+    options = {"contexts": CONTEXTS, **options}
+    return rl.rome(model, fact, layer=layer, statistics=statistics, config=config, **options)
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_the_later_layers_alone_give_what_the_whole_model_gives(tiny_model: Any, fact: rl.Fact, layer: int) -> None:
+    with evaluating(tiny_model):
+        delta, losses = plain_value(tiny_model, fact, layer=layer, contexts=CONTEXTS, config=CONFIG)
+        rows = EditRows.of(tiny_model, fact, CONTEXTS, None)
+        state = EditedLayer.of(tiny_model, rows, layer)
+        steps = list(descent(state, rows, CONFIG))
+    found = torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64)
+    torch.testing.assert_close(found, losses, atol=2e-4, rtol=1e-4)
+    assert float((steps[-1].delta - delta).norm()) < 1e-2 * float(delta.norm())
+
+
+def test_rows_run_in_groups_from_their_lookup_positions_on(toy: Any, toy_record: rl.data.Record) -> None:
+    rows = EditRows.of(toy, toy_record.fact, CONTEXTS, None)
+    state = EditedLayer.of(toy, rows, 1)
+    assert len(state.later) > 1
+    run = sum(part.stream.shape[0] * part.stream.shape[1] for part in state.later)
+    assert run < rows.tokens.numel() / 2
+    assert sorted(int(i) for part in state.later for i in part.read[0]) == list(range(len(rows.reads[0])))
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_hook_at_one_position_of_the_final_norm_means_what_it_means_in_a_whole_run(
+    model_class: str, fact: rl.Fact
+) -> None:
+    model = tiny("llama", model_class)
+
+    def shift(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, -1] += 1.0  # the position that the longest row alone reads
+        return value
+
+    with model.hooks(fwd_hooks=[("ln_final.hook_normalized", shift)]):
+        with evaluating(model):
+            _, losses = plain_value(model, fact, layer=1, contexts=CONTEXTS, config=CONFIG)
+        hooked = value(model, fact)
+    torch.testing.assert_close(hooked.losses, losses, atol=2e-4, rtol=1e-4)
+    assert (hooked.losses - value(model, fact).losses).abs().max() > 1e-3
+
+
+def mean_key(model: Any, fact: rl.Fact, layer: int) -> torch.Tensor:
+    keys = []
+    for context in CONTEXTS:
+        asked = rl.Fact(context.replace("{}", fact.prompt), subject=fact.subject, target=fact.target)
+        encoded = encode(model, asked)
+        _, cache = model.run_with_cache(encoded.tokens[None])
+        keys.append(cache[f"blocks.{layer}.mlp.hook_post"][0, encoded.subject_last])
+    return torch.stack(keys).mean(0).detach()
+
+
+def test_r_rome_maps_the_mean_key_to_the_value(tiny_model: Any, fact: rl.Fact) -> None:
+    """And the original does not, but maps the bare prompt's."""
+    edits = {variant: value(tiny_model, fact, variant=variant) for variant in ("rome", "r-rome")}
+    key = mean_key(tiny_model, fact, 1)
+    torch.testing.assert_close(edits["r-rome"].key, key, atol=1e-4, rtol=1e-4)
+    assert torch.equal(edits["rome"].u, edits["r-rome"].u)
+    assert torch.equal(edits["rome"].value, edits["r-rome"].value)
+    torch.testing.assert_close(edits["rome"].u, key / key.norm(), atol=1e-4, rtol=1e-4)
+    missed = {}
+    for variant, edit in edits.items():
+        bias = getattr(tiny_model.blocks[1].mlp, "b_out", None)
+        with edit.applied(tiny_model):
+            mapped = (key @ w_out(tiny_model, 1) + (0.0 if bias is None else bias)).detach()
+        missed[variant] = float((mapped - edit.value).norm() / edit.value.norm())
+    assert missed["r-rome"] < 1e-4 < 1e-2 < missed["rome"]
+    assert edits["r-rome"].variant == "r-rome"
+
+
+def processed_pair(model_class: str) -> tuple[Any, Any]:
+    """The reference model as it came, and with its norms folded and its writing weights centred."""
+    plain = reference_model(model_class, torch.float32)
+    processed = copy.deepcopy(plain)
+    if model_class == "HookedTransformer":
+        processed.load_and_process_state_dict(processed.state_dict())
+    else:
+        processed.enable_compatibility_mode(disable_warnings=True)
+    return plain, processed
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_warn(
+    model_class: str, fact: rl.Fact
+) -> None:
+    plain, processed = processed_pair(model_class)
+    tokens = torch.arange(1, 12)[None]
+    expected = last_logits(plain, tokens).log_softmax(-1)
+    torch.testing.assert_close(last_logits(processed, tokens).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+    config = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0, norms="centred", weight_decay=5.0, clamp=0.3)
+    before, after = (value(model, fact, config=config, prepend_bos=False) for model in (plain, processed))
+    torch.testing.assert_close(after.losses, before.losses, atol=1e-4, rtol=1e-3)
+    change = [edit.value - (edit.value - (edit.key @ edit.u) * edit.v) for edit in (before, after)]
+    assert float((change[0] - change[1]).norm()) < 1e-2 * float(change[0].norm())
+    plainly = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0, weight_decay=5.0, clamp=0.3)
+    with pytest.warns(ProcessedModelWarning, match="centred"):
+        other = value(processed, fact, config=plainly, prepend_bos=False)
+    assert float(other.losses[1, 2]) != pytest.approx(
+        float(value(plain, fact, config=plainly, prepend_bos=False).losses[1, 2]), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_optimised_in_float32(
+    model_class: str, dtype: torch.dtype, fact: rl.Fact, untouched: Any
+) -> None:
+    half = copy.deepcopy(tiny("gpt2", model_class)).to(dtype)
+    untouched(half)
+    found = value(half, fact)
+    expected = value(in_float32(half), fact)
+    assert found.u.dtype == found.v.dtype == torch.float32
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.v, expected.v, atol=1e-6, rtol=1e-4)
+    assert w_out(half, 1).dtype == dtype
+
+
+def test_what_stopped_the_optimisation_is_told(toy: Any, toy_record: rl.data.Record) -> None:
+    fact = toy_record.fact
+    assert value(toy, fact, config=rl.RomeConfig(steps=2)).stopped == "steps"
+    assert value(toy, fact, config=rl.RomeConfig(stop_loss=1.0)).stopped == "loss"
+    assert value(toy, fact, config=rl.RomeConfig(stop_probability=0.3, stop_loss=0.0)).stopped == "probability"
+
+
+def test_a_new_target_that_is_already_the_answer_is_refused(toy: Any, toy_record: rl.data.Record) -> None:
+    fact = toy_record.fact
+    said = rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target)
+    with pytest.raises(FactError, match="already answered"):
+        value(toy, said)
+    with value(toy, fact, config=rl.RomeConfig()).applied(toy):
+        with pytest.raises(FactError, match="already answered"):
+            value(toy, fact)
+
+
+def test_targets_that_share_their_first_token_are_told_apart(toy: Any, toy_record: rl.data.Record) -> None:
+    """The whole target is optimised, so that its later tokens follow too."""
+    fact = toy_record.fact
+    new = rl.Fact(
+        fact.prompt, subject=fact.subject, target=fact.target, new_target=f"{fact.target} and {fact.new_target}"
+    )
+    encoded = encode(toy, new)
+    assert encoded.answer[0] == encoded.new_answer[0]
+    assert len(encoded.new_answer) > 2
+    edit = value(toy, new, config=rl.RomeConfig(), contexts=["{}"])
+    asked = [(new.text, str(new.new_target))]
+    before = rl.answer_log_probs(toy, asked)
+    after = rl.answer_log_probs(toy, asked, fwd_hooks=edit.fwd_hooks(toy))
+    assert float(after) > float(before) + 1.0
+
+
+def test_a_subject_that_is_the_first_token_of_all_is_warned_about(toy: Any) -> None:
+    first = rl.Fact("{} lives in the city of", subject="Wanda", target="Pralec", new_target="Ondavel")
+    assert encode(toy, first, prepend_bos=False).subject_last == 0
+    with pytest.warns(FirstTokenWarning, match="prepend_bos=True"):
+        value(toy, first, prepend_bos=False)
+    value(toy, first, prepend_bos=True)
