@@ -1,229 +1,182 @@
-"""The second moment of a layer's keys, ``C = E[k kT]``: which directions of key space are in use, and how much."""
+"""Collecting ``C = E[k kT]``: from texts, tokens or the model's own samples, for several layers at once, cached."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, overload
 
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from rome_lens.forward import keys_of
-from rome_lens.models import LensModel, ModelError, check_layer, device, fingerprint, w_out, w_out_fingerprint
-from rome_lens.sampling import sample_tokens
-from rome_lens.storage import Stored
-from rome_lens.tokens import pad_right, token_ids
+from rome_lens.key_sources import KeySource, sample_source, short_hash, text_source, token_source
+from rome_lens.key_statistics import KeyStatistics, StatisticsError
+from rome_lens.key_sums import KeySum, Reading, add_source
+from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
 
-
-class StatisticsError(ValueError):
-    """Key statistics that do not fit the edit, or cannot be inverted."""
+__all__ = ["KeyStatistics", "StatisticsError", "collect_key_statistics"]
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class KeyStatistics(Stored):
-    """``C = E[k kT]`` over tokens, uncentred, ``k`` the input of ``W_out`` at one layer.
+@overload
+def collect_key_statistics(
+    model: LensModel,
+    *,
+    layer: int,
+    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = ...,
+    tokens: Iterable[Tensor] | None = ...,
+    openings: Sequence[str] = ...,
+    sample_count: int = ...,
+    sample_length: int = ...,
+    seed: int = ...,
+    source: str | None = ...,
+    field: str = ...,
+    max_tokens: int | None = ...,
+    max_length: int | None = ...,
+    prepend_bos: bool | None = ...,
+    batch_size: int = ...,
+    cache: str | Path | None = ...,
+    checkpoint_every: int = ...,
+    progress: bool = ...,
+) -> KeyStatistics: ...
 
-    Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
-    Attributes:
-        moment: ``C``, float64.
-        count: the number of keys that were averaged; 0 where nothing was (the identity).
-        model_fingerprint: of the model they come from; None is not checked.
-        source: where the tokens came from, in words.
-    """
-
-    layer: int
-    moment: Float[Tensor, "d_mlp d_mlp"]
-    count: int
-    model_fingerprint: str | None = None
-    source: str = "unnamed"
-
-    def __repr__(self) -> str:
-        return (
-            f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r})"
-        )
-
-    @classmethod
-    def identity(cls, model: LensModel, *, layer: int) -> "KeyStatistics":
-        """``C = I``: an edit without statistics, said on purpose. It spills over onto keys that resemble ``k*``."""
-        d_mlp = w_out(model, layer).shape[0]
-        moment = torch.eye(d_mlp, dtype=torch.float64)
-        return cls(layer=layer, moment=moment, count=0, model_fingerprint=fingerprint(model), source="identity")
-
-    def solve(self, key: Float[Tensor, " d_mlp"], *, ridge: float = 0.0) -> Float[Tensor, " d_mlp"]:
-        """``(C + ridge * mean(diag C) * I)^-1 k`` by Cholesky, in float64.
-
-        Raises:
-            StatisticsError: ``C`` is singular, as it is when fewer keys than ``d_mlp`` were averaged, and no ridge is given.
-        """
-        d_mlp = self.moment.shape[0]
-        if key.shape != (d_mlp,):
-            raise StatisticsError(
-                f"The key has {key.shape[0]} entries, the statistics are {d_mlp} x {d_mlp}: other models."
-            )
-        advice = (
-            "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
-        )
-        if ridge == 0.0 and 0 < self.count < d_mlp:
-            raise StatisticsError(
-                f"The second moment was averaged over {self.count} keys, fewer than its width {d_mlp}, and is singular. {advice}"
-            )
-        moment = self.moment.double()
-        if ridge:
-            moment = moment + ridge * moment.diagonal().mean() * torch.eye(d_mlp, dtype=torch.float64)
-        factor, info = torch.linalg.cholesky_ex(moment)
-        if int(info):
-            raise StatisticsError(
-                f"The second moment ({self.count} keys, width {d_mlp}) is not positive definite. {advice}"
-            )
-        return torch.cholesky_solve(key.double()[:, None], factor)[:, 0]
-
-    def check(self, model: LensModel, *, layer: int) -> None:
-        """Raise StatisticsError unless these statistics are this model's, at this layer."""
-        if self.layer != layer:
-            raise StatisticsError(
-                f"The statistics are of layer {self.layer}, the edit is at layer {layer}: collect them there."
-            )
-        d_mlp = w_out(model, layer).shape[0]
-        if self.moment.shape != (d_mlp, d_mlp):
-            raise StatisticsError(
-                f"The statistics have shape {list(self.moment.shape)}, the layer's keys {d_mlp} entries."
-            )
-        if self.model_fingerprint not in (None, fingerprint(model)):
-            raise StatisticsError(
-                f"The statistics are of the model {self.model_fingerprint}, this one is {fingerprint(model)}: "
-                "collect them on this model."
-            )
+@overload
+def collect_key_statistics(
+    model: LensModel,
+    *,
+    layer: Sequence[int],
+    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = ...,
+    tokens: Iterable[Tensor] | None = ...,
+    openings: Sequence[str] = ...,
+    sample_count: int = ...,
+    sample_length: int = ...,
+    seed: int = ...,
+    source: str | None = ...,
+    field: str = ...,
+    max_tokens: int | None = ...,
+    max_length: int | None = ...,
+    prepend_bos: bool | None = ...,
+    batch_size: int = ...,
+    cache: str | Path | None = ...,
+    checkpoint_every: int = ...,
+    progress: bool = ...,
+) -> dict[int, KeyStatistics]: ...
 
 
 def collect_key_statistics(
     model: LensModel,
     *,
-    layer: int,
-    texts: Iterable[str] | None = None,
+    layer: int | Sequence[int],
+    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = None,
+    tokens: Iterable[Tensor] | None = None,
     openings: Sequence[str] = ("",),
     sample_count: int = 512,
     sample_length: int = 64,
     seed: int = 0,
+    source: str | None = None,
+    field: str = "text",
+    max_tokens: int | None = None,
+    max_length: int | None = None,
     prepend_bos: bool | None = None,
     batch_size: int = 16,
     cache: str | Path | None = None,
+    checkpoint_every: int = 100_000,
     progress: bool = False,
-) -> KeyStatistics:
-    """``C = (1/n) sum_i k_i k_iT`` over every token of texts, or of samples from the model itself; float64.
+) -> KeyStatistics | dict[int, KeyStatistics]:
+    """``C = (1/n) sum_i k_i k_iT`` over every token of a source, in float64, at one layer or at several in one pass.
 
-    The forward stops at ``layer``. A text longer than the context is cut there.
+    The forward stops at the last layer asked for. Peak memory is ``d_mlp^2 * 8`` bytes a layer, and a batch of keys.
+    The original reads 100 000 Wikipedia texts: ``texts=`` a stream of them, ``max_tokens=`` to make it shorter.
+
+    Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
     Args:
-        texts: what to read. None samples from the model: ``sample_count`` sequences of ``sample_length`` tokens, which
-            continue the ``openings`` in turn (``""`` starts from BOS alone). No corpus is needed then.
+        layer: an int gives its statistics, a sequence of them a dict by layer.
+        texts: what to read: a list of texts, or any iterable of texts or of rows (a ``datasets`` stream) whose column
+            ``field`` holds the text. A text is cut at ``max_length`` tokens, or at the context if that is shorter.
+        tokens: in place of texts, batches of ids ``[batch, pos]`` as they are to be run, ``-1`` for padding on the right.
+        openings, sample_count, sample_length, seed: where there are neither texts nor tokens, the model samples as many
+            sequences, which continue the openings in turn (``""`` starts from BOS alone). No corpus is needed then.
+        source: a name for the texts or tokens. A stream needs one: it says what the stream holds, from its beginning.
+        max_tokens: stop after exactly as many keys; an endless stream needs it.
         batch_size: sequences in one forward. It changes no number beyond rounding.
-        cache: a directory; statistics of the same model, layer and source are read from there, or written to it.
+        cache: a directory; statistics of the same model, layer and source are read from there, or written to it. A
+            collection broken off goes on from its partial sums there, to the same numbers bit for bit; they are written
+            whenever ``checkpoint_every`` keys were added, and removed in the end.
 
     Raises:
-        StatisticsError: there is no text, or no token in it; samples of no length or longer than the context.
+        StatisticsError: there is no token; a stream without a name, or not the one that was broken off; a row without the
+            field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the model, of which
+            the cache would not know.
         ModelError: layer out of range, no dense MLP, no tokenizer.
     """
-    w_out(model, check_layer(model, layer))
-    if batch_size < 1:
-        raise StatisticsError(f"batch_size is {batch_size}, expected at least 1.")
-    if texts is None and (sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx):
-        raise StatisticsError(
-            f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
-            f"{model.cfg.n_ctx} (the context)."
+    layers = list(dict.fromkeys(layer)) if isinstance(layer, Sequence) else [layer]
+    limits = {"batch_size": batch_size, "checkpoint_every": checkpoint_every}
+    _check(model, layers, {**limits, "max_tokens": max_tokens, "max_length": max_length}, cached=cache is not None)
+    if texts is not None and tokens is not None:
+        raise StatisticsError("Both texts and tokens are given: give one of them.")
+    if tokens is not None and prepend_bos is not None:
+        raise StatisticsError("prepend_bos is given with tokens, which are run as they are: put BOS into them.")
+    if tokens is not None:
+        read = token_source(model, tokens, source=source)
+    elif texts is not None:
+        length = min(max_length or model.cfg.n_ctx, model.cfg.n_ctx)
+        read = text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
+    else:
+        read = sample_source(
+            model,
+            openings=openings,
+            sample_count=sample_count,
+            sample_length=sample_length,
+            seed=seed,
+            prepend_bos=prepend_bos,
         )
-    if texts is None:
-        source = f"{sample_count} samples of {sample_length} tokens, seed {seed}, openings {_short_hash(openings)}"
-        name = "samples"
-    else:
-        texts = list(texts)
-        source = f"{len(texts)} texts {_short_hash(texts)}"
-        name = "texts"
+    if max_tokens is not None:
+        read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
+    reading = Reading(
+        batch_size=batch_size, max_tokens=max_tokens, checkpoint_every=checkpoint_every, progress=progress
+    )
+    found = _collected(model, layers, read, reading, None if cache is None else Path(cache))
+    return {one: found[one] for one in layers} if isinstance(layer, Sequence) else found[layer]
+
+
+def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | None], *, cached: bool) -> None:
+    """What can be refused before anything is read."""
+    if not layers:
+        raise StatisticsError("The list of layers is empty: give at least one.")
+    for one in layers:
+        w_out(model, one)
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise StatisticsError(f"{name} is {value}, expected at least 1.")
+    if cached and has_hooks(model):
+        raise StatisticsError(
+            "The model has hooks, which may change keys and which the cache would not know of: model.reset_hooks(), or "
+            "collect with cache=None."
+        )
+
+
+def _collected(
+    model: LensModel, layers: Sequence[int], source: KeySource, reading: Reading, cache: Path | None
+) -> dict[int, KeyStatistics]:
+    """Statistics of each layer, from the cache where they are there, and all others in one pass."""
+    known = fingerprint(model)
     # What keys depend on: earlier W_outs, and where the model writes its own text, all of them.
-    edited = w_out_fingerprint(model, range(layer if texts is not None else model.cfg.n_layers))
-    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-    made = f"{source}, bos {bos}, W_out {edited}"
-    path = (
-        None
-        if cache is None
-        else Path(cache) / f"keys-{fingerprint(model)}-l{layer}-{name}-{_short_hash([made])}.safetensors"
-    )
-    if path is not None and path.is_file():
-        return KeyStatistics.load(path)
-    if texts is None:
-        batches = _sampled(model, openings, sample_count, sample_length, seed, prepend_bos, progress)
-    else:
-        batches = _tokenised(model, texts, prepend_bos, batch_size, progress)
-    moment, count = _second_moment(model, layer, batches)
-    if count == 0:
-        raise StatisticsError("There is no token to collect keys from: the texts are empty.")
-    statistics = KeyStatistics(
-        layer=layer, moment=moment / count, count=count, model_fingerprint=fingerprint(model), source=made
-    )
-    if path is not None:
-        statistics.save(path)
-    return statistics
-
-
-def _second_moment(
-    model: LensModel, layer: int, batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Float[Tensor, "d_mlp d_mlp"], int]:
-    """The sum of ``k kT`` over the real tokens of all batches, and their number."""
-    d_mlp = w_out(model, layer).shape[0]
-    total = torch.zeros(d_mlp, d_mlp, dtype=torch.float64, device=device(model))
-    count = 0
-    for tokens, real in batches:
-        keys = keys_of(model, tokens, layer)[real.to(device(model))].double()
-        total += keys.T @ keys
-        count += len(keys)
-    return total.cpu(), count
-
-
-def _tokenised(
-    model: LensModel, texts: Sequence[str], prepend_bos: bool | None, batch_size: int, progress: bool
-) -> Iterator[tuple[Int[Tensor, "batch pos"], Tensor]]:
-    for start in tqdm(range(0, len(texts), batch_size), desc="key statistics", disable=not progress):
-        rows = [
-            token_ids(model, text, prepend_bos=prepend_bos, truncate=True) for text in texts[start : start + batch_size]
-        ]
-        rows = [row for row in rows if row]
-        if rows:
-            lengths = torch.tensor([len(row) for row in rows])
-            tokens = pad_right(rows)
-            yield tokens, torch.arange(tokens.shape[1])[None] < lengths[:, None]
-
-
-def _sampled(
-    model: LensModel,
-    openings: Sequence[str],
-    sample_count: int,
-    sample_length: int,
-    seed: int,
-    prepend_bos: bool | None,
-    progress: bool,
-) -> Iterator[tuple[Int[Tensor, "batch pos"], Tensor]]:
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    if bos is None:
-        raise ModelError("The tokenizer has no BOS token to start samples from: give texts.")
-    openings = list(openings) or [""]
-    rows = [
-        token_ids(model, openings[i % len(openings)], prepend_bos=prepend_bos) or [bos] for i in range(sample_count)
-    ]
-    by_length: dict[int, list[list[int]]] = {}
-    for row in rows:
-        by_length.setdefault(min(len(row), sample_length - 1), []).append(row[: sample_length - 1])
-    with tqdm(total=sample_count, desc="key statistics", disable=not progress) as bar:
-        for length, group in sorted(by_length.items()):
-            for start in range(0, len(group), 128):
-                chunk = group[start : start + 128]
-                tokens = sample_tokens(
-                    model, chunk, new_tokens=sample_length - length, seed=seed + 1000 * length + start
-                )
-                bar.update(len(chunk))
-                yield tokens, torch.ones_like(tokens, dtype=torch.bool)
-
-
-def _short_hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
+    edited = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
+    made = {one: f"{source.name}, W_out {w_out_fingerprint(model, edited[one])}" for one in layers}
+    names = {one: f"keys-{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
+    paths = {} if cache is None else {one: cache / f"{name}.safetensors" for one, name in names.items()}
+    unfinished = {} if cache is None else {one: cache / f"{name}.unfinished.safetensors" for one, name in names.items()}
+    found = {one: KeyStatistics.load(path) for one, path in paths.items() if path.is_file()}
+    sums = [KeySum.begun(model, one, unfinished.get(one)) for one in layers if one not in found]
+    if sums:
+        add_source(model, source, sums, replace(reading, unfinished=unfinished))
+    for one in sums:
+        if one.count == 0:
+            raise StatisticsError("There is no token to collect keys from: the texts are empty.")
+        statistics = KeyStatistics(
+            layer=one.layer, moment=one.mean(), count=one.count, model_fingerprint=known, source=made[one.layer]
+        )
+        found[one.layer] = statistics
+        if cache is not None:
+            statistics.save(paths[one.layer])
+            unfinished[one.layer].unlink(missing_ok=True)
+    return found

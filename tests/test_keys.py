@@ -1,14 +1,17 @@
 """The second moment of keys: what it averages, when it can be solved, what it refuses."""
 
+import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models_for_tests import REFERENCE
+from models_for_tests import CLASSES, REFERENCE
 
 import rome_lens as rl
 from rome_lens.keys import StatisticsError
+from rome_lens.loading import from_directory
 from rome_lens.models import ModelError, key_hook
 from rome_lens.sampling import random_contexts, sample_tokens
 
@@ -42,11 +45,10 @@ def test_the_moment_is_the_mean_of_outer_products(tiny_model: Any, layer: int) -
 def test_the_moment_of_the_reference_corpus_is_the_original_one(reference64: Any) -> None:
     arrays = np.load(REFERENCE / "mom2.npz")
     tokens = torch.tensor(arrays["tokens"].astype(np.int64))
-    total = torch.zeros(384, 384, dtype=torch.float64)
-    for batch in tokens.split(100):
-        keys = rl.forward.keys_of(reference64, batch.clamp(min=0), 2)[batch >= 0]
-        total += keys.T @ keys
-    torch.testing.assert_close(total / int(arrays["count"]), torch.tensor(arrays["C.f64"]), atol=1e-10, rtol=1e-10)
+    found = rl.collect_key_statistics(reference64, layer=2, tokens=tokens, batch_size=100)
+    assert found.count == int(arrays["count"])
+    torch.testing.assert_close(found.moment, torch.tensor(arrays["C.f64"]), atol=1e-10, rtol=1e-10)
+    assert torch.equal(found.moment, found.moment.T)
 
 
 def test_solving_inverts_the_moment(toy: Any) -> None:
@@ -94,7 +96,7 @@ def test_statistics_are_cached_by_model_layer_and_source(toy: Any, tmp_path: Any
     other_layer = rl.collect_key_statistics(toy, layer=2, texts=TEXTS, cache=tmp_path)
     other_texts = rl.collect_key_statistics(toy, layer=1, texts=TEXTS[:2], cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr("rome_lens.keys._second_moment", lambda *args: pytest.fail("it was collected again"))
+    monkeypatch.setattr("rome_lens.key_sums.run_through", lambda *args: pytest.fail("it was collected again"))
     again = rl.collect_key_statistics(toy, layer=1, texts=TEXTS, cache=tmp_path)
     assert torch.equal(again.moment, first.moment)
     assert (again.count, again.source) == (first.count, first.source)
@@ -117,6 +119,335 @@ def test_wrong_input_is_refused(
     untouched(toy)
     with pytest.raises(error, match=message):
         rl.collect_key_statistics(toy, **options)
+
+
+def collect(model: Any, **options: Any) -> Any:
+    return rl.collect_key_statistics(model, **{"layer": 1, **options})
+
+
+def assert_equal(found: rl.KeyStatistics, expected: rl.KeyStatistics, *, tolerance: float = 0.0) -> None:
+    assert (found.layer, found.count) == (expected.layer, expected.count)
+    torch.testing.assert_close(found.moment, expected.moment, atol=tolerance, rtol=tolerance)
+
+
+MANY = [f"{TEXTS[i % 4]} {TEXTS[i * 7 % 3]}"[: 5 + i * 13 % 60] for i in range(300)]
+
+
+def test_several_layers_in_one_pass_are_each_alone(tiny_model: Any, untouched: Any) -> None:
+    untouched(tiny_model)
+    together = collect(tiny_model, layer=(3, 0, 2), texts=TEXTS)
+    assert list(together) == [3, 0, 2]
+    for layer, found in together.items():
+        assert_equal(found, collect(tiny_model, layer=layer, texts=TEXTS), tolerance=1e-12)
+
+
+def test_the_forward_runs_once_and_stops_at_the_last_layer(toy: Any) -> None:
+    ran: list[str] = []
+    watch = [(key_hook(layer), lambda _value, hook: ran.append(hook.name)) for layer in range(toy.cfg.n_layers)]
+    with toy.hooks(fwd_hooks=watch):
+        collect(toy, layer=(0, 1), texts=TEXTS)
+    assert len(ran) == len(set(ran)) == 2
+
+
+def test_the_batch_size_changes_nothing_but_rounding(reference64: Any) -> None:
+    expected = collect(reference64, texts=MANY[:60], batch_size=1)
+    for options in ({"batch_size": 7}, {"batch_size": 500}):
+        assert_equal(collect(reference64, texts=MANY[:60], **options), expected, tolerance=1e-12)
+    limited = [collect(reference64, texts=MANY[:60], max_tokens=101, batch_size=size) for size in (1, 16)]
+    assert_equal(limited[1], limited[0], tolerance=1e-12)
+
+
+def test_a_stream_of_texts_or_of_rows_gives_what_the_list_gives(toy: Any) -> None:
+    expected = collect(toy, texts=MANY)
+    assert_equal(collect(toy, texts=iter(MANY), source="mine"), expected)
+    assert_equal(
+        collect(toy, texts=({"id": 3, "words": text} for text in MANY), field="words", source="mine"), expected
+    )
+    assert_equal(collect(toy, texts=tuple({"text": text} for text in MANY)), expected)
+    rows = [torch.tensor([rl.tokens.token_ids(toy, text)]) for text in MANY]
+    assert_equal(collect(toy, tokens=rows), expected)
+    assert_equal(collect(toy, tokens=iter(rows), source="mine"), expected)
+
+
+def test_a_datasets_stream_is_read(toy: Any) -> None:
+    datasets = pytest.importorskip("datasets")
+    stream = datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
+    assert_equal(collect(toy, texts=stream, source="four sentences"), collect(toy, texts=TEXTS))
+
+
+def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
+    rows = torch.tensor([[1, 5, 6, 7], [1, 9, -1, -1], [-1, -1, -1, -1], [1, 2, 3, -1]])
+    found = [collect(toy, tokens=tokens) for tokens in (rows, list(rows.int().split(1)), [rows[:2], rows[3:, :3]])]
+    assert [one.count for one in found] == [9, 9, 9]
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
+    assert found[0].source == found[1].source
+
+
+def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(reference64: Any) -> None:
+    ids = [rl.tokens.token_ids(reference64, text) for text in MANY]
+    flat = [torch.tensor([row]) for row in ids]
+    before = sum(map(len, ids[:140]))
+    assert len(ids[140]) > 2
+    cut = [*flat[:140], flat[140][:, :2]]
+    endless = (text for _ in itertools.count() for text in MANY)
+    found = collect(reference64, texts=endless, source="endless", max_tokens=before + 2)
+    assert found.count == before + 2
+    assert_equal(found, collect(reference64, tokens=cut), tolerance=1e-12)
+
+
+def test_texts_are_cut_at_max_length_and_at_the_context(reference64: Any) -> None:
+    long = " ".join(TEXTS * 30)
+    ids = rl.tokens.token_ids(reference64, long, truncate=True)
+    assert len(ids) == reference64.cfg.n_ctx
+    assert_equal(collect(reference64, texts=[long]), collect(reference64, tokens=torch.tensor([ids])))
+    assert_equal(collect(reference64, texts=[long], max_length=9), collect(reference64, tokens=torch.tensor([ids[:9]])))
+    assert collect(reference64, texts=[long], max_length=10**6).count == reference64.cfg.n_ctx
+
+
+def test_half_precision_keys_are_summed_in_double_precision() -> None:
+    model = from_directory(REFERENCE / "model", model_class=CLASSES[-1]).to(torch.bfloat16)
+    tokens = torch.arange(1, 61)[None]
+    keys = rl.forward.keys_of(model, tokens, 1)[0]
+    assert keys.dtype == torch.bfloat16
+    expected = sum(torch.outer(key, key) for key in keys.double()) / 60
+    torch.testing.assert_close(collect(model, tokens=tokens).moment, expected, atol=1e-13, rtol=1e-12)
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def breaking(items: list[Any], after: int) -> Any:
+    yield from items[:after]
+    raise BrokenOffError
+
+
+def test_a_resumed_collection_is_the_uninterrupted_one_bit_for_bit(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    options: dict[str, Any] = {"source": "a stream", "cache": tmp_path, "checkpoint_every": 1, "max_tokens": 3000}
+    expected = collect(toy, layer=(0, 1), texts=iter(MANY), **{**options, "cache": None})
+    assert expected[1].count > 256
+    with pytest.raises(BrokenOffError):
+        collect(toy, layer=1, texts=breaking(MANY, 270), **options)
+    assert [path.name.endswith(".unfinished.safetensors") for path in tmp_path.iterdir()] == [True]
+    with pytest.raises(BrokenOffError):  # layer 0 begins later, and layer 1 waits for it
+        collect(toy, layer=(0, 1), texts=breaking(MANY, 150), **options)
+    runs: list[int] = []
+    ids = rl.key_sources.token_ids
+    monkeypatch.setattr(
+        "rome_lens.key_sources.token_ids", lambda *args, **named: (runs.append(0), ids(*args, **named))[1]
+    )
+    found = collect(toy, layer=(0, 1), texts=iter(MANY), **options)
+    ends = itertools.accumulate(len(ids(toy, text)) for text in MANY)
+    needed = 1 + sum(end < 3000 for end in ends)
+    assert 256 < needed < 300
+    assert len(runs) == needed - 128  # what was read for both layers was not tokenised again
+    for layer in (0, 1):
+        assert_equal(found[layer], expected[layer])
+        assert found[layer].source == expected[layer].source
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.glob("*.unfinished*"))
+
+
+def test_samples_are_resumed_bit_for_bit(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    options: dict[str, Any] = {"openings": ("", "It was"), "sample_count": 300, "sample_length": 8}
+    expected = collect(toy, **options)
+    calls: list[int] = []
+
+    def sample(*args: Any, **named: Any) -> Any:
+        calls.append(named["seed"])
+        if len(calls) == 3:
+            raise BrokenOffError
+        return sample_tokens(*args, **named)
+
+    monkeypatch.setattr("rome_lens.key_sources.sample_tokens", sample)
+    with pytest.raises(BrokenOffError):
+        collect(toy, **options, cache=tmp_path, checkpoint_every=1)
+    assert_equal(collect(toy, **options, cache=tmp_path), expected)
+    assert calls.count(calls[0]) == calls.count(calls[1]) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("other", [MANY[1:], MANY[:100]], ids=["goes on", "shorter"])
+def test_another_stream_than_the_one_broken_off_is_refused(toy: Any, tmp_path: Any, other: list[str]) -> None:
+    options: dict[str, Any] = {"source": "a stream", "cache": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(BrokenOffError):
+        collect(toy, texts=breaking(MANY, 200), **options)
+    with pytest.raises(StatisticsError, match=r"a stream .*broken off.*from its beginning.*unfinished\.safetensors"):
+        collect(toy, texts=iter(other), **options)
+
+
+def test_layers_in_the_cache_are_not_collected_again(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    first = collect(toy, layer=1, texts=TEXTS, cache=tmp_path)
+    asked: list[Any] = []
+    run = rl.forward.run_through
+    monkeypatch.setattr(
+        "rome_lens.key_sums.run_through", lambda *args: (asked.append((args[2], tuple(args[3]))), run(*args))[1]
+    )
+    found = collect(toy, layer=(1, 0), texts=TEXTS, cache=tmp_path)
+    assert set(asked) == {(0, (key_hook(0),))}
+    assert_equal(found[1], first)
+
+
+def test_a_cache_is_refused_while_the_model_has_hooks(toy: Any, tmp_path: Any) -> None:
+    with toy.hooks(fwd_hooks=[(key_hook(0), lambda value, hook: 2 * value)]):
+        doubled = collect(toy, layer=0, texts=TEXTS)
+        with pytest.raises(StatisticsError, match=r"hooks.*reset_hooks"):
+            collect(toy, layer=0, texts=TEXTS, cache=tmp_path)
+    expected = collect(toy, layer=0, texts=TEXTS)
+    torch.testing.assert_close(doubled.moment, 4 * expected.moment, atol=1e-12, rtol=1e-12)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_keys_that_are_not_finite_are_refused(toy: Any, tmp_path: Any, bad: float) -> None:
+    def spoil(value: Any, hook: Any) -> Any:
+        value = value.clone()
+        value[-1, 2, 3] = bad
+        return value
+
+    with toy.hooks(fwd_hooks=[(key_hook(1), spoil)]):
+        with pytest.raises(StatisticsError, match=r"layer 1 are not finite .* position 2 of sequence 0 in chunk 0"):
+            collect(toy, layer=(0, 1), texts=TEXTS[:1] + TEXTS[2:3])
+
+
+def a_row(**fields: Any) -> Any:
+    return iter([{"text": "It was raining"}, fields])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": []}, "list of layers is empty"),
+        ({"texts": ["", ""]}, "no token"),
+        ({"texts": "It was raining"}, "one str"),
+        ({"texts": lambda: iter(TEXTS)}, "texts are a stream.*source="),
+        ({"tokens": lambda: iter([torch.tensor([[1]])])}, "tokens are a stream.*source="),
+        (
+            {"texts": lambda: a_row(body="A", id=1), "source": "rows"},
+            r"Row 1 has no field 'text'; it has \['body', 'id'\]",
+        ),
+        ({"texts": lambda: a_row(text=None), "source": "rows"}, "Row 1 holds NoneType"),
+        ({"texts": TEXTS, "tokens": [torch.tensor([[1]])]}, "Both texts and tokens"),
+        ({"tokens": [torch.tensor([[1]])], "prepend_bos": True}, "put BOS into them"),
+        ({"texts": TEXTS, "max_tokens": 0}, "max_tokens is 0"),
+        ({"texts": TEXTS, "max_length": 0}, "max_length is 0"),
+        ({"texts": TEXTS, "batch_size": 0}, "batch_size is 0"),
+        ({"texts": TEXTS, "checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"tokens": [torch.tensor([[1]]), torch.tensor([[10**6, 2]])]}, r"batch 1 holds \[1000000\], expected ids"),
+        ({"tokens": [torch.tensor([[1, -2]])]}, r"batch 0 holds \[-2\]"),
+        ({"tokens": [torch.tensor([[1.0]])]}, r"batch 0 is torch.float32 \[1, 1\]"),
+        ({"tokens": [torch.tensor([1, 2])]}, r"batch 0 is torch.int64 \[2\]"),
+        ({"tokens": [torch.tensor([[-1, 2]])]}, "padding .* before tokens"),
+        ({"tokens": [torch.ones(1, 5000, dtype=torch.long)]}, "5000 positions"),
+    ],
+)
+def test_wrong_sources_are_refused(toy: Any, options: dict[str, Any], message: str) -> None:
+    options = {name: value() if callable(value) else value for name, value in options.items()}  # streams serve once
+    with pytest.raises(StatisticsError, match=message):
+        collect(toy, **options)
+
+
+def test_merged_statistics_are_those_of_all_texts(reference64: Any) -> None:
+    whole = collect(reference64, texts=MANY[:90])
+    parts = [collect(reference64, texts=MANY[a:b]) for a, b in ((0, 20), (20, 21), (21, 90))]
+    merged = parts[0].merged(*parts[1:])
+    assert_equal(merged, whole, tolerance=1e-12)
+    merged.check(reference64, layer=1)
+    assert all(part.source in merged.source for part in parts)
+
+
+def test_statistics_that_do_not_belong_together_are_not_merged(toy: Any) -> None:
+    one, other = (collect(toy, texts=texts) for texts in (TEXTS[:2], TEXTS[2:]))
+    for wrong, message in (
+        (dataclasses.replace(other, layer=2), r"different layers: \[1, 2\]"),
+        (dataclasses.replace(other, model_fingerprint="0" * 16), "different models"),
+        (dataclasses.replace(other, moment=torch.eye(3, dtype=torch.float64)), "different widths"),
+        (rl.KeyStatistics.identity(toy, layer=1), "average no keys"),
+        (one, "given twice"),
+    ):
+        with pytest.raises(StatisticsError, match=message):
+            one.merged(wrong)
+
+
+def full(width: int = 6, **changes: Any) -> rl.KeyStatistics:
+    rows = torch.randn(40, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return rl.KeyStatistics(**{"layer": 1, "moment": rows.T @ rows / 40, "count": 40, **changes})
+
+
+def test_the_kept_factor_changes_no_solution(monkeypatch: Any, tmp_path: Any) -> None:
+    key = torch.arange(1.0, 7.0)
+    statistics = full()
+    first = {ridge: full().solve(key, ridge=ridge) for ridge in (0.0, 0.5)}
+    for ridge in (0.0, 0.5, 0.0, 0.5):
+        assert torch.equal(statistics.solve(key, ridge=ridge), first[ridge])
+    loaded = rl.KeyStatistics.load(statistics.save(tmp_path / "statistics"))
+    assert torch.equal(loaded.solve(key), first[0.0])
+    assert [field.name for field in dataclasses.fields(loaded)] == [
+        "layer",
+        "moment",
+        "count",
+        "model_fingerprint",
+        "source",
+    ]
+    other = dataclasses.replace(statistics, moment=2 * statistics.moment)
+    torch.testing.assert_close(other.solve(key), first[0.0] / 2)
+    statistics.moment.mul_(2)  # a result is not to be written to; if it is, the old factor must not answer
+    torch.testing.assert_close(statistics.solve(key), first[0.0] / 2)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *_: pytest.fail("it was factorised again"))
+    statistics.solve(-key)
+
+
+def test_a_factor_made_in_inference_mode_serves_outside_it() -> None:
+    statistics, key = full(), torch.ones(6, dtype=torch.float64)
+    with torch.inference_mode():
+        inside = statistics.solve(key)
+        made_inside = full().solve(key)
+    learned = key.clone().requires_grad_()
+    statistics.solve(learned).sum().backward()
+    assert learned.grad is not None
+    assert torch.equal(inside, statistics.solve(key))
+    assert torch.equal(inside, made_inside)
+
+
+def test_several_keys_are_solved_as_each_alone() -> None:
+    keys = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = full().solve(keys, ridge=0.1)
+    assert found.shape == keys.shape
+    for i, j in itertools.product(range(2), range(3)):
+        torch.testing.assert_close(found[i, j], full().solve(keys[i, j], ridge=0.1), atol=1e-12, rtol=1e-12)
+
+
+def test_keys_that_repeat_each_other_are_singular_however_many() -> None:
+    """Rounding lets Cholesky succeed on such a moment; what it then gives is noise."""
+    few = torch.randn(100, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    repeated = few.repeat(10, 1)
+    moment = repeated.T @ repeated / 1000 + 1e-15 * torch.eye(200, dtype=torch.float64)
+    statistics = rl.KeyStatistics(layer=0, moment=moment, count=1000)
+    with pytest.raises(StatisticsError, match="ridge"):
+        statistics.solve(few[0])
+    assert torch.isfinite(statistics.solve(few[0], ridge=1e-3)).all()
+
+
+def test_entries_of_very_different_size_are_no_singularity() -> None:
+    scale = torch.logspace(0, -12, 6, dtype=torch.float64)
+    key = torch.ones(6, dtype=torch.float64)
+    expected = full().solve(key / scale) / scale
+    found = full(moment=full().moment * torch.outer(scale, scale)).solve(key)
+    torch.testing.assert_close(found, expected, atol=0.0, rtol=1e-10)
+
+
+def test_the_condition_is_that_of_the_eigenvalues() -> None:
+    moment = torch.diag(torch.tensor([4.0, 1.0, 1.0], dtype=torch.float64))
+    statistics = rl.KeyStatistics(layer=0, moment=moment, count=9)
+    assert statistics.condition() == pytest.approx(4.0)
+    assert statistics.condition(ridge=0.5) == pytest.approx(5.0 / 2.0)
+    assert dataclasses.replace(statistics, count=2).condition() == float("inf")
+    for ridge in (-1.0, float("nan")):
+        with pytest.raises(StatisticsError, match="ridge is"):
+            statistics.solve(torch.ones(3), ridge=ridge)
+    with pytest.raises(StatisticsError, match=r"shape \[4\].*3 x 3"):
+        statistics.solve(torch.ones(4))
 
 
 def test_random_contexts_are_the_bare_one_and_twenty_more(toy: Any, untouched: Any) -> None:
