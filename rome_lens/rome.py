@@ -7,9 +7,10 @@ With ``C = E[k kT]`` the update of least disturbance that maps ``k*`` to ``v*`` 
 Source: Meng et al. 2022, section 3.1 (equation 2) and appendix E.5.
 """
 
-import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,17 +73,49 @@ def rome(
         ModelError: layer out of range, no dense MLP, no tokenizer.
         OptimisationError: a loss is not finite; the message names the step.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}.")
+    choice = Choice(statistics=statistics, variant=variant, stop_probability=config.stop_probability)
+    found = rank_one_edits(
+        model, fact, layer=layer, choices=[choice], contexts=contexts, config=config, prepend_bos=prepend_bos
+    )
+    return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What several edits of one fact may differ in while the optimisation of their value is one and the same."""
+
+    statistics: KeyStatistics | None
+    variant: str = "rome"
+    stop_probability: float | None = None
+
+    def check(self, model: LensModel, layer: int) -> KeyStatistics:
+        """The statistics, where they fit the model; ValueError where they or the variant do not."""
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is {self.variant!r}, expected one of {', '.join(map(repr, VARIANTS))}.")
+        if self.statistics is None:
+            raise StatisticsError(
+                "statistics is None: collect them with collect_key_statistics(model, layer=...), or say C = I on purpose "
+                "with KeyStatistics.identity(model, layer=...)."
+            )
+        self.statistics.check(model, layer=layer)
+        return self.statistics
+
+
+def rank_one_edits(
+    model: LensModel,
+    fact: Fact,
+    *,
+    layer: int,
+    choices: Sequence[Choice],
+    contexts: Sequence[str] | None = None,
+    config: RomeConfig = RomeConfig(),
+    prepend_bos: bool | None = None,
+) -> list[RankOneEdit]:
+    """One edit for each choice, as :func:`rome` gives it, from one optimisation of the value that all of them share."""
     w_out(model, check_layer(model, layer))
     if fact.new_target is None:
         raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
-    if statistics is None:
-        raise StatisticsError(
-            "statistics is None: collect them with collect_key_statistics(model, layer=...), or say C = I on purpose with "
-            "KeyStatistics.identity(model, layer=...)."
-        )
-    statistics.check(model, layer=layer)
+    moments = [choice.check(model, layer) for choice in choices]
     bare = encode(model, fact, prepend_bos=prepend_bos)
     _refuse_what_is_said_already(model, fact, bare)
     _warn(model, fact, bare, layer, config)
@@ -91,14 +124,49 @@ def rome(
     with torch.inference_mode(False), evaluating(model):  # inference tensors could not be differentiated through
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
-        key, output = state.keys[0], state.outputs[0]
-        mean_key, mean_output = state.keys[1:-1].mean(0), state.outputs[1:-1].mean(0)
-        u = statistics.solve(mean_key.cpu(), ridge=config.ridge)
-        u = (u / u.norm()).to(key)
-        losses, last, stopped = _optimised(state, rows, config)
-    value = output + last.delta
+        mean_key = state.keys[1:-1].mean(0).cpu()
+        left = {id(c): c.solve(mean_key, ridge=config.ridge) for c in moments}  # refused, if so, before the long part
+        configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]
+        paths = _descended(state, rows, configs)
+    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
+    return [
+        _rank_one(state, left[id(c)], path, c, choice.variant, each, known)
+        for c, choice, path, each in zip(moments, choices, paths, configs, strict=True)
+    ]
+
+
+def _descended(state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]) -> list[tuple[Sequence[Step], str]]:
+    """For each config, of which all descend alike, the steps up to where it stops, and what stopped it."""
+    steps: list[Step] = []
+    stopped: dict[int, tuple[int, str]] = {}
+    for step in descent(state, rows, configs[0]):
+        steps.append(step)
+        for i, config in enumerate(configs):
+            reached = step.stops(config)
+            if i not in stopped and reached is not None:
+                stopped[i] = len(steps), reached
+        if len(stopped) == len(configs):
+            break
+    ends = [stopped.get(i, (len(steps), "steps")) for i in range(len(configs))]
+    return [(steps[:count], reached) for count, reached in ends]
+
+
+def _rank_one(
+    state: EditedLayer,
+    left: Tensor,
+    path: tuple[Sequence[Step], str],
+    statistics: KeyStatistics,
+    variant: str,
+    config: RomeConfig,
+    known: Mapping[str, Any],
+) -> RankOneEdit:
+    """``u = C^-1 k / ||C^-1 k||`` and ``v = (v* - k* W_out - b_out) / (u . k*)``."""
+    steps, stopped = path
+    key, output = state.keys[0], state.outputs[0]
+    value = output + steps[-1].delta
     if variant == "r-rome":
-        key, output = mean_key, mean_output
+        key, output = state.keys[1:-1].mean(0), state.outputs[1:-1].mean(0)
+    u = (left / left.norm()).to(key)
     v = (value - output) / (key @ u)
     if not (torch.isfinite(u).all() and torch.isfinite(v).all()):
         raise OptimisationError(
@@ -106,33 +174,20 @@ def rome(
         )
     source = f"{statistics.source} ({statistics.count} keys)"
     return RankOneEdit(
-        layer=layer,
+        layer=state.layer,
         u=u.cpu(),
         v=v.cpu(),
         key=key.cpu(),
         value=value.cpu(),
-        fact=fact,
-        model_fingerprint=fingerprint(model),
-        losses=losses,
-        probability=last.probability,
+        losses=torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64),
+        probability=steps[-1].probability,
         stopped=stopped,
         variant=variant,
-        config=dataclasses.asdict(config),
-        contexts=tuple(contexts),
+        config=asdict(config),
         statistics=source,
-        made_with=f"{variant}, {config}, {len(contexts)} contexts, statistics: {source}",
+        made_with=f"{variant}, {config}, {len(known['contexts'])} contexts, statistics: {source}",
+        **known,
     )
-
-
-def _optimised(state: EditedLayer, rows: EditRows, config: RomeConfig) -> tuple[Tensor, Step, str]:
-    """Losses of every step ``[step, 3]``, the last step, and what stopped it."""
-    losses = []
-    for step in descent(state, rows, config):
-        losses.append((step.nll, step.kl, step.decay))
-        reached = step.stops(config)
-        if reached is not None:
-            break
-    return torch.tensor(losses, dtype=torch.float64), step, reached or "steps"
 
 
 def _refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
@@ -155,7 +210,7 @@ def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: Ro
             "another one than on the model as it came, and so is the edit. Published numbers come from unprocessed weights "
             "(from_pretrained_no_processing); RomeConfig(norms='centred') gives the same edit on both.",
             ProcessedModelWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if bare.subject_last == 0:
         warnings.warn(
@@ -163,5 +218,5 @@ def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: Ro
             "itself alone, and contexts with a prefix give it another. u is taken from the mean of the contexts' keys, v "
             "from the bare prompt's; with prepend_bos=True, or variant='r-rome', the two agree better.",
             FirstTokenWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
