@@ -14,12 +14,13 @@ from rome_lens.corruption import (
     StudentTNoise,
     UniformNoise,
 )
-from rome_lens.edits import RankOneEdit
+from rome_lens.edits import RankOneEdit, WeightEdit
 from rome_lens.facts import Fact, read_facts
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import RomeConfig, rome
+from rome_lens.rows import row_hooks
 from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
 from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
@@ -46,6 +47,7 @@ __all__ = [
     "TraceAverage",
     "TracedFacts",
     "UniformNoise",
+    "WeightEdit",
     "answer_log_probs",
     "attribution_trace",
     "average_traces",
@@ -61,6 +63,7 @@ __all__ = [
     "read_facts",
     "report",
     "rome",
+    "row_hooks",
     "severed_trace",
     "top_answers",
     "trace_facts",

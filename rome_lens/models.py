@@ -153,13 +153,16 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
     Without a norm behind ``W_out`` that is an addition at ``hook_mlp_out``. With one (Gemma 2 and 3) it belongs before
     the norm: the Bridge has a hook there; on HookedTransformer the norm's input is rebuilt from its two hooks, as
     normalised value times scale, and normalised again after the addition. The scale passes through the hook point's
-    context, so that several such additions compose.
+    context, so that several such additions compose. Where the addition is zero the norm's output stays bit for bit.
     """
     keys: dict[str, Tensor] = {}
     hooks = capture_hooks([key_hook(layer)], keys)
 
+    def added(like: Tensor) -> Tensor:
+        return addition(keys[key_hook(layer)]).to(like.dtype)
+
     def add(value: Tensor, hook: Any) -> Tensor:
-        return value + addition(keys[key_hook(layer)]).to(value.dtype)
+        return value + added(value)
 
     if post_norm(model, layer) is None:
         return [*hooks, (component_hook("mlp", layer), add)]
@@ -175,10 +178,12 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
         context()["rome_lens_scale"] = scale
 
     def renormalise(normalised: Tensor, hook: Any) -> Tensor:
-        raw = add(normalised * context()["rome_lens_scale"], hook)
-        scale = (raw.pow(2).mean(-1, keepdim=True) + model.blocks[layer].ln2_post.eps).sqrt()
-        context()["rome_lens_scale"] = scale
-        return raw / scale
+        change, scale = added(normalised), context()["rome_lens_scale"]
+        raw = normalised * scale + change
+        new_scale = (raw.pow(2).mean(-1, keepdim=True) + model.blocks[layer].ln2_post.eps).sqrt()
+        none = (change == 0).all(-1, keepdim=True)  # there the norm's input, rebuilt, would differ by its rounding
+        context()["rome_lens_scale"] = torch.where(none, scale, new_scale)
+        return torch.where(none, normalised, raw / new_scale)
 
     def forget_scale(_value: Tensor, hook: Any) -> None:
         context().pop("rome_lens_scale", None)
