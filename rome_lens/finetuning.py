@@ -1,0 +1,1 @@
+"""Constrained fine-tuning of one ``W_out``, the baseline FT+L."""
