@@ -4,6 +4,7 @@ from rome_lens import data, forward, models, viz
 from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
 from rome_lens.attribution import attribution_trace
 from rome_lens.averages import TraceAverage, average_traces
+from rome_lens.baselines import Comparison, FineTuning, InContext, RomeEditor, Unedited, compare_editors
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.firing import EditFiring, edit_firing
 from rome_lens.corruption import (
@@ -14,13 +15,17 @@ from rome_lens.corruption import (
     StudentTNoise,
     UniformNoise,
 )
+from rome_lens.counterfact import CounterFactRecord, read_counterfact
 from rome_lens.edits import RankOneEdit, WeightEdit
+from rome_lens.evaluation import evaluate, evaluate_all
 from rome_lens.facts import Fact, read_facts
+from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import RomeConfig, rome
 from rome_lens.rows import row_hooks
+from rome_lens.scores import Evaluation, Scores
 from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
 from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
@@ -31,21 +36,29 @@ __all__ = [
     "BeforeAfter",
     "CausalTrace",
     "CheckResult",
+    "Comparison",
+    "CounterFactRecord",
     "Counterfactual",
     "EditFiring",
+    "Evaluation",
     "Fact",
+    "FineTuning",
     "GaussianNoise",
+    "InContext",
     "KeyStatistics",
     "Limits",
     "MultivariateGaussianNoise",
     "RankOneEdit",
     "Replacement",
     "RomeConfig",
+    "RomeEditor",
+    "Scores",
     "SeveredTrace",
     "StudentTNoise",
     "TopAnswers",
     "TraceAverage",
     "TracedFacts",
+    "Unedited",
     "UniformNoise",
     "WeightEdit",
     "answer_log_probs",
@@ -55,11 +68,16 @@ __all__ = [
     "check_limits",
     "choose_layer",
     "collect_key_statistics",
+    "compare_editors",
     "data",
     "edit_firing",
+    "evaluate",
+    "evaluate_all",
+    "fine_tune",
     "forward",
     "load_model",
     "models",
+    "read_counterfact",
     "read_facts",
     "report",
     "rome",

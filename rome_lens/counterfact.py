@@ -41,7 +41,9 @@ class CounterFactRecord:
     def __post_init__(self) -> None:
         where = f"The record {self.case_id!r}"
         if self.fact.new_target is None:
-            raise FactError(f"{where}, field 'fact': it has no new target, which an evaluation compares with the true one.")
+            raise FactError(
+                f"{where}, field 'fact': it has no new target, which an evaluation compares with the true one."
+            )
         prompts = {"paraphrases": self.paraphrases, "neighborhood": tuple(prompt for prompt, _ in self.neighborhood)}
         for name, values in {**prompts, "generation_prompts": self.generation_prompts}.items():
             for value in values:

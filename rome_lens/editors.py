@@ -1,6 +1,7 @@
 """Edits of any kind side by side: which questions can share a forward pass, and under which hooks."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from rome_lens.edits import LayerEdit
@@ -67,11 +68,18 @@ class NumberedEdits:
         """Indices of questions, given each one's edit, that can share a forward pass; and its rows' hooks."""
         shared = [i for i, number in enumerate(numbers) if number not in self._alone]
         if shared:
-            yield shared, lambda rows: row_hooks(self._model, [self._by_row[number] for number in rows])
+            yield shared, self._row_hooks
         for number, hooks in self._alone.items():
             own = [i for i, each in enumerate(numbers) if each == number]
             if own:
-                yield own, lambda _rows, hooks=hooks: hooks
+                yield own, partial(_same, hooks)
+
+    def _row_hooks(self, numbers: Sequence[int]) -> list[Hook]:
+        return row_hooks(self._model, [self._by_row[number] for number in numbers])
+
+
+def _same(hooks: list[Hook], _numbers: Sequence[int]) -> list[Hook]:
+    return hooks
 
 
 def prefixed(edit: Any, prompt: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rome_lens.facts import FactError
 from rome_lens.forward import evaluating, last_position_logits
 from rome_lens.models import Hook, LensModel, at_least_float32, device
-from rome_lens.tokens import token_ids
+from rome_lens.tokens import pad_right, token_ids
 
 _ROWS_PER_BATCH = 64
 
@@ -63,7 +63,8 @@ def sample_continuations(
     new_tokens: int,
     seeds: Sequence[int],
     top_k: int = 5,
-    hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]] = lambda _rows: (),
+    hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]] | None = None,
+    marks: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> list[str]:
     """What the model writes behind each prompt: ``new_tokens`` tokens, each drawn among the ``top_k`` likeliest.
@@ -72,7 +73,8 @@ def sample_continuations(
     length share a batch without padding: where a shorter one is sampled already, the longer one is still read.
 
     Args:
-        hooks_of_rows: the hooks of a batch, given which prompts are its rows, by number.
+        marks: a number for each prompt, such as that of the edit that it is continued under.
+        hooks_of_rows: the hooks of a batch, given its rows' marks.
 
     Raises:
         FactError: a prompt and the new tokens together do not fit the model's context, or a prompt is empty.
@@ -90,43 +92,46 @@ def sample_continuations(
         some = order[first : first + _ROWS_PER_BATCH]
         starts = [rows[i] for i in some]
         noise = torch.stack([_uniform(new_tokens, seeds[i]) for i in some])
-        sampled = _sampled(model, starts, noise, top_k=top_k, hooks=hooks_of_rows(some))
+        numbers = [0 if marks is None else marks[i] for i in some]
+        hooks = () if hooks_of_rows is None else hooks_of_rows(numbers)
+        sampled = _sampled(model, starts, noise, top_k=top_k, hooks=hooks)
         for i, ids in zip(some, sampled, strict=True):
             texts[i] = _text_behind(model, rows[i], ids)
     return texts
 
 
 def _sampled(
-    model: LensModel, starts: Sequence[list[int]], noise: Float[Tensor, "row token"], *, top_k: int, hooks: Sequence[Hook]
+    model: LensModel,
+    starts: Sequence[list[int]],
+    noise: Float[Tensor, "row token"],
+    *,
+    top_k: int,
+    hooks: Sequence[Hook],
 ) -> list[list[int]]:
-    """The sampled tokens of rows that are all fed from the first token on, as far as the shortest reaches at once."""
-    shortest, longest = len(starts[0]), len(starts[-1])
-    chosen: list[Int[Tensor, " row"]] = []
+    """The tokens sampled behind each start: all starts are fed together as far as the shortest reaches, and from there
+    token by token, a longer one's own."""
+    shortest, new_tokens = min(map(len, starts)), noise.shape[1]
+    steps = max(map(len, starts)) - shortest + new_tokens
+    waiting = torch.tensor([len(start) - shortest for start in starts])
+    own = pad_right([[*start[shortest:], 0] for start in starts])
+    fed: list[Int[Tensor, " row"]] = []
 
     def choose(logits: Float[Tensor, "row d_vocab"]) -> Int[Tensor, " row"]:
-        position = shortest + len(chosen)
+        step = len(fed)
         best = logits.topk(min(top_k, logits.shape[-1]))
         below = best.values.double().softmax(-1).cumsum(-1).cpu()
-        # A row whose start reaches further takes its own next token, and draws nothing.
-        at = torch.tensor([min(max(position - len(start), 0), noise.shape[1] - 1) for start in starts])
-        drawn = noise.gather(1, at[:, None])
-        which = (below[:, :-1] <= drawn).sum(-1, keepdim=True)
-        tokens = best.indices.cpu().gather(1, which)[:, 0]
-        read = [start[position] if position < len(start) else -1 for start in starts]
-        tokens = torch.where(torch.tensor(read) >= 0, torch.tensor(read), tokens)
-        chosen.append(tokens)
-        return tokens
+        drawn = noise.gather(1, (step - waiting).clamp(0, new_tokens - 1)[:, None])
+        sampled = best.indices.cpu().gather(1, (below[:, :-1] <= drawn).sum(-1, keepdim=True))[:, 0]
+        fed.append(torch.where(waiting > step, own[:, min(step, own.shape[1] - 1)], sampled))
+        return fed[-1]
 
-    steps = longest - shortest + noise.shape[1]
     tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
     options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "prepend_bos": False, "verbose": False}
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
         with _choosing(model, choose):
             model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
-    written = torch.stack(chosen, dim=1).tolist()
-    return [
-        row[len(start) - shortest :][: noise.shape[1]] for row, start in zip(written, starts, strict=True)
-    ]
+    rows = torch.stack(fed, dim=1).tolist()
+    return [row[wait:][:new_tokens] for row, wait in zip(rows, waiting.tolist(), strict=True)]
 
 
 @contextmanager

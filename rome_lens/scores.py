@@ -1,5 +1,9 @@
-"""Scores of an editor: averages of its evaluations over records, with 95 % intervals, and editors side by side."""
+"""Scores of an edit on one record, their averages over records with 95 % intervals, and editors side by side.
 
+Source: Meng et al. 2022, section 3.3 and its appendix on metrics.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,11 +11,127 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from rome_lens.evaluation import Evaluation, harmonic_mean
 from rome_lens.intervals import FEWEST, Average, average
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
 _RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptScore:
+    """One prompt under an edit: probabilities of the true answer ``o`` and of the new one ``o*``, before and after.
+
+    The probability of an answer is ``exp(mean_i log p(o_i | prompt, o_1 ... o_i-1))``, the geometric mean over its tokens,
+    so that longer answers are not put behind; of a single token it is its probability.
+
+    Attributes:
+        kind: ``"rewrite"``, ``"paraphrase"`` or ``"neighborhood"``.
+        target: the true answer to this prompt; ``new_target`` that after the edit.
+    """
+
+    kind: str
+    prompt: str
+    target: str
+    new_target: str
+    target_before: float
+    new_before: float
+    target_after: float
+    new_after: float
+
+    @property
+    def margin(self) -> float:
+        """``p(o*) - p(o)`` after the edit; of a neighbour, where ``o`` should stay, ``p(o) - p(o*)``."""
+        gap = self.new_after - self.target_after
+        return -gap if self.kind == "neighborhood" else gap
+
+    @property
+    def success(self) -> bool:
+        """Whether the answer that should be the likelier of the two is."""
+        return self.margin > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One record's scores under an edit; a score that the record has no prompts for is None, "not asked".
+
+    Attributes:
+        case_id: of the record.
+        rows: one for each prompt; ``edited`` tells whether there was an edit.
+        GE: generation entropy in bits, mean over the generated texts (:func:`rome_lens.fluency.ngram_entropy`).
+        RS: their consistency with the reference texts (:func:`rome_lens.fluency.tfidf_similarity`).
+        texts: the generated texts with the prompts that they continue.
+        continued: which prompts those are: the record's ``"generation prompts"``, or where it has none its
+            ``"paraphrases"``, or its ``"rewrite prompt"``; None where no text was generated.
+    """
+
+    case_id: int | str
+    edited: bool
+    rows: tuple[PromptScore, ...]
+    GE: float | None = None
+    RS: float | None = None
+    texts: tuple[str, ...] = ()
+    continued: str | None = None
+
+    @property
+    def ES(self) -> float | None:
+        """Efficacy score: share of the rewrite prompts with ``p(o*) > p(o)``."""
+        return self._mean("rewrite", "success")
+
+    @property
+    def EM(self) -> float | None:
+        """Efficacy magnitude: mean of ``p(o*) - p(o)`` there."""
+        return self._mean("rewrite", "margin")
+
+    @property
+    def PS(self) -> float | None:
+        """Paraphrase score: share of the paraphrases with ``p(o*) > p(o)``."""
+        return self._mean("paraphrase", "success")
+
+    @property
+    def PM(self) -> float | None:
+        """Paraphrase magnitude: mean of ``p(o*) - p(o)`` there."""
+        return self._mean("paraphrase", "margin")
+
+    @property
+    def NS(self) -> float | None:
+        """Neighborhood score: share of the neighbours with ``p(o) > p(o*)``."""
+        return self._mean("neighborhood", "success")
+
+    @property
+    def NM(self) -> float | None:
+        """Neighborhood magnitude: mean of ``p(o) - p(o*)`` there."""
+        return self._mean("neighborhood", "margin")
+
+    @property
+    def S(self) -> float | None:
+        """Harmonic mean of ES, PS and NS."""
+        return harmonic_mean([self.ES, self.PS, self.NS])
+
+    @property
+    def already(self) -> bool:
+        """Whether the model preferred the new target before the edit, so that ES says nothing about the edit."""
+        return any(row.kind == "rewrite" and row.new_before > row.target_before for row in self.rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each prompt."""
+        names = list(PromptScore.__dataclass_fields__)
+        values = [[self.case_id, *(getattr(row, name) for name in names), row.margin, row.success] for row in self.rows]
+        return pd.DataFrame(values, columns=["case_id", *names, "margin", "success"])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(index=False, float_format="{:.4f}".format))
+
+    def _mean(self, kind: str, name: str) -> float | None:
+        values = [float(getattr(row, name)) for row in self.rows if row.kind == kind]
+        return math.fsum(values) / len(values) if values else None
+
+
+def harmonic_mean(values: Sequence[float | None]) -> float | None:
+    """``n / sum_i 1 / x_i``: 0 where one of them is 0, None where one is None."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return 0.0 if 0.0 in known else len(known) / math.fsum(1 / value for value in known)
 
 
 @dataclass(frozen=True, kw_only=True)
