@@ -57,8 +57,8 @@ def fine_tune(
             f"Expected steps >= 1, lr and norm_constraint > 0, weight_decay >= 0; got steps={steps}, lr={lr}, "
             f"norm_constraint={norm_constraint}, weight_decay={weight_decay}."
         )
-    rows = _Rows.of(model, fact, contexts, prepend_bos)
     with torch.inference_mode(False), evaluating(model):  # inference tensors could not be differentiated through
+        rows = _Rows.of(model, fact, contexts, prepend_bos)
         state = _LayerState.of(model, rows.tokens, layer)
         delta, losses = _optimise(model, rows, state, norm_constraint, steps, lr, weight_decay)
     settings = {"norm_constraint": norm_constraint, "steps": steps, "lr": lr, "weight_decay": weight_decay}

@@ -93,7 +93,7 @@ def test_a_record_without_a_new_target_or_with_a_neighbour_that_has_it_is_refuse
     with pytest.raises(FactError, match="'tower', field 'fact': it has no new target"):
         rl.CounterFactRecord(case_id="tower", fact=fact)
     edited = rl.Fact("{} is in", subject="The Eiffel Tower", target="Paris", new_target="Rome")
-    with pytest.raises(FactError, match="'tower', field 'neighborhood'.*'Rome'"):
+    with pytest.raises(FactError, match=r"'tower', field 'neighborhood'.*'Rome'"):
         rl.CounterFactRecord(case_id="tower", fact=edited, neighborhood=(("The Colosseum is in", "Rome"),))
 
 
