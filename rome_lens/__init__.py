@@ -2,6 +2,7 @@
 
 from rome_lens import data, forward, models, viz
 from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
+from rome_lens.applying import applied_edits, keep_edits
 from rome_lens.attribution import attribution_trace
 from rome_lens.averages import TraceAverage, average_traces
 from rome_lens.baselines import Comparison, FineTuning, InContext, RomeEditor, Unedited, compare_editors
@@ -16,8 +17,9 @@ from rome_lens.corruption import (
     UniformNoise,
 )
 from rome_lens.counterfact import CounterFactRecord, read_counterfact
-from rome_lens.edits import RankOneEdit, WeightEdit
+from rome_lens.edits import Edit, RankOneEdit, WeightEdit
 from rome_lens.evaluation import evaluate, evaluate_all
+from rome_lens.export import export_hf
 from rome_lens.facts import Fact, read_facts
 from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
@@ -26,6 +28,7 @@ from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import RomeConfig, rome
 from rome_lens.rows import row_hooks
 from rome_lens.scores import Evaluation, Scores
+from rome_lens.sequences import Edits, rome_sequence
 from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
 from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
@@ -39,7 +42,9 @@ __all__ = [
     "Comparison",
     "CounterFactRecord",
     "Counterfactual",
+    "Edit",
     "EditFiring",
+    "Edits",
     "Evaluation",
     "Fact",
     "FineTuning",
@@ -62,6 +67,7 @@ __all__ = [
     "UniformNoise",
     "WeightEdit",
     "answer_log_probs",
+    "applied_edits",
     "attribution_trace",
     "average_traces",
     "causal_trace",
@@ -73,14 +79,17 @@ __all__ = [
     "edit_firing",
     "evaluate",
     "evaluate_all",
+    "export_hf",
     "fine_tune",
     "forward",
+    "keep_edits",
     "load_model",
     "models",
     "read_counterfact",
     "read_facts",
     "report",
     "rome",
+    "rome_sequence",
     "row_hooks",
     "severed_trace",
     "top_answers",

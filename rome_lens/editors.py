@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from rome_lens.edits import LayerEdit
+from rome_lens.edits import Edit
 from rome_lens.facts import Fact
 from rome_lens.models import Hook, LensModel, ModelError
 from rome_lens.rows import row_hooks
@@ -34,7 +34,7 @@ class NumberedEdits:
 
     def __init__(self, model: LensModel, edits: Sequence[Any]) -> None:
         self._model = model
-        self._by_row: list[LayerEdit | None] = [None]
+        self._by_row: list[Edit | None] = [None]
         self._alone: dict[int, list[Hook]] = {}
         numbers: dict[int, int] = {}
         for edit in edits:
@@ -58,9 +58,9 @@ class NumberedEdits:
         hooks = edit.fwd_hooks(self._model)
         if not hooks:
             return 0
-        self._by_row.append(edit if isinstance(edit, LayerEdit) else None)
+        self._by_row.append(edit if isinstance(edit, Edit) else None)
         number = len(self._by_row) - 1
-        if not isinstance(edit, LayerEdit):
+        if not isinstance(edit, Edit):
             self._alone[number] = list(hooks)
         return number
 

@@ -9,38 +9,72 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens import applying
 from rome_lens.facts import Fact
-from rome_lens.models import Hook, LensModel, ModelError, fingerprint, mlp_output, raw_output_hooks, w_out
+from rome_lens.models import (
+    Hook,
+    LensModel,
+    ModelError,
+    fingerprint,
+    mlp_output,
+    raw_output_hooks,
+    state_entries,
+    w_out,
+)
 from rome_lens.storage import Stored, installed_versions
 
 
-class LayerEdit(Stored):
-    """``W_out + delta`` at one layer: what a rank-one and a dense edit have in common."""
+class Edit(Stored):
+    """A change of ``W_out`` at one layer or several: what every kind of edit can do.
 
-    layer: int
-    fact: Fact | None
-    model_fingerprint: str | None
-    delta: Float[Tensor, "d_mlp d_model"]
+    An edit never reverts itself and never stays by surprise: ``applied`` is for the time of a ``with`` block, ``apply``
+    until ``revert``, and ``rl.applied_edits(model)`` says what is in the weights now. Edits may come and go in any
+    order; see :mod:`rome_lens.applying` for how the weights come back bit for bit.
+    """
 
-    def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
-        """``k delta``: what the edit adds to the output of ``W_out`` for each key."""
+    @property
+    def parts(self) -> "tuple[LayerEdit, ...]":
+        """The edits of one layer each that it consists of, in their order."""
         raise NotImplementedError
 
     @contextmanager
     def applied(self, model: LensModel) -> Iterator[LensModel]:
         """Inside, the model's weights carry the edit; afterwards they are what they were, bit for bit.
 
+        That holds also after an exception, and for what other code wrote into the edited ``W_out`` meanwhile: it is gone.
+        Blocks may be nested, of the same edit too, and closed in any order. A ``copy.deepcopy`` of the model made inside
+        keeps the edit; ``revert`` takes it out there.
+
         Raises:
-            ModelError: the edit was made on another model.
+            ModelError: the edit was made on another model, or other code has changed an edited ``W_out``.
         """
         self.check(model)
-        weight = w_out(model, self.layer)
-        before = weight.clone()
-        try:
-            weight.add_(self.delta.to(weight))
+        with applying.applied(model, self.parts):
             yield model
-        finally:
-            weight.copy_(before)
+
+    def apply(self, model: LensModel) -> None:
+        """Write the edit into the model's weights, where it stays until ``revert``; twice is there twice.
+
+        Raises:
+            ModelError: the edit was made on another model, or other code has changed an edited ``W_out``.
+        """
+        self.check(model)
+        applying.apply(model, self.parts)
+
+    def revert(self, model: LensModel) -> None:
+        """Take the edit out of the weights again; of one that was applied twice, once.
+
+        Other edits stay, and the weights are then exactly theirs alone; after the last one they are the original, bit for bit.
+        An edit that was saved and loaded is the same edit.
+
+        Raises:
+            ModelError: the edit is not applied, or other code has changed ``W_out`` since, which reverting would lose.
+        """
+        applying.revert(model, self.parts)
+
+    def is_applied(self, model: LensModel) -> bool:
+        """Whether the model's own weights carry the edit, all parts of it."""
+        return all(part.is_applied(model) for part in self.parts)
 
     def fwd_hooks(self, model: LensModel) -> list[Hook]:
         """The edit as hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``; weights stay untouched.
@@ -51,20 +85,82 @@ class LayerEdit(Stored):
             ModelError: the edit was made on another model.
         """
         self.check(model)
-        return raw_output_hooks(model, self.layer, self.addition)
+        return [hook for part in self.parts for hook in raw_output_hooks(model, part.layer, part.addition)]
+
+    def state_dict(self, model: LensModel) -> dict[str, Any]:
+        """``model.state_dict()`` with the edit in it; the model is untouched, and only the changed weights are copies.
+
+        Other edits that are applied are in it too; this one is in it once, also where it is applied already.
+
+        Raises:
+            ModelError: the edit was made on another model, or no entry of the state dict is the edited weight.
+        """
+        self.check(model)
+        state = dict(model.state_dict())
+        for layer in sorted({part.layer for part in self.parts}):
+            weight = w_out(model, layer)
+            new = [part for part in self.parts if part.layer == layer and not applying.in_weights(model, part)]
+            edited = applying.with_edits(weight, new)
+            for name, is_transposed in state_entries(model, state, layer).items():
+                state[name] = (edited.T if is_transposed else edited).clone()
+        return state
 
     def check(self, model: LensModel) -> None:
-        """Raise ModelError unless the edit fits this model."""
-        shape = tuple(w_out(model, self.layer).shape)
-        if shape != tuple(self.delta.shape):
-            raise ModelError(
-                f"The edit is for a W_out of shape {tuple(self.delta.shape)}, layer {self.layer} of this model has {shape}."
-            )
-        if self.model_fingerprint not in (None, fingerprint(model)):
-            raise ModelError(
-                f"The edit was made on the model {self.model_fingerprint}, this one is {fingerprint(model)} (other weights, "
-                "or the same weights processed otherwise): make it anew on this model."
-            )
+        """Raise ModelError unless the edit fits this model; the message says what differs, shape or fingerprint or both."""
+        found = fingerprint(model)
+        for part in self.parts:
+            shape, differs = tuple(w_out(model, part.layer).shape), []
+            if shape != part.shape:
+                differs.append(
+                    f"the shape of W_out at layer {part.layer}: the edit's is {part.shape}, the model's {shape}"
+                )
+            if part.model_fingerprint not in (None, found):
+                differs.append(
+                    f"the fingerprint: the edit was made on the model {part.model_fingerprint}, this one is {found} (other "
+                    "weights, or the same weights processed otherwise)"
+                )
+            if differs:
+                raise ModelError(
+                    f"{part!r} does not fit this model; what differs is {', and '.join(differs)}. Make it anew on this model."
+                )
+
+
+class LayerEdit(Edit):
+    """``W_out + delta`` at one layer: what a rank-one and a dense edit have in common."""
+
+    layer: int
+    fact: Fact | None
+    model_fingerprint: str | None
+    delta: Float[Tensor, "d_mlp d_model"]
+
+    @property
+    def parts(self) -> "tuple[LayerEdit, ...]":
+        return (self,)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What ``delta`` is made of."""
+        return (self.delta,)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_mlp, d_model)``."""
+        return (self.tensors[0].shape[0], self.tensors[-1].shape[-1])
+
+    def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
+        """``k delta``: what the edit adds to the output of ``W_out`` for each key."""
+        return keys @ self.delta.to(keys)
+
+    def same_change(self, other: "LayerEdit") -> bool:
+        """Whether another edit does the same, bit for bit, as one loaded from a file does."""
+        if type(other) is not type(self) or other.layer != self.layer:
+            return False
+        pairs = list(zip(self.tensors, other.tensors, strict=True))
+        return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+    def is_applied(self, model: LensModel) -> bool:
+        """Whether the edit is in the model's weights by ``apply`` or ``applied``."""
+        return applying.in_weights(model, self)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -121,8 +217,17 @@ class RankOneEdit(LayerEdit):
         """``(u . k) v``."""
         return (keys @ self.u.to(keys))[..., None] * self.v.to(keys)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.u, self.v)
+
     def is_applied(self, model: LensModel) -> bool:
-        """Whether the model's own weights map ``k*`` to ``v*`` already; False where the edit does not name them."""
+        """Whether the edit is in the weights by ``apply`` or ``applied``, or they map ``k*`` to ``v*`` by another road.
+
+        The second is asked only where the edit names ``k*`` and ``v*``.
+        """
+        if super().is_applied(model):
+            return True
         if self.key is None or self.value is None:
             return False
         mapped = mlp_output(model, self.layer, self.key)
@@ -158,7 +263,3 @@ class WeightEdit(LayerEdit):
     def __repr__(self) -> str:
         what = "" if self.fact is None else f"{self.fact.text!r} -> {self.fact.new_target!r}, "
         return f"WeightEdit({what}layer={self.layer}, shape={tuple(self.delta.shape)})"
-
-    def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
-        """``k delta``."""
-        return keys @ self.delta.to(keys)

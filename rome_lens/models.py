@@ -7,7 +7,7 @@ and ``loading.py`` know that there are two classes. The two classes are
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -65,7 +65,7 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         ModelError: the layer is out of range, or its MLP is absent or a mixture of experts.
     """
     check_layer(model, layer)
-    mlp = getattr(model.blocks[layer], "mlp", None)
+    mlp = mlp_module(model, layer)
     weight = None if mlp is None or model.cfg.num_experts else getattr(mlp, "W_out", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         what = "a mixture of experts" if model.cfg.num_experts else "absent or of a form without one W_out matrix"
@@ -73,6 +73,36 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
             f"The MLP of layer {layer} is {what}: keys, values and edits need one dense W_out [d_mlp, d_model]."
         )
     return weight.detach()
+
+
+def mlp_module(model: LensModel, layer: int) -> torch.nn.Module | None:
+    """The module ``blocks[layer].mlp``, or None where the layer has none."""
+    return getattr(model.blocks[layer], "mlp", None)
+
+
+def state_entries(model: LensModel, state: Mapping[str, Any], layer: int) -> dict[str, bool]:
+    """The entries of ``model.state_dict()`` that are ``W_out`` of a layer, and whether each is stored transposed.
+
+    They are found by the memory that they share with it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    weight = w_out(model, layer)
+    here = {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.ndim == 2 and value.data_ptr() == weight.data_ptr()
+    }
+    found = {name: False for name, value in here.items() if _same_layout(value, weight)}
+    found |= {name: True for name, value in here.items() if name not in found and _same_layout(value, weight.T)}
+    if not found:
+        raise ModelError(f"No entry of the model's state dict is the W_out of layer {layer} itself.")
+    return found
+
+
+def _same_layout(value: Tensor, weight: Tensor) -> bool:
+    return value.shape == weight.shape and value.stride() == weight.stride()
 
 
 def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
@@ -96,6 +126,16 @@ def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None
 def is_bridge(model: LensModel) -> bool:
     """Whether the model is a TransformerBridge."""
     return isinstance(model, TransformerBridge)
+
+
+def has_processed_weights(model: LensModel) -> bool:
+    """Whether a bridge has folded or centred the weights of the transformers model that it wraps."""
+    return bool(getattr(model, "_weights_processed", False))
+
+
+def unwrapped_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a transformers model without the levels that a bridge puts between its modules."""
+    return {name.replace("._original_component", ""): value for name, value in state.items()}
 
 
 def device(model: LensModel) -> torch.device:

@@ -1,17 +1,18 @@
 """Edits row by row: a batch in which every row has an edit of its own, or none, in one forward pass."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.edits import LayerEdit, RankOneEdit
+from rome_lens.edits import Edit, LayerEdit, RankOneEdit
 from rome_lens.models import Hook, LensModel, raw_output_hooks, w_out
 
 
-def row_hooks(model: LensModel, edits: Sequence[LayerEdit | None]) -> list[Hook]:
+def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
     """Hooks under which row ``i`` of a batch runs as the model with ``edits[i]``, or as the model itself where that is None.
 
         raw output of W_out, row i  +=  k_i delta_i,   delta_i = u_i v_iT for a rank-one edit
@@ -31,11 +32,11 @@ def row_hooks(model: LensModel, edits: Sequence[LayerEdit | None]) -> list[Hook]
         raise ValueError("edits is empty, expected one edit, or None, for each row of the batch.")
     for edit in {id(edit): edit for edit in edits if edit is not None}.values():
         edit.check(model)
-    layers = sorted({edit.layer for edit in edits if edit is not None})
     hooks = []
-    for layer in layers:
-        here = [edit if edit is not None and edit.layer == layer else None for edit in edits]
-        hooks += _hooks_at(model, layer, here)
+    for turn in zip_longest(*(() if edit is None else edit.parts for edit in edits)):
+        for layer in sorted({part.layer for part in turn if part is not None}):
+            here = [part if part is not None and part.layer == layer else None for part in turn]
+            hooks += _hooks_at(model, layer, here)
     return hooks
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -43,13 +43,8 @@ class Stored:
     def save(self, path: str | Path) -> Path:
         """Write to ``path``; the file appears only when it is whole, and replaces one that was there."""
         path = Path(path)
-        tensors, plain = {}, {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                tensors[field.name] = value.clone(memory_format=torch.contiguous_format)
-            else:
-                plain[field.name] = dataclasses.asdict(value) if isinstance(value, Fact) else value
+        tensors: dict[str, Tensor] = {}
+        plain = _packed(self, tensors, "")
         header = {
             "type": type(self).__name__,
             "fields": json.dumps(plain),
@@ -74,10 +69,12 @@ class Stored:
             raise StorageError(f"{path} is not a whole safetensors file: {error}") from error
         if header.get("type") != cls.__name__ or "fields" not in header:
             raise StorageError(f"{path} holds {header.get('type', 'something else')!r}, expected {cls.__name__!r}.")
-        plain = {name: _restored(value) for name, value in json.loads(header["fields"]).items()}
+        plain = json.loads(header["fields"])
+        if "versions" in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+            plain.setdefault("versions", json.loads(header.get("versions", "{}")))  # an old file's: those that wrote it
         try:
-            return cls(**plain, **tensors)
-        except TypeError as error:
+            return _built(cls, plain, tensors, "")
+        except (TypeError, KeyError) as error:
             raise StorageError(f"{path} was written by another version of rome_lens, or by hand: {error}") from error
 
 
@@ -86,10 +83,56 @@ def installed_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _VERSIONED}
 
 
+def _packed(result: Stored, tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    """A result's fields as JSON can hold them; tensors go to ``tensors``, those of results within it under longer names."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(result):  # type: ignore[arg-type]
+        name, value = prefix + field.name, getattr(result, field.name)
+        if isinstance(value, Tensor):
+            tensors[name] = value.clone(memory_format=torch.contiguous_format)
+        elif isinstance(value, tuple) and value and all(isinstance(item, Stored) for item in value):
+            plain[field.name] = [
+                {"type": type(item).__name__, "fields": _packed(item, tensors, f"{name}.{i}.")}
+                for i, item in enumerate(value)
+            ]
+        else:
+            plain[field.name] = dataclasses.asdict(value) if isinstance(value, Fact) else value
+    return plain
+
+
+def _built(cls: type[StoredType], plain: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> StoredType:
+    """The result whose fields :func:`_packed` took apart."""
+    fields: dict[str, Any] = {}
+    for name, value in plain.items():
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(v, dict) and set(v) == {"type", "fields"} for v in value)
+        ):
+            types = _stored_types(Stored)
+            inner = enumerate(value)
+            fields[name] = tuple(
+                _built(types[item["type"]], item["fields"], tensors, f"{prefix}{name}.{i}.") for i, item in inner
+            )
+        else:
+            fields[name] = _restored(value)
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return cls(**fields, **{name: value for name, value in own.items() if "." not in name})
+
+
+def _stored_types(base: type[Stored]) -> dict[str, type[Stored]]:
+    found = {cls.__name__: cls for cls in base.__subclasses__()}
+    for cls in base.__subclasses__():
+        found |= _stored_types(cls)
+    return found
+
+
 def _restored(value: Any) -> Any:
     """JSON back into what results hold: tuples for lists, and facts."""
     if isinstance(value, list):
         return tuple(_restored(item) for item in value)
     if isinstance(value, dict) and set(value) == {"prompt", "subject", "target", "new_target"}:
         return Fact(value.pop("prompt"), **value)
+    if isinstance(value, dict):
+        return {name: _restored(item) for name, item in value.items()}
     return value

@@ -48,6 +48,10 @@ def an_edit(**changes: Any) -> rl.RankOneEdit:
     return rl.RankOneEdit(**{"layer": 2, "u": ODD, "v": random(3), **fields, **changes})
 
 
+def a_weight_edit() -> rl.WeightEdit:
+    return rl.WeightEdit(layer=1, delta=random(5, 3), fact=FACT, losses=random(2), variant="ft", stopped="loss")
+
+
 def statistics(moment: Tensor | None = None) -> rl.KeyStatistics:
     moment = random(4, 4, dtype=torch.float64) if moment is None else moment
     return rl.KeyStatistics(layer=1, moment=moment, count=7, model_fingerprint=None, source="a test’s")
@@ -58,6 +62,17 @@ RESULTS: dict[str, Stored] = {
     "fact without new target": dataclasses.replace(a_trace(), fact=rl.Fact("{} is in", subject="A", target="B")),
     "edit": an_edit(),
     "edit with little": rl.RankOneEdit(layer=0, u=random(5), v=random(3)),
+    "edit with all that made it": an_edit(
+        variant="rome",
+        config={"steps": 20, "lr": 0.5, "stop_probability": None, "lengths": (5, 10)},
+        contexts=("{}", "Is “{}”"),
+        statistics="512 samples",
+        stopped="probability",
+        versions={"torch": "2.0", "rome-lens": "0.0.1"},
+    ),
+    "dense edit": a_weight_edit(),
+    "several edits": rl.Edits(edits=(an_edit(), a_weight_edit(), an_edit(layer=0, fact=None, losses=None))),
+    "one edit among several": rl.Edits(edits=(a_weight_edit(),)),
     "statistics": statistics(),
     "statistics stored by columns": statistics(random(4, 4, dtype=torch.float64).T),
     "a row of another tensor": an_edit(v=random(6, 3)[2], key=random(5, 2)[:, 0]),
@@ -72,6 +87,10 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found.dtype == expected.dtype
         assert found.shape == expected.shape
         assert found.contiguous().view(torch.uint8).tolist() == expected.contiguous().view(torch.uint8).tolist()
+    elif isinstance(expected, tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
     elif dataclasses.is_dataclass(expected):
         for field in dataclasses.fields(expected):
             assert_same(getattr(found, field.name), getattr(expected, field.name))
@@ -127,6 +146,38 @@ def test_the_file_names_the_versions_that_wrote_it(tmp_path: Path) -> None:
         versions = json.loads(file.metadata()["versions"])
     assert versions == installed_versions()
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_an_edit_keeps_the_versions_of_its_making(tmp_path: Path) -> None:
+    assert an_edit().versions == installed_versions()
+    edit = an_edit(versions={"torch": "1.0"})
+    again = rl.RankOneEdit.load(rl.RankOneEdit.load(edit.save(tmp_path / "edit")).save(tmp_path / "again"))
+    assert again.versions == {"torch": "1.0"}
+
+
+def test_a_file_from_before_the_fields_were_there_is_loaded(tmp_path: Path) -> None:
+    """An edit as 0.1 wrote it: its versions are those of the file's header."""
+    new = ("variant", "config", "contexts", "statistics", "stopped", "versions")
+    edit = an_edit()
+    with safe_open(edit.save(tmp_path / "new"), framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    fields = {name: value for name, value in json.loads(header["fields"]).items() if name not in new}
+    header |= {"fields": json.dumps(fields), "versions": json.dumps({"rome-lens": "0.1.0"})}
+    save_file(tensors, tmp_path / "old", metadata=header)
+    loaded = rl.RankOneEdit.load(tmp_path / "old")
+    assert_same(loaded, dataclasses.replace(edit, versions={"rome-lens": "0.1.0"}))
+    assert (loaded.variant, loaded.config, loaded.contexts, loaded.stopped) == (None, None, (), None)
+
+
+def test_a_part_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    with safe_open(RESULTS["several edits"].save(tmp_path / "new"), framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header["fields"] = header["fields"].replace("WeightEdit", "CubicEdit")
+    save_file(tensors, tmp_path / "future", metadata=header)
+    with pytest.raises(StorageError, match=r"another version of rome_lens.*CubicEdit"):
+        rl.Edits.load(tmp_path / "future")
 
 
 def test_a_file_of_another_type_is_refused_with_both_names(tmp_path: Path) -> None:
