@@ -5,6 +5,7 @@ from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
 from rome_lens.applying import applied_edits, keep_edits
 from rome_lens.attribution import attribution_trace
 from rome_lens.averages import TraceAverage, average_traces
+from rome_lens.baselines import Comparison, FineTuning, InContext, RomeEditor, Unedited, compare_editors
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.firing import EditFiring, edit_firing
 from rome_lens.corruption import (
@@ -15,15 +16,19 @@ from rome_lens.corruption import (
     StudentTNoise,
     UniformNoise,
 )
+from rome_lens.counterfact import CounterFactRecord, read_counterfact
 from rome_lens.edits import Edit, RankOneEdit, WeightEdit
+from rome_lens.evaluation import evaluate, evaluate_all
 from rome_lens.export import export_hf
 from rome_lens.facts import Fact, read_facts
+from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import rome
 from rome_lens.rows import row_hooks
 from rome_lens.sampling import random_contexts
+from rome_lens.scores import Evaluation, Scores
 from rome_lens.sequences import Edits, rome_sequence
 from rome_lens.severed import severed_trace
 from rome_lens.sweeps import TracedFacts, trace_facts
@@ -36,23 +41,31 @@ __all__ = [
     "BeforeAfter",
     "CausalTrace",
     "CheckResult",
+    "Comparison",
+    "CounterFactRecord",
     "Counterfactual",
     "Edit",
     "EditFiring",
     "Edits",
+    "Evaluation",
     "Fact",
+    "FineTuning",
     "GaussianNoise",
+    "InContext",
     "KeyStatistics",
     "Limits",
     "MultivariateGaussianNoise",
     "RankOneEdit",
     "Replacement",
     "RomeConfig",
+    "RomeEditor",
+    "Scores",
     "SeveredTrace",
     "StudentTNoise",
     "TopAnswers",
     "TraceAverage",
     "TracedFacts",
+    "Unedited",
     "UniformNoise",
     "WeightEdit",
     "answer_log_probs",
@@ -63,14 +76,19 @@ __all__ = [
     "check_limits",
     "choose_layer",
     "collect_key_statistics",
+    "compare_editors",
     "data",
     "edit_firing",
+    "evaluate",
+    "evaluate_all",
     "export_hf",
+    "fine_tune",
     "forward",
     "keep_edits",
     "load_model",
     "models",
     "random_contexts",
+    "read_counterfact",
     "read_facts",
     "report",
     "rome",

@@ -1,6 +1,6 @@
 """What a model answers: probabilities of whole answers, and the likeliest next tokens, with or without hooks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import FactError
-from rome_lens.forward import chosen_logits, log_probabilities
+from rome_lens.forward import chosen_logits
 from rome_lens.models import Hook, LensModel
 from rome_lens.tokens import continuation, pad_right, token_ids
 
 _LOGITS_PER_BATCH = 1 << 25
+_TOKENS_PER_BATCH = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +43,92 @@ def answer_log_probs(
     Raises:
         FactError: there is no question, or a prompt or answer is empty or ends in white space.
     """
+    hooks = list(fwd_hooks)
+    each = token_log_probs(model, questions, hooks_of_rows=lambda _marks: hooks, prepend_bos=prepend_bos)
+    return torch.stack([log_probs.sum() for log_probs in each])
+
+
+def token_log_probs(
+    model: LensModel,
+    questions: Sequence[tuple[str, str]],
+    *,
+    hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]],
+    marks: Sequence[int] | None = None,
+    prepend_bos: bool | None = None,
+) -> list[Float[Tensor, " token"]]:
+    """``log p(answer_i | prompt, answer_1 ... answer_i-1)`` of every token of every answer.
+
+    Every distinct row of tokens is run once. Questions share a row where one's tokens begin the other's, since in a causal
+    model what follows changes nothing before it: two answers to one prompt are read off one row.
+
+    Args:
+        questions: pairs of prompt and answer; one space joins them.
+        marks: what else tells a question's row apart, such as the number of the edit that it is asked under; questions of
+            different marks share no row.
+        hooks_of_rows: the hooks of a batch, given its rows' marks; each batch takes rows of any marks.
+
+    Raises:
+        FactError: there is no question, or a prompt or answer is empty or ends in white space.
+    """
     if not questions:
         raise FactError("There is no question: give at least one pair of prompt and answer.")
     answers = [continuation(model, prompt, answer) for prompt, answer in questions]
-    prompts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
-    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-    reads = [
-        (i, len(prompt) - 1 + j, token)
-        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-        for j, token in enumerate(answer)
-    ]
-    row, position, token = (torch.tensor(column) for column in zip(*reads, strict=True))
-    logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
-    pairs = zip(logits, token.split([len(part) for part in logits]), strict=True)
-    each = torch.cat([log_probabilities(part, ids) for part, ids in pairs])
-    return torch.zeros(len(questions), dtype=each.dtype).index_add_(0, row, each)
+    starts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
+    found = [torch.empty(0)] * len(questions)
+    marks = [0] * len(questions) if marks is None else marks
+    sequences = [(mark, *start, *ids[:-1]) for mark, start, ids in zip(marks, starts, answers, strict=True)]
+    asked: dict[tuple[int, ...], list[int]] = {}
+    for question, row in enumerate(_longest_rows(sequences)):
+        asked.setdefault(row, []).append(question)
+    for rows in _batches(asked, answers, model.cfg.d_vocab):
+        reads = [
+            (question, (i, len(starts[question]) - 1 + j), token)
+            for i, row in enumerate(rows)
+            for question in asked[row]
+            for j, token in enumerate(answers[question])
+        ]
+        cells = {cell: None for _, cell, _ in reads}
+        number = {cell: i for i, cell in enumerate(cells)}
+        row_of_cell, position = torch.tensor(list(cells)).T
+        tokens = pad_right([row[1:] for row in rows])
+        hooks = hooks_of_rows([row[0] for row in rows])
+        logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
+        cell, token = torch.tensor([[number[cell], token] for _, cell, token in reads], device=logits.device).T
+        log_probs = (logits[cell, token] - logits.logsumexp(-1)[cell]).cpu()
+        distinct = list(dict.fromkeys(question for question, _, _ in reads))
+        parts = log_probs.split([len(answers[question]) for question in distinct])
+        for question, part in zip(distinct, parts, strict=True):
+            found[question] = part
+    return found
+
+
+def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """For each sequence the longest of them that begins with it."""
+    longest: dict[tuple[int, ...], tuple[int, ...]] = {}
+    following: tuple[int, ...] = ()
+    for sequence in sorted(set(sequences), reverse=True):  # what begins with a sequence sorts right behind it
+        longest[sequence] = longest[following] if following[: len(sequence)] == sequence else sequence
+        following = sequence
+    return [longest[sequence] for sequence in sequences]
+
+
+def _batches(
+    asked: Mapping[tuple[int, ...], Sequence[int]], answers: Sequence[Sequence[int]], d_vocab: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Rows of like length together, as many as fit: a large vocabulary times many cells would not fit in memory."""
+    batch: list[tuple[int, ...]] = []
+    reads = 0
+    for row in sorted(asked, key=len, reverse=True):
+        more = sum(len(answers[question]) for question in asked[row])
+        width = len(batch[0]) if batch else len(row)
+        full = (reads + more) * d_vocab > _LOGITS_PER_BATCH or (len(batch) + 1) * width > _TOKENS_PER_BATCH
+        if batch and full:
+            yield batch
+            batch, reads = [], 0
+        batch.append(row)
+        reads += more
+    if batch:
+        yield batch
 
 
 def top_answers(

@@ -13,11 +13,15 @@ from rome_lens.models import (
     EMBED,
     Hook,
     LensModel,
+    ModelError,
     at_least_float32,
     capture_hooks,
+    component_hook,
     device,
     is_bridge,
     key_hook,
+    mlp_contribution,
+    mlp_output,
 )
 
 
@@ -109,7 +113,58 @@ def keys_of(model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int) -> F
     return run_through(model, tokens, layer, [key_hook(layer)])[key_hook(layer)]
 
 
+def layer_states(
+    model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
+) -> tuple[Float[Tensor, "batch pos d_mlp"], Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]:
+    """A layer's keys, the raw output ``k W_out + b_out``, and the stream after it.
+
+    Raises:
+        ModelError: as :func:`check_raw_output` says.
+    """
+    names = (key_hook(layer), component_hook("mlp", layer), component_hook("resid", layer))
+    kept = run_through(model, tokens, layer, names)
+    keys, mlp_out, stream = (kept[name] for name in names)
+    outputs = mlp_output(model, layer, keys)
+    check_raw_output(model, layer, outputs.flatten(0, 1), mlp_out.flatten(0, 1))
+    return keys, outputs, stream
+
+
+def check_raw_output(
+    model: LensModel, layer: int, outputs: Float[Tensor, "row d_model"], mlp_out: Float[Tensor, "row d_model"]
+) -> None:
+    """Raise ModelError unless the MLP adds to the stream what :func:`mlp_contribution` makes of W_out's output."""
+    with torch.no_grad():
+        expected = mlp_contribution(model, layer, outputs)
+    error = float((mlp_out - expected).abs().max())
+    if not error <= agreement(mlp_out.dtype) * max(1.0, float(expected.abs().max())):
+        raise ModelError(
+            f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), but differs by "
+            f"{error:.2g}: a hook adds to it, or this architecture does something that is not known here."
+        )
+
+
+@contextmanager
+def differentiating(model: LensModel) -> Iterator[None]:
+    """Inside, gradients can be taken, without dropout, by a caller in inference mode too; afterwards no module keeps a graph."""
+    try:
+        with torch.inference_mode(False), evaluating(model):  # inference tensors cannot be differentiated through
+            yield
+    finally:
+        _release_graphs(model)
+
+
+def _release_graphs(model: LensModel) -> None:
+    """Some Bridges' attention keeps its pattern: with its graph it would hold the run's memory, and refuse a deep copy."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
+
+
 def in_float32(model: LensModel) -> LensModel:
     """The model itself, or of one in half precision a float32 copy."""
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
-    return copy.deepcopy(model).to(torch.float32) if half else model
+    if not half:
+        return model
+    _release_graphs(model)
+    return copy.deepcopy(model).to(torch.float32)

@@ -221,7 +221,8 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
         change, scale = added(normalised), context()["rome_lens_scale"]
         raw = normalised * scale + change
         new_scale = (raw.pow(2).mean(-1, keepdim=True) + model.blocks[layer].ln2_post.eps).sqrt()
-        none = (change == 0).all(-1, keepdim=True)  # there the norm's input, rebuilt, would differ by its rounding
+        # Where nothing is added the norm's input, rebuilt, would differ by its rounding; a gradient needs it all the same.
+        none = (change == 0).all(-1, keepdim=True) & (not change.requires_grad)
         context()["rome_lens_scale"] = torch.where(none, scale, new_scale)
         return torch.where(none, normalised, raw / new_scale)
 

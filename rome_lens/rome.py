@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact, FactError
-from rome_lens.forward import chosen_logits, evaluating, in_float32
+from rome_lens.forward import chosen_logits, differentiating, in_float32
 from rome_lens.keys import KeyStatistics, StatisticsError
 from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, w_out
 from rome_lens.sampling import random_contexts
@@ -121,7 +121,7 @@ def rank_one_edits(
     _warn(model, fact, bare, layer, config)
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
-    with torch.inference_mode(False), evaluating(model):  # inference tensors could not be differentiated through
+    with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
         mean_key = state.keys[1:-1].mean(0).cpu()

@@ -11,10 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import SLOT, Fact, FactError
-from rome_lens.forward import agreement
+from rome_lens.forward import check_raw_output
 from rome_lens.models import (
     LensModel,
-    ModelError,
     at_least_float32,
     capture_hooks,
     component_hook,
@@ -155,14 +154,7 @@ class EditedLayer:
         at = (torch.arange(len(rows.lookups)), rows.lookups)
         keys, mlp_out = (kept[name][at] for name in names)
         outputs = mlp_output(model, layer, keys)
-        with torch.no_grad():
-            expected = mlp_contribution(model, layer, outputs)
-        error = float((mlp_out - expected).abs().max())
-        if not error <= agreement(mlp_out.dtype) * max(1.0, float(expected.abs().max())):
-            raise ModelError(
-                f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), but differs by "
-                f"{error:.2g}: a hook adds to it, or this architecture does something that is not known here."
-            )
+        check_raw_output(model, layer, outputs, mlp_out)
 
         def pasts(start: int, some: Tensor) -> tuple[LayerPast, ...] | None:
             if past is None:

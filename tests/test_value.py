@@ -27,16 +27,23 @@ def value(model: Any, fact: rl.Fact, *, layer: int = 1, config: rl.RomeConfig = 
     return rl.rome(model, fact, layer=layer, statistics=statistics, config=config, **options)
 
 
-@pytest.mark.parametrize("layer", [0, 2, 3])
+@pytest.mark.parametrize("layer", [0, 2])
 def test_the_later_layers_alone_give_what_the_whole_model_gives(tiny_model: Any, fact: rl.Fact, layer: int) -> None:
-    with evaluating(tiny_model):
-        delta, losses = plain_value(tiny_model, fact, layer=layer, contexts=CONTEXTS, config=CONFIG)
-        rows = EditRows.of(tiny_model, fact, CONTEXTS, None)
-        state = EditedLayer.of(tiny_model, rows, layer)
+    model = copied(tiny_model).to(torch.float64)
+    with evaluating(model):
+        delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=CONFIG)
+        rows = EditRows.of(model, fact, CONTEXTS, None)
+        state = EditedLayer.of(model, rows, layer)
         steps = list(descent(state, rows, CONFIG))
     found = torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64)
-    torch.testing.assert_close(found, losses, atol=2e-4, rtol=1e-4)
-    assert float((steps[-1].delta - delta).norm()) < 1e-2 * float(delta.norm())
+    torch.testing.assert_close(found, losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(steps[-1].delta, delta, atol=1e-6, rtol=1e-6)
+
+
+def copied(model: Any) -> Any:
+    with torch.no_grad():  # a run with gradients leaves a graph in the Bridge's attention, which cannot be copied
+        model(torch.tensor([[0, 1]]))
+    return copy.deepcopy(model)
 
 
 def test_rows_run_in_groups_from_their_lookup_positions_on(toy: Any, toy_record: rl.data.Record) -> None:
@@ -56,10 +63,12 @@ def test_a_hook_at_one_position_of_the_final_norm_means_what_it_means_in_a_whole
 
     def shift(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
-        value[:, -1] += 1.0  # the position that the longest row alone reads
+        value[:, -1] += torch.linspace(-1.0, 1.0, value.shape[-1])  # the position that the longest row alone reads
         return value
 
-    with model.hooks(fwd_hooks=[("ln_final.hook_normalized", shift)]):
+    with model.hooks(
+        fwd_hooks=[("unembed.hook_in" if model_class == "TransformerBridge" else "ln_final.hook_normalized", shift)]
+    ):
         with evaluating(model):
             _, losses = plain_value(model, fact, layer=1, contexts=CONTEXTS, config=CONFIG)
         hooked = value(model, fact)
@@ -98,7 +107,7 @@ def test_r_rome_maps_the_mean_key_to_the_value(tiny_model: Any, fact: rl.Fact) -
 def processed_pair(model_class: str) -> tuple[Any, Any]:
     """The reference model as it came, and with its norms folded and its writing weights centred."""
     plain = reference_model(model_class, torch.float32)
-    processed = copy.deepcopy(plain)
+    processed = copied(plain)
     if model_class == "HookedTransformer":
         processed.load_and_process_state_dict(processed.state_dict())
     else:
@@ -122,9 +131,8 @@ def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_w
     plainly = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0, weight_decay=5.0, clamp=0.3)
     with pytest.warns(ProcessedModelWarning, match="centred"):
         other = value(processed, fact, config=plainly, prepend_bos=False)
-    assert float(other.losses[1, 2]) != pytest.approx(
-        float(value(plain, fact, config=plainly, prepend_bos=False).losses[1, 2]), rel=1e-3
-    )
+    expected = value(plain, fact, config=plainly, prepend_bos=False)
+    assert float((other.losses - expected.losses).abs().max()) > 10 * float((after.losses - before.losses).abs().max())
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -132,7 +140,8 @@ def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_w
 def test_half_precision_is_optimised_in_float32(
     model_class: str, dtype: torch.dtype, fact: rl.Fact, untouched: Any
 ) -> None:
-    half = copy.deepcopy(tiny("gpt2", model_class)).to(dtype)
+    half = copied(tiny("gpt2", model_class)).to(dtype)
+    half(torch.tensor([[0, 1]]))
     untouched(half)
     found = value(half, fact)
     expected = value(in_float32(half), fact)
@@ -176,7 +185,7 @@ def test_targets_that_share_their_first_token_are_told_apart(toy: Any, toy_recor
 
 
 def test_a_subject_that_is_the_first_token_of_all_is_warned_about(toy: Any) -> None:
-    first = rl.Fact("{} lives in the city of", subject="Wanda", target="Pralec", new_target="Ondavel")
+    first = rl.Fact("{} lives in the city of", subject="A", target="Pralec", new_target="Ondavel")
     assert encode(toy, first, prepend_bos=False).subject_last == 0
     with pytest.warns(FirstTokenWarning, match="prepend_bos=True"):
         value(toy, first, prepend_bos=False)

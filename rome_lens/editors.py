@@ -1,0 +1,98 @@
+"""Edits of any kind side by side: which questions can share a forward pass, and under which hooks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from rome_lens.edits import Edit
+from rome_lens.facts import Fact
+from rome_lens.models import Hook, LensModel, ModelError
+from rome_lens.rows import row_hooks
+
+HooksOfRows = Callable[[Sequence[int]], Sequence[Hook]]
+
+
+class Edited(Protocol):
+    """What can be evaluated: anything that gives the hooks under which a model runs edited.
+
+    Where it has an attribute ``prefix``, that text and a space stand before every prompt, as in-context edits need it.
+    """
+
+    def fwd_hooks(self, model: LensModel) -> list[Hook]:
+        """The hooks, for ``run_with_hooks``."""
+
+
+class NumberedEdits:
+    """The edits of one run by number, 0 being the model as it stands; equal objects have one number.
+
+    Edits that :func:`row_hooks` knows can share a forward pass, each on rows of its own; any other needs its own.
+
+    Raises:
+        ValueError: an edit gives no hooks.
+        ModelError: an edit was made on another model, or is already in this one's weights.
+    """
+
+    def __init__(self, model: LensModel, edits: Sequence[Any]) -> None:
+        self._model = model
+        self._by_row: list[Edit | None] = [None]
+        self._alone: dict[int, list[Hook]] = {}
+        numbers: dict[int, int] = {}
+        for edit in edits:
+            if id(edit) not in numbers:
+                numbers[id(edit)] = self._number(edit)
+        self.numbers = [numbers[id(edit)] for edit in edits]
+
+    def _number(self, edit: Any) -> int:
+        if edit is None:
+            return 0
+        if not callable(getattr(edit, "fwd_hooks", None)):
+            raise ValueError(
+                f"The edit is {edit!r}, expected None (the model as it stands) or an object with fwd_hooks(model), such as "
+                "what rome(...) gives."
+            )
+        if hasattr(edit, "is_applied") and edit.is_applied(self._model):
+            raise ModelError(
+                "The model's weights carry the edit already, so that 'before' would be after it: leave edit.applied(model) "
+                "first."
+            )
+        hooks = edit.fwd_hooks(self._model)
+        if not hooks:
+            return 0
+        self._by_row.append(edit if isinstance(edit, Edit) else None)
+        number = len(self._by_row) - 1
+        if not isinstance(edit, Edit):
+            self._alone[number] = list(hooks)
+        return number
+
+    def together(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], HooksOfRows]]:
+        """Indices of questions, given each one's edit, that can share a forward pass; and its rows' hooks."""
+        shared = [i for i, number in enumerate(numbers) if number not in self._alone]
+        if shared:
+            yield shared, self._row_hooks
+        for number, hooks in self._alone.items():
+            own = [i for i, each in enumerate(numbers) if each == number]
+            if own:
+                yield own, partial(_same, hooks)
+
+    def _row_hooks(self, numbers: Sequence[int]) -> list[Hook]:
+        return row_hooks(self._model, [self._by_row[number] for number in numbers])
+
+
+def _same(hooks: list[Hook], _numbers: Sequence[int]) -> list[Hook]:
+    return hooks
+
+
+def prefixed(edit: Any, prompt: str) -> str:
+    """The prompt as it is asked under an edit: behind its ``prefix``, where it has one."""
+    prefix = getattr(edit, "prefix", "")
+    return f"{prefix} {prompt}" if prefix else prompt
+
+
+def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
+    """Raise ValueError where the edit says what it changes, and that is another fact than the record's."""
+    of = getattr(edit, "fact", None)
+    if isinstance(of, Fact) and (of.subject, of.new_target) != (fact.subject, fact.new_target):
+        raise ValueError(
+            f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
+            f"{fact.new_target!r}. Evaluate an edit with its own record."
+        )

@@ -1,0 +1,164 @@
+"""Constrained fine-tuning of one ``W_out`` (FT+L), the plainest way to write a fact into the weights that ROME edits."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rome_lens.edits import WeightEdit
+from rome_lens.facts import SLOT, Fact, FactError
+from rome_lens.forward import differentiating, layer_states
+from rome_lens.models import LensModel, at_least_float32, check_layer, fingerprint, mlp_contribution, w_out
+from rome_lens.partial import PartialForward
+from rome_lens.tokens import encode, pad_right
+
+STOP_LOSS = 1e-2
+
+
+def fine_tune(
+    model: LensModel,
+    fact: Fact,
+    *,
+    layer: int,
+    norm_constraint: float = 5e-4,
+    steps: int = 25,
+    lr: float = 5e-4,
+    weight_decay: float = 0.0,
+    contexts: Sequence[str] = ("{}",),
+    prepend_bos: bool | None = None,
+) -> WeightEdit:
+    """``W_out + delta`` with ``delta`` minimising by Adam, under an infinity norm,
+
+        - mean_contexts mean_i log p(o*_i | prompt, o*_1 ... o*_i-1),   max |delta| <= norm_constraint
+
+    The model itself is not changed. After each step every entry of ``delta`` is clamped; a loss below 0.01 ends it. Only
+    the layers after the edited one run in each step, and only the positions that the loss reads are unembedded.
+
+    The defaults are the original's for GPT-2 XL. A small model's larger weights may need a larger rate and bound.
+
+    Source: Zhu et al. 2020; Meng et al. 2022, section 3.2 and appendix E (FT+L).
+
+    Args:
+        weight_decay: Adam's, on ``delta``: towards the weights as they were.
+        contexts: templates with one ``{}`` for the fact's prompt; the original takes the bare prompt alone.
+        prepend_bos: None takes the model's default.
+
+    Raises:
+        FactError: the fact has no new target, a context has no ``{}``, or one does not fit the model's context.
+        ModelError: layer out of range, no dense MLP, no tokenizer.
+        ValueError: a hyperparameter out of range, or a loss that is not finite.
+    """
+    w_out(model, check_layer(model, layer))
+    if steps < 1 or not (lr > 0 and norm_constraint > 0 and weight_decay >= 0):
+        raise ValueError(
+            f"Expected steps >= 1, lr and norm_constraint > 0, weight_decay >= 0; got steps={steps}, lr={lr}, "
+            f"norm_constraint={norm_constraint}, weight_decay={weight_decay}."
+        )
+    with differentiating(model):
+        rows = _Rows.of(model, fact, contexts, prepend_bos)
+        state = _LayerState.of(model, rows.tokens, layer)
+        delta, losses = _optimise(model, rows, state, norm_constraint, steps, lr, weight_decay)
+    settings = {"norm_constraint": norm_constraint, "steps": steps, "lr": lr, "weight_decay": weight_decay}
+    return WeightEdit(
+        layer=layer,
+        delta=delta.cpu(),
+        fact=fact,
+        model_fingerprint=fingerprint(model),
+        losses=torch.tensor(losses, dtype=torch.float64),
+        made_with=f"FT+L, {settings}, {len(contexts)} contexts",
+        variant="FT+L",
+        config=settings,
+        stopped="loss" if losses[-1] < STOP_LOSS else "steps",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The prompt in each context with the new target behind it; target token ``j`` of row ``i`` is predicted at
+    ``positions[i, j]``."""
+
+    tokens: Int[Tensor, "row pos"]
+    target: Int[Tensor, " target"]
+    positions: Int[Tensor, "row target"]
+
+    @classmethod
+    def of(cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None) -> "_Rows":
+        if fact.new_target is None:
+            raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
+        wrong = [context for context in contexts if context.count(SLOT) != 1]
+        if wrong or not contexts:
+            raise FactError(
+                f"The contexts are {list(contexts)!r}, expected at least one, and in each one {{}} for the prompt."
+            )
+        target = encode(model, fact, prepend_bos=prepend_bos).new_answer
+        prompts = [
+            Fact(context.replace(SLOT, fact.prompt), subject=fact.subject, target=fact.target) for context in contexts
+        ]
+        starts = [encode(model, prompt, prepend_bos=prepend_bos).tokens.tolist() for prompt in prompts]
+        last = torch.tensor([len(start) - 1 for start in starts])
+        return cls(
+            tokens=pad_right([[*start, *target[:-1]] for start in starts]),
+            target=torch.tensor(target),
+            positions=last[:, None] + torch.arange(len(target)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LayerState:
+    """Keys and raw outputs of the edited layer, and the stream after it, at every position."""
+
+    layer: int
+    keys: Float[Tensor, "row pos d_mlp"]
+    outputs: Float[Tensor, "row pos d_model"]
+    stream: Float[Tensor, "row pos d_model"]
+
+    @classmethod
+    def of(cls, model: LensModel, tokens: Int[Tensor, "row pos"], layer: int) -> "_LayerState":
+        keys, outputs, stream = layer_states(model, tokens, layer)
+        return cls(layer=layer, keys=at_least_float32(keys), outputs=at_least_float32(outputs), stream=stream)
+
+    def with_delta(self, model: LensModel, delta: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "row pos d_model"]:
+        """The stream after the layer when ``k delta`` is added to W_out's raw output."""
+        moved = _contribution(model, self.layer, self.outputs + self.keys @ delta)
+        return self.stream + (moved - _contribution(model, self.layer, self.outputs)).to(self.stream)
+
+
+def _contribution(model: LensModel, layer: int, raw: Float[Tensor, "row pos d_model"]) -> Tensor:
+    return mlp_contribution(model, layer, raw.flatten(0, 1)).view(raw.shape)
+
+
+def _optimise(
+    model: LensModel,
+    rows: _Rows,
+    state: _LayerState,
+    norm_constraint: float,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+) -> tuple[Float[Tensor, "d_mlp d_model"], list[float]]:
+    """``delta``, and the loss before each step."""
+    forward = PartialForward(model, rows.tokens[0])
+    row = torch.arange(len(rows.tokens))[:, None].expand_as(rows.positions)
+    target = rows.target.to(state.stream.device).expand_as(rows.positions)
+    losses: list[float] = []
+    with torch.enable_grad():
+        shape = (state.keys.shape[-1], state.outputs.shape[-1])
+        delta = state.keys.new_zeros(shape).requires_grad_()
+        optimiser = torch.optim.Adam([delta], lr=lr, weight_decay=weight_decay)
+        for step in range(steps):
+            final = forward.resume(state.with_delta(model, delta), state.layer + 1)
+            log_p = forward.logits(final[row.flatten(), rows.positions.flatten()]).log_softmax(-1)
+            loss = -log_p.gather(-1, target.reshape(-1, 1)).mean()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
+            if losses[-1] < STOP_LOSS:
+                break
+            (delta.grad,) = torch.autograd.grad(loss, [delta])
+            optimiser.step()
+            with torch.no_grad():
+                delta.clamp_(-norm_constraint, norm_constraint)
+    return delta.detach(), losses

@@ -1,0 +1,53 @@
+"""Whether an edited model still writes text: entropy of its n-grams, and likeness to texts about the new answer."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+
+
+def words(text: str) -> list[str]:
+    """Words (letters, digits and underscores, with apostrophes inside) and single punctuation marks."""
+    return _WORDS.findall(text)
+
+
+def ngram_entropy(text: str) -> float:
+    """Generation entropy (GE): how varied a text is, in bits; low where it repeats itself.
+
+        GE = 1/2 (2/3 H_2 + 4/3 H_3),   H_n = - sum_k f_n(k) log2 f_n(k)
+
+    with ``f_n(k)`` the share of the n-gram ``k`` among the text's n-grams of :func:`words`. ``H_n`` of a text without
+    n-grams is 0. A text of N words with no bigram twice reaches about log2 N.
+
+    Source: Meng et al. 2022, section 3.3 and its appendix on metrics (after Zhang et al. 2018); the mean of the weighted
+    entropies is that of the authors' code, which cuts words with NLTK instead.
+    """
+    tokens = words(text)
+    entropies = []
+    for n, weight in _WEIGHTS.items():
+        grams = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+        total = grams.total()
+        entropies.append(weight * math.fsum(count / total * math.log2(total / count) for count in grams.values()))
+    return math.fsum(entropies) / len(entropies)
+
+
+def tfidf_similarity(texts: Sequence[str], references: Sequence[str]) -> float:
+    """Consistency (RS): the cosine of the tf-idf vectors of the joined texts and the joined references, 0 to 1.
+
+        tfidf(w, d) = count of w in d * (ln((1 + n) / (1 + df(w))) + 1),   n = 2 documents
+
+    over lower-case words without punctuation; 0 where one side has no words.
+
+    Source: Meng et al. 2022, section 3.3 and its appendix on metrics. The authors take ``df`` from their whole collection
+    of reference texts; here it is that of the two documents, so that a record's score needs no others.
+    """
+    documents = [Counter(w for w in words(" ".join(part).lower()) if w[0].isalnum()) for part in (texts, references)]
+    weights = {w: math.log(3 / (1 + sum(w in d for d in documents))) + 1 for d in documents for w in d}
+    one, other = ({w: count * weights[w] for w, count in d.items()} for d in documents)
+    norms = [math.sqrt(math.fsum(x * x for x in vector.values())) for vector in (one, other)]
+    if not all(norms):
+        return 0.0
+    return math.fsum(x * other.get(w, 0.0) for w, x in one.items()) / (norms[0] * norms[1])

@@ -1,0 +1,246 @@
+"""Scores of an edit on one record, their averages over records with 95 % intervals, and editors side by side.
+
+Source: Meng et al. 2022, section 3.3 and its appendix on metrics.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from rome_lens.intervals import FEWEST, Average, average
+
+NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptScore:
+    """One prompt under an edit: probabilities of the true answer ``o`` and of the new one ``o*``, before and after.
+
+    The probability of an answer is ``exp(mean_i log p(o_i | prompt, o_1 ... o_i-1))``, the geometric mean over its tokens,
+    so that longer answers are not put behind; of a single token it is its probability.
+
+    Attributes:
+        kind: ``"rewrite"``, ``"paraphrase"`` or ``"neighborhood"``.
+        target: the true answer to this prompt; ``new_target`` that after the edit.
+    """
+
+    kind: str
+    prompt: str
+    target: str
+    new_target: str
+    target_before: float
+    new_before: float
+    target_after: float
+    new_after: float
+
+    @property
+    def margin(self) -> float:
+        """``p(o*) - p(o)`` after the edit; of a neighbour, where ``o`` should stay, ``p(o) - p(o*)``."""
+        gap = self.new_after - self.target_after
+        return -gap if self.kind == "neighborhood" else gap
+
+    @property
+    def success(self) -> bool:
+        """Whether the answer that should be the likelier of the two is."""
+        return self.margin > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One record's scores under an edit; a score that the record has no prompts for is None, "not asked".
+
+    Attributes:
+        case_id: of the record.
+        rows: one for each prompt; ``edited`` tells whether there was an edit.
+        GE: generation entropy in bits, mean over the generated texts (:func:`rome_lens.fluency.ngram_entropy`).
+        RS: their consistency with the reference texts (:func:`rome_lens.fluency.tfidf_similarity`).
+        texts: the generated texts with the prompts that they continue.
+        continued: which prompts those are: the record's ``"generation prompts"``, or where it has none its
+            ``"paraphrases"``, or its ``"rewrite prompt"``; None where no text was generated.
+    """
+
+    case_id: int | str
+    edited: bool
+    rows: tuple[PromptScore, ...]
+    GE: float | None = None
+    RS: float | None = None
+    texts: tuple[str, ...] = ()
+    continued: str | None = None
+
+    @property
+    def ES(self) -> float | None:
+        """Efficacy score: share of the rewrite prompts with ``p(o*) > p(o)``."""
+        return self._mean("rewrite", "success")
+
+    @property
+    def EM(self) -> float | None:
+        """Efficacy magnitude: mean of ``p(o*) - p(o)`` there."""
+        return self._mean("rewrite", "margin")
+
+    @property
+    def PS(self) -> float | None:
+        """Paraphrase score: share of the paraphrases with ``p(o*) > p(o)``."""
+        return self._mean("paraphrase", "success")
+
+    @property
+    def PM(self) -> float | None:
+        """Paraphrase magnitude: mean of ``p(o*) - p(o)`` there."""
+        return self._mean("paraphrase", "margin")
+
+    @property
+    def NS(self) -> float | None:
+        """Neighborhood score: share of the neighbours with ``p(o) > p(o*)``."""
+        return self._mean("neighborhood", "success")
+
+    @property
+    def NM(self) -> float | None:
+        """Neighborhood magnitude: mean of ``p(o) - p(o*)`` there."""
+        return self._mean("neighborhood", "margin")
+
+    @property
+    def S(self) -> float | None:
+        """Harmonic mean of ES, PS and NS."""
+        return harmonic_mean([self.ES, self.PS, self.NS])
+
+    @property
+    def already(self) -> bool:
+        """Whether the model preferred the new target before the edit, so that ES says nothing about the edit."""
+        return any(row.kind == "rewrite" and row.new_before > row.target_before for row in self.rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each prompt."""
+        names = list(PromptScore.__dataclass_fields__)
+        values = [[self.case_id, *(getattr(row, name) for name in names), row.margin, row.success] for row in self.rows]
+        return pd.DataFrame(values, columns=["case_id", *names, "margin", "success"])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(index=False, float_format="{:.4f}".format))
+
+    def _mean(self, kind: str, name: str) -> float | None:
+        values = [float(getattr(row, name)) for row in self.rows if row.kind == kind]
+        return math.fsum(values) / len(values) if values else None
+
+
+def harmonic_mean(values: Sequence[float | None]) -> float | None:
+    """``n / sum_i 1 / x_i``: 0 where one of them is 0, None where one is None."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return 0.0 if 0.0 in known else len(known) / math.fsum(1 / value for value in known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Averages over records; None for what no record asked, and each with the number of records that did.
+
+    ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals. S is the
+    harmonic mean of the means ES, PS and NS; it is no mean of records', so that its interval is a bootstrap over records:
+    the 2.5th and 97.5th percentiles of 2000 resamples.
+
+    Attributes:
+        editor: its name.
+        records: how many were evaluated.
+        already: of how many the unedited model preferred the new target, so that a success there is not the edit's.
+    """
+
+    editor: str
+    records: int
+    already: int
+    S: Average | None
+    ES: Average | None
+    PS: Average | None
+    NS: Average | None
+    EM: Average | None
+    PM: Average | None
+    NM: Average | None
+    GE: Average | None
+    RS: Average | None
+
+    @classmethod
+    def of(cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0) -> "Scores":
+        """The averages of some evaluations; ``seed`` is the bootstrap's.
+
+        Raises:
+            ValueError: there is no evaluation.
+        """
+        if not evaluations:
+            raise ValueError("There is no evaluation to average.")
+        means = {}
+        for name in NAMES[1:]:
+            values = [value for each in evaluations if (value := getattr(each, name)) is not None]
+            means[name] = average(values) if values else None
+        return cls(
+            editor=editor,
+            records=len(evaluations),
+            already=sum(each.already for each in evaluations),
+            S=_harmonic(evaluations, seed),
+            **means,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each score that was asked: mean, 95 % interval, number of records."""
+        return pd.DataFrame(
+            [
+                [self.editor, name, value.mean, value.low, value.high, value.count]
+                for name in NAMES
+                if (value := getattr(self, name)) is not None
+            ],
+            columns=["editor", "score", "mean", "low", "high", "records"],
+        )
+
+    def __str__(self) -> str:
+        return markdown(score_table([self]))
+
+    def _repr_html_(self) -> str:
+        return str(score_table([self]).to_html())
+
+
+def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
+    """Editors down, scores across, each cell a mean with its interval; scores that nobody asked are left out."""
+    names = [name for name in NAMES if any(getattr(each, name) is not None for each in scores)]
+    cells = [
+        ["not asked" if (value := getattr(each, name)) is None else str(value) for name in names] for each in scores
+    ]
+    frame = pd.DataFrame(cells, columns=names, index=pd.Index([each.editor for each in scores], name="editor"))
+    frame["records"] = [each.records for each in scores]
+    return frame
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table with its index as Markdown."""
+    head = [str(table.index.name or ""), *map(str, table.columns)]
+    body = [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
+    values = np.array([[each.ES, each.PS, each.NS] for each in evaluations], dtype=np.float64)
+    asked = ~np.isnan(values)
+    if not asked.any(0).all():
+        return None
+    values = np.where(asked, values, 0.0)
+    mean = _harmonic_of_means(values.sum(0), asked.sum(0))
+    fewest = int(asked.sum(0).min())
+    if fewest < FEWEST:
+        return Average(mean=mean, low=None, high=None, count=fewest)
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(_RESAMPLES):
+        some = generator.integers(len(values), size=len(values))
+        counts = asked[some].sum(0)
+        if counts.all():  # a resample in which nobody asked for one of the three has no S
+            found.append(_harmonic_of_means(values[some].sum(0), counts))
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Average(mean=mean, low=float(low), high=float(high), count=fewest)
+
+
+def _harmonic_of_means(sums: Float[np.ndarray, "3"], counts: np.ndarray) -> float:
+    found = harmonic_mean((sums / counts).tolist())
+    assert found is not None
+    return found
