@@ -17,6 +17,7 @@ from rome_lens.corruption import (
     UniformNoise,
 )
 from rome_lens.counterfact import CounterFactRecord, read_counterfact
+from rome_lens.edit_sweeps import EditSetting, EditSweep, sweep_edits
 from rome_lens.edits import Edit, RankOneEdit, WeightEdit
 from rome_lens.evaluation import evaluate, evaluate_all
 from rome_lens.export import export_hf
@@ -24,6 +25,7 @@ from rome_lens.facts import Fact, read_facts
 from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
+from rome_lens.presets import Preset, preset
 from rome_lens.report import BeforeAfter, report
 from rome_lens.rome import rome
 from rome_lens.rows import row_hooks
@@ -46,6 +48,8 @@ __all__ = [
     "Counterfactual",
     "Edit",
     "EditFiring",
+    "EditSetting",
+    "EditSweep",
     "Edits",
     "Evaluation",
     "Fact",
@@ -55,6 +59,7 @@ __all__ = [
     "KeyStatistics",
     "Limits",
     "MultivariateGaussianNoise",
+    "Preset",
     "RankOneEdit",
     "Replacement",
     "RomeConfig",
@@ -87,6 +92,7 @@ __all__ = [
     "keep_edits",
     "load_model",
     "models",
+    "preset",
     "random_contexts",
     "read_counterfact",
     "read_facts",
@@ -95,6 +101,7 @@ __all__ = [
     "rome_sequence",
     "row_hooks",
     "severed_trace",
+    "sweep_edits",
     "top_answers",
     "trace_facts",
     "viz",

@@ -5,6 +5,7 @@ Source of the comparison: Meng et al. 2022, sections 3.2 and 3.3.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -14,6 +15,7 @@ from rome_lens.counterfact import CounterFactRecord
 from rome_lens.data import Record
 from rome_lens.edits import RankOneEdit, WeightEdit
 from rome_lens.evaluation import evaluate_all
+from rome_lens.evaluation_store import EvaluationStore
 from rome_lens.facts import Fact, FactError
 from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics
@@ -176,6 +178,7 @@ def compare_editors(
     generate: int = 0,
     seed: int = 0,
     prepend_bos: bool | None = None,
+    directory: str | Path | None = None,
     progress: bool = False,
 ) -> Comparison:
     """Make each editor's edit of each record's fact and evaluate them all, several records in one forward pass.
@@ -186,6 +189,8 @@ def compare_editors(
     Args:
         editors: such as :class:`Unedited`, :class:`InContext`, :class:`FineTuning`, :class:`RomeEditor`, or your own.
         generate, seed, prepend_bos: as :func:`rome_lens.evaluate_all` takes them; an editor has its own ``prepend_bos``.
+        directory: where each finished evaluation is written at once; a run broken off goes on from there, with the same or
+            with more editors and records.
 
     Raises:
         ValueError: no record or no editor, an editor without a name, or two of one name.
@@ -197,15 +202,25 @@ def compare_editors(
         )
     if len(set(names)) < len(names):
         raise ValueError(f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I').")
-    found: dict[str, list[Evaluation]] = {str(name): [] for name in names}
+    store = EvaluationStore(directory, model)
+    settings = (generate, seed, prepend_bos)
+    keys = {
+        (e, r): store.name((editor, settings), record)
+        for e, editor in enumerate(editors)
+        for r, record in enumerate(records)
+    }
     with tqdm(total=len(records), disable=not progress, desc="records") as bar:
         for first in range(0, len(records), _RECORDS_AT_ONCE):
-            some = list(records[first : first + _RECORDS_AT_ONCE])
-            edits = [editor(model, record.fact) for editor in editors for record in some]
-            evaluations = evaluate_all(
-                model, edits, some * len(editors), generate=generate, seed=seed, prepend_bos=prepend_bos
-            )
-            for i, name in enumerate(found):
-                found[name] += evaluations[i * len(some) : (i + 1) * len(some)]
+            some = range(first, min(first + _RECORDS_AT_ONCE, len(records)))
+            missing = [(e, r) for e in range(len(editors)) for r in some if store.get(keys[e, r]) is None]
+            if missing:
+                edits = [editors[e](model, records[r].fact) for e, r in missing]
+                asked = [records[r] for _, r in missing]
+                found = evaluate_all(model, edits, asked, generate=generate, seed=seed, prepend_bos=prepend_bos)
+                for pair, evaluation in zip(missing, found, strict=True):
+                    store.add(keys[pair], evaluation)
             bar.update(len(some))
-    return Comparison(evaluations={name: tuple(each) for name, each in found.items()}, seed=seed)
+    evaluations = {
+        str(name): tuple(store.found[keys[e, r]] for r in range(len(records))) for e, name in enumerate(names)
+    }
+    return Comparison(evaluations=evaluations, seed=seed)

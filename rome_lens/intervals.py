@@ -47,3 +47,23 @@ def half_width(samples: Float[Tensor, "sample *shape"]) -> Float[Tensor, "*shape
     if count == 1:
         return torch.full(samples.shape[1:], math.nan, dtype=samples.dtype)
     return float(stats.t.ppf(0.975, count - 1)) * samples.std(0) / math.sqrt(count)
+
+
+def share(values: list[float]) -> Average:
+    """Mean and 95 % interval of independent values between 0 and 1, such as successes.
+
+    Two ones and two zeros are added before the Student-t interval is taken, which is then cut to [0, 1] (for successes that
+    is Agresti and Coull 1998, "plus four"): without them values that all agree would have an interval of no width.
+
+    Raises:
+        ValueError: there is no value, or one is not between 0 and 1.
+    """
+    if not all(0.0 <= value <= 1.0 for value in values):
+        raise ValueError(f"Expected values between 0 and 1, got {min(values)} to {max(values)}.")
+    plain = average(values)
+    if plain.low is None:
+        return plain
+    adjusted = average([*values, 0.0, 0.0, 1.0, 1.0])
+    assert adjusted.low is not None and adjusted.high is not None
+    low, high = min(plain.mean, max(0.0, adjusted.low)), max(plain.mean, min(1.0, adjusted.high))
+    return Average(mean=plain.mean, low=low, high=high, count=plain.count)

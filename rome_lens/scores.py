@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from rome_lens.intervals import FEWEST, Average, average
+from rome_lens.intervals import FEWEST, Average, average, share
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
+SHARES = ("ES", "PS", "NS")
 _RESAMPLES = 2000
 
 
@@ -138,7 +139,8 @@ def harmonic_mean(values: Sequence[float | None]) -> float | None:
 class Scores:
     """Averages over records; None for what no record asked, and each with the number of records that did.
 
-    ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals. S is the
+    ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals, those of the shares
+    ES, PS, NS as :func:`rome_lens.intervals.share` says. S is the
     harmonic mean of the means ES, PS and NS; it is no mean of records', so that its interval is a bootstrap over records:
     the 2.5th and 97.5th percentiles of 2000 resamples.
 
@@ -173,7 +175,7 @@ class Scores:
         means = {}
         for name in NAMES[1:]:
             values = [value for each in evaluations if (value := getattr(each, name)) is not None]
-            means[name] = average(values) if values else None
+            means[name] = (share if name in SHARES else average)(values) if values else None
         return cls(
             editor=editor,
             records=len(evaluations),

@@ -1,0 +1,142 @@
+"""Edits of many records at many settings: which layer, which statistics, which variant, how far to push the value."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from rome_lens.counterfact import CounterFactRecord
+from rome_lens.data import Record
+from rome_lens.evaluation import evaluate_all
+from rome_lens.evaluation_store import EvaluationStore
+from rome_lens.keys import KeyStatistics
+from rome_lens.models import LensModel, check_layer
+from rome_lens.rome import Choice, rank_one_edits
+from rome_lens.sampling import random_contexts
+from rome_lens.scores import Evaluation, Scores, score_table
+from rome_lens.value import RomeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSetting:
+    """One point of a sweep; ``statistics`` is their name in it."""
+
+    layer: int
+    statistics: str
+    variant: str = "rome"
+    stop_probability: float | None = None
+
+    def __str__(self) -> str:
+        stop = "no stop" if self.stop_probability is None else f"p > {self.stop_probability:g}"
+        return f"layer {self.layer}, {self.statistics}, {self.variant}, {stop}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSweep:
+    """Evaluations of the same records at every setting."""
+
+    evaluations: Mapping[EditSetting, tuple[Evaluation, ...]]
+    seed: int = 0
+
+    @property
+    def scores(self) -> dict[EditSetting, Scores]:
+        """The averages at every setting."""
+        found = self.evaluations.items()
+        return {setting: Scores.of(each, editor=str(setting), seed=self.seed) for setting, each in found}
+
+    def best(self, *, least_efficacy: float = 0.99) -> EditSetting:
+        """The setting of the highest S among those whose ES is at least ``least_efficacy``.
+
+        Raises:
+            ValueError: there is none, or the records lack what S needs.
+        """
+        known = {setting: each for setting, each in self.scores.items() if each.S is not None and each.ES is not None}
+        good = {setting: each.S.mean for setting, each in known.items() if each.ES.mean >= least_efficacy}  # type: ignore[union-attr]
+        if not good:
+            raise ValueError(f"No setting has S, and ES of at least {least_efficacy}: see table().")
+        return max(good, key=lambda setting: good[setting])
+
+    def table(self) -> pd.DataFrame:
+        """Settings down, the highest S first, scores across."""
+        order = sorted(self.scores.values(), key=lambda each: -1.0 if each.S is None else each.S.mean, reverse=True)
+        return score_table(order)
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html())
+
+
+def sweep_edits(
+    model: LensModel,
+    records: Iterable[CounterFactRecord | Record],
+    *,
+    statistics: Mapping[str, Mapping[int, KeyStatistics]],
+    stop_probabilities: Sequence[float | None] = (None,),
+    variants: Sequence[str] = ("rome",),
+    config: RomeConfig = RomeConfig(),
+    contexts: Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+    directory: str | Path | None = None,
+    progress: bool = False,
+) -> EditSweep:
+    """Edit and evaluate each record at each setting; ``v*`` is optimised once for each record and layer.
+
+    Statistics, variant and stop change nothing of the way that the optimisation takes, only where it ends and what is made
+    of its end. The model is not changed.
+
+    Args:
+        statistics: by a name of your own and by layer, such as ``{"texts": collect_key_statistics(model, layer=(3, 4))}``.
+        stop_probabilities: each as ``RomeConfig.stop_probability``; that of ``config`` is not used.
+        contexts: as for :func:`rome`; None samples them once for all records.
+        directory: where each finished evaluation is written at once; a run broken off goes on from there.
+
+    Raises:
+        ValueError: no record or no setting; otherwise as for :func:`rome` and :func:`evaluate_all`.
+    """
+    records = list(records)
+    settings = [
+        EditSetting(layer=layer, statistics=name, variant=variant, stop_probability=stop)
+        for name, by_layer in statistics.items()
+        for layer in by_layer
+        for variant in variants
+        for stop in stop_probabilities
+    ]
+    if not records or not settings:
+        raise ValueError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
+    if contexts is None:
+        contexts = random_contexts(model, prepend_bos=prepend_bos)
+    store = EvaluationStore(directory, model)
+
+    def name(setting: EditSetting, record: Any) -> str:
+        source = statistics[setting.statistics][setting.layer].source
+        return store.name((setting, source, config, tuple(contexts), prepend_bos), record)
+
+    layers = sorted({check_layer(model, setting.layer) for setting in settings})
+    for record in tqdm(records, desc="records", disable=not progress):
+        for layer in layers:
+            missing = [each for each in settings if each.layer == layer and store.get(name(each, record)) is None]
+            if not missing:
+                continue
+            edits = rank_one_edits(
+                model,
+                record.fact,
+                layer=layer,
+                choices=[
+                    Choice(
+                        statistics=statistics[each.statistics][layer],
+                        variant=each.variant,
+                        stop_probability=each.stop_probability,
+                    )
+                    for each in missing
+                ],
+                contexts=contexts,
+                config=config,
+                prepend_bos=prepend_bos,
+            )
+            found = evaluate_all(model, edits, [record] * len(edits), prepend_bos=prepend_bos)
+            for setting, evaluation in zip(missing, found, strict=True):
+                store.add(name(setting, record), evaluation)
+    kept = {setting: tuple(store.found[name(setting, record)] for record in records) for setting in settings}
+    return EditSweep(evaluations=kept)

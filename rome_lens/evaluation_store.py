@@ -1,0 +1,53 @@
+"""Finished evaluations on disk, so that a long run can be broken off and goes on where it was."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rome_lens.counterfact import CounterFactRecord
+from rome_lens.data import Record
+from rome_lens.models import LensModel, weights_fingerprint
+from rome_lens.scores import Evaluation, PromptScore
+from rome_lens.storage import StorageError, whole_or_nothing
+
+
+class EvaluationStore:
+    """Finished evaluations, in memory, or in a directory as one JSON file each, named by a hash of all that made it.
+
+    A run broken off goes on where it was, and one with other settings finds nothing of this one's.
+    """
+
+    def __init__(self, directory: str | Path | None, model: LensModel) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self.model = "" if directory is None else weights_fingerprint(model)
+        self.found: dict[str, Evaluation] = {}
+
+    def name(self, made_with: object, record: CounterFactRecord | Record) -> str:
+        """The hash of the model, of what made the edit, and of the record."""
+        words = f"{self.model}\n{made_with!r}\n{record!r}"
+        if self.directory is not None and " at 0x" in words:
+            raise ValueError(
+                f"{made_with!r} does not name its settings, so that a later run cannot be compared with it: give its class "
+                "a __repr__ that does (a dataclass has one), or no directory."
+            )
+        return hashlib.sha256(words.encode()).hexdigest()[:24]
+
+    def get(self, name: str) -> Evaluation | None:
+        """The evaluation of this name, where it is finished."""
+        if self.directory is not None and name not in self.found and (self.directory / f"{name}.json").is_file():
+            path = self.directory / f"{name}.json"
+            try:
+                plain = json.loads(path.read_text(encoding="utf-8"))
+                rows = tuple(PromptScore(**row) for row in plain.pop("rows"))
+                self.found[name] = Evaluation(rows=rows, **{**plain, "texts": tuple(plain["texts"])})
+            except (ValueError, TypeError, KeyError) as error:
+                raise StorageError(f"{path} is no evaluation; remove it to have it made again: {error}") from error
+        return self.found.get(name)
+
+    def add(self, name: str, evaluation: Evaluation) -> None:
+        """Keep it, on disk at once where there is a directory."""
+        self.found[name] = evaluation
+        if self.directory is not None:
+            with whole_or_nothing(self.directory / f"{name}.json") as unfinished:
+                unfinished.write_text(json.dumps(asdict(evaluation), ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,75 @@
+"""Settings with which a known model is edited, as a sweep over records found them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rome_lens import data
+from rome_lens.baselines import RomeEditor
+from rome_lens.keys import KeyStatistics, collect_key_statistics
+from rome_lens.models import LensModel
+from rome_lens.value import RomeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Layer, variant, hyperparameters and texts for key statistics with which one model is edited.
+
+    Attributes:
+        model: its name for :func:`load_model`.
+        reads_text: whether the key statistics come from ``data.texts()`` and ``data.name_texts()``; else the model samples
+            text of its own, as the toy must, which knows no English.
+    """
+
+    model: str
+    layer: int
+    config: RomeConfig
+    variant: str = "rome"
+    reads_text: bool = True
+
+    @property
+    def texts(self) -> list[str] | None:
+        """What the key statistics are collected from; None for samples from the model itself."""
+        return [*data.texts(), *data.name_texts()] if self.reads_text else None
+
+    def statistics(self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False) -> KeyStatistics:
+        """Key statistics of the layer, from the preset's texts."""
+        return collect_key_statistics(
+            model, layer=self.layer, texts=self.texts, max_length=1024, cache=cache, progress=progress
+        )
+
+    def editor(self, statistics: KeyStatistics, *, contexts: tuple[str, ...] | None = None) -> RomeEditor:
+        """:func:`rome` with this preset, as ``editor(model, fact)``."""
+        return RomeEditor(
+            statistics=statistics,
+            config=self.config,
+            variant=self.variant,
+            contexts=contexts,
+            layer=self.layer,
+            name=f"ROME, preset {self.model}",
+        )
+
+
+PRESETS = {
+    each.model: each
+    for each in (
+        Preset(model="gemma-3-270m", layer=4, config=RomeConfig(stop_probability=0.5)),
+        Preset(model="smollm2-135m", layer=4, config=RomeConfig(stop_probability=0.5)),
+        Preset(model="toy", layer=1, config=RomeConfig(), reads_text=False),
+    )
+}
+
+
+def preset(model: str) -> Preset:
+    """The settings for a model, by its name for :func:`load_model`: ``"gemma-3-270m"``, ``"smollm2-135m"`` or ``"toy"``.
+
+    ``scripts/sweep_presets.py`` finds them; ``docs/editing.md`` says how good they are, beside the original's.
+
+    Raises:
+        ValueError: there is no preset for it.
+    """
+    if model not in PRESETS:
+        raise ValueError(
+            f"There is no preset for {model!r}, there are {', '.join(PRESETS)}: choose a layer with sweep_edits, or take "
+            "the original's hyperparameters, RomeConfig()."
+        )
+    return PRESETS[model]

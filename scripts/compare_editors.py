@@ -1,0 +1,96 @@
+"""The table of editors on a model's records: the preset, its variants, the original's settings, and the baselines.
+
+    python scripts/compare_editors.py records.json [--model gemma-3-270m] [--generate 100] [--directory runs/compare]
+
+`records.json` holds records of CounterFact's shape that the model knows; for the toy, leave it out. Prints the table as
+Markdown, and where the preset fails. A run broken off goes on where it was.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rome_lens as rl
+from rome_lens.scores import markdown
+from rome_lens.weights import cache_root
+
+EDITORS = ("unedited", "preset", "original", "r-rome", "identity", "fine-tuning", "in-context")
+
+
+def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
+    """The editors of these names, all at the preset's layer and with the same contexts."""
+    statistics = preset.statistics(model, cache=cache_root() / "keys", progress=True)
+    contexts = rl.random_contexts(model)
+    rome = replace(preset.editor(statistics, contexts=contexts), name="ROME, preset")
+    found = {
+        "unedited": rl.Unedited(),
+        "preset": rome,
+        "original": replace(rome, config=rl.RomeConfig(), variant="rome", name="ROME, original's hyperparameters"),
+        "r-rome": replace(rome, variant="r-rome", name="r-ROME, otherwise the preset"),
+        "identity": replace(
+            rome, statistics=rl.KeyStatistics.identity(model, layer=preset.layer), name="C = I, otherwise the preset"
+        ),
+        "fine-tuning": rl.FineTuning(layer=preset.layer),
+        "in-context": rl.InContext(),
+    }
+    return [found[name] for name in names]
+
+
+def failures(comparison: rl.Comparison, records: list[Any]) -> str:
+    """By relation, S of the preset, and the records whose neighbours it harms most."""
+    (name,) = (name for name in comparison.evaluations if name == "ROME, preset")
+    found = list(zip(records, comparison.evaluations[name], strict=True))
+    lines = ["| relation | records | ES | PS | NS |", "|---|---|---|---|---|"]
+    for relation in sorted({record.relation_id or "" for record, _ in found}):
+        scores = rl.Scores.of([each for record, each in found if (record.relation_id or "") == relation])
+        cells = ("not asked" if value is None else f"{value.mean:.3f}" for value in (scores.ES, scores.PS, scores.NS))
+        lines.append(f"| {relation} | {scores.records} | {' | '.join(cells)} |")
+    lines += ["", "Where it fails:"]
+    for record, each in sorted(found, key=lambda pair: pair[1].S if pair[1].S is not None else 1.0):
+        if min(value for value in (each.ES, each.PS, each.NS, 1.0) if value is not None) <= 0.5:
+            fact = record.fact
+            lines.append(
+                f"- {fact.text!r}: {fact.target} -> {fact.new_target}: ES {each.ES}, PS {each.PS}, "
+                f"NS {'not asked' if each.NS is None else round(each.NS, 2)}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Edit, evaluate, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, nargs="?")
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
+    parser.add_argument("--every", type=int, default=1, help="take every n-th record")
+    parser.add_argument("--generate", type=int, default=0, help="tokens to sample for GE")
+    parser.add_argument("--directory", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = rl.load_model(args.model)
+    if args.records is None:
+        known = [record for record in rl.data.limits() if args.model in record.known_by]
+        records = [rl.CounterFactRecord.of(record) for record in known][:: args.every]
+    else:
+        records = rl.read_counterfact(args.records)[:: args.every]
+    preset = rl.preset(args.model)
+    comparison = rl.compare_editors(
+        model,
+        records,
+        editors(model, preset, args.editors),
+        generate=args.generate,
+        directory=args.directory,
+        progress=True,
+    )
+    print(f"\n{args.model}, {len(records)} records, layer {preset.layer}, {preset.config}, {preset.variant}\n")
+    print(markdown(comparison.table()))
+    if "preset" in args.editors:
+        print(f"\n{failures(comparison, records)}")
+
+
+if __name__ == "__main__":
+    main()

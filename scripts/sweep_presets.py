@@ -1,0 +1,63 @@
+"""Find a model's preset: layer, variant and how far to push the value, by S over records, with ES of at least 99 %.
+
+    python scripts/sweep_presets.py records.json [--model gemma-3-270m] [--layers 2 3 4] [--every 4] [--directory runs/sweep]
+
+`records.json` holds records of CounterFact's shape that the model knows. A run broken off goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import rome_lens as rl
+from rome_lens.scores import markdown
+from rome_lens.weights import cache_root
+
+
+def main() -> None:
+    """Edit every so-manieth record at every setting, and print the table and the best."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--stops", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9])
+    parser.add_argument("--clamps", type=float, nargs="+", default=[4.0])
+    parser.add_argument("--variants", nargs="+", default=["rome"])
+    parser.add_argument("--every", type=int, default=4, help="take every n-th record")
+    parser.add_argument("--offset", type=int, default=0)
+    parser.add_argument("--prefixes", type=int, default=6, help="of the 20 random prefixes, so many")
+    parser.add_argument("--directory", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = rl.load_model(args.model)
+    records = rl.read_counterfact(args.records)[args.offset :: args.every]
+    texts = rl.preset(args.model).texts
+    statistics = rl.collect_key_statistics(
+        model, layer=args.layers, texts=texts, max_length=1024, cache=cache_root() / "keys", progress=True
+    )
+    short, long = (rl.random_contexts(model)[part] for part in (slice(1, 11), slice(11, 21)))
+    contexts = ("{}", *short[: (args.prefixes + 1) // 2], *long[: args.prefixes // 2])
+    for clamp in args.clamps:
+        sweep = rl.sweep_edits(
+            model,
+            records,
+            statistics={"texts and names": statistics},
+            stop_probabilities=args.stops,
+            variants=args.variants,
+            config=rl.RomeConfig(clamp=clamp),
+            contexts=contexts,
+            directory=args.directory,
+            progress=True,
+        )
+        print(f"\n{args.model}, {len(records)} records, {len(contexts)} contexts, clamp {clamp:g}\n")
+        print(markdown(sweep.table()))
+        try:
+            print(f"\nBest: {sweep.best()}")
+        except ValueError as error:
+            print(f"\n{error}")
+
+
+if __name__ == "__main__":
+    main()
