@@ -64,6 +64,7 @@ def share(values: list[float]) -> Average:
     if plain.low is None:
         return plain
     adjusted = average([*values, 0.0, 0.0, 1.0, 1.0])
-    assert adjusted.low is not None and adjusted.high is not None
+    assert adjusted.low is not None
+    assert adjusted.high is not None
     low, high = min(plain.mean, max(0.0, adjusted.low)), max(plain.mean, min(1.0, adjusted.high))
     return Average(mean=plain.mean, low=low, high=high, count=plain.count)

@@ -1,6 +1,7 @@
 """Scores of edits, against plain loops and hand calculation."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from models_for_tests import CLASSES, tiny
 import rome_lens as rl
 from rome_lens.facts import FactError
 from rome_lens.fluency import ngram_entropy, tfidf_similarity
+from rome_lens.intervals import share
 from rome_lens.models import EMBED, ModelError, w_out
 from rome_lens.sampling import sample_continuations
 from rome_lens.scores import PromptScore, harmonic_mean, markdown, score_table
@@ -397,3 +399,20 @@ def test_a_new_target_that_is_already_the_answer_is_told(toy: Any, toy_record: r
     assert found.already
     assert found.ES == 1.0
     assert rl.Scores.of([found, rl.evaluate(toy, None, toy_record)]).already == 1
+
+
+@pytest.mark.parametrize(("successes", "count"), [(187, 187), (0, 20), (13, 20)])
+def test_the_interval_of_a_share_is_agresti_and_coulls_and_stays_inside(successes: int, count: int) -> None:
+    found = share([1.0] * successes + [0.0] * (count - successes))
+    n, p = count + 4, (successes + 2) / (count + 4)
+    half = float(scipy.stats.t.ppf(0.975, n - 1)) * math.sqrt(p * (1 - p) / (n - 1))
+    assert found.mean == successes / count
+    assert found.low == pytest.approx(max(0.0, p - half))
+    assert found.high == pytest.approx(min(1.0, p + half))
+    assert 0.0 <= found.low < found.high <= 1.0
+
+
+def test_a_share_outside_its_bounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        share([0.5, 1.5])
+    assert share([1.0, 0.0]).low is None
