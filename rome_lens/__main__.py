@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import transformers
@@ -16,6 +17,7 @@ from rome_lens.answers import top_answers
 from rome_lens.checks.firing import edit_firing
 from rome_lens.data import Record
 from rome_lens.models import Hook, LensModel
+from rome_lens.presets import PRESETS, Preset
 from rome_lens.report import BeforeAfter
 from rome_lens.weights import cache_root
 
@@ -56,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--record", default=None, help="id of the fact's record (default: eiffel-tower, or the toy model's first)"
     )
-    run.add_argument("--layer", type=int, default=None, help="layer to edit (default: chosen from the MLP trace)")
+    run.add_argument(
+        "--layer", type=int, default=None, help="layer to edit (default: the preset's, or chosen from the MLP trace)"
+    )
     run.add_argument(
         "--out", type=Path, default=Path("rome-lens-report.html"), help="the report page (default: %(default)s)"
     )
@@ -82,22 +86,23 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
             f"{component}, windows of {window}: highest at layer {where}, token {traces[-1].labels[pos]!r}, "
             f"p = {float(traces[-1].scores.max()):.3f}"
         )
+    chosen = rl.choose_layer(traces[1])
+    console.print(f"Restoring MLP outputs inside the subject brings back most of the answer around layer {chosen}.")
+    preset = PRESETS.get(model_name)
     if layer is None:
-        layer = rl.choose_layer(traces[1])
-        console.print(
-            f"Layer to edit: {layer}, where restoring MLP outputs inside the subject brings back most of the answer."
-        )
+        layer = chosen if preset is None else preset.layer
+    if preset is None:
+        preset = Preset(model=model_name, layer=layer, config=rl.RomeConfig(stop_probability=0.5))
 
     _heading(f"2. Edit layer {layer}: {fact.target} -> {fact.new_target}")
-    texts = None if model_name == "toy" else rl.data.texts()  # the toy knows no English: it samples its own text
-    statistics = rl.collect_key_statistics(
-        model, layer=layer, texts=texts, cache=cache_root() / "keys", progress=progress
-    )
-    console.print(f"Key statistics: {statistics.count} keys ({statistics.source})")
-    edit = rl.rome(model, fact, layer=layer, statistics=statistics, config=rl.RomeConfig(stop_probability=0.9))
+    preset = replace(preset, layer=layer)
+    editor = preset.editor(model, cache=cache_root() / "keys", progress=progress)
+    console.print(f"Key statistics: {editor.statistics.count} keys ({editor.statistics.source})", soft_wrap=True)
+    edit = editor(model, fact)
     assert edit.losses is not None
     console.print(
-        f"p({fact.new_target}) over the contexts: {edit.probability:.3f} after {len(edit.losses)} steps, loss {edit.loss:.3f}"
+        f"p({fact.new_target}) over the contexts: {edit.probability:.3f} after {len(edit.losses)} steps, loss "
+        f"{edit.loss:.3f}; stopped by {edit.stopped}"
     )
 
     _heading("3. Answers before and after")

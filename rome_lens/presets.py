@@ -7,6 +7,7 @@ from rome_lens import data
 from rome_lens.baselines import RomeEditor
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.models import LensModel
+from rome_lens.sampling import random_contexts
 from rome_lens.value import RomeConfig
 
 
@@ -16,6 +17,7 @@ class Preset:
 
     Attributes:
         model: its name for :func:`load_model`.
+        prefixes: how many random prefixes the value is optimised over, beside the bare prompt; the original's are 20.
         reads_text: whether the key statistics come from ``data.texts()`` and ``data.name_texts()``; else the model samples
             text of its own, as the toy must, which knows no English.
     """
@@ -24,6 +26,7 @@ class Preset:
     layer: int
     config: RomeConfig
     variant: str = "rome"
+    prefixes: int = 6
     reads_text: bool = True
 
     @property
@@ -37,13 +40,17 @@ class Preset:
             model, layer=self.layer, texts=self.texts, max_length=1024, cache=cache, progress=progress
         )
 
-    def editor(self, statistics: KeyStatistics, *, contexts: tuple[str, ...] | None = None) -> RomeEditor:
-        """:func:`rome` with this preset, as ``editor(model, fact)``."""
+    def contexts(self, model: LensModel) -> tuple[str, ...]:
+        """The bare prompt and the preset's random prefixes, sampled from the model."""
+        return random_contexts(model, prefixes=self.prefixes)
+
+    def editor(self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False) -> RomeEditor:
+        """:func:`rome` with this preset as ``editor(model, fact)``, with contexts and key statistics of the model."""
         return RomeEditor(
-            statistics=statistics,
+            statistics=self.statistics(model, cache=cache, progress=progress),
             config=self.config,
             variant=self.variant,
-            contexts=contexts,
+            contexts=self.contexts(model),
             layer=self.layer,
             name=f"ROME, preset {self.model}",
         )
@@ -52,8 +59,8 @@ class Preset:
 PRESETS = {
     each.model: each
     for each in (
-        Preset(model="gemma-3-270m", layer=4, config=RomeConfig(stop_probability=0.5)),
-        Preset(model="smollm2-135m", layer=4, config=RomeConfig(stop_probability=0.5)),
+        Preset(model="gemma-3-270m", layer=3, config=RomeConfig(clamp=1.0, stop_probability=0.5)),
+        Preset(model="smollm2-135m", layer=4, config=RomeConfig(clamp=1.0, stop_probability=0.5)),
         Preset(model="toy", layer=1, config=RomeConfig(), reads_text=False),
     )
 }

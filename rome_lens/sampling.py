@@ -37,19 +37,28 @@ def sample_tokens(
     return out.clone().cpu()
 
 
-def random_contexts(model: LensModel, *, seed: int = 0, prepend_bos: bool | None = None) -> tuple[str, ...]:
-    """The bare template and 20 random prefixes to it: 10 of 5 and 10 of 10 tokens ("The" and what the model samples).
+def random_contexts(
+    model: LensModel, *, prefixes: int = 20, seed: int = 0, prepend_bos: bool | None = None
+) -> tuple[str, ...]:
+    """The bare template and random prefixes to it, half of 5 and half of 10 tokens ("The" and what the model samples).
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5 (prefixes of 2 to 10 random tokens; the authors' code takes
-    these lengths, starts from "The" and samples among the 5 likeliest tokens).
+    these lengths, ten of each, starts from "The" and samples among the 5 likeliest tokens).
+
+    Raises:
+        ValueError: ``prefixes`` is not between 0 and 20; fewer are the first of each length.
     """
+    if not 0 <= prefixes <= 20:
+        raise ValueError(f"prefixes is {prefixes}, expected 0 to 20.")
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     start = [int(i) for i in model.to_tokens("The", prepend_bos=bos)[0]]
     skipped = len(start) - len(model.to_tokens("The", prepend_bos=False)[0])
     contexts = ["{}"]
-    for length in (5, 10):
+    for length, count in ((5, (prefixes + 1) // 2), (10, prefixes // 2)):
+        if not count:
+            continue
         rows = sample_tokens(model, [start] * 10, new_tokens=length - 1, seed=seed + length, top_k=5)
-        for row in rows.tolist():
+        for row in rows[:count].tolist():
             text = model.tokenizer.decode(row[skipped:], skip_special_tokens=True)
             text = " ".join(text.replace("{", " ").replace("}", " ").split())
             contexts.append(f"{text}. {{}}")

@@ -22,13 +22,17 @@ EDITORS = ("unedited", "preset", "original", "r-rome", "identity", "fine-tuning"
 
 def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
     """The editors of these names, all at the preset's layer and with the same contexts."""
-    statistics = preset.statistics(model, cache=cache_root() / "keys", progress=True)
-    contexts = rl.random_contexts(model)
-    rome = replace(preset.editor(statistics, contexts=contexts), name="ROME, preset")
+    rome = replace(preset.editor(model, cache=cache_root() / "keys", progress=True), name="ROME, preset")
     found = {
         "unedited": rl.Unedited(),
         "preset": rome,
-        "original": replace(rome, config=rl.RomeConfig(), variant="rome", name="ROME, original's hyperparameters"),
+        "original": replace(
+            rome,
+            config=rl.RomeConfig(),
+            variant="rome",
+            contexts=rl.random_contexts(model),
+            name="ROME, original's hyperparameters",
+        ),
         "r-rome": replace(rome, variant="r-rome", name="r-ROME, otherwise the preset"),
         "identity": replace(
             rome, statistics=rl.KeyStatistics.identity(model, layer=preset.layer), name="C = I, otherwise the preset"

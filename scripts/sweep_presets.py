@@ -37,8 +37,7 @@ def main() -> None:
     statistics = rl.collect_key_statistics(
         model, layer=args.layers, texts=texts, max_length=1024, cache=cache_root() / "keys", progress=True
     )
-    short, long = (rl.random_contexts(model)[part] for part in (slice(1, 11), slice(11, 21)))
-    contexts = ("{}", *short[: (args.prefixes + 1) // 2], *long[: args.prefixes // 2])
+    contexts = rl.random_contexts(model, prefixes=args.prefixes)
     for clamp in args.clamps:
         sweep = rl.sweep_edits(
             model,

@@ -82,10 +82,10 @@ def test_the_table_is_the_trace_with_a_star_on_the_subject(demo: Run, model: Any
     assert f"clean {trace.clean:.3f}, corrupted {trace.corrupted:.3f}" in demo.out
 
 
-def test_the_layer_is_chosen_from_the_mlp_trace(demo: Run, model: Any, toy_record: Record) -> None:
+def test_the_layer_is_the_presets_and_that_of_the_trace_is_told(demo: Run, model: Any, toy_record: Record) -> None:
     trace = rl.causal_trace(model, toy_record.fact, component="mlp", window=min(5, model.cfg.n_layers // 3))
-    assert f"Layer to edit: {rl.choose_layer(trace)}," in demo.out
-    assert f"2. Edit layer {rl.choose_layer(trace)}: {toy_record.fact.target} -> " in demo.out
+    assert f"most of the answer around layer {rl.choose_layer(trace)}." in demo.out
+    assert f"2. Edit layer {rl.preset('toy').layer}: {toy_record.fact.target} -> " in demo.out
 
 
 def test_the_edit_changes_the_answer_and_the_page_says_the_same(demo: Run, toy_record: Record) -> None:
@@ -127,7 +127,8 @@ def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
 ) -> None:
     edited = []
     monkeypatch.setattr(
-        rl, "collect_key_statistics", lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer)
+        "rome_lens.presets.collect_key_statistics",
+        lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer),
     )
     monkeypatch.setattr(rl, "report", lambda path, *, edit, **_: edited.append(edit.layer) or path)
     last = model.cfg.n_layers - 1

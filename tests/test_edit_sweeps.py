@@ -169,8 +169,8 @@ def test_presets_are_named_and_fit_their_models(toy: Any) -> None:
     assert rl.preset("toy") is PRESETS["toy"]
     with pytest.raises(ValueError, match="gemma-3-270m, smollm2-135m, toy"):
         rl.preset("gpt2")
-    statistics = rl.preset("toy").statistics(toy)
-    editor = rl.preset("toy").editor(statistics, contexts=CONTEXTS)
+    editor = rl.preset("toy").editor(toy)
+    assert editor.contexts == rl.random_contexts(toy)[:4] + rl.random_contexts(toy)[11:14]
     record = next(record for record in rl.data.limits() if "toy" in record.known_by)
     edit = editor(toy, record.fact)
     assert (edit.layer, edit.variant) == (rl.preset("toy").layer, rl.preset("toy").variant)

@@ -1,0 +1,65 @@
+"""How S depends on where the key statistics come from, and on how many tokens: the same values, other left vectors.
+
+    python benchmarks/statistics_study.py records.json [--model gemma-3-270m] [--every 8] [--directory runs/statistics]
+
+`records.json` holds records of CounterFact's shape that the model knows. ``v*`` does not depend on the statistics and is
+optimised once for each record.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import rome_lens as rl
+from rome_lens.scores import markdown
+from rome_lens.weights import cache_root
+
+
+def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistics]:
+    """Statistics by source and number of tokens."""
+    texts, names, cache = rl.data.texts(), rl.data.name_texts(), cache_root() / "keys"
+
+    def read(some: list[str], count: int | None = None) -> rl.KeyStatistics:
+        return rl.collect_key_statistics(model, layer=layer, texts=some, max_tokens=count, max_length=1024, cache=cache)
+
+    found = {"C = I": rl.KeyStatistics.identity(model, layer=layer)}
+    for count in (3_000, 6_000, None):
+        found[f"text, {count or 'all'} tokens"] = read(texts, count)
+    # Every so-manieth sentence, so that fewer of them hold all kinds of names.
+    for every in (12, 6, 3, 1):
+        found[f"names, 1 in {every}"] = read(names[::every])
+    found["text and names"] = read([*texts, *names])
+    plain = rl.collect_key_statistics(model, sample_count=216, sample_length=64, seed=0, layer=layer, cache=cache)
+    found["the model's own samples from BOS alone"] = plain
+    return {f"{name} ({each.count} keys)": each for name, each in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--every", type=int, default=8, help="take every n-th record")
+    parser.add_argument("--directory", type=Path, default=Path("runs/statistics"))
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = rl.load_model(args.model)
+    preset = rl.preset(args.model)
+    sweep = rl.sweep_edits(
+        model,
+        rl.read_counterfact(args.records)[:: args.every],
+        statistics={name: {preset.layer: each} for name, each in sources(model, preset.layer).items()},
+        stop_probabilities=[preset.config.stop_probability],
+        variants=[preset.variant],
+        config=preset.config,
+        contexts=preset.contexts(model),
+        directory=args.directory,
+        progress=True,
+    )
+    print(f"\n{args.model}, layer {preset.layer}, {preset.config}, {preset.variant}\n")
+    print(markdown(sweep.table()))
+
+
+if __name__ == "__main__":
+    main()
