@@ -1,9 +1,9 @@
 """The table of editors on a model's records: the preset, its variants, the original's settings, and the baselines.
 
-    python scripts/compare_editors.py records.json [--model gemma-3-270m] [--generate 100] [--directory runs/compare]
+    python scripts/compare_editors.py [records.json] [--model gemma-3-270m] [--generate 100] [--directory runs/compare]
 
-`records.json` holds records of CounterFact's shape that the model knows; for the toy, leave it out. Prints the table as
-Markdown, and where the preset fails. A run broken off goes on where it was.
+`records.json` holds records of CounterFact's shape that the model knows; without it the project's own are taken. Prints the
+table as Markdown, and where the preset fails. A run broken off goes on where it was.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sweep_presets import read_records
 
 import rome_lens as rl
 from rome_lens.scores import markdown
@@ -76,11 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = rl.load_model(args.model)
-    if args.records is None:
-        known = [record for record in rl.data.limits() if args.model in record.known_by]
-        records = [rl.CounterFactRecord.of(record) for record in known][:: args.every]
-    else:
-        records = rl.read_counterfact(args.records)[:: args.every]
+    records = read_records(args.records, args.model)[:: args.every]
     preset = rl.preset(args.model)
     comparison = rl.compare_editors(
         model,

@@ -1,8 +1,9 @@
 """Find a model's preset: layer, variant and how far to push the value, by S over records, with ES of at least 99 %.
 
-    python scripts/sweep_presets.py records.json [--model gemma-3-270m] [--layers 2 3 4] [--every 4] [--directory runs/sweep]
+    python scripts/sweep_presets.py [records.json] [--model gemma-3-270m] [--layers 2 3 4] [--every 4] [--directory runs/sweep]
 
-`records.json` holds records of CounterFact's shape that the model knows. A run broken off goes on where it was.
+`records.json` holds records of CounterFact's shape that the model knows; without it the project's own are taken. A run
+broken off goes on where it was.
 """
 
 import argparse
@@ -15,10 +16,17 @@ from rome_lens.scores import markdown
 from rome_lens.weights import cache_root
 
 
+def read_records(path: Path | None, model: str) -> list[rl.CounterFactRecord]:
+    """The file's records, or those of the project that the model knows."""
+    if path is not None:
+        return rl.read_counterfact(path)
+    return [rl.CounterFactRecord.of(record) for record in rl.data.limits() if model in record.known_by]
+
+
 def main() -> None:
     """Edit every so-manieth record at every setting, and print the table and the best."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path)
+    parser.add_argument("records", type=Path, nargs="?")
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--stops", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9])
@@ -32,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = rl.load_model(args.model)
-    records = rl.read_counterfact(args.records)[args.offset :: args.every]
+    records = read_records(args.records, args.model)[args.offset :: args.every]
     texts = rl.preset(args.model).texts
     statistics = rl.collect_key_statistics(
         model, layer=args.layers, texts=texts, max_length=1024, cache=cache_root() / "keys", progress=True
