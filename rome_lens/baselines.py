@@ -22,6 +22,7 @@ from rome_lens.keys import KeyStatistics
 from rome_lens.models import Hook, LensModel
 from rome_lens.rome import rome
 from rome_lens.scores import Evaluation, Scores, markdown, score_table
+from rome_lens.tokens import encode
 from rome_lens.value import RomeConfig
 
 _RECORDS_AT_ONCE = 16
@@ -202,6 +203,8 @@ def compare_editors(
         )
     if len(set(names)) < len(names):
         raise ValueError(f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I').")
+    for record in records:
+        encode(model, record.fact, prepend_bos=prepend_bos)  # what cannot be asked fails before anything is edited
     store = EvaluationStore(directory, model)
     settings = (generate, seed, prepend_bos)
     keys = {

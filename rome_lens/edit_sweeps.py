@@ -17,6 +17,7 @@ from rome_lens.models import LensModel, check_layer
 from rome_lens.rome import Choice, rank_one_edits
 from rome_lens.sampling import random_contexts
 from rome_lens.scores import Evaluation, Scores, score_table
+from rome_lens.tokens import encode
 from rome_lens.value import RomeConfig
 
 
@@ -105,13 +106,15 @@ def sweep_edits(
     ]
     if not records or not settings:
         raise ValueError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
+    for record in records:
+        encode(model, record.fact, prepend_bos=prepend_bos)  # what cannot be asked fails before anything is edited
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
     store = EvaluationStore(directory, model)
 
     def name(setting: EditSetting, record: Any) -> str:
-        source = statistics[setting.statistics][setting.layer].source
-        return store.name((setting, source, config, tuple(contexts), prepend_bos), record)
+        moment = statistics[setting.statistics][setting.layer]
+        return store.name((setting, moment, config, tuple(contexts), prepend_bos), record)
 
     layers = sorted({check_layer(model, setting.layer) for setting in settings})
     for record in tqdm(records, desc="records", disable=not progress):

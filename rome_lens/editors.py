@@ -50,10 +50,11 @@ class NumberedEdits:
                 f"The edit is {edit!r}, expected None (the model as it stands) or an object with fwd_hooks(model), such as "
                 "what rome(...) gives."
             )
-        if hasattr(edit, "is_applied") and edit.is_applied(self._model):
+        parts = edit.parts if isinstance(edit, Edit) else (edit,)
+        if any(hasattr(part, "is_applied") and part.is_applied(self._model) for part in parts):
             raise ModelError(
-                "The model's weights carry the edit already, so that 'before' would be after it: leave edit.applied(model) "
-                "first."
+                "The model's weights carry the edit already, or a part of it, so that 'before' would be after it: leave "
+                "edit.applied(model), or call edit.revert(model), first."
             )
         hooks = edit.fwd_hooks(self._model)
         if not hooks:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rome_lens.counterfact import CounterFactRecord
 from rome_lens.data import Record
-from rome_lens.models import LensModel, weights_fingerprint
+from rome_lens.models import LensModel, has_hooks, weights_fingerprint
 from rome_lens.scores import Evaluation, PromptScore
-from rome_lens.storage import StorageError, whole_or_nothing
+from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
 
 
 class EvaluationStore:
@@ -20,11 +20,19 @@ class EvaluationStore:
 
     def __init__(self, directory: str | Path | None, model: LensModel) -> None:
         self.directory = None if directory is None else Path(directory)
-        self.model = "" if directory is None else weights_fingerprint(model)
         self.found: dict[str, Evaluation] = {}
+        self.model = ""
+        if directory is not None:
+            if has_hooks(model):
+                raise ValueError(
+                    "The model has hooks, which change what is found and cannot be told from the files: remove them, or give "
+                    "no directory."
+                )
+            words = (weights_fingerprint(model), model.cfg.default_prepend_bos, installed_versions())
+            self.model = repr(words)
 
     def name(self, made_with: object, record: CounterFactRecord | Record) -> str:
-        """The hash of the model, of what made the edit, and of the record."""
+        """The hash of the model and the packages' versions, of what made the edit, and of the record."""
         words = f"{self.model}\n{made_with!r}\n{record!r}"
         if self.directory is not None and " at 0x" in words:
             raise ValueError(

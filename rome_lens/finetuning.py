@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rome_lens.edits import WeightEdit
 from rome_lens.facts import SLOT, Fact, FactError
-from rome_lens.forward import differentiating, layer_states
+from rome_lens.forward import differentiating, in_float32, layer_states
 from rome_lens.models import LensModel, at_least_float32, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.partial import PartialForward
 from rome_lens.tokens import encode, pad_right
@@ -59,8 +59,9 @@ def fine_tune(
         )
     with differentiating(model):
         rows = _Rows.of(model, fact, contexts, prepend_bos)
-        state = _LayerState.of(model, rows.tokens, layer)
-        delta, losses = _optimise(model, rows, state, norm_constraint, steps, lr, weight_decay)
+        precise = in_float32(model)
+        state = _LayerState.of(precise, rows.tokens, layer)
+        delta, losses = _optimise(precise, rows, state, norm_constraint, steps, lr, weight_decay)
     settings = {"norm_constraint": norm_constraint, "steps": steps, "lr": lr, "weight_decay": weight_decay}
     return WeightEdit(
         layer=layer,
@@ -150,7 +151,7 @@ def _optimise(
         optimiser = torch.optim.Adam([delta], lr=lr, weight_decay=weight_decay)
         for step in range(steps):
             final = forward.resume(state.with_delta(model, delta), state.layer + 1)
-            log_p = forward.logits(final[row.flatten(), rows.positions.flatten()]).log_softmax(-1)
+            log_p = forward.logits_at([(final, row.flatten(), rows.positions.flatten())]).log_softmax(-1)
             loss = -log_p.gather(-1, target.reshape(-1, 1)).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):

@@ -18,6 +18,7 @@ from rome_lens.models import (
     capture_hooks,
     component_hook,
     device,
+    has_hooks_after_blocks,
     is_bridge,
     key_hook,
     mlp_contribution,
@@ -37,6 +38,30 @@ def evaluating(model: LensModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def attending_to_all(model: LensModel) -> Iterator[None]:
+    """Inside, ``generate`` takes no token for padding, whatever its id.
+
+    HookedTransformer's guesses the padding from the tokens: a BOS with the id of the padding token is masked, and the
+    positions are counted without it.
+    """
+    if is_bridge(model):
+        yield
+        return
+
+    def without_mask(name: str) -> Callable[..., Any]:
+        return lambda *args, **options: getattr(type(model), name)(model, *args, **{**options, "attention_mask": None})
+
+    names = ("get_residual", "forward")
+    for name in names:
+        setattr(model, name, without_mask(name))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(model, name)
 
 
 @contextmanager
@@ -67,10 +92,11 @@ def chosen_logits(
     fwd_hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "read d_vocab"]:
     """Logits at the cells ``(rows[i], positions[i])`` of one run under ``fwd_hooks``, in float32 at least."""
-    only = unembedding_only(model, lambda stream: stream[rows, positions][:, None])
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)), only:
-        logits = model(tokens.to(device(model)))
-    return at_least_float32(logits[:, 0])
+    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)):
+        if has_hooks_after_blocks(model):  # which must find all rows and positions
+            return at_least_float32(model(tokens.to(device(model)))[rows, positions])
+        with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
+            return at_least_float32(model(tokens.to(device(model)))[:, 0])
 
 
 def log_probabilities(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:

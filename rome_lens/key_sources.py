@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def sample_source(
     def chunk(length: int, begin: int) -> Chunk:
         def rows() -> list[list[int]]:
             group = by_length[length][begin : begin + CHUNK]
-            own_seed = seed + 1000 * length + begin  # so that chunks can be left out
+            own_seed = crc32(f"{seed} {length} {begin}".encode())  # of each chunk, so that chunks can be left out
             return sample_tokens(model, group, new_tokens=sample_length - length, seed=own_seed).tolist()
 
         return Chunk(size=len(by_length[length][begin : begin + CHUNK]), content=b"", rows=rows)

@@ -1,5 +1,6 @@
 """The second moment of a layer's keys, ``C = E[k kT]``: which directions of key space are in use, and how much."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +40,14 @@ class KeyStatistics(Stored):
 
     def __repr__(self) -> str:
         return (
-            f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r})"
+            f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r}, "
+            f"moment {self.digest})"
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of ``C``, by which statistics of one name can be told apart."""
+        return hashlib.sha256(self.moment.contiguous().cpu().numpy().tobytes()).hexdigest()[:10]
 
     @classmethod
     def identity(cls, model: LensModel, *, layer: int) -> "KeyStatistics":

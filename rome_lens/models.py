@@ -190,8 +190,8 @@ def mlp_contribution(model: LensModel, layer: int, raw: Float[Tensor, "row d_mod
 def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], Tensor]) -> list[Hook]:
     """Hooks that add ``addition(k)`` to the raw output of ``W_out``, ``k`` being its input ``[batch, pos, d_mlp]``.
 
-    Without a norm behind ``W_out`` that is an addition at ``hook_mlp_out``. With one (Gemma 2 and 3) it belongs before
-    the norm: the Bridge has a hook there; on HookedTransformer the norm's input is rebuilt from its two hooks, as
+    The Bridge has a hook there. On HookedTransformer it is ``hook_mlp_out`` where no norm follows ``W_out``; with one (Gemma
+    2 and 3) the addition belongs before the norm, whose input is rebuilt from its two hooks, as
     normalised value times scale, and normalised again after the addition. The scale passes through the hook point's
     context, so that several such additions compose. Where the addition is zero the norm's output stays bit for bit.
     """
@@ -204,10 +204,10 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
     def add(value: Tensor, hook: Any) -> Tensor:
         return value + added(value)
 
-    if post_norm(model, layer) is None:
-        return [*hooks, (component_hook("mlp", layer), add)]
     if is_bridge(model):
         return [*hooks, (f"blocks.{layer}.mlp.out.hook_out", add)]
+    if post_norm(model, layer) is None:
+        return [*hooks, (component_hook("mlp", layer), add)]
 
     norm = f"blocks.{layer}.ln2_post"
 

@@ -142,7 +142,7 @@ class Scores:
     ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals, those of the shares
     ES, PS, NS as :func:`rome_lens.intervals.share` says. S is the
     harmonic mean of the means ES, PS and NS; it is no mean of records', so that its interval is a bootstrap over records:
-    the 2.5th and 97.5th percentiles of 2000 resamples.
+    the 2.5th and 97.5th percentiles of 2000 resamples, two whole successes and two whole failures added.
 
     Attributes:
         editor: its name.
@@ -231,6 +231,10 @@ def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
     fewest = int(asked.sum(0).min())
     if fewest < FEWEST:
         return Average(mean=mean, low=None, high=None, count=fewest)
+    # Two records of which all succeeds and two of which nothing does, as in intervals.share: without them records that all
+    # agree would have an interval of no width.
+    values = np.concatenate([values, np.ones((2, 3)), np.zeros((2, 3))])
+    asked = np.concatenate([asked, np.ones((4, 3), dtype=bool)])
     generator = np.random.default_rng(seed)
     found = []
     for _ in range(_RESAMPLES):
@@ -239,7 +243,7 @@ def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
         if counts.all():  # a resample in which nobody asked for one of the three has no S
             found.append(_harmonic_of_means(values[some].sum(0), counts))
     low, high = np.percentile(found, [2.5, 97.5])
-    return Average(mean=mean, low=float(low), high=float(high), count=fewest)
+    return Average(mean=mean, low=min(mean, float(low)), high=max(mean, float(high)), count=fewest)
 
 
 def _harmonic_of_means(sums: Float[np.ndarray, "3"], counts: np.ndarray) -> float:

@@ -58,8 +58,9 @@ class Edits(Edit):
         """
         gaps = []
         with ExitStack() as stack:
-            if not all(applying.in_weights(model, edit) for edit in self.edits):
-                stack.enter_context(self.applied(model))
+            for edit in self.edits:
+                if not applying.in_weights(model, edit):
+                    stack.enter_context(edit.applied(model))
             for edit in self.edits:
                 if not isinstance(edit, RankOneEdit) or edit.key is None or edit.value is None:
                     raise ValueError(f"{edit!r} does not name its key k* and value v*: there is no mapping to keep.")

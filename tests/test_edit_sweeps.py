@@ -156,6 +156,27 @@ def test_stored_evaluations_come_back_as_they_were(
     assert json.loads(next(tmp_path.iterdir()).read_text(encoding="utf-8"))["case_id"] == records[0].case_id
 
 
+def test_a_store_tells_apart_what_changes_a_result(
+    toy: Any, records: list[rl.CounterFactRecord], tmp_path: Path
+) -> None:
+    moments = [torch.eye(rl.models.w_out(toy, 1).shape[0], dtype=torch.float64) * factor for factor in (1.0, 2.0)]
+    same_name = [rl.KeyStatistics(layer=1, moment=moment, count=10**6) for moment in moments]
+    store = EvaluationStore(tmp_path, toy)
+    names = {store.name(rl.RomeEditor(statistics=each), records[0]) for each in same_name}
+    assert len(names) == 2
+    with toy.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: value)]):
+        with pytest.raises(ValueError, match="has hooks"):
+            EvaluationStore(tmp_path, toy)
+        EvaluationStore(None, toy)
+    before = toy.cfg.default_prepend_bos
+    try:
+        toy.cfg.default_prepend_bos = not before
+        names.add(EvaluationStore(tmp_path, toy).name(rl.RomeEditor(statistics=same_name[0]), records[0]))
+    finally:
+        toy.cfg.default_prepend_bos = before
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize("missing", ["records", "statistics"])
 def test_a_sweep_of_nothing_is_refused(
     toy: Any, records: list[rl.CounterFactRecord], statistics: dict[int, rl.KeyStatistics], missing: str

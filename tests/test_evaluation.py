@@ -15,7 +15,7 @@ from rome_lens.facts import FactError
 from rome_lens.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.intervals import share
 from rome_lens.models import EMBED, ModelError, w_out
-from rome_lens.sampling import sample_continuations
+from rome_lens.sampling import sample_continuations, sample_tokens
 from rome_lens.scores import PromptScore, harmonic_mean, markdown, score_table
 from rome_lens.tokens import continuation
 
@@ -416,3 +416,51 @@ def test_a_share_outside_its_bounds_is_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         share([0.5, 1.5])
     assert share([1.0, 0.0]).low is None
+
+
+def test_samples_from_bos_alone_are_the_models_own(toy: Any) -> None:
+    """HookedTransformer's generate takes a BOS with the padding token's id for padding, unless it is told otherwise."""
+    bos = toy.tokenizer.bos_token_id
+    assert bos == toy.tokenizer.pad_token_id
+    rows = sample_tokens(toy, [[bos]] * 64, new_tokens=6, seed=0, top_k=1)
+    assert (rows == rows[0]).all()
+    row = [bos]
+    with torch.no_grad():
+        for _ in range(6):
+            row.append(int(toy(torch.tensor([row]))[0, -1].argmax()))
+    assert rows[0].tolist() == row
+
+
+def test_samples_follow_the_models_distribution(toy: Any) -> None:
+    bos = toy.tokenizer.bos_token_id
+    count = 4000
+    drawn = sample_tokens(toy, [[bos]] * count, new_tokens=1, seed=0)[:, 1]
+    with torch.no_grad():
+        expected = toy(torch.tensor([[bos]]))[0, -1].softmax(-1)
+    found = torch.bincount(drawn, minlength=len(expected)) / count
+    assert float((found - expected).abs().max()) < 4 * 0.5 / count**0.5
+
+
+def test_a_hook_at_one_position_of_the_final_norm_finds_it_in_an_evaluation(toy: Any) -> None:
+    record = next(record for record in rl.data.limits() if "toy" in record.known_by)
+
+    def silence(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        assert value.shape[1] > 1
+        value = value.clone()
+        value[:, 0] = 0.0  # a position that no question reads
+        return value
+
+    plain = rl.evaluate(toy, None, record)
+    point = "unembed.hook_in" if "unembed.hook_in" in toy.hook_dict else "ln_final.hook_normalized"
+    with toy.hooks(fwd_hooks=[(point, silence)]):
+        hooked = rl.evaluate(toy, None, record)
+    for one, other in zip(plain.rows, hooked.rows, strict=True):
+        assert one.new_after == pytest.approx(other.new_after, abs=1e-6)
+
+
+def test_edits_of_which_a_part_is_applied_are_refused(toy: Any) -> None:
+    record = next(record for record in rl.data.limits() if "toy" in record.known_by)
+    both = rl.Edits(edits=(rank_one(toy, 0), rank_one(toy, 1)))
+    rl.evaluate(toy, both, record)
+    with both.edits[0].applied(toy), pytest.raises(ModelError, match="a part of it"):
+        rl.evaluate(toy, both, record)
