@@ -1,6 +1,7 @@
 """The claims, on real weights: Gemma 3 270M and SmolLM2 135M."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from models_for_tests import CLASSES
 
 import rome_lens as rl
 from rome_lens.tokens import encode
-from rome_lens.weights import SOURCES, WeightsError, locate_parts
+from rome_lens.weights import SOURCES, WeightsError, cache_root, locate_parts
 
 pytestmark = pytest.mark.real
 LAYER = 4
@@ -136,3 +137,17 @@ def test_a_second_start_converts_nothing(smollm2: Any, monkeypatch: Any) -> None
 
 def test_the_conversion_says_where_it_lies() -> None:
     assert Path(rl.loading.transformers_directory(SOURCES["smollm2-135m"])).joinpath("config.json").is_file()
+
+
+def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(gemma: Any, record: rl.data.Record) -> None:
+    editor = rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")
+    edit = editor(gemma, record.fact)
+    scores = rl.evaluate(gemma, edit, record)
+    assert (edit.stopped, scores.ES, scores.already) == ("probability", 1.0, False)
+    assert 0.5 < edit.probability < 0.95
+    assert scores.PS >= 0.5
+    assert scores.NS >= 0.8
+    spilled = rl.evaluate(
+        gemma, replace(editor, statistics=rl.KeyStatistics.identity(gemma, layer=3))(gemma, record.fact), record
+    )
+    assert spilled.NM < scores.NM
