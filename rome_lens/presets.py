@@ -60,7 +60,7 @@ PRESETS = {
     each.model: each
     for each in (
         Preset(model="gemma-3-270m", layer=3, config=RomeConfig(clamp=1.0, stop_probability=0.5)),
-        Preset(model="smollm2-135m", layer=4, config=RomeConfig(clamp=1.0, stop_probability=0.5)),
+        Preset(model="smollm2-135m", layer=5, config=RomeConfig(clamp=2.0, stop_probability=0.7)),
         Preset(model="toy", layer=1, config=RomeConfig(), reads_text=False),
     )
 }

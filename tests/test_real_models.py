@@ -144,7 +144,7 @@ def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(gemma: Any, re
     edit = editor(gemma, record.fact)
     scores = rl.evaluate(gemma, edit, record)
     assert (edit.stopped, scores.ES, scores.already) == ("probability", 1.0, False)
-    assert 0.5 < edit.probability < 0.95
+    assert edit.probability > 0.5
     assert scores.PS >= 0.5
     assert scores.NS >= 0.8
     spilled = rl.evaluate(
