@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact, FactError
-from rome_lens.forward import chosen_logits, differentiating, in_float32
+from rome_lens.forward import chosen_logits, differentiating, in_float32, log_probabilities
 from rome_lens.keys import KeyStatistics, StatisticsError
 from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, w_out
 from rome_lens.sampling import random_contexts
@@ -67,7 +67,7 @@ def rome(
         prepend_bos: None takes the model's default.
 
     Raises:
-        FactError: the fact has no new target, or the model gives that already; a context has no ``{}``, or one does not
+        FactError: the fact has no new target, or the model is sure of it already; a context has no ``{}``, or one does not
             fit the model's context.
         StatisticsError: no statistics, or those of another layer or model, or singular ones.
         ModelError: layer out of range, no dense MLP, no tokenizer.
@@ -191,15 +191,16 @@ def _rank_one(
 
 
 def _refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
-    """Raise FactError where the model's own likeliest answer is the new target, token by token."""
+    """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5)."""
     new = torch.tensor(bare.new_answer)
     tokens = torch.cat([bare.tokens, new[:-1]])
     positions = torch.arange(len(bare.tokens) - 1, len(tokens))
-    logits = chosen_logits(model, tokens[None], torch.zeros_like(positions), positions)
-    if bare.answer == bare.new_answer or bool((logits.argmax(-1).cpu() == new).all()):
+    logits = chosen_logits(model, tokens[None], torch.zeros_like(positions), positions).cpu()
+    probability = float(log_probabilities(logits, new).mean().exp())
+    if bare.answer == bare.new_answer or (bool((logits.argmax(-1) == new).all()) and probability > 0.5):
         raise FactError(
-            f"{fact.text!r} is already answered with the new target {fact.new_target!r}: there is nothing to edit. Give "
-            "another new target."
+            f"{fact.text!r} is already answered with the new target {fact.new_target!r} (p = {probability:.2f}): there is "
+            "nothing to edit. Give another new target."
         )
 
 
