@@ -71,13 +71,14 @@ def main() -> None:
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
     parser.add_argument("--every", type=int, default=1, help="take every n-th record")
+    parser.add_argument("--limit", type=int, default=None, help="of these, take so many")
     parser.add_argument("--generate", type=int, default=0, help="tokens to sample for GE")
     parser.add_argument("--directory", type=Path, default=Path("runs/compare"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = rl.load_model(args.model)
-    records = read_records(args.records, args.model)[:: args.every]
+    records = read_records(args.records, args.model)[:: args.every][: args.limit]
     preset = rl.preset(args.model)
     comparison = rl.compare_editors(
         model,
