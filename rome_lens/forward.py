@@ -51,12 +51,16 @@ def attending_to_all(model: LensModel) -> Iterator[None]:
         yield
         return
 
-    def without_mask(name: str) -> Callable[..., Any]:
-        return lambda *args, **options: getattr(type(model), name)(model, *args, **{**options, "attention_mask": None})
+    def unmasked(name: str) -> Callable[..., Any]:
+        def method(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
+            everything = None if attention_mask is None else torch.ones_like(attention_mask)
+            return getattr(type(model), name)(model, *args, attention_mask=everything, **options)
+
+        return method
 
     names = ("get_residual", "forward")
     for name in names:
-        setattr(model, name, without_mask(name))
+        setattr(model, name, unmasked(name))
     try:
         yield
     finally:
