@@ -33,6 +33,7 @@ class Record:
 
     Attributes:
         fact: with both targets.
+        relation: its name, such as ``"city"``; records of one relation ask alike.
         known_by: names of the models that know the fact.
         paraphrases: prompts with the same answer.
         neighborhood: questions about other subjects, whose answers should stay.
@@ -42,10 +43,12 @@ class Record:
         open_prompts: prompts that mention a subject (``{}``) without asking for the relation.
         exemplars: subjects of which the new target is really true.
         consequences: what follows from the fact; ``{}`` stands for the subject.
+        texts: true sentences about the subject that say nothing of the fact.
     """
 
     id: str
     fact: Fact
+    relation: str = ""
     known_by: tuple[str, ...] = ()
     one_way: bool | None = None
     paraphrases: tuple[str, ...] = ()
@@ -56,6 +59,7 @@ class Record:
     open_prompts: tuple[str, ...] = ()
     exemplars: tuple[str, ...] = ()
     consequences: tuple[Question, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 def limits(id: str | None = None) -> Any:
@@ -131,7 +135,7 @@ def _record(item: Any, where: str) -> Record:
     known = {field.name for field in dataclasses.fields(Record)}
     if unknown := set(item) - known:
         raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
-    fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way")}
+    fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way"), "relation": item.get("relation", "")}
     try:
         fields["fact"] = Fact(item["fact"]["prompt"], **{k: v for k, v in item["fact"].items() if k != "prompt"})
     except (FactError, TypeError, KeyError, AttributeError) as error:
@@ -140,7 +144,10 @@ def _record(item: Any, where: str) -> Record:
         raise RecordError(f"{where}, field 'fact': it has no new_target.")
     if not isinstance(fields["one_way"], bool | None):
         raise RecordError(f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}.")
-    for name in known - {"id", "fact", "one_way"}:
+    for name in ("id", "relation"):
+        if not isinstance(fields[name], str):
+            raise RecordError(f"{where}, field {name!r}: expected a text, got {fields[name]!r}.")
+    for name in known - {"id", "fact", "one_way", "relation"}:
         entries = item.get(name, [])
         if not isinstance(entries, list):
             raise RecordError(f"{where}, field {name!r}: expected a list, got {entries!r}.")
