@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import rome_lens as rl
+from rome_lens.key_statistics import StatisticsError
 from rome_lens.scores import markdown
 from rome_lens.weights import cache_root
 
@@ -32,7 +33,18 @@ def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistic
     found["text and names"] = read([*texts, *names])
     plain = rl.collect_key_statistics(model, sample_count=216, sample_length=64, seed=0, layer=layer, cache=cache)
     found["the model's own samples from BOS alone"] = plain
-    return {f"{name} ({each.count} keys)": each for name, each in found.items()}
+    named = {f"{name} ({each.count} keys)": each for name, each in found.items()}
+    return {name: each for name, each in named.items() if invertible(name, each)}
+
+
+def invertible(name: str, statistics: rl.KeyStatistics) -> bool:
+    """Whether C can be solved without a ridge; says so where it cannot."""
+    try:
+        statistics.solve(torch.ones(len(statistics.moment), dtype=statistics.moment.dtype))
+    except StatisticsError as error:
+        print(f"left out: {name}: {error}")
+        return False
+    return True
 
 
 def main() -> None:

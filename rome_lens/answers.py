@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from rome_lens.forward import chosen_logits
 from rome_lens.models import Hook, LensModel
 from rome_lens.tokens import continuation, pad_right, token_ids
 
+Read = TypeVar("Read")
 _LOGITS_PER_BATCH = 1 << 25
 _TOKENS_PER_BATCH = 1 << 12
 
@@ -56,7 +58,24 @@ def token_log_probs(
     marks: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> list[Float[Tensor, " token"]]:
-    """``log p(answer_i | prompt, answer_1 ... answer_i-1)`` of every token of every answer.
+    """``log p(answer_i | prompt, answer_1 ... answer_i-1)`` of every token of every answer; see :func:`read_answers`."""
+
+    def chosen(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]) -> Tensor:
+        return log_p.gather(-1, ids[:, None])[:, 0].cpu()
+
+    return read_answers(model, questions, chosen, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos)
+
+
+def read_answers(
+    model: LensModel,
+    questions: Sequence[tuple[str, str]],
+    read: Callable[[int, Int[Tensor, " token"], Float[Tensor, "token d_vocab"]], Read],
+    *,
+    hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]],
+    marks: Sequence[int] | None = None,
+    prepend_bos: bool | None = None,
+) -> list[Read]:
+    """What ``read`` makes of each question: its number, its answer's tokens, and ``log p`` of the vocabulary before each.
 
     Every distinct row of tokens is run once. Questions share a row where one's tokens begin the other's, since in a causal
     model what follows changes nothing before it: two answers to one prompt are read off one row.
@@ -74,32 +93,29 @@ def token_log_probs(
         raise FactError("There is no question: give at least one pair of prompt and answer.")
     answers = [continuation(model, prompt, answer) for prompt, answer in questions]
     starts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
-    found = [torch.empty(0)] * len(questions)
     marks = [0] * len(questions) if marks is None else marks
     sequences = [(mark, *start, *ids[:-1]) for mark, start, ids in zip(marks, starts, answers, strict=True)]
     asked: dict[tuple[int, ...], list[int]] = {}
     for question, row in enumerate(_longest_rows(sequences)):
         asked.setdefault(row, []).append(question)
+    found: dict[int, Read] = {}
     for rows in _batches(asked, answers, model.cfg.d_vocab):
-        reads = [
-            (question, (i, len(starts[question]) - 1 + j), token)
+        cells = {
+            question: [(i, len(starts[question]) - 1 + j) for j in range(len(answers[question]))]
             for i, row in enumerate(rows)
             for question in asked[row]
-            for j, token in enumerate(answers[question])
-        ]
-        cells = {cell: None for _, cell, _ in reads}
-        number = {cell: i for i, cell in enumerate(cells)}
-        row_of_cell, position = torch.tensor(list(cells)).T
+        }
+        number = {cell: i for i, cell in enumerate(dict.fromkeys(cell for each in cells.values() for cell in each))}
+        row_of_cell, position = torch.tensor(list(number)).T
         tokens = pad_right([row[1:] for row in rows])
         hooks = hooks_of_rows([row[0] for row in rows])
         logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
-        cell, token = torch.tensor([[number[cell], token] for _, cell, token in reads], device=logits.device).T
-        log_probs = (logits[cell, token] - logits.logsumexp(-1)[cell]).cpu()
-        distinct = list(dict.fromkeys(question for question, _, _ in reads))
-        parts = log_probs.split([len(answers[question]) for question in distinct])
-        for question, part in zip(distinct, parts, strict=True):
-            found[question] = part
-    return found
+        normaliser = logits.logsumexp(-1, keepdim=True)  # not log_softmax, which is less exact over a large vocabulary
+        for question, its_cells in cells.items():
+            own = torch.tensor([number[cell] for cell in its_cells], device=logits.device)
+            ids = torch.tensor(answers[question], device=logits.device)
+            found[question] = read(question, ids, logits[own] - normaliser[own])
+    return [found[question] for question in range(len(questions))]
 
 
 def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
