@@ -1,13 +1,14 @@
 """Where a transformer keeps a fact, whether it can be rewritten there, and what the rewrite really changed."""
 
-from rome_lens import data, forward, models, viz
-from rome_lens.answers import TopAnswers, answer_log_probs, top_answers
+from rome_lens import checks, data, forward, models, viz
+from rome_lens.answers import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.applying import applied_edits, keep_edits
 from rome_lens.attribution import attribution_trace
 from rome_lens.averages import TraceAverage, average_traces
 from rome_lens.baselines import Comparison, FineTuning, InContext, RomeEditor, Unedited, compare_editors
 from rome_lens.checks import CheckResult, Limits, check_limits
-from rome_lens.checks.firing import EditFiring, edit_firing
+from rome_lens.checks.firing import EditFiring, edit_firing, edit_firings
+from rome_lens.checks.many import LimitsAverage, average_limits, check_records
 from rome_lens.corruption import (
     Counterfactual,
     GaussianNoise,
@@ -26,7 +27,7 @@ from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.loading import load_model
 from rome_lens.presets import Preset, preset
-from rome_lens.report import BeforeAfter, report
+from rome_lens.report import BeforeAfter, limits_report, report
 from rome_lens.rome import rome
 from rome_lens.rows import row_hooks
 from rome_lens.sampling import random_contexts
@@ -58,6 +59,7 @@ __all__ = [
     "InContext",
     "KeyStatistics",
     "Limits",
+    "LimitsAverage",
     "MultivariateGaussianNoise",
     "Preset",
     "RankOneEdit",
@@ -76,20 +78,26 @@ __all__ = [
     "answer_log_probs",
     "applied_edits",
     "attribution_trace",
+    "average_limits",
     "average_traces",
     "causal_trace",
     "check_limits",
+    "check_records",
+    "checks",
     "choose_layer",
     "collect_key_statistics",
     "compare_editors",
     "data",
     "edit_firing",
+    "edit_firings",
     "evaluate",
     "evaluate_all",
     "export_hf",
     "fine_tune",
     "forward",
     "keep_edits",
+    "knows",
+    "limits_report",
     "load_model",
     "models",
     "preset",

@@ -1,4 +1,4 @@
-"""The command line: ``rome-lens demo`` traces, edits and questions one fact of a model."""
+"""The command line: ``rome-lens demo`` traces, edits and questions one fact, ``rome-lens limits`` questions many edits."""
 
 import argparse
 import sys
@@ -14,7 +14,6 @@ from rich.table import Table
 
 import rome_lens as rl
 from rome_lens.answers import top_answers
-from rome_lens.checks.firing import edit_firing
 from rome_lens.data import Record
 from rome_lens.models import Hook, LensModel
 from rome_lens.presets import PRESETS, Preset
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--out {args.out} is a directory, expected the name of a page, such as report.html.")
             if args.quiet:
                 transformers.utils.logging.disable_progress_bar()
-            demo(args.model, record_id=args.record, layer=args.layer, out=args.out, progress=not args.quiet)
+            args.run(args)
         except (ValueError, OSError) as error:
             Console(stderr=True, highlight=False).print(f"rome-lens: {escape(str(error))}", soft_wrap=True)
             return 2
@@ -49,23 +48,46 @@ def _parser() -> argparse.ArgumentParser:
         prog="rome-lens", description="Where does a model keep a fact, and what does an edit change?"
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("demo", help="trace, edit and question one fact, and write a report page")
-    run.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help=f"toy, gemma-3-270m, smollm2-135m, a directory, or a TransformerLens name (default: {DEFAULT_MODEL})",
-    )
-    run.add_argument(
+    one = commands.add_parser("demo", help="trace, edit and question one fact, and write a report page")
+    one.add_argument(
         "--record", default=None, help="id of the fact's record (default: eiffel-tower, or the toy model's first)"
     )
-    run.add_argument(
-        "--layer", type=int, default=None, help="layer to edit (default: the preset's, or chosen from the MLP trace)"
+    one.set_defaults(out=Path("rome-lens-report.html"), run=_run_demo)
+    many = commands.add_parser("limits", help="edit many facts one by one, and ask what each edit does not do")
+    many.add_argument(
+        "--records", type=Path, default=None, help="a file of records (default: the project's own that the model knows)"
     )
-    run.add_argument(
-        "--out", type=Path, default=Path("rome-lens-report.html"), help="the report page (default: %(default)s)"
+    many.add_argument("--only", nargs="+", default=None, metavar="ID", help="ids of the records to take (default: all)")
+    many.add_argument("--limit", type=int, default=None, help="take the first so many")
+    many.add_argument(
+        "--directory", type=Path, default=None, help="where finished edits and checks are kept, to go on from there"
     )
-    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    many.set_defaults(out=Path("rome-lens-limits.html"), run=_run_limits)
+    for command in (one, many):
+        command.add_argument(
+            "--model",
+            default=DEFAULT_MODEL,
+            help=f"toy, gemma-3-270m, smollm2-135m, a directory, or a TransformerLens name (default: {DEFAULT_MODEL})",
+        )
+        command.add_argument(
+            "--layer", type=int, default=None, help="layer to edit (default: the preset's, or chosen from an MLP trace)"
+        )
+        command.add_argument("--out", type=Path, help=f"the page (default: {command.get_default('out')})")
+        command.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    demo(args.model, record_id=args.record, layer=args.layer, out=args.out, progress=not args.quiet)
+
+
+def _run_limits(args: argparse.Namespace) -> None:
+    if args.out.suffix not in (".html", ".md"):
+        raise ValueError(f"--out {args.out}: expected a name that ends in .html (a page) or .md (tables).")
+    records = _records(args.model, args.records, args.only)[: args.limit]
+    if not records:
+        raise ValueError("There is no record to take: see --records, --only and --limit.")
+    limits(args.model, records, layer=args.layer, directory=args.directory, out=args.out, progress=not args.quiet)
 
 
 def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path, progress: bool) -> None:
@@ -88,14 +110,9 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
         )
     chosen = rl.choose_layer(traces[1])
     console.print(f"Restoring MLP outputs inside the subject brings back most of the answer around layer {chosen}.")
-    preset = PRESETS.get(model_name)
-    if layer is None:
-        layer = chosen if preset is None else preset.layer
-    if preset is None:
-        preset = Preset(model=model_name, layer=layer, config=rl.RomeConfig(stop_probability=0.5))
+    preset = _preset(model_name, chosen if layer is None else layer, forced=layer is not None)
 
-    _heading(f"2. Edit layer {layer}: {fact.target} -> {fact.new_target}")
-    preset = replace(preset, layer=layer)
+    _heading(f"2. Edit layer {preset.layer}: {fact.target} -> {fact.new_target}")
     editor = preset.editor(model, cache=cache_root() / "keys", progress=progress)
     console.print(f"Key statistics: {editor.statistics.count} keys ({editor.statistics.source})", soft_wrap=True)
     edit = editor(model, fact)
@@ -110,21 +127,101 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
     console.print(_answers_table(answers))
 
     _heading("4. What the edit does not do")
-    limits = rl.check_limits(model, edit, record)
-    for result in limits.results:
+    found = rl.check_limits(model, edit, record, texts=_other_texts(model_name, [record]))
+    for result in found.results:
         console.print(f"[bold]{result.name}[/bold]: {escape(result.asks)}\n  {escape(result.reading)}", soft_wrap=True)
         if result.asked:
-            console.print(f"  mean effect {result.effect}; control {result.control}", markup=False, soft_wrap=True)
+            console.print(f"  {result.effect_is}: {result.effect}", markup=False, soft_wrap=True)
+        if result.control is not None:
+            console.print(f"  control, {result.control_is}: {result.control}", markup=False, soft_wrap=True)
     prompts = [
         fact.text,
         *record.paraphrases,
         *(fact.about(name).text for name in (*record.aliases, *record.descriptions)),
     ]
-    firing = [edit_firing(model, edit, prompt) for prompt in prompts]
-    page = rl.report(
-        out, model_name=model_name, traces=traces, edit=edit, answers=answers, limits=limits, firing=firing
-    )
+    firing = rl.edit_firings(model, edit, prompts)
+    page = rl.report(out, model_name=model_name, traces=traces, edit=edit, answers=answers, limits=found, firing=firing)
     console.print(f"\nReport: {page.resolve()}", markup=False, soft_wrap=True)
+
+
+def limits(
+    model_name: str, records: Sequence[Record], *, layer: int | None, directory: Path | None, out: Path, progress: bool
+) -> None:
+    """Edit each record's fact alone and ask every check about it; print the averages and write the page."""
+    model = rl.load_model(model_name)
+    if layer is not None:
+        rl.models.check_layer(model, layer)
+    known = rl.knows(model, [record.fact for record in records])
+    unknown = [record.id for record, knows in zip(records, known, strict=True) if not knows]
+    records = [record for record, knows in zip(records, known, strict=True) if knows]
+    if unknown:
+        console.print(f"Not known to {model_name}, left out: {', '.join(unknown)}", markup=False, soft_wrap=True)
+    if not records:
+        raise ValueError(f"{model_name} knows none of these facts: there is nothing to edit.")
+    if layer is None and model_name not in PRESETS:
+        window = max(1, min(5, model.cfg.n_layers // 3))
+        layer = rl.choose_layer(
+            rl.causal_trace(model, records[0].fact, component="mlp", window=window, progress=progress)
+        )
+        console.print(f"Layer {layer}, from the MLP trace of {records[0].fact.text!r}.", markup=False, soft_wrap=True)
+    preset = _preset(model_name, layer or 0, forced=layer is not None)
+    editor = preset.editor(model, cache=cache_root() / "keys", progress=progress)
+    texts = _other_texts(model_name, records)
+    found = rl.check_records(model, records, editor, texts=texts, directory=directory, progress=progress)
+    _heading(f"What {len(records)} edits of {model_name} at layer {preset.layer} do not do")
+    for name in found.checks:
+        asked = found.of(name)
+        console.print(f"\n[bold]{name}[/bold] ({len(asked)} facts)", soft_wrap=True)
+        if not asked:
+            console.print("  not asked", soft_wrap=True)
+            continue
+        lines = [(asked[0].effect_is, found.effect(name))]
+        lines += [("  where the unedited model knows it", found.effect(name, "effect_where_known"))]
+        lines += [(f"control: {asked[0].control_is}", found.effect(name, "control"))]
+        names = dict.fromkeys(measure.name for result in asked for measure in result.further)
+        lines += [(measure, found.measure(name, measure)) for measure in names]
+        for what, value in lines:
+            if value is not None:
+                console.print(f"  {what}: {value}", markup=False, soft_wrap=True)
+    if found.firing_correlation is not None:
+        console.print(
+            f"\nSpearman's correlation of firing with KL over a fact's prompts: {found.firing_correlation}",
+            markup=False,
+            soft_wrap=True,
+        )
+    page = rl.limits_report(out, model_name=model_name, average=found)
+    console.print(f"\nReport: {page.resolve()}", markup=False, soft_wrap=True)
+
+
+def _preset(model_name: str, layer: int, *, forced: bool) -> Preset:
+    """The model's preset, at this layer where it is forced; for a model that has none, a cautious one."""
+    preset = PRESETS.get(model_name)
+    if preset is None:
+        return Preset(model=model_name, layer=layer, config=rl.RomeConfig(stop_probability=0.5))
+    return replace(preset, layer=layer) if forced else preset
+
+
+def _records(model_name: str, file: Path | None, only: Sequence[str] | None) -> list[Record]:
+    """Those of the file, or of the project's own; the toy knows its own alone, and no other model knows those."""
+    if file is not None:
+        records = rl.data.read_records(file)
+    else:
+        records = [record for record in rl.data.limits() if ("toy" in record.known_by) == (model_name == "toy")]
+    if only is None:
+        return records
+    if missing := set(only) - {record.id for record in records}:
+        raise ValueError(
+            f"There is no record {sorted(missing)}; there are: {', '.join(record.id for record in records)}."
+        )
+    return [record for record in records if record.id in only]
+
+
+def _other_texts(model_name: str, records: Sequence[Record]) -> list[str] | None:
+    """Text for the model to read that is about none of the records; the toy, which knows no English, reads its own kind."""
+    if model_name != "toy":
+        return None
+    neighbours = dict.fromkeys(f"{q.prompt} {q.target}." for record in records for q in record.neighborhood)
+    return [text for text in neighbours if not any(record.fact.subject in text for record in records)][:12]
 
 
 def _record(model_name: str, record_id: str | None) -> Record:

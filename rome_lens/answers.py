@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.facts import FactError
+from rome_lens.facts import Fact, FactError
 from rome_lens.forward import chosen_logits
 from rome_lens.models import Hook, LensModel
 from rome_lens.tokens import continuation, pad_right, token_ids
@@ -48,6 +48,20 @@ def answer_log_probs(
     hooks = list(fwd_hooks)
     each = token_log_probs(model, questions, hooks_of_rows=lambda _marks: hooks, prepend_bos=prepend_bos)
     return torch.stack([log_probs.sum() for log_probs in each])
+
+
+def knows(model: LensModel, facts: Sequence[Fact], *, prepend_bos: bool | None = None) -> list[bool]:
+    """Of each fact, whether the model answers it: every token of the target is the likeliest one there.
+
+    Raises:
+        FactError: there is no fact, or one whose target shares a token with its prompt.
+    """
+
+    def greedy(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]) -> bool:
+        return bool((log_p.argmax(-1) == ids).all())
+
+    questions = [(fact.text, fact.target) for fact in facts]
+    return read_answers(model, questions, greedy, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos)
 
 
 def token_log_probs(

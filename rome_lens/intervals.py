@@ -1,6 +1,7 @@
 """Averages with their 95 % intervals."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,3 +69,13 @@ def share(values: list[float]) -> Average:
     assert adjusted.high is not None
     low, high = min(plain.mean, max(0.0, adjusted.low)), max(plain.mean, min(1.0, adjusted.high))
     return Average(mean=plain.mean, low=low, high=high, count=plain.count)
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's rank correlation; None below five pairs, or where one side is constant."""
+    if len(pairs) < FEWEST:
+        return None
+    first, second = zip(*pairs, strict=True)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        return None
+    return float(stats.spearmanr(first, second).statistic)

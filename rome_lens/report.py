@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one edit: it opens from disk, with the network off."""
+"""Self-contained HTML pages, about one edit or about the limits of many: they open from disk, with the network off."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from rome_lens import viz
 from rome_lens.answers import TopAnswers
 from rome_lens.checks import Limits
 from rome_lens.checks.firing import EditFiring
+from rome_lens.checks.many import LimitsAverage
 from rome_lens.edits import RankOneEdit
+from rome_lens.scores import markdown
 from rome_lens.storage import installed_versions, whole_or_nothing
 from rome_lens.traces import CausalTrace
 
@@ -48,7 +50,7 @@ def report(
     if not traces:
         raise ValueError("The report needs at least one trace.")
     path = Path(path)
-    page = _template().render(
+    page = _template("report.html").render(
         title=_title(traces[0], edit),
         model_name=model_name,
         traces=traces,
@@ -65,13 +67,38 @@ def report(
     return path
 
 
+def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) -> Path:
+    """Write what the checks found over facts, and return the path: an HTML page, or tables alone where it ends in ``.md``.
+
+    Raises:
+        ValueError: the path ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix not in (".html", ".md"):
+        raise ValueError(f"The path is {str(path)!r}, expected one that ends in .html or .md.")
+    if path.suffix == ".md":
+        page = f"{markdown(average.table())}\n\n{markdown(average.further())}\n"
+    else:
+        page = _template("limits.html").render(
+            model_name=model_name,
+            average=average,
+            figure=viz.figure_html(viz.limits(average), alt="Effects and controls of every check, by fact"),
+            table=average.table().to_html(escape=True),
+            further=average.further().to_html(escape=True),
+            versions=installed_versions(),
+        )
+    with whole_or_nothing(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return path
+
+
 def _title(trace: CausalTrace, edit: RankOneEdit) -> str:
     fact = trace.fact if edit.fact is None else edit.fact
     return f"{fact.text} {fact.target}" + ("" if fact.new_target is None else f" → {fact.new_target}")
 
 
-def _template() -> Any:
+def _template(name: str) -> Any:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rome_lens"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rome_lens.averages import TraceAverage
 from rome_lens.checks.firing import EditFiring
+from rome_lens.checks.many import LimitsAverage
 from rome_lens.intervals import half_width
 from rome_lens.traces import CausalTrace, SeveredTrace
 
@@ -150,6 +152,48 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
         below.set_ylabel("average indirect effect")
         below.legend(fontsize=7)
     return figure
+
+
+def limits(result: LimitsAverage) -> Figure:
+    """Every check that was asked in a row: at the left its effect, at the right its control; a dot for each fact.
+
+    "where known" is over the prompts of which the unedited model can do what is asked. Bars are means with 95 % intervals
+    over facts.
+    """
+    asked = [name for name in result.checks if result.of(name)]
+    figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(asked)), layout="constrained")
+    for (left, right), name in zip(
+        figure.subplots(len(asked), 2, squeeze=False, width_ratios=(3, 2)), asked, strict=True
+    ):
+        first = result.of(name)[0]
+        for axes, kinds, label in (
+            (left, ("effect", "effect_where_known"), first.effect_is),
+            (right, ("control",), first.control_is),
+        ):
+            _strips(axes, result, name, kinds)
+            axes.set_xlabel(textwrap.fill(label, 56), fontsize=7)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.axvline(0.0, color="grey", linewidth=0.5)
+        left.set_title(f"{name} ({len(result.of(name))} facts)", fontsize=9, loc="left")
+    return figure
+
+
+def _strips(axes: Axes, result: LimitsAverage, check: str, kinds: Sequence[str]) -> None:
+    """One line of dots for each kind of average, with its mean."""
+    names = {"effect": "all", "effect_where_known": "where known", "control": "control"}
+    shown = [kind for kind in kinds if result.effect(check, kind) is not None]
+    for y, kind in enumerate(shown):
+        values = [value.mean for each in result.of(check) if (value := getattr(each, kind)) is not None]
+        axes.plot(
+            values, [y] * len(values), "o", color="tab:blue" if kind != "control" else "grey", alpha=0.25, markersize=4
+        )
+        mean = result.effect(check, kind)
+        assert mean is not None
+        if mean.low is not None and mean.high is not None:
+            axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)
+        axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(shown)), [names[kind] for kind in shown], fontsize=7)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
 
 
 def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float]) -> Html:

@@ -1,13 +1,21 @@
 """Checks: rows against their plain calculation, controls, and what is not asked."""
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 
 import rome_lens as rl
+from rome_lens.checks import Limits
+from rome_lens.checks.asking import before_and_after
+from rome_lens.checks.essence import random_target
 from rome_lens.intervals import average
+
+TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +37,90 @@ def plain_p(model: Any, prompt: str, answer: str) -> float:
     return float(torch.tensor(log_p).exp())
 
 
-def test_rows_are_the_plain_probabilities(edited: Any) -> None:
+@pytest.fixture(scope="module")
+def limits(edited: Any) -> Limits:
+    """Every check of the edit of the two-way record, with another fact's edit to compare with."""
     model, record, edit = edited
-    limits = rl.check_limits(model, edit, record)
+    other = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is True)
+    others = [
+        rl.rome(model, other.fact, layer=1, statistics=rl.KeyStatistics.identity(model, layer=1), contexts=["{}"])
+    ]
+    return rl.check_limits(model, edit, record, others=others, texts=TEXTS, samples=2, new_tokens=8)
+
+
+def test_rows_are_the_plain_probabilities(edited: Any, limits: Limits) -> None:
+    """The first row of each kind against a run of the whole model, nothing batched; after the edit, of edited weights."""
+    model, record, edit = edited
+    target, new = record.fact.target, record.fact.new_target
+    seen = set()
     for result in limits.results:
-        row = result.rows[0]
-        old, new = (row.answer.split(" -> ") * 2)[:2] if result.name == "dominance" else (row.answer, row.answer)
-        assert row.before == pytest.approx(plain_p(model, row.prompt, old), rel=1e-3, abs=1e-7)
+        for row in {row.kind: row for row in reversed(result.rows)}.values():
+            if row.kind in ("essence", "text", "generation", "sentence"):
+                continue
+            seen.add(row.kind)
+            dominant = row.kind == "open prompt"
+            old, now = (target, new) if dominant else (row.answer, row.answer)
+            value = math.log if "nats" in result.measured else float
+            assert row.before == pytest.approx(value(plain_p(model, row.prompt, old)), rel=1e-3, abs=1e-7)
+            with edit.applied(model):
+                assert row.after == pytest.approx(value(plain_p(model, row.prompt, now)), rel=1e-3, abs=1e-7)
+    assert len(seen) == 11
+
+
+def test_effects_are_what_the_docstrings_say(edited: Any, limits: Limits) -> None:
+    model, record, edit = edited
+    new = record.fact.new_target
+
+    def change(prompt: str, answer: str) -> float:
+        before = plain_p(model, prompt, answer)
         with edit.applied(model):
-            assert row.after == pytest.approx(plain_p(model, row.prompt, new), rel=1e-3, abs=1e-7)
+            return plain_p(model, prompt, answer) - before
+
+    forward = change(record.fact.text, new)
+    for name, names in (("association", record.aliases), ("description", record.descriptions)):
+        shares = [change(record.fact.about(each).text, new) / forward for each in names]
+        assert limits[name].effect.mean == pytest.approx(sum(shares) / len(shares), rel=1e-3, abs=1e-6)
+    neighbours = [change(q.prompt, q.target) for q in record.neighborhood]
+    assert limits["bleed-over"].effect.mean == pytest.approx(sum(neighbours) / len(neighbours), rel=1e-3, abs=1e-6)
+    sentence = f"{record.fact.text} {new}."
+    alone = [
+        plain_p(model, f"{sentence} {q.prompt}", q.target) - plain_p(model, q.prompt, q.target)
+        for q in record.neighborhood
+    ]
+    assert limits["bleed-over"].control.mean == pytest.approx(sum(alone) / len(alone), rel=1e-3, abs=1e-6)
+
+
+def test_kl_and_ranks_are_those_of_the_whole_distribution(edited: Any) -> None:
+    model, record, edit = edited
+    (found,) = before_and_after(model, edit, [(record.fact.text, record.fact.new_target)])
+    tokens = model.to_tokens(record.fact.text)
+    with torch.no_grad():
+        before = model(tokens)[0, -1].double().log_softmax(-1)
+        with edit.applied(model):
+            after = model(tokens)[0, -1].double().log_softmax(-1)
+    first = rl.tokens.continuation(model, record.fact.text, record.fact.new_target)[0]
+    assert found.kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-4)
+    assert found.rank_before == 1 + int((before > before[first]).sum())
+    assert (found.rank_after, found.rank_before > 1) == (1, True)
+    firing = rl.edit_firing(model, edit, record.fact.text)
+    assert found.firing == pytest.approx(float(firing.values.abs().max()), rel=1e-4)
+    assert found.fires_at == firing.labels[int(firing.values.abs().argmax())]
+
+
+def test_an_edit_that_changes_nothing_has_no_effect(edited: Any) -> None:
+    """The law behind every check: with v = 0, before and after are the same numbers, and no share is made of nothing."""
+    model, record, edit = edited
+    nothing = dataclasses.replace(edit, v=torch.zeros_like(edit.v), value=None)
+    limits = rl.check_limits(model, nothing, record, texts=TEXTS, samples=1, new_tokens=4)
+    for result in limits.results:
+        if result.name == "dominance":
+            assert result["change of p(new target)"].mean == 0.0
+        elif result.asked:
+            assert result.effect.mean == 0.0, result.name
+            assert all(row.kl in (0.0, None) for row in result.rows)
+    for name in ("association", "description"):
+        assert not limits[name].asked
+        assert "does not hold for the subject itself" in limits[name].reading
 
 
 def test_controls_are_high_where_the_toy_was_taught_and_low_where_not(toy: Any) -> None:
@@ -45,44 +128,158 @@ def test_controls_are_high_where_the_toy_was_taught_and_low_where_not(toy: Any) 
     for one_way in (False, True):
         record = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is one_way)
         edit = rl.rome(toy, record.fact, layer=1, statistics=statistics, contexts=["{}"])
-        limits = rl.check_limits(toy, edit, record)
         for name in ("direction", "association", "description"):
-            control = limits[name].control.mean
-            assert control < 0.1 if one_way else control > 0.5, (name, one_way)
+            result = getattr(rl.checks, name)(toy, edit, record)
+            assert result.control.mean < 0.1 if one_way else result.control.mean > 0.5, (name, one_way)
+            assert (result.effect_where_known is None) is one_way
+            assert ("little follows" in result.reading) is one_way
 
 
-def test_the_reverse_does_not_follow_though_the_toy_knows_reverses(edited: Any) -> None:
+def test_the_reverse_does_not_follow_though_the_toy_knows_reverses(limits: Limits) -> None:
+    result = limits["direction"]
+    assert result["change of p(subject), reverse"].mean < 0.05 < result.control.mean
+    assert result["change of p(new target), forward"].mean > 0.9
+    assert "knows 3 of the 3 reverses" in result.reading
+
+
+def test_what_follows_from_a_fact_follows_where_the_toy_derives_it(limits: Limits) -> None:
+    result = limits["consequence"]
+    assert result["new consequence likelier than the true one, before"].mean == 0.0
+    assert result["new consequence likelier than the true one, after"].mean == 1.0
+    assert result.control.mean > 0.9
+
+
+def test_the_firing_explains_which_prompts_move(limits: Limits) -> None:
+    rows = [row for result in limits.results for row in result.rows if row.firing is not None]
+    pairs = {row.prompt: (abs(row.firing), row.kl) for row in rows}
+    expected = scipy.stats.spearmanr(*zip(*pairs.values(), strict=True)).statistic
+    assert limits.firing_correlation == pytest.approx(expected)
+    assert expected > 0.3
+
+
+def test_a_random_target_is_an_edit_of_equal_norm_at_the_same_place(edited: Any) -> None:
+    model, _, edit = edited
+    blind = random_target(edit)
+    assert torch.equal(blind.u, edit.u)
+    assert float(blind.v.norm()) == pytest.approx(float(edit.v.norm()), rel=1e-5)
+    assert abs(float(torch.cosine_similarity(blind.v, edit.v, dim=0))) < 0.5
+    assert torch.equal(blind.v, random_target(edit).v)
+    assert not torch.equal(blind.v, random_target(edit, seed=1).v)
+    assert not blind.is_applied(model)
+
+
+def test_essence_and_fidelity_read_whole_sentences(edited: Any, limits: Limits) -> None:
     model, record, edit = edited
-    result = rl.check_limits(model, edit, record)["direction"]
-    assert result.effect.mean < 0.05 < result.control.mean
-    assert "does know the reverse" in result.reading
+    rows = [row for row in limits["fidelity"].rows if row.kind == "text"]
+    assert [row.prompt for row in rows] == TEXTS
+
+    def nats(text: str) -> float:
+        first, rest = text.split(" ", 1)
+        return -math.log(plain_p(model, first, rest)) / len(rl.tokens.continuation(model, first, rest))
+
+    assert rows[0].before == pytest.approx(nats(TEXTS[0]), rel=1e-4)
+    with edit.applied(model):
+        assert rows[0].after == pytest.approx(nats(TEXTS[0]), rel=1e-4)
+    told = dataclasses.replace(record, texts=(TEXTS[0],))
+    found = rl.checks.essence(model, edit, told)
+    sentence = next(row for row in found.rows if row.kind == "sentence")
+    assert sentence.before == pytest.approx(nats(TEXTS[0]), rel=1e-4)
+
+
+def test_the_sizes_of_an_edit_are_those_of_its_matrix(edited: Any, limits: Limits) -> None:
+    model, _, edit = edited
+    weight = rl.models.w_out(model, edit.layer)
+    assert limits["fidelity"]["||delta|| / ||W_out||"].mean == pytest.approx(
+        float(edit.delta.norm() / weight.norm()), rel=1e-4
+    )
+    wrote = rl.models.mlp_output(model, edit.layer, edit.key)
+    ratio = float((edit.key @ edit.delta).norm() / wrote.norm())
+    assert limits["fidelity"]["||(u . k*) v|| / ||k* W_out + b_out||"].mean == pytest.approx(ratio, rel=1e-4)
 
 
 def test_what_a_record_lacks_is_not_asked(edited: Any) -> None:
     model, record, edit = edited
     bare = rl.data.Record(id="bare", fact=record.fact)
-    limits = rl.check_limits(model, edit, bare)
+    limits = rl.check_limits(model, edit, bare, texts=TEXTS, samples=1, new_tokens=4)
+    asked = {result.name for result in limits.results if result.asked}
+    assert asked == {"essence", "fidelity"}  # which need nothing but the subject
     for result in limits.results:
-        assert not result.asked
-        assert result.effect is None
-        assert result.reading.startswith("Not asked")
+        if result.name not in asked:
+            assert result.effect is None
+            assert result.reading.startswith("Not asked: the record has no")
+    shown = limits.table().set_index("check")
+    assert set(shown.loc[sorted(set(shown.index) - asked), "effect"]) == {"not asked"}
 
 
-def test_the_frame_has_every_row(edited: Any) -> None:
-    model, record, edit = edited
-    limits = rl.check_limits(model, edit, record)
+def test_few_prompts_give_no_interval_and_say_so(limits: Limits) -> None:
+    assert limits["association"].effect.low is None
+    assert "too few" in str(limits["association"].effect)
+    assert limits["bleed-over"].effect.low is not None
+
+
+def test_the_frame_has_every_row(limits: Limits) -> None:
     assert len(limits.to_frame()) == sum(len(result.rows) for result in limits.results)
     with pytest.raises(KeyError, match="direction"):
         limits["nothing"]
+    with pytest.raises(KeyError, match="reverse"):
+        limits["direction"]["nothing"]
+
+
+def test_limits_are_saved_and_loaded(limits: Limits, tmp_path: Path) -> None:
+    assert Limits.load(limits.save(tmp_path / "limits.safetensors")) == limits
+
+
+def test_any_editor_s_edit_can_be_asked(edited: Any) -> None:
+    """Fine-tuning has no key and fires nowhere; a sentence in the context has no weights at all."""
+    model, record, _ = edited
+    tuned = rl.fine_tune(model, record.fact, layer=1, steps=2, contexts=["{}"])
+    said = rl.InContext()(model, record.fact)
+    for edit in (tuned, said):
+        limits = rl.check_limits(model, edit, record, texts=TEXTS, samples=1, new_tokens=4)
+        assert limits.firing_correlation is None
+        assert all(row.firing is None for result in limits.results for row in result.rows)
+        assert limits["direction"].asked
+        assert limits["essence"].control is None
+    names = [measure.name for measure in rl.checks.fidelity(model, tuned, record, texts=TEXTS, new_tokens=0).further]
+    assert names == ["||delta|| / ||W_out||"]
+    behind = rl.checks.direction(model, said, record).rows[-1]
+    prompt = f"{said.prefix} {behind.prompt}"
+    assert behind.after == pytest.approx(math.log(plain_p(model, prompt, behind.answer)), rel=1e-3)
+
+
+def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(edited: Any) -> None:
+    model, record, edit = edited
+    question = (record.fact.text, record.fact.new_target)
+    (plain,) = before_and_after(model, edit, [question])
+
+    def half(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return 0.5 * value
+
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", half)]):
+        (found,) = before_and_after(model, edit, [question])
+        assert found.before == pytest.approx(math.log(plain_p(model, *question)), rel=1e-3)
+        with edit.applied(model):
+            assert found.after == pytest.approx(math.log(plain_p(model, *question)), rel=1e-3, abs=1e-4)
+    assert abs(found.before - plain.before) > 1e-3
 
 
 def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: Any) -> None:
     model, record, edit = edited
     other = next(r for r in rl.data.limits() if r.fact.subject != record.fact.subject)
-    with pytest.raises(ValueError, match="its own record"):
-        rl.check_limits(model, edit, other)
-    with edit.applied(model), pytest.raises(ValueError, match="carry the edit already"):
-        rl.check_limits(model, edit, record)
+    for check in (rl.check_limits, rl.checks.direction, rl.checks.fidelity):
+        with pytest.raises(ValueError, match="its own record"):
+            check(model, edit, other)
+        with edit.applied(model), pytest.raises(ValueError, match="carry the edit already"):
+            check(model, edit, record)
+
+
+def test_bad_numbers_are_refused_before_anything_is_run(edited: Any) -> None:
+    model, record, edit = edited
+    with pytest.raises(ValueError, match="samples is -1"):
+        rl.checks.dominance(model, edit, record, samples=-1)
+    with pytest.raises(ValueError, match="expected texts of several words"):
+        rl.checks.fidelity(model, edit, record, texts=["word"])
+    assert not rl.checks.fidelity(model, edit, record, texts=[]).asked
 
 
 @pytest.mark.parametrize("question", [("", "Paris"), ("It was ", "Paris"), ("It was", " ")])
@@ -96,7 +293,7 @@ def test_questions_without_words_are_refused(toy: Any, question: tuple[str, str]
 def test_checks_leave_the_model_as_it_was(edited: Any, untouched: Any) -> None:
     model, record, edit = edited
     untouched(model)
-    rl.check_limits(model, edit, record)
+    rl.check_limits(model, edit, record, texts=TEXTS, samples=1, new_tokens=4)
 
 
 def test_an_edit_of_another_model_is_refused(edited: Any) -> None:

@@ -1,30 +1,53 @@
 """The limits of an edit: what it does not do, each check beside its control.
 
-Inspired by the critique "But is it really in Rome?"; the prompts are this project's own.
+Inspired by the critique "But is it really in Rome?"; the prompts are this project's own. Every check is a function
+``check(model, edit, record)`` that gives a :class:`CheckResult`: rows of prompts without and with the edit, an effect
+with its 95 % interval, a control that tells "the edit does not do this" from "the model never could", and a sentence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from rome_lens.checks.asking import fact_of
+from rome_lens.checks.bleed_over import bleed_over
+from rome_lens.checks.consequence import consequence
 from rome_lens.checks.direction import direction
 from rome_lens.checks.dominance import dominance
+from rome_lens.checks.essence import essence
+from rome_lens.checks.fidelity import fidelity
 from rome_lens.checks.renaming import association, description
-from rome_lens.checks.result import CheckResult, CheckRow
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation
 from rome_lens.data import Record
-from rome_lens.edits import RankOneEdit
-from rome_lens.models import LensModel, ModelError
+from rome_lens.editors import NumberedEdits
+from rome_lens.models import LensModel
+from rome_lens.storage import Stored
 
-__all__ = ["CheckResult", "CheckRow", "Limits", "check_limits"]
-
-CHECKS = (direction, association, description, dominance)
+__all__ = [
+    "CheckResult",
+    "CheckRow",
+    "Limits",
+    "Measure",
+    "association",
+    "bleed_over",
+    "check_limits",
+    "consequence",
+    "description",
+    "direction",
+    "dominance",
+    "essence",
+    "fidelity",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(Stored):
     """The results of every check on one edit."""
 
     record_id: str
+    relation: str
     results: tuple[CheckResult, ...]
 
     def __getitem__(self, name: str) -> CheckResult:
@@ -33,32 +56,89 @@ class Limits:
                 return result
         raise KeyError(f"There is no check {name!r}; there are {[result.name for result in self.results]}.")
 
+    @property
+    def firing_correlation(self) -> float | None:
+        """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)`` over all prompts of all checks.
+
+        Where it is high, the edit acts where its key comes, and where an alias fails, the key never came. None below five
+        prompts, and of an edit without a key.
+        """
+        return firing_correlation([row for result in self.results for row in result.rows])
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each prompt of each check that was asked."""
-        return pd.concat([result.to_frame() for result in self.results], ignore_index=True)
+        frames = [result.to_frame() for result in self.results if result.rows]
+        if not frames:
+            return self.results[0].to_frame()
+        return pd.DataFrame([row for frame in frames for row in frame.to_dict("records")], columns=frames[0].columns)
+
+    def table(self) -> pd.DataFrame:
+        """One line for each check: effect, effect where the model could, control, sentence."""
+        lines = [
+            [r.name, r.effect_is, *map(_shown, (r.effect, r.effect_where_known, r.control)), r.reading]
+            for r in self.results
+        ]
+        return pd.DataFrame(lines, columns=["check", "effect is", "effect", "where known", "control", "reading"])
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(index=False))
 
 
-def check_limits(model: LensModel, edit: RankOneEdit, record: Record, *, prepend_bos: bool | None = None) -> Limits:
+def check_limits(
+    model: LensModel,
+    edit: Any,
+    record: Record,
+    *,
+    others: Sequence[Any] = (),
+    texts: Sequence[str] | None = None,
+    samples: int = 4,
+    new_tokens: int = 30,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+) -> Limits:
     """Ask every check about an edit; the weights stay untouched, and hooks that the caller has on stay on.
+
+    The checks of one edit are these; whether tracing tells where to edit takes many facts and layers:
+    :func:`rome_lens.layer_sweep`.
+
+    Args:
+        edit: any that :func:`rome_lens.evaluate` takes; what needs a key (firing, norms) is asked of rank-one edits alone.
+        others: edits of other facts, the control of :func:`fidelity`.
+        texts: other text for it to read; None takes ``data.held_texts()``.
+        samples: continuations of each open prompt in :func:`dominance`; 0 samples none.
+        new_tokens: length of what the model writes in :func:`fidelity`; 0 writes nothing.
+        seed: of all sampling.
 
     Raises:
         ModelError: the edit was made on another model, or is already in this one's weights.
         ValueError: the record has no new target, or is about another fact than the edit.
     """
-    fact = record.fact
-    if fact.new_target is None:
-        raise ValueError(f"The record {record.id!r} has no new target: its fact needs one.")
-    if edit.fact is not None and (edit.fact.subject, edit.fact.new_target) != (fact.subject, fact.new_target):
-        raise ValueError(
-            f"The edit makes {edit.fact.text!r} say {edit.fact.new_target!r}; the record {record.id!r} is about "
-            f"{fact.text!r} and {fact.new_target!r}. Check an edit with its own record."
-        )
-    if edit.is_applied(model):
-        raise ModelError(
-            "The model's weights carry the edit already, so that 'before' would be after it: leave edit.applied(model) first."
-        )
-    hooks = edit.fwd_hooks(model)
+    fact_of(edit, record)
+    NumberedEdits(model, [edit, *others])  # an edit of another model is refused before anything is asked
     return Limits(
         record_id=record.id,
-        results=tuple(check(model, hooks, record, prepend_bos=prepend_bos) for check in CHECKS),
+        relation=record.relation,
+        results=(
+            direction(model, edit, record, prepend_bos=prepend_bos),
+            association(model, edit, record, prepend_bos=prepend_bos),
+            description(model, edit, record, prepend_bos=prepend_bos),
+            dominance(model, edit, record, samples=samples, seed=seed, prepend_bos=prepend_bos),
+            bleed_over(model, edit, record, prepend_bos=prepend_bos),
+            consequence(model, edit, record, prepend_bos=prepend_bos),
+            essence(model, edit, record, seed=seed, prepend_bos=prepend_bos),
+            fidelity(
+                model,
+                edit,
+                record,
+                others=others,
+                texts=texts,
+                new_tokens=new_tokens,
+                seed=seed,
+                prepend_bos=prepend_bos,
+            ),
+        ),
     )
+
+
+def _shown(value: Any) -> str:
+    return "not asked" if value is None else str(value)

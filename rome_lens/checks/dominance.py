@@ -1,58 +1,138 @@
 """Dominance: does the model now want to say Rome more than it ever wanted to say Paris?"""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
-from rome_lens.answers import answer_log_probs
-from rome_lens.checks.result import CheckResult, CheckRow, control_average, not_asked
+from rome_lens.checks.asking import before_and_after, continuations, fact_of, row
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data import Record
 from rome_lens.facts import SLOT
-from rome_lens.intervals import average
-from rome_lens.models import Hook, LensModel
+from rome_lens.models import LensModel
 
 NAME = "dominance"
 ASKS = "Where the subject is mentioned and nothing is asked, is the new target louder than the true one ever was?"
 
 
 def dominance(
-    model: LensModel, hooks: Sequence[Hook], record: Record, *, prepend_bos: bool | None = None
+    model: LensModel,
+    edit: Any,
+    record: Record,
+    *,
+    samples: int = 4,
+    new_tokens: int = 12,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
 ) -> CheckResult:
-    """``p_edited(new target) - p_unedited(true target)`` on open prompts about the subject.
+    """What the new target gained beyond what the true one had, on open prompts about the subject.
 
-    The rows' ``before`` is the unedited true target's probability, ``after`` the edited new target's. Control: the
-    unedited probability of the new target on the same prompts about subjects of which it is really true.
+        effect = mean over open prompts of  p_edited(o* | prompt) - p(o | prompt)
+
+    A row's ``before`` is the unedited ``p(o)``, its ``after`` the edited ``p(o*)``; both ranks, and the share of sampled
+    continuations that name the targets, stand beside it. Control: ``p(o*)``, and the share that names it, on the same prompts
+    about subjects of which it is really true, unedited: what saying so would be like if it were so.
+
+    Source: over-optimisation in "But is it really in Rome?".
+
+    Args:
+        samples: continuations of each open prompt, each of ``new_tokens`` tokens drawn among the 5 likeliest, with the same
+            draws before and after; 0 samples none.
+
+    Raises:
+        ValueError: as for :func:`rome_lens.checks.check_limits`; ``samples`` is negative or ``new_tokens`` below 1.
     """
-    fact = record.fact
+    fact, new = fact_of(edit, record)
+    if samples < 0 or new_tokens < 1:
+        raise ValueError(f"samples is {samples} and new_tokens {new_tokens}, expected 0 or more and 1 or more.")
     if not record.open_prompts:
-        return not_asked(NAME, ASKS, "open prompts")
-    new = str(fact.new_target)
+        return not_asked(NAME, ASKS, "the record has no open prompts")
     prompts = [prompt.replace(SLOT, fact.subject) for prompt in record.open_prompts]
-    before = answer_log_probs(model, [(p, fact.target) for p in prompts], prepend_bos=prepend_bos).exp().tolist()
-    after = (
-        answer_log_probs(model, [(p, new) for p in prompts], fwd_hooks=hooks, prepend_bos=prepend_bos).exp().tolist()
-    )
-    controls: list[float | None] = [None] * len(prompts)
-    if record.exemplars:
-        questions = [(p.replace(SLOT, name), new) for p in record.open_prompts for name in record.exemplars]
-        each = answer_log_probs(model, questions, prepend_bos=prepend_bos).exp().reshape(len(prompts), -1)
-        controls = each.mean(1).tolist()
-    names = " / ".join(record.exemplars)
-    rows = tuple(
-        CheckRow(prompt=p, answer=f"{fact.target} -> {new}", before=b, after=a, control_prompt=names or None, control=c)
-        for p, b, a, c in zip(prompts, before, after, controls, strict=True)
-    )
-    effect, control = average([row.change for row in rows]), control_average(rows)
-    reading = (
-        f"Unasked, p({new}) after the edit is {average(after).mean:.3f}, p({fact.target}) before it was "
-        f"{average(before).mean:.3f}: a difference of {effect.mean:+.3f}."
-    )
-    if control is not None:
-        reading += f" Of subjects of which it is true ({names}) the unedited model says {new} with {control.mean:.3f}."
-    return CheckResult(
+    really = [prompt.replace(SLOT, name) for prompt in record.open_prompts for name in record.exemplars]
+    questions = [(p, new) for p in prompts] + [(p, fact.target) for p in prompts] + [(p, new) for p in really]
+    answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
+    n, each = len(prompts), len(record.exemplars)
+    now, once, exemplars = answered[:n], answered[n : 2 * n], answered[2 * n :]
+    names = " / ".join(record.exemplars) or None
+    rows = [
+        CheckRow(
+            kind="open prompt",
+            prompt=a.prompt,
+            answer=f"{fact.target} -> {new}",
+            before=t.p_before,
+            after=a.p_after,
+            effect=a.p_after - t.p_before,
+            control_prompt=names,
+            control=sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each if each else None,
+            kl=a.kl,
+            firing=a.firing,
+            fires_at=a.fires_at,
+        )
+        for i, (a, t) in enumerate(zip(now, once, strict=True))
+    ]
+    further = [
+        Measure(name="rank of the true target, before", values=tuple(float(t.rank_before) for t in once)),
+        Measure(name="rank of the new target, after", values=tuple(float(a.rank_after) for a in now)),
+        Measure(name="change of p(new target)", values=tuple(a.p_change for a in now)),
+        Measure(name="change of p(true target)", values=tuple(t.p_change for t in once)),
+    ]
+    if samples:
+        jobs = [(prompt, False) for prompt in (*prompts, *really)] + [(prompt, True) for prompt in prompts]
+        texts = continuations(
+            model, edit, jobs, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
+        )
+        further += _naming(texts[:n], texts[-n:], texts[n:-n], fact.target, new)
+    result = CheckResult(
         name=NAME,
         asks=ASKS,
-        measured=f"probability of {fact.target!r} before, of {new!r} after",
-        rows=rows,
-        effect=effect,
-        control=control,
-        reading=reading,
+        measured="p(true target) before, p(new target) after",
+        effect_is="p(new target) after minus p(true target) before",
+        control_is="p(new target) of subjects of which it is true, unedited",
+        rows=(*rows, *(row(x, "exemplar") for x in exemplars)),
+        further=tuple(further),
     )
+    return result.with_reading(_reading(result, fact.target, new, names))
+
+
+def _naming(
+    before: Sequence[Sequence[str]],
+    after: Sequence[Sequence[str]],
+    exemplars: Sequence[Sequence[str]],
+    target: str,
+    new: str,
+) -> list[Measure]:
+    """By prompt the share of its continuations that name a target."""
+    shares = [
+        ("continuations that name the true target, before", before, target),
+        ("continuations that name the true target, after", after, target),
+        ("continuations that name the new target, before", before, new),
+        ("continuations that name the new target, after", after, new),
+        ("continuations that name the new target, of which it is true", exemplars, new),
+    ]
+    return [
+        Measure(name=name, values=tuple(_share_naming(each, word) for each in some), share=True)
+        for name, some, word in shares
+        if some
+    ]
+
+
+def _share_naming(texts: Sequence[str], word: str) -> float:
+    named = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+    return sum(bool(named.search(text)) for text in texts) / len(texts)
+
+
+def _reading(result: CheckResult, target: str, new: str, names: str | None) -> str:
+    assert result.effect is not None
+    own = [each for each in result.rows if each.effect is not None]
+    reading = (
+        f"Unasked, p({new}) after the edit is {sum(r.after for r in own) / len(own):.3f}, p({target}) before it was "
+        f"{sum(r.before for r in own) / len(own):.3f}: a difference of {result.effect.mean:+.3f}"
+    )
+    kinds = ("name the true target, before", "name the new target, after")
+    shares = [m.average.mean for kind in kinds for m in result.further if m.name == f"continuations that {kind}"]
+    if shares:
+        reading += f"; {shares[0]:.0%} of sampled continuations named {target} before, {shares[1]:.0%} name {new} after"
+    if result.control is not None:
+        reading += (
+            f". Of subjects of which it is true ({names}) the unedited model says {new} with {result.control.mean:.3f}"
+        )
+    return reading + "."

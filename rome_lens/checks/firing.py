@@ -1,15 +1,15 @@
 """Why an edit acts where it acts: it adds ``(u . k) v``, so that it fires where a token's key meets ``u``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.edits import RankOneEdit
 from rome_lens.forward import keys_of
 from rome_lens.models import LensModel
-from rome_lens.tokens import token_ids, token_labels
+from rome_lens.tokens import pad_right, token_ids, token_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,31 @@ def edit_firing(model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: 
 
     Raises:
         ModelError: the edit was made on another model.
-        ValueError: the edit does not name its key.
+        ValueError: the edit does not name its key, or the text is empty.
+    """
+    return edit_firings(model, edit, [text], prepend_bos=prepend_bos)[0]
+
+
+def edit_firings(
+    model: LensModel, edit: RankOneEdit, texts: Sequence[str], *, prepend_bos: bool | None = None
+) -> list[EditFiring]:
+    """:func:`edit_firing` of several texts in one run, which ends at the edited layer.
+
+    Raises:
+        ModelError: the edit was made on another model.
+        ValueError: the edit does not name its key; there is no text, or an empty one.
     """
     edit.check(model)
     if edit.key is None:
         raise ValueError("The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...).")
-    if not text:
-        raise ValueError("The text is empty: there is no token at which the edit could fire.")
-    ids = token_ids(model, text, prepend_bos=prepend_bos)
-    keys = keys_of(model, torch.tensor([ids]), edit.layer)[0].to("cpu", edit.u.dtype)
-    return EditFiring(text=text, labels=tuple(token_labels(model, ids)), values=keys @ edit.u / (edit.key @ edit.u))
+    if not texts or not all(texts):
+        raise ValueError(
+            f"The texts are {list(texts)!r}, expected at least one, and none empty: there is no token to fire at."
+        )
+    rows = [token_ids(model, text, prepend_bos=prepend_bos) for text in texts]
+    keys = keys_of(model, pad_right(rows), edit.layer).to("cpu", edit.u.dtype)
+    values = keys @ edit.u / (edit.key @ edit.u)
+    return [
+        EditFiring(text=text, labels=tuple(token_labels(model, ids)), values=own[: len(ids)])
+        for text, ids, own in zip(texts, rows, values, strict=True)
+    ]

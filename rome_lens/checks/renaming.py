@@ -1,77 +1,135 @@
 """Association or concept, and description: does the edit reach the subject under another name, or without any?"""
 
 from collections.abc import Sequence
+from typing import Any
 
-from rome_lens.answers import answer_log_probs
-from rome_lens.checks.result import CheckResult, CheckRow, control_average, not_asked
+from rome_lens.checks.asking import Answered, before_and_after, fact_of, row
+from rome_lens.checks.result import KNOWN, CheckResult, Measure, not_asked
 from rome_lens.data import Record
-from rome_lens.intervals import average
-from rome_lens.models import Hook, LensModel
+from rome_lens.facts import Fact
+from rome_lens.models import LensModel
 
-KNOWN = 0.1
+LEAST_FORWARD = 0.05
+CONTROL_IS = "p(true target) under the same words, unedited"
 
 
-def association(
-    model: LensModel, hooks: Sequence[Hook], record: Record, *, prepend_bos: bool | None = None
-) -> CheckResult:
-    """Change of ``p(new target)`` under aliases of the subject; control: unedited ``p(true target)`` under the alias."""
+def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+    """The share of the edit's effect that an alias of the subject keeps.
+
+        effect = mean over aliases of  [p_edited(o* | alias) - p(o* | alias)] / [p_edited(o* | s) - p(o* | s)]
+
+    Control: ``p(o | alias)``, unedited: does the model know the fact under the alias? ``effect_where_known`` is over those
+    aliases alone. The same share in ``log p`` stands beside it. Where the edit does not hold forwards (p changes by less
+    than 0.05) there is nothing to have a share of, and the check says so.
+
+    Source: "Cheese is not Fromage" of "But is it really in Rome?".
+    """
+    fact, new = fact_of(edit, record)
     asks = "Does the edit hold for the subject under another name?"
-    return _renamed(model, hooks, record, record.aliases, "association", asks, "alias", "aliases", prepend_bos)
+    if not record.aliases:
+        return not_asked("association", asks, "the record has no aliases")
+    return _renamed(model, edit, fact, new, record.aliases, ("association", asks, "alias"), prepend_bos)
 
 
-def description(
-    model: LensModel, hooks: Sequence[Hook], record: Record, *, prepend_bos: bool | None = None
-) -> CheckResult:
-    """Change of ``p(new target)`` for descriptions without the subject's tokens; control: unedited ``p(true target)``."""
+def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+    """The share of the edit's effect that a description of the subject without its name keeps; see :func:`association`.
+
+    A second control: the description with the name put before it ("The Eiffel Tower, the iron lattice structure ..., is"),
+    where an edit that is bound to the name's tokens should hold.
+
+    Source: "The Rock" of "But is it really in Rome?".
+    """
+    fact, new = fact_of(edit, record)
     asks = "Does the edit hold for the subject described without its name?"
-    return _renamed(
-        model, hooks, record, record.descriptions, "description", asks, "description", "descriptions", prepend_bos
-    )
+    if not record.descriptions:
+        return not_asked("description", asks, "the record has no descriptions")
+    words = ("description", asks, "description")
+    return _renamed(model, edit, fact, new, record.descriptions, words, prepend_bos)
 
 
 def _renamed(
     model: LensModel,
-    hooks: Sequence[Hook],
-    record: Record,
-    names: tuple[str, ...],
-    check: str,
-    asks: str,
-    one: str,
-    many: str,
+    edit: Any,
+    fact: Fact,
+    new: str,
+    names: Sequence[str],
+    words: tuple[str, str, str],
     prepend_bos: bool | None,
 ) -> CheckResult:
-    if not names:
-        return not_asked(check, asks, many)
-    fact = record.fact
-    new = str(fact.new_target)
+    check, asks, kind = words
     prompts = [fact.about(name).text for name in names]
-    asked = [(prompt, new) for prompt in (*prompts, fact.text)]
-    before = answer_log_probs(model, asked, prepend_bos=prepend_bos).exp().tolist()
-    after = answer_log_probs(model, asked, fwd_hooks=hooks, prepend_bos=prepend_bos).exp().tolist()
-    known = (
-        answer_log_probs(model, [(prompt, fact.target) for prompt in prompts], prepend_bos=prepend_bos).exp().tolist()
+    named = [fact.about(f"{fact.subject}, {_inside(name)},").text for name in names] if check == "description" else []
+    questions = [(fact.text, new), *((prompt, new) for prompt in (*prompts, *named))]
+    forward, *answered = before_and_after(
+        model, edit, [*questions, *((prompt, fact.target) for prompt in prompts)], prepend_bos=prepend_bos
     )
-    rows = tuple(
-        CheckRow(prompt=prompt, answer=new, before=b, after=a, control_prompt=f"{prompt} {fact.target}", control=c)
-        for prompt, b, a, c in zip(prompts, before, after, known, strict=False)
-    )
-    effect, control = average([row.change for row in rows]), control_average(rows)
-    forward = after[-1] - before[-1]
-    known_names = [name for name, p in zip(names, known, strict=True) if p >= KNOWN]
-    reached = [row.change for row in rows if row.control is not None and row.control >= KNOWN]
-    could = (
-        f"The unedited model knows the fact (p >= {KNOWN}) under {', '.join(known_names)}, where it changed by "
-        f"{average(reached).mean:+.3f}."
-        if known_names
-        else f"The unedited model knows the true fact under no {one} (p < {KNOWN}), so that nothing follows from this."
-    )
-    reading = f"p({new}) changed by {forward:+.3f} under the subject's name and by {effect.mean:+.3f} under the {one}. {could}"
-    return CheckResult(
+    n = len(prompts)
+    under, with_name, true = answered[:n], answered[n:-n], answered[-n:]
+    if abs(forward.p_change) < LEAST_FORWARD:
+        lacking = f"the edit does not hold for the subject itself, p({new}) changed by {forward.p_change:+.3f}"
+        return not_asked(check, asks, lacking)
+    rows = [
+        row(
+            a,
+            kind,
+            effect=a.p_change / forward.p_change,
+            control_prompt=f"{a.prompt} {fact.target}",
+            control=t.p_before,
+            known=t.p_before >= KNOWN,
+        )
+        for a, t in zip(under, true, strict=True)
+    ]
+    rows += [row(a, "description with the name") for a in with_name]
+    result = CheckResult(
         name=check,
         asks=asks,
-        measured=f"probability of {new!r}",
-        rows=rows,
-        effect=effect,
-        control=control,
-        reading=reading,
+        measured="p(new target)",
+        effect_is=f"share of the change of p(new target) that the {kind} keeps",
+        control_is=CONTROL_IS,
+        rows=(*rows, row(forward, "forward")),
+        further=_further(forward, under, with_name, true),
     )
+    return result.with_reading(_reading(result, forward, kind, names, new))
+
+
+def _inside(name: str) -> str:
+    """A description as it stands within a sentence."""
+    return name[0].lower() + name[1:] if name.split()[0] in ("The", "A", "An") else name
+
+
+def _further(
+    forward: Answered, under: Sequence[Answered], with_name: Sequence[Answered], true: Sequence[Answered]
+) -> tuple[Measure, ...]:
+    found = [
+        Measure(name="change of p(new target)", values=tuple(a.p_change for a in under)),
+        Measure(
+            name="share of the change of log p(new target)", values=tuple(a.change / forward.change for a in under)
+        ),
+        Measure(name="change of p(true target)", values=tuple(t.p_change for t in true)),
+        Measure(name="change of p(new target), the subject's own name", values=(forward.p_change,)),
+    ]
+    if with_name:
+        shares = tuple(a.p_change / forward.p_change for a in with_name)
+        found.append(Measure(name="share kept with the name added", values=shares))
+    fires = tuple(a.firing for a in under if a.firing is not None)
+    return (*found, Measure(name="strongest firing", values=fires)) if fires else tuple(found)
+
+
+def _reading(result: CheckResult, forward: Answered, kind: str, names: Sequence[str], new: str) -> str:
+    assert result.effect is not None
+    own = [each for each in result.rows if each.kind == kind]
+    known = [name for name, each in zip(names, own, strict=True) if each.known]
+    reading = (
+        f"p({new}) changed by {forward.p_change:+.3f} under the subject's name; of that the {kind} keeps "
+        f"{result.effect.mean:+.3f}. "
+    )
+    if known:
+        assert result.effect_where_known is not None
+        reading += f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}: there "
+        reading += f"{result.effect_where_known.mean:+.3f}"
+    else:
+        reading += f"The unedited model knows the fact under no {kind} (p < {KNOWN}), so that little follows"
+    if all(each.firing is not None for each in own):
+        strongest = max(own, key=lambda each: abs(each.firing or 0.0))
+        reading += f"; the edit fires there with {strongest.firing:+.2f} at most (1 on its own fact)"
+    return reading + "."

@@ -1,25 +1,42 @@
 """The one result type of all checks."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from rome_lens.intervals import Average, average
+from rome_lens.intervals import Average, average, rank_correlation, share
+from rome_lens.storage import Stored
+
+KNOWN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckRow:
-    """One prompt of a check: a probability before and after the edit, and the same quantity where it must be high.
+class CheckRow(Stored):
+    """One prompt of a check, without and with the edit.
 
-    ``control`` is None where the check has no control for each single prompt.
+    Attributes:
+        kind: what the prompt is to the check, such as ``"alias"``.
+        before, after: the measured number without and with the edit.
+        effect: what the prompt adds to the check's average; None where it stands beside it only, for comparison.
+        control_prompt, control: where the same could be seen if it could be seen at all; None without such a place.
+        known: whether the unedited model can do there what is asked (p of at least 0.1); None where that is not the question.
+        kl: ``KL(before || after)`` of the next token's distribution, in nats.
+        firing, fires_at: the edit's strongest firing within the prompt, 1 being that on its own fact, and its token.
     """
 
+    kind: str
     prompt: str
     answer: str
     before: float
     after: float
+    effect: float | None = None
     control_prompt: str | None = None
     control: float | None = None
+    known: bool | None = None
+    kl: float | None = None
+    firing: float | None = None
+    fires_at: str | None = None
 
     @property
     def change(self) -> float:
@@ -28,49 +45,109 @@ class CheckRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckResult:
+class Measure(Stored):
+    """A further number of a check, with the values that it is the average of; ``share`` marks values between 0 and 1."""
+
+    name: str
+    values: tuple[float, ...]
+    share: bool = False
+
+    @property
+    def average(self) -> Average:
+        """Their mean, with its 95 % interval from five values on."""
+        return (share if self.share else average)(list(self.values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult(Stored):
     """What one check found.
 
     Attributes:
         name: of the check; ``asks`` is its question.
-        measured: what the rows' numbers are.
+        measured: what the rows' numbers are; ``effect_is`` and ``control_is`` what their averages are.
         rows: one for each prompt; empty where the record lacks the data, which is "not asked" and never "passed".
-        effect: the average that answers the question; ``control`` tells whether the model could have done it at all.
-        reading: both in one sentence.
+        further: other numbers that answer the question.
+        reading: effect and control in one sentence.
     """
 
     name: str
     asks: str
     measured: str
+    effect_is: str
+    control_is: str
     rows: tuple[CheckRow, ...]
-    effect: Average | None
-    control: Average | None
-    reading: str
+    further: tuple[Measure, ...] = ()
+    reading: str = ""
 
     @property
     def asked(self) -> bool:
         """Whether the record had data for this check."""
-        return bool(self.rows)
+        return any(row.effect is not None for row in self.rows)
+
+    @property
+    def effect(self) -> Average | None:
+        """The average that answers the question."""
+        return _average(row.effect for row in self.rows)
+
+    @property
+    def effect_where_known(self) -> Average | None:
+        """The same over the prompts of which the unedited model can do what is asked; None where there are none."""
+        return _average(row.effect for row in self.rows if row.known)
+
+    @property
+    def control(self) -> Average | None:
+        """Whether the model could have done it at all."""
+        return _average(row.control for row in self.rows if row.effect is not None)
+
+    @property
+    def firing_correlation(self) -> float | None:
+        """Spearman's correlation of ``|firing|`` with ``kl`` over the prompts; None below five."""
+        return firing_correlation(self.rows)
+
+    def with_reading(self, reading: str) -> "CheckResult":
+        """The same result with this sentence."""
+        return replace(self, reading=reading)
+
+    def __getitem__(self, name: str) -> Average:
+        for measure in self.further:
+            if measure.name == name:
+                return measure.average
+        raise KeyError(f"There is no number {name!r}; there are {[measure.name for measure in self.further]}.")
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each prompt."""
-        columns = ["check", "prompt", "answer", "before", "after", "change", "control_prompt", "control"]
-        return pd.DataFrame(
-            [
-                [self.name, r.prompt, r.answer, r.before, r.after, r.change, r.control_prompt, r.control]
-                for r in self.rows
-            ],
-            columns=columns,
-        )
+        names = [
+            "kind",
+            "prompt",
+            "answer",
+            "before",
+            "after",
+            "change",
+            "effect",
+            "control_prompt",
+            "control",
+            "known",
+        ]
+        names += ["kl", "firing", "fires_at"]
+        values = [[self.name, *(getattr(row, name) for name in names)] for row in self.rows]
+        return pd.DataFrame(values, columns=["check", *names])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.name}: {self.reading}</p>{self.to_frame().to_html(index=False, float_format='{:.4f}'.format)}"
 
 
 def not_asked(name: str, asks: str, lacking: str) -> CheckResult:
-    """The result of a check for which the record has no data."""
-    reading = f"Not asked: the record has no {lacking}."
-    return CheckResult(name=name, asks=asks, measured="", rows=(), effect=None, control=None, reading=reading)
+    """The result of a check for which there is no data."""
+    reading = f"Not asked: {lacking}."
+    return CheckResult(name=name, asks=asks, measured="", effect_is="", control_is="", rows=(), reading=reading)
 
 
-def control_average(rows: tuple[CheckRow, ...]) -> Average | None:
-    """The average over the rows that have a control."""
-    values = [row.control for row in rows if row.control is not None]
-    return average(values) if values else None
+def firing_correlation(rows: Sequence[CheckRow]) -> float | None:
+    """Spearman's correlation of ``|firing|`` with ``kl`` over distinct prompts; None below five, or where one is constant."""
+    pairs = {row.prompt: (abs(row.firing), row.kl) for row in rows if row.firing is not None and row.kl is not None}
+    return rank_correlation(list(pairs.values()))
+
+
+def _average(values: Iterable[float | None]) -> Average | None:
+    kept = [value for value in values if value is not None]
+    return average(kept) if kept else None

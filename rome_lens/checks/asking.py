@@ -1,0 +1,207 @@
+"""Questions without and with an edit, both in one batch, and how strongly the edit fires on each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rome_lens.answers import read_answers
+from rome_lens.checks.firing import EditFiring, edit_firings
+from rome_lens.checks.result import CheckRow
+from rome_lens.data import Record
+from rome_lens.editors import NumberedEdits, check_same_fact, prefixed
+from rome_lens.edits import RankOneEdit
+from rome_lens.facts import Fact
+from rome_lens.models import LensModel
+from rome_lens.sampling import sample_continuations
+
+Question = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One question without and with the edit.
+
+    Attributes:
+        before, after: ``log p(answer | prompt)``, summed over the answer's tokens, natural logarithm.
+        rank_before, rank_after: place of the answer's first token among all tokens; 1 is the likeliest.
+        kl: ``KL(before || after)`` of the next token's distribution behind the prompt, in nats.
+        tokens: how many the answer has.
+        firing: the edit's firing at the prompt's token where it is strongest; None of an edit without a key.
+        fires_at: that token.
+    """
+
+    prompt: str
+    answer: str
+    before: float
+    after: float
+    rank_before: int
+    rank_after: int
+    kl: float
+    tokens: int
+    firing: float | None = None
+    fires_at: str | None = None
+
+    @property
+    def change(self) -> float:
+        """``after - before``, in nats."""
+        return self.after - self.before
+
+    @property
+    def p_change(self) -> float:
+        """The change of the probability."""
+        return self.p_after - self.p_before
+
+    @property
+    def p_before(self) -> float:
+        """Probability of the answer without the edit."""
+        return math.exp(self.before)
+
+    @property
+    def p_after(self) -> float:
+        """Probability of the answer with the edit."""
+        return math.exp(self.after)
+
+
+def row(
+    answered: Answered,
+    kind: str,
+    *,
+    in_nats: bool = False,
+    effect: float | None = None,
+    control_prompt: str | None = None,
+    control: float | None = None,
+    known: bool | None = None,
+) -> CheckRow:
+    """A check's row of an answered question: its probabilities, or their logarithms."""
+    return CheckRow(
+        kind=kind,
+        prompt=answered.prompt,
+        answer=answered.answer,
+        before=answered.before if in_nats else answered.p_before,
+        after=answered.after if in_nats else answered.p_after,
+        effect=effect,
+        control_prompt=control_prompt,
+        control=control,
+        known=known,
+        kl=answered.kl,
+        firing=answered.firing,
+        fires_at=answered.fires_at,
+    )
+
+
+def fact_of(edit: Any, record: Record) -> tuple[Fact, str]:
+    """The record's fact and its new target.
+
+    Raises:
+        ValueError: the record has no new target, or is about another fact than the edit.
+    """
+    fact = record.fact
+    if fact.new_target is None:
+        raise ValueError(f"The record {record.id!r} has no new target: its fact needs one.")
+    check_same_fact(edit, fact, record.id)
+    return fact, fact.new_target
+
+
+def before_and_after(
+    model: LensModel, edit: Any, questions: Sequence[Question], *, prepend_bos: bool | None = None
+) -> list[Answered]:
+    """Every question without and with the edit; the weights stay untouched, and hooks that the caller has on stay on.
+
+    Raises:
+        FactError: there is no question, or a prompt or answer is empty or ends in white space.
+        ModelError: the edit was made on another model, or is already in this one's weights.
+    """
+    numbered = NumberedEdits(model, [None, edit])
+    numbers = [number for _ in questions for number in numbered.numbers]
+    asked = [q for prompt, answer in questions for q in ((prompt, answer), (prefixed(edit, prompt), answer))]
+    found: dict[int, _Read] = {}
+    for some, hooks_of_rows in numbered.together(numbers):
+        part, marks = [asked[i] for i in some], [numbers[i] for i in some]
+        reads = read_answers(model, part, _read, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos)
+        found |= dict(zip(some, reads, strict=True))
+    firing = strongest_firing(model, edit, [prompt for prompt, _ in questions], prepend_bos=prepend_bos)
+    return [
+        Answered(
+            prompt=prompt,
+            answer=answer,
+            before=found[2 * i].log_p,
+            after=found[2 * i + 1].log_p,
+            rank_before=found[2 * i].rank,
+            rank_after=found[2 * i + 1].rank,
+            kl=kl_divergence(found[2 * i].next_token, found[2 * i + 1].next_token),
+            tokens=found[2 * i].tokens,
+            firing=firing[i][0],
+            fires_at=firing[i][1],
+        )
+        for i, (prompt, answer) in enumerate(questions)
+    ]
+
+
+def continuations(
+    model: LensModel,
+    edit: Any,
+    jobs: Sequence[tuple[str, bool]],
+    *,
+    samples: int,
+    new_tokens: int,
+    seed: int,
+    prepend_bos: bool | None = None,
+) -> list[list[str]]:
+    """For each prompt, without the edit (False) or with it, so many continuations; the same draws either way."""
+    numbered = NumberedEdits(model, [None, edit])
+    each = [(prompt, edited, k) for prompt, edited in jobs for k in range(samples)]
+    numbers = [numbered.numbers[edited] for _, edited, _ in each]
+    texts = [""] * len(each)
+    for some, hooks_of_rows in numbered.together(numbers):
+        found = sample_continuations(
+            model,
+            [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
+            new_tokens=new_tokens,
+            seeds=[crc32(f"{seed} {each[i][0]} {each[i][2]}".encode()) for i in some],
+            marks=[numbers[i] for i in some],
+            hooks_of_rows=hooks_of_rows,
+            prepend_bos=prepend_bos,
+        )
+        for i, text in zip(some, found, strict=True):
+            texts[i] = text
+    return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+
+def strongest_firing(
+    model: LensModel, edit: Any, texts: Sequence[str], *, prepend_bos: bool | None = None
+) -> list[tuple[float | None, str | None]]:
+    """For each text the firing that is largest by its size, and its token; None where the edit names no key."""
+    if not isinstance(edit, RankOneEdit) or edit.key is None:
+        return [(None, None)] * len(texts)
+    return [_strongest(each) for each in edit_firings(model, edit, texts, prepend_bos=prepend_bos)]
+
+
+def kl_divergence(p: Float[Tensor, " d_vocab"], q: Float[Tensor, " d_vocab"]) -> float:
+    """``KL(p || q) = sum_i p_i (log p_i - log q_i)`` in nats, of two distributions given by their logarithms."""
+    p, q = p.double(), q.double()
+    return float((p.exp() * (p - q)).sum().clamp(min=0.0))
+
+
+@dataclass(frozen=True)
+class _Read:
+    log_p: float
+    rank: int
+    tokens: int
+    next_token: Float[Tensor, " d_vocab"]
+
+
+def _read(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]) -> _Read:
+    chosen = log_p.gather(-1, ids[:, None])[:, 0].double()
+    rank = 1 + int((log_p[0] > log_p[0, ids[0]]).sum())
+    return _Read(float(chosen.sum()), rank, len(ids), log_p[0].cpu().clone())
+
+
+def _strongest(firing: EditFiring) -> tuple[float, str]:
+    place = int(torch.argmax(firing.values.abs()))
+    return float(firing.values[place]), firing.labels[place]

@@ -1,0 +1,88 @@
+"""Essence: what the subject is stays, beside the one thing that was edited?"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rome_lens.checks.asking import Answered, before_and_after, fact_of, row
+from rome_lens.checks.result import CheckResult, Measure
+from rome_lens.data import Record
+from rome_lens.edits import RankOneEdit
+from rome_lens.facts import SLOT
+from rome_lens.models import LensModel
+
+NAME = "essence"
+ASKS = "Does what the model says of the subject, beside the edited fact, stay?"
+SENTENCES = "change of the sentences' nats per token"
+PROMPTS = ("{} is a", "{} is", "{} was", "{} has", "{} and")
+
+
+def essence(
+    model: LensModel, edit: Any, record: Record, *, seed: int = 0, prepend_bos: bool | None = None
+) -> CheckResult:
+    """``KL(before || after)`` of the next token behind the subject, and the perplexity of true sentences about it.
+
+        effect = mean over "{subject} is a", "... is", "... was", "... has", "... and" of  KL(p || p_edited), in nats
+
+    "{subject} is a" is the prompt that ROME's own loss holds in place, the others are not. Control: the same for an edit at
+    the same place and of equal norm whose target is random: ``u`` with a random direction for ``v``. Sentences about
+    the subject (the record's ``texts``) are read without and with the edit, in nats per token; ``exp`` of that is the perplexity.
+
+    Source: essence drift, Meng et al. 2022, section 3.1 and appendix E.5 (the KL term of equation 4).
+
+    Args:
+        seed: of the random direction.
+    """
+    fact, _ = fact_of(edit, record)
+    questions = [(prompt.replace(SLOT, fact.subject), fact.target) for prompt in PROMPTS]
+    sentences = [tuple(text.split(" ", 1)) for text in record.texts if " " in text.strip()]
+    asked = [*questions, *((first, rest) for first, rest in sentences)]
+    answered = before_and_after(model, edit, asked, prepend_bos=prepend_bos)
+    n = len(questions)
+    blind: list[Answered] | None = None
+    if isinstance(edit, RankOneEdit):
+        blind = before_and_after(model, random_target(edit, seed=seed), asked, prepend_bos=prepend_bos)
+    rows = []
+    for i, a in enumerate(answered[:n]):
+        its = row(a, "essence", effect=a.kl, control=None if blind is None else blind[i].kl)
+        rows.append(replace(its, answer="(next token)", before=0.0, after=a.kl))
+    for i, a in enumerate(answered[n:], start=n):
+        its = row(a, "sentence", control=None if blind is None else -blind[i].after / a.tokens)
+        rows.append(replace(its, before=-a.before / a.tokens, after=-a.after / a.tokens))
+    further = []
+    if sentences:
+        told = [(a.before - a.after) / a.tokens for a in answered[n:]]
+        further.append(Measure(name=SENTENCES, values=tuple(told)))
+        if blind is not None:
+            other = [(b.before - b.after) / b.tokens for b in blind[n:]]
+            further.append(Measure(name=f"{SENTENCES}, random target", values=tuple(other)))
+    result = CheckResult(
+        name=NAME,
+        asks=ASKS,
+        measured="KL(before || after), or nats per token of a sentence",
+        effect_is="KL(before || after) behind the subject, in nats",
+        control_is="the same of an edit of equal norm with a random target",
+        rows=tuple(rows),
+        further=tuple(further),
+    )
+    return result.with_reading(_reading(result))
+
+
+def random_target(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
+    """The same edit with a random direction, of equal length, for ``v``: at the same place as strong, and about nothing."""
+    drawn = torch.randn(len(edit.v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(edit.v)
+    return replace(edit, v=drawn * (edit.v.norm() / drawn.norm()), value=None, losses=None, probability=None)
+
+
+def _reading(result: CheckResult) -> str:
+    assert result.effect is not None
+    first = result.rows[0]
+    reading = f"Behind the subject's name the next token moves by {result.effect.mean:.3f} nats"
+    reading += f" ({first.after:.3f} on {first.prompt!r})"
+    if result.control is not None:
+        reading += f"; an edit as strong with a random target moves it by {result.control.mean:.3f}"
+    told = [measure.average.mean for measure in result.further if measure.name == SENTENCES]
+    if told:
+        reading += f". True sentences about it change by {told[0]:+.3f} nats per token"
+    return reading + "."

@@ -1,0 +1,162 @@
+"""Fidelity of the patch: does the model still work, or is this edit a disabling one?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rome_lens import data
+from rome_lens.checks.asking import Answered, before_and_after, continuations, fact_of, row
+from rome_lens.checks.firing import edit_firings
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
+from rome_lens.data import Record
+from rome_lens.edits import LayerEdit, RankOneEdit
+from rome_lens.fluency import ngram_entropy
+from rome_lens.models import LensModel, mlp_output, w_out
+
+NAME = "fidelity"
+ASKS = "Does the model still read and write other text as it did?"
+NORM = "||delta|| / ||W_out||"
+AT_SUBJECT = "||(u . k*) v|| / ||k* W_out + b_out||"
+ELSEWHERE = "mean |u . k| / (u . k*) over other text"
+OPENING = 5
+
+
+def fidelity(
+    model: LensModel,
+    edit: Any,
+    record: Record,
+    *,
+    others: Sequence[Any] = (),
+    texts: Sequence[str] | None = None,
+    new_tokens: int = 30,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+) -> CheckResult:
+    """How the edit changes the reading of text that is not about it, and how large it is.
+
+        effect = mean over texts of  1/T sum_t [log p(x_t | x_<t) - log p_edited(x_t | x_<t)],  in nats per token
+
+    ``exp`` of it is the factor by which the perplexity grows. Beside it: the norms ``||delta|| / ||W_out||`` and, at the fact's
+    own key, ``||(u . k*) v|| / ||k* W_out + b_out||``; the mean of ``|u . k| / (u . k*)`` over the tokens of those texts; and
+    the entropy (bits, :func:`rome_lens.fluency.ngram_entropy`) of what the model writes behind the texts' first words. Control:
+    the same effect of edits of other facts.
+
+    Source: "disabling edits", Gupta et al. 2024, "Rebuilding ROME"; GE of Meng et al. 2022, section 3.3.
+
+    Args:
+        others: edits of other facts on the same model, to compare with; none are made here.
+        texts: ordinary text of several words each; None takes ``data.held_texts()``.
+        new_tokens: length of what the model writes; 0 writes nothing.
+
+    Raises:
+        ValueError: as for :func:`rome_lens.checks.check_limits`; ``new_tokens`` is negative; a text is a single word.
+    """
+    fact_of(edit, record)
+    texts = list(data.held_texts() if texts is None else texts)
+    if not texts:
+        return not_asked(NAME, ASKS, "no text was given")
+    short = [text for text in texts if len(text.split()) < 2]
+    if short or new_tokens < 0:
+        raise ValueError(
+            f"texts {short!r}, new_tokens {new_tokens}: expected texts of several words, and 0 or more tokens."
+        )
+    edits = [edit, *others]
+    read = [_nats_per_token(model, each, texts, prepend_bos) for each in edits]
+    own, rest = read[0], read[1:]
+    rows = [
+        replace(each, effect=each.change, control=_mean([other[i].change for other in rest]))
+        for i, each in enumerate(own)
+    ]
+    further = []
+    for name in (NORM, AT_SUBJECT, ELSEWHERE):
+        sizes = [_size(model, each, name, texts, prepend_bos) for each in edits]
+        further += [Measure(name=name, values=(sizes[0],))] if sizes[0] is not None else []
+        known = tuple(size for size in sizes[1:] if size is not None)
+        further += [Measure(name=f"{name}, other edits", values=known)] if known else []
+    if new_tokens:
+        written = _entropies(model, edit, texts, new_tokens, seed, prepend_bos)
+        rows += written
+        for name, values in (("before", [r.before for r in written]), ("after", [r.after for r in written])):
+            further.append(Measure(name=f"entropy of generations in bits, {name}", values=tuple(values)))
+    result = CheckResult(
+        name=NAME,
+        asks=ASKS,
+        measured="nats per token of a text, or entropy in bits of a generation",
+        effect_is="change of other texts' nats per token",
+        control_is="the same of edits of other facts",
+        rows=tuple(rows),
+        further=tuple(further),
+    )
+    return result.with_reading(_reading(result))
+
+
+def _nats_per_token(model: LensModel, edit: Any, texts: Sequence[str], prepend_bos: bool | None) -> list[CheckRow]:
+    questions = [(first, rest) for first, rest in (text.strip().split(" ", 1) for text in texts)]
+    answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
+    return [_per_token(a) for a in answered]
+
+
+def _per_token(answered: Answered) -> CheckRow:
+    text = f"{answered.prompt} {answered.answer}"
+    its = replace(row(answered, "text"), prompt=text, answer="(every token)", kl=None, firing=None, fires_at=None)
+    return replace(its, before=-answered.before / answered.tokens, after=-answered.after / answered.tokens)
+
+
+def _size(model: LensModel, edit: Any, name: str, texts: Sequence[str], prepend_bos: bool | None) -> float | None:
+    """How large an edit is in one of three ways; None where an edit of its kind has no such size."""
+    if name == NORM and isinstance(edit, LayerEdit):
+        norm = math.prod(float(tensor.norm()) for tensor in edit.tensors)  # of an outer product, the product of norms
+        return norm / float(w_out(model, edit.layer).norm())
+    if not isinstance(edit, RankOneEdit) or edit.key is None:
+        return None
+    if name == AT_SUBJECT:
+        added = (edit.u @ edit.key).abs() * edit.v.norm()
+        return float(added / mlp_output(model, edit.layer, edit.key).norm().to(added))
+    if name == ELSEWHERE:
+        fired = edit_firings(model, edit, texts, prepend_bos=prepend_bos)
+        return _mean([float(value) for each in fired for value in each.values.abs()])
+    return None
+
+
+def _entropies(
+    model: LensModel, edit: Any, texts: Sequence[str], new_tokens: int, seed: int, prepend_bos: bool | None
+) -> list[CheckRow]:
+    """Entropy of what the model writes behind the first words of each text, without and with the edit."""
+    openings = [" ".join(text.split()[:OPENING]) for text in texts]
+    jobs = [(prompt, edited) for prompt in openings for edited in (False, True)]
+    found = continuations(model, edit, jobs, samples=1, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos)
+    written = [text for (text,) in found]
+    return [
+        CheckRow(
+            kind="generation",
+            prompt=prompt,
+            answer=written[2 * i + 1].strip(),
+            before=ngram_entropy(written[2 * i]),
+            after=ngram_entropy(written[2 * i + 1]),
+        )
+        for i, prompt in enumerate(openings)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _reading(result: CheckResult) -> str:
+    assert result.effect is not None
+    names = {measure.name: measure.average.mean for measure in result.further}
+    reading = (
+        f"Other text: {result.effect.mean:+.4f} nats per token (perplexity times {math.exp(result.effect.mean):.3f})"
+    )
+    if result.control is not None:
+        reading += f", edits of other facts {result.control.mean:+.4f}"
+    if NORM in names:
+        reading += f"; ||delta|| is {names[NORM]:.2%} of ||W_out||"
+        if f"{NORM}, other edits" in names:
+            reading += f" (other edits: {names[NORM + ', other edits']:.2%})"
+    if AT_SUBJECT in names:
+        reading += f", and at the subject {names[AT_SUBJECT]:.1f} times what the layer wrote there"
+    if ELSEWHERE in names:
+        reading += f"; on other text it fires with {names[ELSEWHERE]:.3f} on average"
+    return reading + "."

@@ -1,0 +1,214 @@
+"""The limits of the edits of many facts: each on disk as soon as it is done, then averaged over facts."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from rome_lens.checks import CheckResult, Limits, check_limits
+from rome_lens.data import Record
+from rome_lens.edits import RankOneEdit
+from rome_lens.intervals import Average, average, share
+from rome_lens.models import LensModel, ModelError, has_hooks, weights_fingerprint
+from rome_lens.storage import Stored, installed_versions
+from rome_lens.tokens import encode
+
+OTHERS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsAverage:
+    """Averages over facts of what the checks found on each; intervals are over facts.
+
+    Attributes:
+        limits: of each fact.
+    """
+
+    limits: tuple[Limits, ...]
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise ValueError("limits is empty, expected what check_limits gave for at least one edit.")
+
+    @property
+    def checks(self) -> list[str]:
+        """The names of the checks, in their order."""
+        return list(dict.fromkeys(result.name for each in self.limits for result in each.results))
+
+    def of(self, check: str) -> list[CheckResult]:
+        """The results of one check on the facts that it was asked of."""
+        return [result for each in self.limits for result in each.results if result.name == check and result.asked]
+
+    def effect(self, check: str, which: str = "effect") -> Average | None:
+        """The mean over facts of ``"effect"``, ``"effect_where_known"`` or ``"control"``; None where no fact was asked."""
+        values = [value.mean for result in self.of(check) if (value := getattr(result, which)) is not None]
+        return average(values) if values else None
+
+    def measure(self, check: str, name: str) -> Average | None:
+        """The mean over facts of one of the check's further numbers."""
+        found = [m for result in self.of(check) for m in result.further if m.name == name]
+        if not found:
+            return None
+        means = [measure.average.mean for measure in found]
+        return (share if all(measure.share for measure in found) else average)(means)
+
+    @property
+    def firing_correlation(self) -> Average | None:
+        """The mean over facts of :attr:`Limits.firing_correlation`."""
+        values = [value for each in self.limits if (value := each.firing_correlation) is not None]
+        return average(values) if values else None
+
+    def table(self) -> pd.DataFrame:
+        """One line for each check: how many facts and prompts, the effect, the effect where the model could, the control."""
+        lines = []
+        for name in self.checks:
+            asked = self.of(name)
+            prompts = sum(row.effect is not None for result in asked for row in result.rows)
+            values = [self.effect(name, which) for which in ("effect", "effect_where_known", "control")]
+            known = sum(result.effect_where_known is not None for result in asked)
+            cells = ["not asked" if value is None else str(value) for value in values]
+            if values[1] is None:  # where no row says whether the model could, that was not the question
+                cells[1] = "none known" if any(r.known is not None for x in asked for r in x.rows) else ""
+            effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
+            correlation = [value for result in asked if (value := result.firing_correlation) is not None]
+            line = [name, len(asked), prompts, effect_is, cells[0], cells[1], known or "", control_is, cells[2]]
+            lines.append([*line, str(average(correlation)) if correlation else ""])
+        columns = [
+            "check",
+            "facts",
+            "prompts",
+            "effect is",
+            "effect",
+            "where known",
+            "facts known",
+            "control is",
+            "control",
+        ]
+        return pd.DataFrame(lines, columns=[*columns, "firing and KL"]).set_index("check")
+
+    def further(self) -> pd.DataFrame:
+        """One line for each further number of each check: its mean over facts, and how many facts have it."""
+        lines = []
+        for check in self.checks:
+            names = dict.fromkeys(measure.name for result in self.of(check) for measure in result.further)
+            for name in names:
+                value = self.measure(check, name)
+                assert value is not None
+                lines.append([check, name, str(value), value.count])
+        return pd.DataFrame(lines, columns=["check", "number", "mean", "facts"]).set_index("check")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each prompt of each check of each fact."""
+        frames = []
+        for each in self.limits:
+            frame = each.to_frame()
+            frame.insert(0, "record", each.record_id)
+            frame.insert(1, "relation", each.relation)
+            frames.append(frame)
+        rows = [row for frame in frames for row in frame.to_dict("records")]
+        return pd.DataFrame(rows, columns=frames[0].columns)
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html()) + str(self.further().to_html())
+
+
+def average_limits(limits: Iterable[Limits]) -> LimitsAverage:
+    """Averages over facts, with 95 % intervals over facts; below five facts there is none.
+
+    Raises:
+        ValueError: there is nothing to average.
+    """
+    return LimitsAverage(limits=tuple(limits))
+
+
+def check_records(
+    model: LensModel,
+    records: Iterable[Record],
+    editor: Callable[[Any, Any], Any],
+    *,
+    texts: Sequence[str] | None = None,
+    samples: int = 4,
+    new_tokens: int = 30,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    directory: str | Path | None = None,
+    progress: bool = False,
+) -> LimitsAverage:
+    """Edit each record's fact and ask :func:`check_limits` about it; its ``others`` are the edits of the next three records.
+
+    Args:
+        editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
+        texts, samples, new_tokens, seed, prepend_bos: as for :func:`check_limits`.
+        directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
+
+    Raises:
+        ValueError: there is no record; otherwise as for :func:`check_limits`, before the first edit where it can be seen then.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("records is empty, expected at least one.")
+    for record in records:
+        encode(model, record.fact, prepend_bos=prepend_bos)
+    store = _Store(directory, model, (editor, prepend_bos))
+    edits = [
+        store.kept(RankOneEdit, record.fact, lambda record=record: editor(model, record.fact))
+        for record in tqdm(records, desc="edits", disable=not progress)
+    ]
+    found = []
+    for i, record in enumerate(tqdm(records, desc="checks", disable=not progress)):
+        others = [edits[j % len(edits)] for j in range(i + 1, i + 1 + min(OTHERS, len(edits) - 1))]
+        facts = [records[j % len(edits)].fact for j in range(i + 1, i + 1 + len(others))]
+
+        def asked(record: Record = record, edit: Any = edits[i], others: Sequence[Any] = others) -> Limits:
+            return check_limits(
+                model,
+                edit,
+                record,
+                others=others,
+                texts=texts,
+                samples=samples,
+                new_tokens=new_tokens,
+                seed=seed,
+                prepend_bos=prepend_bos,
+            )
+
+        found.append(store.kept(Limits, (record, facts, texts, samples, new_tokens, seed), asked))
+    return average_limits(found)
+
+
+class _Store:
+    """Results on disk, named by a hash of the model, the packages' versions, and all that made them."""
+
+    def __init__(self, directory: str | Path | None, model: LensModel, made_with: object) -> None:
+        self.directory = None if directory is None else Path(directory)
+        if self.directory is None:
+            return
+        if has_hooks(model):
+            raise ModelError(
+                "The model has hooks, which change what is found and cannot be told from the files: remove them, or give no "
+                "directory."
+            )
+        words = (weights_fingerprint(model), model.cfg.default_prepend_bos, installed_versions(), made_with)
+        if " at 0x" in repr(words):
+            raise ValueError(
+                f"{made_with!r} does not name its settings, so that a later run cannot be compared with it: give its class "
+                "a __repr__ that does (a dataclass has one), or no directory."
+            )
+        self.words = repr(words)
+
+    def kept(self, kind: type[Stored], what: object, make: Callable[[], Any]) -> Any:
+        """The result from its file, or made and written; what cannot be stored is made each time."""
+        if self.directory is None:
+            return make()
+        name = hashlib.sha256(f"{self.words}\n{what!r}".encode()).hexdigest()[:24]
+        path = self.directory / f"{kind.__name__.lower()}-{name}.safetensors"
+        if path.is_file():
+            return kind.load(path)
+        made = make()
+        if isinstance(made, kind):
+            made.save(path)
+        return made
