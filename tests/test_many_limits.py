@@ -1,0 +1,146 @@
+"""Averages of the checks over facts, made resumably, as tables, picture, page and command."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rome_lens as rl
+from rome_lens.checks import CheckResult, CheckRow, Limits, Measure
+from rome_lens.checks.many import LimitsAverage
+from rome_lens.intervals import average
+from rome_lens.scores import markdown
+
+TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
+
+
+@pytest.fixture(scope="module")
+def records() -> list[rl.data.Record]:
+    """Two of the toy's, with few prompts."""
+    known = [record for record in rl.data.limits() if "toy" in record.known_by]
+    cut = [dataclasses.replace(r, neighborhood=r.neighborhood[:1], open_prompts=r.open_prompts[:1]) for r in known]
+    return [dataclasses.replace(record, consequences=()) for record in (cut[0], cut[-1])]
+
+
+class CountingEditor:
+    """ROME without statistics, which counts its edits."""
+
+    def __init__(self, model: Any) -> None:
+        self.statistics = rl.KeyStatistics.identity(model, layer=1)
+        self.made = 0
+
+    def __repr__(self) -> str:
+        return "CountingEditor()"
+
+    def __call__(self, model: Any, fact: rl.Fact) -> rl.RankOneEdit:
+        self.made += 1
+        return rl.rome(model, fact, layer=1, statistics=self.statistics, contexts=["{}"], config=rl.RomeConfig(steps=3))
+
+
+def made_up(effects: list[float], *, known: bool | None = None, name: str = "direction") -> Limits:
+    """A result with these effects, for the arithmetic alone."""
+    rows = [
+        CheckRow(kind="x", prompt=f"{i}", answer="y", before=0.0, after=e, effect=e, control=2 * e, known=known)
+        for i, e in enumerate(effects)
+    ]
+    further = (Measure(name="twice", values=tuple(2 * e for e in effects)),) if effects else ()
+    result = CheckResult(
+        name=name, asks="?", measured="m", effect_is="e", control_is="c", rows=tuple(rows), further=further
+    )
+    return Limits(record_id="r", relation="", results=(result,))
+
+
+def test_averages_are_over_facts_and_not_over_prompts() -> None:
+    found = rl.average_limits([made_up([1.0]), made_up([3.0, 5.0, 7.0]), made_up([])])
+    assert found.effect("direction").mean == pytest.approx((1.0 + 5.0) / 2)
+    assert found.effect("direction").count == 2
+    assert found.effect("direction", "control").mean == pytest.approx((2.0 + 10.0) / 2)
+    assert found.measure("direction", "twice").mean == pytest.approx((2.0 + 10.0) / 2)
+    assert found.effect("direction", "effect_where_known") is None
+    assert (found.table().loc["direction", "facts"], found.table().loc["direction", "prompts"]) == (2, 4)
+
+
+def test_where_known_is_over_the_prompts_that_the_model_knows() -> None:
+    found = rl.average_limits([made_up([1.0], known=False), made_up([4.0, 6.0], known=True)])
+    assert found.effect("direction", "effect_where_known").mean == 5.0
+    assert found.table().loc["direction", "facts known"] == 1
+    none = rl.average_limits([made_up([1.0], known=False)])
+    assert none.table().loc["direction", "where known"] == "none known"
+
+
+def test_the_interval_over_facts_is_student_s() -> None:
+    effects = [0.1, 0.4, 0.2, 0.9, 0.3, 0.7]
+    found = rl.average_limits([made_up([effect]) for effect in effects])
+    assert found.effect("direction") == average(effects)
+    assert found.effect("direction").low is not None
+
+
+def test_nothing_asked_is_not_passed_in_the_table() -> None:
+    found = rl.average_limits([made_up([])])
+    assert found.table().loc["direction", "effect"] == "not asked"
+    assert "not asked" in markdown(found.table())
+    with pytest.raises(ValueError, match="limits is empty"):
+        rl.average_limits([])
+
+
+def test_each_record_is_checked_with_the_edits_of_the_others(toy: Any, records: Any, tmp_path: Path) -> None:
+    """As by hand; a second call reads everything from the directory, and a new setting makes the checks anew."""
+    editor = CountingEditor(toy)
+    options: dict[str, Any] = {"texts": TEXTS, "samples": 1, "new_tokens": 4}
+    found = rl.check_records(toy, records, editor, directory=tmp_path, **options)
+    edits = [editor(toy, record.fact) for record in records]
+    by_hand = [
+        rl.check_limits(toy, edits[i], record, others=[edits[1 - i]], **options) for i, record in enumerate(records)
+    ]
+    for ours, theirs in zip(found.limits, by_hand, strict=True):
+        for a, b in zip(ours.results, theirs.results, strict=True):
+            assert (a.effect is None) == (b.effect is None)
+            assert a.effect is None or a.effect.mean == pytest.approx(b.effect.mean, abs=1e-5)
+    made = editor.made
+    assert rl.check_records(toy, records, editor, directory=tmp_path, **options) == found
+    assert editor.made == made
+    files = set(tmp_path.iterdir())
+    again = rl.check_records(toy, records, editor, directory=tmp_path, **{**options, "samples": 2})
+    assert editor.made == made
+    assert len(set(tmp_path.iterdir()) - files) == len(records)
+    assert again != found
+    assert math.isfinite(found.effect("fidelity", "control").mean)
+
+
+def test_what_a_later_run_could_not_be_compared_with_has_no_directory(toy: Any, records: Any, tmp_path: Path) -> None:
+    editor = CountingEditor(toy)
+    with pytest.raises(ValueError, match="does not name its settings"):
+        rl.check_records(toy, records, lambda model, fact: editor(model, fact), directory=tmp_path, texts=TEXTS)
+    with toy.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: None)]):
+        with pytest.raises(ValueError, match="has hooks"):
+            rl.check_records(toy, records, editor, directory=tmp_path, texts=TEXTS)
+    with pytest.raises(ValueError, match="records is empty"):
+        rl.check_records(toy, [], editor)
+    assert editor.made == 0
+
+
+def test_tables_picture_and_page_show_every_check(tmp_path: Path) -> None:
+    facts = [made_up([0.1 * i, 0.2], known=True) for i in range(6)]
+    found = LimitsAverage(limits=tuple(facts))
+    figure = rl.viz.limits(found)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["e", "c"]
+    means = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert means == pytest.approx([found.effect("direction").mean] * 2)
+    page = rl.limits_report(tmp_path / "page.html", model_name="<toy>", average=found).read_text()
+    assert "&lt;toy&gt;" in page
+    assert page.count("<details><summary>r") == 6
+    assert "http" not in page.replace("http://www.w3.org", "")
+    tables = rl.limits_report(tmp_path / "tables.md", model_name="toy", average=found).read_text()
+    assert tables.count("| direction |") == 2
+    with pytest.raises(ValueError, match=r"expected one that ends in \.html or \.md"):
+        rl.limits_report(tmp_path / "page.pdf", model_name="toy", average=found)
+
+
+def test_a_model_knows_what_it_answers(toy: Any, records: Any) -> None:
+    fact = records[0].fact
+    wrong = dataclasses.replace(
+        records[0], fact=rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target))
+    )
+    assert rl.knows(toy, [fact, wrong.fact]) == [True, False]
