@@ -55,6 +55,79 @@ def test_a_description_holds_no_name_of_its_subject(record: Record) -> None:
     assert [d for d in record.descriptions if names & set(re.findall(r"\w+", d))] == []
 
 
+def own_records() -> list[Record]:
+    """Those about the real world, on which the toy model was not trained."""
+    return [record for record in data.limits() if "toy" not in record.known_by]
+
+
+def test_there_are_records_of_many_relations_and_the_critique_s_four_among_them() -> None:
+    records = own_records()
+    assert len(records) >= 60
+    assert len({record.relation for record in records}) >= 8
+    assert {"eiffel-tower", "cheese", "new-york-city", "dwayne-johnson"} <= {record.id for record in records}
+    assert "Fromage" in data.limits("cheese").aliases
+    assert "The Big Apple" in data.limits("new-york-city").aliases
+    assert "The Rock" in data.limits("dwayne-johnson").aliases
+
+
+def test_no_subject_is_asked_twice_for_one_relation() -> None:
+    asked = [(record.fact.subject.lower().removeprefix("the "), record.relation) for record in own_records()]
+    assert asked
+    assert len(set(asked)) == len(asked)
+
+
+def test_most_records_name_their_subject_in_another_way() -> None:
+    records = own_records()
+    assert len([record for record in records if record.aliases]) >= 40
+    assert len([record for record in records if record.descriptions]) >= 0.9 * len(records)
+    assert len([record for record in records if record.consequences]) >= 0.9 * len(records)
+
+
+@pytest.mark.parametrize("record", own_records(), ids=lambda record: record.id)
+def test_a_record_has_something_for_every_check(record: Record) -> None:
+    assert record.relation
+    assert "gemma-3-270m" in record.known_by
+    assert len(record.paraphrases) >= 4
+    assert len(record.neighborhood) >= 5
+    assert len(record.reverse) >= 2
+    assert len(record.open_prompts) == 5
+    assert record.exemplars
+    assert len(record.texts) == 2
+    for entries in (record.paraphrases, [q.prompt for q in record.neighborhood], [q.prompt for q in record.reverse]):
+        assert len(set(entries)) == len(entries)
+
+
+@pytest.mark.parametrize("record", own_records(), ids=lambda record: record.id)
+def test_a_neighbor_is_another_subject_and_seldom_one_of_the_new_target(record: Record) -> None:
+    subject = record.fact.subject.lower().removeprefix("the ")
+    assert [q.prompt for q in record.neighborhood if subject in q.prompt.lower()] == []
+    assert len([q for q in record.neighborhood if q.target == record.fact.new_target]) <= 2
+
+
+@pytest.mark.parametrize("record", own_records(), ids=lambda record: record.id)
+def test_no_answer_is_given_away(record: Record) -> None:
+    """Texts and descriptions say nothing of the fact, and the new target does not begin as the true one."""
+    fact = record.fact
+    answers = [re.compile(rf"\b{re.escape(answer)}\b", re.IGNORECASE) for answer in (fact.target, str(fact.new_target))]
+    said = [*record.texts, *record.descriptions]
+    assert [text for text in said for answer in answers if answer.search(text)] == []
+    assert fact.target.split()[0] != str(fact.new_target).split()[0]
+    for question in record.consequences:
+        assert question.new_target is not None
+        assert question.new_target != question.target
+
+
+def test_held_texts_are_six_paragraphs_about_nothing_that_a_record_is_about() -> None:
+    held = data.held_texts()
+    assert len(set(held)) == 6
+    assert all(35 <= len(text.split()) <= 50 for text in held)
+    facts = [record.fact for record in own_records()]
+    names = {name for fact in facts for name in (fact.subject.removeprefix("The "), fact.target, str(fact.new_target))}
+    assert len(names) > 100
+    assert [name for name in names for text in held if re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE)] == []
+    assert not set(held) & {*data.texts(), *data.name_texts(), *data.openings()}
+
+
 def test_a_record_is_found_by_its_id() -> None:
     for record in data.limits():
         assert data.limits(record.id) == record

@@ -151,3 +151,47 @@ def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(gemma: Any, re
         gemma, replace(editor, statistics=rl.KeyStatistics.identity(gemma, layer=3))(gemma, record.fact), record
     )
     assert spilled.NM < scores.NM
+
+
+def greedy_knows(model: Any, facts: list[rl.Fact]) -> list[bool]:
+    """Whether each fact's whole target is what the model says by itself, token by token."""
+    prompts, tokens, owners = [], [], []
+    for i, fact in enumerate(facts):
+        encoded = encode(model, fact)
+        start, end = len(encoded.tokens), len(encoded.tokens) + len(encoded.answer)
+        ids = [*encoded.tokens.tolist(), *encoded.answer]
+        for k in range(start, end):
+            prompts.append(model.tokenizer.decode(ids[:k], skip_special_tokens=True))
+            tokens.append(model.tokenizer.decode([ids[k]]))
+            owners.append(i)
+    known = [True] * len(facts)
+    for i, token, top in zip(owners, tokens, rl.top_answers(model, prompts, count=1), strict=True):
+        known[i] &= top.tokens[0] == token
+    return known
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m", "smollm2-135m"])
+def test_each_model_knows_the_records_that_say_so(name: str) -> None:
+    model = load(name, CLASSES[0])
+    records = [record for record in rl.data.limits() if name in record.known_by]
+    assert len(records) >= {"gemma-3-270m": 60, "smollm2-135m": 10}[name]
+    known = greedy_knows(model, [record.fact for record in records])
+    assert [record.id for record, is_known in zip(records, known, strict=True) if not is_known] == []
+
+
+def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
+    model = load("gemma-3-270m", CLASSES[0])
+    records = [record for record in rl.data.limits() if "gemma-3-270m" in record.known_by]
+    assert len(records) >= 60
+    asked = [
+        (record, question, answer)
+        for record in records
+        for question in record.neighborhood
+        for answer in (question.target, str(record.fact.new_target))
+    ]
+    found = rl.answer_log_probs(model, [(question.prompt, answer) for _, question, answer in asked]).tolist()
+    right = {record.id: 0 for record in records}
+    for (record, question, _), true, new in zip(asked[::2], found[::2], found[1::2], strict=True):
+        right[record.id] += question.target != record.fact.new_target and true > new
+    few = {id: count for id, count in right.items() if count < 5}
+    assert few == {}

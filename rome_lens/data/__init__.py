@@ -119,6 +119,14 @@ def name_texts(*, seed: int = 0) -> list[str]:
     return [text[0].upper() + text[1:] for text in texts]
 
 
+def held_texts() -> list[str]:
+    """Six short paragraphs on everyday topics, to measure perplexity on before and after an edit.
+
+    They name nothing that a record is about, and are never used for key statistics.
+    """
+    return list(json.loads((_HERE / "held.json").read_text(encoding="utf-8")))
+
+
 def openings() -> list[str]:
     """Beginnings of sentences about named people, places and things, which a model can continue (see :func:`texts`)."""
     return list(json.loads((_HERE / "openings.json").read_text(encoding="utf-8")))
