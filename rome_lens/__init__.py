@@ -24,6 +24,7 @@ from rome_lens.export import export_hf
 from rome_lens.facts import Fact, read_facts
 from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
+from rome_lens.layer_sweeps import LayerSweep, layer_sweep
 from rome_lens.loading import load_model
 from rome_lens.presets import Preset, preset
 from rome_lens.report import BeforeAfter, report
@@ -57,6 +58,7 @@ __all__ = [
     "GaussianNoise",
     "InContext",
     "KeyStatistics",
+    "LayerSweep",
     "Limits",
     "MultivariateGaussianNoise",
     "Preset",
@@ -90,6 +92,7 @@ __all__ = [
     "fine_tune",
     "forward",
     "keep_edits",
+    "layer_sweep",
     "load_model",
     "models",
     "preset",
