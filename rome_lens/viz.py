@@ -186,7 +186,9 @@ def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
     for j, colour in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, len(x)))):
         right.scatter(result.effects[:, j], success[:, j], s=9, color=colour, label=str(result.layers[j]))
     right.legend(title="layer", fontsize=6, title_fontsize=7, ncols=1 + len(x) // 10)
-    right.set_xlabel(f"indirect effect of the {_NAMES[result.component]}, at {result.at}", parse_math=False)
+    right.set_xlabel(
+        f"indirect effect of the {_NAMES[result.component]}, at {str(result.at).replace('_', ' ')}", parse_math=False
+    )
     right.set_ylabel(measure)
     right.set_title(_explained(result, measure), fontsize=9)
     return figure
