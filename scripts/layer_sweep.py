@@ -43,11 +43,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, preset = rl.load_model(args.model), rl.preset(args.model)
-    records = read_records(args.records, args.model)[args.offset :: args.every]
+    records = read_records(args.records, args.model)
+    subjects = tuple(record.fact.subject for record in records)  # all, so that the noise is that of every share of them
     layers = args.layers or list(range(model.cfg.n_layers))
     sweep = rl.layer_sweep(
         model,
-        records,
+        records[args.offset :: args.every],
         layers=layers,
         statistics=rl.collect_key_statistics(
             model, layer=layers, texts=preset.texts, max_length=1024, cache=cache_root() / "keys", progress=True
@@ -56,7 +57,7 @@ def main() -> None:
         variant=preset.variant,
         contexts=preset.contexts(model),
         window=args.window,
-        noise=rl.GaussianNoise(subjects=tuple(record.fact.subject for record in records)).fitted(model),
+        noise=rl.GaussianNoise(subjects=subjects).fitted(model),
         samples=args.samples,
         directory=args.directory,
         progress=True,
