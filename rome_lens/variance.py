@@ -4,7 +4,7 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?"
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,13 +196,18 @@ def _with_range(value: float, draws: Float[np.ndarray, " draw"], count: int) -> 
 def _rank_correlation(
     effects: Float[np.ndarray, "fact layer"], success: Float[np.ndarray, "fact layer"]
 ) -> Average | None:
-    """Mean over the facts of Spearman's correlation over the layers."""
+    """Mean over the facts of Spearman's correlation over the layers; the interval is cut to [-1, 1]."""
     found = [
         float(stats.spearmanr(x, y).statistic)
         for x, y in zip(effects, success, strict=True)
         if np.ptp(x) > _EQUAL and np.ptp(y) > _EQUAL
     ]
-    return average(found) if found else None
+    if not found:
+        return None
+    plain = average(found)
+    if plain.low is None or plain.high is None:
+        return plain
+    return replace(plain, low=max(-1.0, plain.low), high=min(1.0, plain.high))
 
 
 def _share_at(near: Bool[np.ndarray, "fact layer"], layers: Int[np.ndarray, " fact"]) -> Average:
