@@ -25,6 +25,7 @@ from rome_lens.export import export_hf
 from rome_lens.facts import Fact, read_facts
 from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
+from rome_lens.layer_sweeps import LayerSweep, layer_sweep
 from rome_lens.loading import load_model
 from rome_lens.presets import Preset, preset
 from rome_lens.report import BeforeAfter, limits_report, report
@@ -58,6 +59,7 @@ __all__ = [
     "GaussianNoise",
     "InContext",
     "KeyStatistics",
+    "LayerSweep",
     "Limits",
     "LimitsAverage",
     "MultivariateGaussianNoise",
@@ -97,6 +99,7 @@ __all__ = [
     "forward",
     "keep_edits",
     "knows",
+    "layer_sweep",
     "limits_report",
     "load_model",
     "models",

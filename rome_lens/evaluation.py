@@ -73,9 +73,9 @@ def evaluate_all(
     for edit, case in zip(edits, cases, strict=True):
         check_same_fact(edit, case.fact, case.case_id)
     numbered = NumberedEdits(model, edits)
+    for case in cases:
+        check_targets(model, case)
     asked = [_asked(case) for case in cases]
-    for case, prompts in zip(cases, asked, strict=True):
-        _check_targets(model, case, prompts)
     rows = _scored(model, edits, numbered, asked, prepend_bos)
     texts = _written(model, edits, numbered, cases, generate, seed, prepend_bos)
     return [
@@ -102,8 +102,14 @@ def _asked(case: CounterFactRecord) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _check_targets(model: LensModel, case: CounterFactRecord, asked: Sequence[tuple[str, str, str, str]]) -> None:
-    for prompt, target, new in {(target, new): (prompt, target, new) for _, prompt, target, new in asked}.values():
+def check_targets(model: LensModel, case: CounterFactRecord) -> None:
+    """Refuse a record that asks the model to choose between two answers which are one to it.
+
+    Raises:
+        FactError: the two answers to a prompt are the same tokens.
+    """
+    asked = {(target, new): (prompt, target, new) for _, prompt, target, new in _asked(case)}
+    for prompt, target, new in asked.values():
         ids = continuation(model, prompt, target)
         if ids == continuation(model, prompt, new):
             raise FactError(

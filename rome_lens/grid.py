@@ -98,7 +98,7 @@ def grid(
         ValueError, ModelError, FactError: an option that does not fit the model or the fact.
     """
     check_options(model, component=component, window=window, batch_size=batch_size)
-    chosen_layers = _chosen_layers(model, layers)
+    chosen_layers = named_layers(model, layers)
     chosen_heads = _chosen_heads(model, component, heads)
     encoded, scored = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
     return Grid(
@@ -160,7 +160,8 @@ def _whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
         raise ValueError(f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3].") from error
 
 
-def _chosen_layers(model: LensModel, layers: Iterable[int] | None) -> tuple[int, ...]:
+def named_layers(model: LensModel, layers: Iterable[int] | None) -> tuple[int, ...]:
+    """The layers asked for, all for None; ValueError where they are none, or no layers of the model."""
     chosen = _whole_numbers("layers", range(model.cfg.n_layers) if layers is None else layers)
     if not chosen:
         raise ValueError("layers is empty: name at least one, or None for all.")

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from rome_lens.corruption import GaussianNoise, Replacement
 from rome_lens.facts import Fact, FactError
-from rome_lens.grid import check_options
+from rome_lens.grid import check_options, named_layers
 from rome_lens.models import LensModel, weights_fingerprint
 from rome_lens.recall import tokens_to_run
 from rome_lens.storage import StorageError, whole_or_nothing
-from rome_lens.traces import CausalTrace
+from rome_lens.traces import CausalTrace, position_of
 from rome_lens.tracing import FactNotKnownError, causal_trace
 
 _SETTINGS = "settings.json"
@@ -51,18 +51,22 @@ def trace_facts(
     window: int = 1,
     noise: Any = GaussianNoise(),
     samples: int = 10,
+    layers: Iterable[int] | None = None,
+    at: str | int | None = None,
     answer: str = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> TracedFacts:
-    """:func:`causal_trace` of every fact that the model knows, all layers and positions.
+    """:func:`causal_trace` of every fact that the model knows.
 
     For the noise of the study, one level for all facts, pass
     ``GaussianNoise(subjects=tuple(fact.subject for fact in facts)).fitted(model)``.
 
     Args:
+        layers: None takes all.
+        at: the one position to trace in each fact, as :meth:`CausalTrace.peak` names it; None takes all.
         directory: where each finished trace is written at once. A run broken off goes on from there, with the same or
             with more facts. None keeps everything in memory.
         component, window, noise, samples, answer, prepend_bos, batch_size: as for :func:`causal_trace`. A fact given twice
@@ -71,7 +75,7 @@ def trace_facts(
     Raises:
         SweepError: the directory holds traces of another model or with other settings; the message says which.
         FactError: there is no fact, or one cannot be tokenised; raised before the first is traced.
-        ValueError: as for :func:`causal_trace`.
+        ValueError: as for :func:`causal_trace`; ``at`` is no position of a fact.
     """
     chosen = list({(fact.prompt, fact.subject, fact.target): fact for fact in facts}.values())
     if not chosen:
@@ -84,8 +88,11 @@ def trace_facts(
             "settings (a dataclass has one), or no directory."
         )
     check_options(model, component=component, window=window, batch_size=batch_size)
+    layers = None if layers is None else named_layers(model, layers)
+    positions = {}
     for fact in chosen:
-        tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
+        encoded, _ = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
+        positions[fact] = None if at is None else [position_of(at, encoded.subject, len(encoded.tokens))]
     store = _Store(
         directory,
         {
@@ -94,6 +101,8 @@ def trace_facts(
             "window": int(window),
             "noise": repr(noise),
             "samples": samples,
+            "layers": None if layers is None else list(layers),
+            "at": at,
             "answer": answer,
             "prepend_bos": model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos,
         },
@@ -109,6 +118,8 @@ def trace_facts(
                 window=window,
                 noise=noise,
                 samples=samples,
+                layers=layers,
+                positions=positions[fact],
                 answer=answer,
                 prepend_bos=prepend_bos,
                 batch_size=batch_size,

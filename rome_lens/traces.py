@@ -93,12 +93,7 @@ class Trace(Stored):
         Raises:
             ValueError: an unknown name, or a position that was not traced.
         """
-        named = {"subject_first": self.subject[0], "subject_last": self.subject[1] - 1, "last": len(self.labels) - 1}
-        if isinstance(at, str) and at not in named:
-            raise ValueError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
-        wanted = named[at] if isinstance(at, str) else at
-        if wanted is not None and wanted < 0:
-            wanted += len(self.labels)
+        wanted = None if at is None else position_of(at, self.subject, len(self.labels))
         if wanted is not None and wanted not in self.positions:
             raise ValueError(f"Position {wanted} was not traced; the traced ones are {list(self.positions)}.")
         columns = [i for i, pos in enumerate(self.positions) if wanted is None or pos == wanted]
@@ -245,6 +240,21 @@ class AttributionTrace(CausalTrace):
         if int(matters.sum()) < 2:
             return math.nan
         return float(stats.spearmanr(ours.mean(0)[matters], theirs.mean(0)[matters]).statistic)
+
+
+def position_of(at: str | int, subject: tuple[int, int], length: int) -> int:
+    """A position by its name: ``"subject_first"``, ``"subject_last"``, ``"last"``, or a number, if negative from the end.
+
+    Raises:
+        ValueError: an unknown name, or a number outside the prompt.
+    """
+    named = {"subject_first": subject[0], "subject_last": subject[1] - 1, "last": length - 1}
+    if isinstance(at, str) and at not in named:
+        raise ValueError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
+    pos = named[at] if isinstance(at, str) else at
+    if not -length <= pos < length:
+        raise ValueError(f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1}).")
+    return pos % length
 
 
 def choose_layer(trace: CausalTrace) -> int:

@@ -7,8 +7,10 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from circuitsvis.tokens import colored_tokens
 from jaxtyping import Float
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -17,8 +19,10 @@ from torch import Tensor
 from rome_lens.averages import TraceAverage
 from rome_lens.checks.firing import EditFiring
 from rome_lens.checks.many import LimitsAverage
-from rome_lens.intervals import half_width
+from rome_lens.intervals import FEWEST, half_width
+from rome_lens.layer_sweeps import LayerSweep, asked
 from rome_lens.traces import CausalTrace, SeveredTrace
+from rome_lens.variance import regression
 
 _COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "z": "Oranges"}
 _NAMES = {"resid": "residual stream", "mlp": "MLP output", "attn": "attention output", "z": "attention head's z"}
@@ -157,13 +161,13 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
 def limits(result: LimitsAverage) -> Figure:
     """Every check that was asked in a row: at the left its effect, at the right its control; a dot for each fact.
 
-    "where known" is over the prompts of which the unedited model can do what is asked. Bars are means with 95 % intervals
+    "where known" is over the prompts of which the unedited model can do what is checks. Bars are means with 95 % intervals
     over facts.
     """
-    asked = [name for name in result.checks if result.of(name)]
-    figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(asked)), layout="constrained")
+    checks = [name for name in result.checks if result.of(name)]
+    figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(checks)), layout="constrained")
     for (left, right), name in zip(
-        figure.subplots(len(asked), 2, squeeze=False, width_ratios=(3, 2)), asked, strict=True
+        figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True
     ):
         first = result.of(name)[0]
         for axes, kinds, label in (
@@ -194,6 +198,44 @@ def _strips(axes: Axes, result: LimitsAverage, check: str, kinds: Sequence[str])
         axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
     axes.set_yticks(range(len(shown)), [names[kind] for kind in shown], fontsize=7)
     axes.set_ylim(len(shown) - 0.5, -0.5)
+
+
+def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
+    """Success of edits and effect of restoring, by layer on the left, against each other on the right.
+
+    On the left means over the facts with 95 % intervals, none below five facts; on the right a point for each fact and
+    layer, and above them R^2 of the measure (:meth:`LayerSweep.variance_explained` has the intervals and the control).
+
+    Raises:
+        ValueError: an unknown measure, or one that no record asked.
+    """
+    success = result.success(measure)
+    if not len(asked(success)):
+        raise ValueError(f"No record asked {measure}.")
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    panels = figure.subplot_mosaic([["above", "right"], ["below", "right"]])
+    above, below, right = panels["above"], panels["below"], panels["right"]
+    x = list(range(len(result.layers)))
+    colours = {"EM": "tab:blue", "NM": "tab:orange"}
+    for name, colour in {**colours, measure: colours.get(measure, "tab:red")}.items():
+        _band(above, x, asked(result.success(name)), label=name, colour=colour, fewest=FEWEST)
+    above.set_ylabel("success of the edit")
+    above.legend(fontsize=7)
+    _band(below, x, result.effects, label="effect", colour="tab:green", fewest=FEWEST)
+    below.set_ylabel("indirect effect")
+    for axes in (above, below):
+        axes.axhline(0.0, color="grey", linewidth=0.5)
+        axes.set_xticks(x, [str(layer) for layer in result.layers], fontsize=8)
+    below.set_xlabel("edited layer, and " + _layer_label(result.window))
+    for j, colour in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, len(x)))):
+        right.scatter(result.effects[:, j], success[:, j], s=9, color=colour, label=str(result.layers[j]))
+    right.legend(title="layer", fontsize=6, title_fontsize=7, ncols=1 + len(x) // 10)
+    right.set_xlabel(
+        f"indirect effect of the {_NAMES[result.component]}, at {str(result.at).replace('_', ' ')}", parse_math=False
+    )
+    right.set_ylabel(measure)
+    right.set_title(_explained(result, measure), fontsize=9)
+    return figure
 
 
 def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float]) -> Html:
@@ -233,6 +275,16 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
+def _explained(result: LayerSweep, measure: str) -> str:
+    success = result.success(measure)
+    rows = ~success.isnan().any(1)
+    found = regression(result.effects[rows].numpy(), success[rows].numpy())
+    what = f"{measure} of {int(rows.sum())} facts"
+    if found is None:
+        return f"{what}: all equal"
+    return f"{what}, R² of layer {found.layer:.2f}, of effect {found.effect:.2f}, added {found.added:.3f}"
+
+
 def _layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
     step = max(1, len(layers) // 18)
     axes.set_xticks([i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]], fontsize=8)
@@ -242,13 +294,15 @@ def _layer_label(window: int) -> str:
     return "restored layer" if window == 1 else f"centre of {window} restored layers"
 
 
-def _band(axes: Axes, x: Sequence[int], samples: Float[Tensor, "sample layer"], *, label: str, colour: str) -> None:
-    """The mean over samples as a line, with its 95 % interval where there is one."""
+def _band(
+    axes: Axes, x: Sequence[int], samples: Float[Tensor, "sample layer"], *, label: str, colour: str, fewest: int = 2
+) -> None:
+    """The mean over samples as a line, with its 95 % interval where there are enough for one."""
     if not len(samples):
         return
     mean, half = samples.mean(0), half_width(samples)
     axes.plot(x, mean, color=colour, label=label, linewidth=1.2)
-    if not half.isnan().any():
+    if len(samples) >= fewest:
         axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
 
 

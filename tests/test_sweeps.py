@@ -28,6 +28,25 @@ def test_unknown_facts_are_left_out_and_named(toy: Any, facts: list[rl.Fact]) ->
     assert torch.equal(traced.traces[2].sample_scores, alone.sample_scores)
 
 
+def test_some_layers_at_one_position_are_those_cells_of_the_whole_trace(toy: Any, facts: list[rl.Fact]) -> None:
+    whole = rl.trace_facts(toy, facts[:2], samples=2)
+    for at in ("subject_last", -2):
+        some = rl.trace_facts(toy, facts[:2], samples=2, layers=[3, 1], at=at)
+        for ours, theirs in zip(some, whole, strict=True):
+            pos = theirs.subject[1] - 1 if at == "subject_last" else len(theirs.labels) - 2
+            assert (ours.layers, ours.positions) == ((3, 1), (pos,))
+            torch.testing.assert_close(ours.scores[:, 0], theirs.scores[[3, 1], pos], rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("at", "message"), [("middle", "at is 'middle'"), (99, "outside"), (-99, "outside")])
+def test_no_position_of_a_fact_is_refused_before_any_is_traced(
+    toy: Any, facts: list[rl.Fact], monkeypatch: Any, at: Any, message: str
+) -> None:
+    monkeypatch.setattr(sweeps, "causal_trace", None)
+    with pytest.raises(ValueError, match=message):
+        rl.trace_facts(toy, facts[:2], at=at)
+
+
 def test_an_interrupted_run_loses_no_finished_fact(
     toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
 ) -> None:
@@ -66,6 +85,8 @@ def test_an_interrupted_run_loses_no_finished_fact(
         ({"samples": 2, "component": "mlp"}, "component was 'resid' and is 'mlp'"),
         ({"samples": 2, "noise": rl.GaussianNoise(seed=1)}, "noise was .*seed=0.* and is .*seed=1"),
         ({"samples": 2, "prepend_bos": False}, "prepend_bos was True and is False"),
+        ({"samples": 2, "layers": [3, 1]}, r"layers was None and is \[3, 1\]"),
+        ({"samples": 2, "at": "last"}, "at was None and is 'last'"),
         ({"samples": 2, "answer": "whole"}, "answer was 'first_token' and is 'whole'"),
     ],
 )

@@ -19,6 +19,7 @@ ASKS = "Does the model still read and write other text as it did?"
 NORM = "||delta|| / ||W_out||"
 AT_SUBJECT = "||(u . k*) v|| / ||k* W_out + b_out||"
 ELSEWHERE = "mean |u . k| / (u . k*) over other text"
+OTHER_EDITS = ", other edits"
 OPENING = 5
 
 
@@ -73,7 +74,7 @@ def fidelity(
         sizes = [_size(model, each, name, texts, prepend_bos) for each in edits]
         further += [Measure(name=name, values=(sizes[0],))] if sizes[0] is not None else []
         known = tuple(size for size in sizes[1:] if size is not None)
-        further += [Measure(name=f"{name}, other edits", values=known)] if known else []
+        further += [Measure(name=name + OTHER_EDITS, values=known)] if known else []
     if new_tokens:
         written = _entropies(model, edit, texts, new_tokens, seed, prepend_bos)
         rows += written
@@ -88,6 +89,33 @@ def fidelity(
         rows=tuple(rows),
         further=tuple(further),
     )
+    return result.with_reading(_reading(result))
+
+
+def compared(results: Sequence[CheckResult]) -> list[CheckResult]:
+    """The same results, each with all the others as its control: what ``others`` would give, at no cost.
+
+    All must have read the same texts.
+    """
+    return [_beside(own, [other for other in results if other is not own]) for own in results]
+
+
+def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
+    if not others:
+        return own
+    changes = [[row.change for row in other.rows if row.kind == "text"] for other in others]
+    rows = [
+        replace(row, control=_mean([each[i] for each in changes])) if row.kind == "text" else row
+        for i, row in enumerate(own.rows)
+    ]
+    kept = [measure for measure in own.further if not measure.name.endswith(OTHER_EDITS)]
+    further = []
+    for measure in kept:
+        found = [m for other in others for m in other.further if m.name == measure.name]
+        further.append(measure)
+        if measure.name in (NORM, AT_SUBJECT, ELSEWHERE) and found:
+            further.append(Measure(name=measure.name + OTHER_EDITS, values=tuple(m.average.mean for m in found)))
+    result = replace(own, rows=tuple(rows), further=tuple(further))
     return result.with_reading(_reading(result))
 
 
@@ -153,8 +181,8 @@ def _reading(result: CheckResult) -> str:
         reading += f", edits of other facts {result.control.mean:+.4f}"
     if NORM in names:
         reading += f"; ||delta|| is {names[NORM]:.2%} of ||W_out||"
-        if f"{NORM}, other edits" in names:
-            reading += f" (other edits: {names[NORM + ', other edits']:.2%})"
+        if NORM + OTHER_EDITS in names:
+            reading += f" (other edits: {names[NORM + OTHER_EDITS]:.2%})"
     if AT_SUBJECT in names:
         reading += f", and at the subject {names[AT_SUBJECT]:.1f} times what the layer wrote there"
     if ELSEWHERE in names:

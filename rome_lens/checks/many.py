@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from rome_lens.checks import CheckResult, Limits, check_limits
+from rome_lens.checks.fidelity import compared
 from rome_lens.data import Record
 from rome_lens.edits import RankOneEdit
 from rome_lens.intervals import Average, average, share
 from rome_lens.models import LensModel, ModelError, has_hooks, weights_fingerprint
 from rome_lens.storage import Stored, installed_versions
 from rome_lens.tokens import encode
-
-OTHERS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +131,14 @@ def check_records(
     editor: Callable[[Any, Any], Any],
     *,
     texts: Sequence[str] | None = None,
-    samples: int = 4,
-    new_tokens: int = 30,
+    samples: int = 1,
+    new_tokens: int = 20,
     seed: int = 0,
     prepend_bos: bool | None = None,
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> LimitsAverage:
-    """Edit each record's fact and ask :func:`check_limits` about it; its ``others`` are the edits of the next three records.
+    """Edit each record's fact alone, and ask :func:`check_limits` about it; the other records' edits are fidelity's control.
 
     Args:
         editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
@@ -155,20 +155,18 @@ def check_records(
         encode(model, record.fact, prepend_bos=prepend_bos)
     store = _Store(directory, model, (editor, prepend_bos))
     edits = [
-        store.kept(RankOneEdit, record.fact, lambda record=record: editor(model, record.fact))
+        store.kept(RankOneEdit, record.fact, partial(editor, model, record.fact))
         for record in tqdm(records, desc="edits", disable=not progress)
     ]
+    settings = (texts, samples, new_tokens, seed)
     found = []
-    for i, record in enumerate(tqdm(records, desc="checks", disable=not progress)):
-        others = [edits[j % len(edits)] for j in range(i + 1, i + 1 + min(OTHERS, len(edits) - 1))]
-        facts = [records[j % len(edits)].fact for j in range(i + 1, i + 1 + len(others))]
+    for record, edit in zip(tqdm(records, desc="checks", disable=not progress), edits, strict=True):
 
-        def asked(record: Record = record, edit: Any = edits[i], others: Sequence[Any] = others) -> Limits:
+        def asked(record: Record = record, edit: Any = edit) -> Limits:
             return check_limits(
                 model,
                 edit,
                 record,
-                others=others,
                 texts=texts,
                 samples=samples,
                 new_tokens=new_tokens,
@@ -176,8 +174,17 @@ def check_records(
                 prepend_bos=prepend_bos,
             )
 
-        found.append(store.kept(Limits, (record, facts, texts, samples, new_tokens, seed), asked))
-    return average_limits(found)
+        found.append(store.kept(Limits, (record, *settings), asked))
+    return average_limits(_with_other_edits(found))
+
+
+def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
+    """Every fact's fidelity beside that of the other facts' edits, which read the same texts."""
+    fidelities = iter(compared([each["fidelity"] for each in limits]))
+    return [
+        replace(each, results=tuple(next(fidelities) if r.name == "fidelity" else r for r in each.results))
+        for each in limits
+    ]
 
 
 class _Store:
