@@ -97,13 +97,7 @@ def sweep_edits(
         ValueError: no record or no setting; otherwise as for :func:`rome` and :func:`evaluate_all`.
     """
     records = list(records)
-    settings = [
-        EditSetting(layer=layer, statistics=name, variant=variant, stop_probability=stop)
-        for name, by_layer in statistics.items()
-        for layer in by_layer
-        for variant in variants
-        for stop in stop_probabilities
-    ]
+    settings = _settings(statistics, variants, stop_probabilities)
     if not records or not settings:
         raise ValueError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
     for record in records:
@@ -120,26 +114,49 @@ def sweep_edits(
     for record in tqdm(records, desc="records", disable=not progress):
         for layer in layers:
             missing = [each for each in settings if each.layer == layer and store.get(name(each, record)) is None]
-            if not missing:
-                continue
-            edits = rank_one_edits(
-                model,
-                record.fact,
-                layer=layer,
-                choices=[
-                    Choice(
-                        statistics=statistics[each.statistics][layer],
-                        variant=each.variant,
-                        stop_probability=each.stop_probability,
-                    )
-                    for each in missing
-                ],
-                contexts=contexts,
-                config=config,
-                prepend_bos=prepend_bos,
-            )
-            found = evaluate_all(model, edits, [record] * len(edits), prepend_bos=prepend_bos)
-            for setting, evaluation in zip(missing, found, strict=True):
-                store.add(name(setting, record), evaluation)
+            if missing:
+                found = _evaluated(
+                    model, record, missing, statistics, contexts=contexts, config=config, prepend_bos=prepend_bos
+                )
+                for setting, evaluation in zip(missing, found, strict=True):
+                    store.add(name(setting, record), evaluation)
     kept = {setting: tuple(store.found[name(setting, record)] for record in records) for setting in settings}
     return EditSweep(evaluations=kept)
+
+
+def _settings(
+    statistics: Mapping[str, Mapping[int, KeyStatistics]],
+    variants: Sequence[str],
+    stop_probabilities: Sequence[float | None],
+) -> list[EditSetting]:
+    return [
+        EditSetting(layer=layer, statistics=name, variant=variant, stop_probability=stop)
+        for name, by_layer in statistics.items()
+        for layer in by_layer
+        for variant in variants
+        for stop in stop_probabilities
+    ]
+
+
+def _evaluated(
+    model: LensModel,
+    record: CounterFactRecord | Record,
+    settings: Sequence[EditSetting],
+    statistics: Mapping[str, Mapping[int, KeyStatistics]],
+    *,
+    contexts: Sequence[str],
+    config: RomeConfig,
+    prepend_bos: bool | None,
+) -> list[Evaluation]:
+    """One record edited and evaluated at some settings of one layer."""
+    layer = settings[0].layer
+    choices = [
+        Choice(
+            statistics=statistics[each.statistics][layer], variant=each.variant, stop_probability=each.stop_probability
+        )
+        for each in settings
+    ]
+    edits = rank_one_edits(
+        model, record.fact, layer=layer, choices=choices, contexts=contexts, config=config, prepend_bos=prepend_bos
+    )
+    return evaluate_all(model, edits, [record] * len(edits), prepend_bos=prepend_bos)
