@@ -11,7 +11,7 @@ from torch import Tensor
 from rome_lens.edits import WeightEdit
 from rome_lens.facts import SLOT, Fact, FactError
 from rome_lens.forward import differentiating, in_float32, layer_states
-from rome_lens.models import LensModel, at_least_float32, check_layer, fingerprint, mlp_contribution, w_out
+from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.partial import PartialForward
 from rome_lens.tokens import encode, pad_right
 
@@ -119,7 +119,7 @@ class _LayerState:
     @classmethod
     def of(cls, model: LensModel, tokens: Int[Tensor, "row pos"], layer: int) -> "_LayerState":
         keys, outputs, stream = layer_states(model, tokens, layer)
-        return cls(layer=layer, keys=at_least_float32(keys), outputs=at_least_float32(outputs), stream=stream)
+        return cls(layer=layer, keys=keys, outputs=outputs, stream=stream)
 
     def with_delta(self, model: LensModel, delta: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "row pos d_model"]:
         """The stream after the layer when ``k delta`` is added to W_out's raw output."""

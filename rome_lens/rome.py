@@ -52,7 +52,7 @@ def rome(
     edits one after the other call it inside ``earlier.applied(model)``, or use :func:`rome_sequence`.
 
     ``v*`` lies at the raw output of ``W_out``: on Gemma 2 and 3 before the norm that follows. All is computed in float32
-    at least; of a model in half precision a float32 copy is made for the while.
+    at least, under autocast too; of a model in half precision a float32 copy is made for the while.
 
     A subject that is the very first token (one token, no BOS) has a key there like no other, and in contexts with a prefix
     another one: ``u`` then comes from their mean, and a warning says so.
@@ -121,6 +121,7 @@ def rank_one_edits(
     _warn(model, fact, bare, layer, config)
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
+    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
@@ -128,11 +129,10 @@ def rank_one_edits(
         left = {id(c): c.solve(mean_key, ridge=config.ridge) for c in moments}  # refused, if so, before the long part
         configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]
         paths = _descended(state, rows, configs)
-    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
-    return [
-        _rank_one(state, left[id(c)], path, c, choice.variant, each, known)
-        for c, choice, path, each in zip(moments, choices, paths, configs, strict=True)
-    ]
+        return [
+            _rank_one(state, left[id(c)], path, c, choice.variant, each, known)
+            for c, choice, path, each in zip(moments, choices, paths, configs, strict=True)
+        ]
 
 
 def _descended(state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]) -> list[tuple[Sequence[Step], str]]:

@@ -14,7 +14,6 @@ from rome_lens.facts import SLOT, Fact, FactError
 from rome_lens.forward import check_raw_output
 from rome_lens.models import (
     LensModel,
-    at_least_float32,
     capture_hooks,
     component_hook,
     key_hook,
@@ -170,19 +169,13 @@ class EditedLayer:
             later.append(
                 Later(
                     stream=streams[layer + 1][some, start:end],
-                    outputs=at_least_float32(outputs[some]),
+                    outputs=outputs[some],
                     lookups=rows.lookups[some] - start,
                     pasts=pasts(start, some),
                     read=(number, local[read_rows[number]], read_positions[number] - start),
                 )
             )
-        return cls(
-            layer=layer,
-            forward=forward,
-            keys=at_least_float32(keys),
-            outputs=at_least_float32(outputs),
-            later=tuple(later),
-        )
+        return cls(layer=layer, forward=forward, keys=keys, outputs=outputs, later=tuple(later))
 
     def log_probs(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "read d_vocab"]:
         """Log probabilities at every prediction read, with ``delta`` added to W_out's raw output at each lookup."""

@@ -151,6 +151,17 @@ def test_half_precision_is_optimised_in_float32(
     assert w_out(half, 1).dtype == dtype
 
 
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_autocast_around_an_edit_changes_nothing_of_it(model_class: str, fact: rl.Fact) -> None:
+    model = tiny("llama", model_class)
+    expected, tuned = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, again = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
+    for name in ("u", "v", "losses"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(again.delta, tuned.delta)
+
+
 def test_what_stopped_the_optimisation_is_told(toy: Any, toy_record: rl.data.Record) -> None:
     fact = toy_record.fact
     assert value(toy, fact, config=rl.RomeConfig(steps=2)).stopped == "steps"
