@@ -15,6 +15,7 @@ from rome_lens.forward import differentiating, in_float32, layer_states
 from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.partial import PartialForward
 from rome_lens.tokens import pad_right
+from rome_lens.value import OptimisationError
 
 STOP_LOSS = 1e-2
 
@@ -50,7 +51,8 @@ def fine_tune(
     Raises:
         FactError: the fact has no new target, a context has no ``{}``, or one does not fit the model's context.
         ModelError: layer out of range, no dense MLP, no tokenizer.
-        ValueError: a hyperparameter out of range, or a loss that is not finite.
+        ValueError: a hyperparameter out of range.
+        OptimisationError: a loss is not finite; the message names the step.
     """
     w_out(model, check_layer(model, layer))
     if steps < 1 or not (lr > 0 and norm_constraint > 0 and weight_decay >= 0):
@@ -126,7 +128,7 @@ def _optimise(
             loss = -log_p.gather(-1, target.reshape(-1, 1)).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise ValueError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
+                raise OptimisationError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
             if losses[-1] < STOP_LOSS:
                 break
             (delta.grad,) = torch.autograd.grad(loss, [delta])
