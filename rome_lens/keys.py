@@ -1,5 +1,6 @@
 """Collecting ``C = E[k kT]``: from texts, tokens or the model's own samples, for several layers at once, cached."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
+from rome_lens.applying import edited_layers
 from rome_lens.key_sources import KeySource, sample_source, short_hash, text_source, token_source
 from rome_lens.key_statistics import KeyStatistics, StatisticsError
 from rome_lens.key_sums import KeySum, Reading, add_source
 from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
 
-__all__ = ["KeyStatistics", "StatisticsError", "collect_key_statistics"]
+__all__ = ["EditedModelWarning", "KeyStatistics", "StatisticsError", "collect_key_statistics"]
+
+
+class EditedModelWarning(UserWarning):
+    """Key statistics of a model whose edits change the keys: they are not those of the model without its edits."""
 
 
 def collect_key_statistics(
@@ -36,6 +42,9 @@ def collect_key_statistics(
     progress: bool = False,
 ) -> Any:
     """``C = (1/n) sum_i k_i k_iT`` over every token of a source, in float64, at one layer or at several in one pass.
+
+    Keys depend on the ``W_out`` of earlier layers (and where the model samples, on all): where edits are applied there, the
+    statistics are the edited model's, say so in their ``source``, and an :class:`EditedModelWarning` comes.
 
     The forward stops at the last layer asked for. Peak memory is ``d_mlp^2 * 8`` bytes a layer, and a batch of keys.
     The original reads 100 000 Wikipedia texts: ``texts=`` a stream of them, ``max_tokens=`` to make it shorter.
@@ -128,8 +137,12 @@ def _collected(
     """Statistics of each layer, from the cache where they are there, and all others in one pass."""
     known = fingerprint(model)
     # What keys depend on: earlier W_outs, and where the model writes its own text, all of them.
-    edited = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
-    made = {one: f"{source.name}, W_out {w_out_fingerprint(model, edited[one])}" for one in layers}
+    before = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
+    edited = {one: [each for each in edited_layers(model) if each in before[one]] for one in layers}
+    made = {
+        one: f"{source.name}, W_out {w_out_fingerprint(model, before[one])}{_edits_at(edited[one])}" for one in layers
+    }
+    _warn_of_edits(edited)
     names = {one: f"keys-{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
     paths = {} if cache is None else {one: cache / f"{name}.safetensors" for one, name in names.items()}
     unfinished = {} if cache is None else {one: cache / f"{name}.unfinished.safetensors" for one, name in names.items()}
@@ -148,3 +161,18 @@ def _collected(
             statistics.save(paths[one.layer])
             unfinished[one.layer].unlink(missing_ok=True)
     return found
+
+
+def _edits_at(layers: Sequence[int]) -> str:
+    return f", on a model with edits applied at layers {list(layers)}" if layers else ""
+
+
+def _warn_of_edits(edited: Mapping[int, Sequence[int]]) -> None:
+    if changed := {layer: list(at) for layer, at in edited.items() if at}:
+        warnings.warn(
+            f"Edits are applied that change the keys (layer of the keys: layers of the edits): {changed}. These statistics "
+            "are the edited model's, as edits made on top of the others may want them; for the model as it was, revert the "
+            "edits first (rl.applied_edits(model) lists them).",
+            EditedModelWarning,
+            stacklevel=4,
+        )
