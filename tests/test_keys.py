@@ -317,6 +317,18 @@ def test_statistics_of_an_edited_model_are_told_from_the_clean_ones(toy: Any, tm
     assert_equal(again[2], clean[2])
 
 
+def test_another_tokenizer_finds_nothing_in_the_cache(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    sources = [collect(toy, texts=TEXTS, cache=tmp_path).source for _ in range(2)]
+    assert len(list(tmp_path.iterdir())) == 1
+    renumbered = {word: len(toy.tokenizer) - 1 - id for word, id in toy.tokenizer.get_vocab().items()}
+    monkeypatch.setattr(toy.tokenizer, "get_vocab", lambda: renumbered)
+    sources.append(collect(toy, texts=TEXTS, cache=tmp_path).source)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert sources[0] == sources[1] != sources[2]
+    found = [collect(toy, openings=(opening,), sample_count=2, sample_length=6).source for opening in ("", "A", "A")]
+    assert found[0] != found[1] == found[2]
+
+
 def test_a_cache_is_refused_while_the_model_has_hooks(toy: Any, tmp_path: Any) -> None:
     with toy.hooks(fwd_hooks=[(key_hook(0), lambda value, hook: 2 * value)]):
         doubled = collect(toy, layer=0, texts=TEXTS)
