@@ -23,7 +23,7 @@ from rome_lens.models import Hook, LensModel
 from rome_lens.rome import rome
 from rome_lens.scores import Evaluation, Scores, markdown, score_table
 from rome_lens.tokens import encode
-from rome_lens.value import RomeConfig
+from rome_lens.value import OptimisationError, RomeConfig
 
 _RECORDS_AT_ONCE = 16
 
@@ -133,17 +133,22 @@ class Comparison:
     """Editors by name, each with its evaluations on the same records.
 
     Attributes:
-        evaluations: by editor, in the records' order.
+        evaluations: by editor, in the records' order, without those whose edit failed.
+        failures: by editor, where there are any: the facts whose optimisation left the finite numbers, and its error.
         seed: of the bootstrap of S.
     """
 
     evaluations: Mapping[str, tuple[Evaluation, ...]]
+    failures: Mapping[str, tuple[tuple[Fact, str], ...]] = field(default_factory=dict)
     seed: int = 0
 
     @property
     def scores(self) -> tuple[Scores, ...]:
         """The averages, one for each editor."""
-        return tuple(Scores.of(each, editor=name, seed=self.seed) for name, each in self.evaluations.items())
+        return tuple(
+            Scores.of(each, editor=name, seed=self.seed, failed=len(self.failures.get(name, ())))
+            for name, each in self.evaluations.items()
+        )
 
     def table(self) -> pd.DataFrame:
         """Editors down, scores across, as text."""
@@ -185,7 +190,8 @@ def compare_editors(
     """Make each editor's edit of each record's fact and evaluate them all, several records in one forward pass.
 
     The model is not changed: each edit is made on it as it stands, and acts on its own record alone. What is asked before
-    the edits is run once for all editors.
+    the edits is run once for all editors. An edit that diverges (:class:`OptimisationError`) is no end of the comparison: it is
+    among the result's ``failures``, in no average, and tried again by a run that goes on.
 
     Args:
         editors: such as :class:`Unedited`, :class:`InContext`, :class:`FineTuning`, :class:`RomeEditor`, or your own.
@@ -212,18 +218,24 @@ def compare_editors(
         for e, editor in enumerate(editors)
         for r, record in enumerate(records)
     }
+    failures: dict[str, tuple[tuple[Fact, str], ...]] = {}
     with tqdm(total=len(records), disable=not progress, desc="records") as bar:
         for first in range(0, len(records), _RECORDS_AT_ONCE):
             some = range(first, min(first + _RECORDS_AT_ONCE, len(records)))
             missing = [(e, r) for e in range(len(editors)) for r in some if store.get(keys[e, r]) is None]
-            if missing:
-                edits = [editors[e](model, records[r].fact) for e, r in missing]
-                asked = [records[r] for _, r in missing]
-                found = evaluate_all(model, edits, asked, generate=generate, seed=seed, prepend_bos=prepend_bos)
-                for pair, evaluation in zip(missing, found, strict=True):
+            edits = {}
+            for e, r in missing:
+                try:
+                    edits[e, r] = editors[e](model, records[r].fact)
+                except OptimisationError as error:
+                    failures[str(names[e])] = (*failures.get(str(names[e]), ()), (records[r].fact, str(error)))
+            if edits:
+                asked = [records[r] for _, r in edits]
+                found = evaluate_all(
+                    model, list(edits.values()), asked, generate=generate, seed=seed, prepend_bos=prepend_bos
+                )
+                for pair, evaluation in zip(edits, found, strict=True):
                     store.add(keys[pair], evaluation)
             bar.update(len(some))
-    evaluations = {
-        str(name): tuple(store.found[keys[e, r]] for r in range(len(records))) for e, name in enumerate(names)
-    }
-    return Comparison(evaluations=evaluations, seed=seed)
+    evaluations = {str(name): store.all([keys[e, r] for r in range(len(records))]) for e, name in enumerate(names)}
+    return Comparison(evaluations=evaluations, failures=failures, seed=seed)

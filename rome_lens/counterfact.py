@@ -1,13 +1,12 @@
 """CounterFact's records: a fact to rewrite, paraphrases that should follow, neighbours that should stay."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rome_lens.data import Record
-from rome_lens.facts import Fact, FactError
+from rome_lens.facts import Fact, FactError, read_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +88,7 @@ def read_counterfact(path: str | Path) -> list[CounterFactRecord]:
     Raises:
         FactError: the file is no such list, or holds no record; the message names record and field.
     """
-    try:
-        items = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(items, list) or not items:
-        raise FactError(f"{path} holds {type(items).__name__} of no records, expected a list with at least one.")
-    records = [_record(item, index, f"{path}, record {index}") for index, item in enumerate(items)]
+    records = [_record(item, index, f"{path}, record {index}") for index, item in enumerate(read_list(path, "records"))]
     seen: dict[int | str, int] = {}
     for index, record in enumerate(records):
         if record.case_id in seen:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,6 +53,10 @@ class EvaluationStore:
             except (ValueError, TypeError, KeyError) as error:
                 raise StorageError(f"{path} is no evaluation; remove it to have it made again: {error}") from error
         return self.found.get(name)
+
+    def all(self, names: Sequence[str]) -> tuple[Evaluation, ...]:
+        """The finished ones among these, in their order."""
+        return tuple(self.found[name] for name in names if name in self.found)
 
     def add(self, name: str, evaluation: Evaluation) -> None:
         """Keep it, on disk at once where there is a directory."""

@@ -116,14 +116,8 @@ def read_facts(path: str | Path) -> list[Fact]:
     Raises:
         FactError: the file is no such list, or holds no fact; the message names the fact by its index and what it lacks.
     """
-    try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(records, list) or not records:
-        raise FactError(f"{path} holds {type(records).__name__} of no facts, expected a list with at least one.")
     facts = []
-    for index, record in enumerate(records):
+    for index, record in enumerate(read_list(path, "facts")):
         try:
             facts.append(_fact_of(record))
         except (KeyError, TypeError) as error:
@@ -134,6 +128,21 @@ def read_facts(path: str | Path) -> list[Fact]:
         except FactError as error:
             raise FactError(f"Fact {index} of {path}: {error}") from error
     return facts
+
+
+def read_list(path: str | Path, what: str) -> list[Any]:
+    """The JSON list in a file, of at least one entry; ``what`` names the entries.
+
+    Raises:
+        FactError: the file is no such list.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FactError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise FactError(f"{path} holds {type(entries).__name__} of no {what}, expected a list with at least one.")
+    return entries
 
 
 def _fact_of(record: Mapping[str, Any]) -> Fact:

@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.contexts import ContextRows
 from rome_lens.edits import WeightEdit
-from rome_lens.facts import SLOT, Fact, FactError
+from rome_lens.facts import Fact
 from rome_lens.forward import differentiating, in_float32, layer_states
-from rome_lens.models import LensModel, at_least_float32, check_layer, fingerprint, mlp_contribution, w_out
+from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.partial import PartialForward
-from rome_lens.tokens import encode, pad_right
+from rome_lens.tokens import pad_right
+from rome_lens.value import OptimisationError
 
 STOP_LOSS = 1e-2
 
@@ -49,7 +51,8 @@ def fine_tune(
     Raises:
         FactError: the fact has no new target, a context has no ``{}``, or one does not fit the model's context.
         ModelError: layer out of range, no dense MLP, no tokenizer.
-        ValueError: a hyperparameter out of range, or a loss that is not finite.
+        ValueError: a hyperparameter out of range.
+        OptimisationError: a loss is not finite; the message names the step.
     """
     w_out(model, check_layer(model, layer))
     if steps < 1 or not (lr > 0 and norm_constraint > 0 and weight_decay >= 0):
@@ -58,9 +61,9 @@ def fine_tune(
             f"norm_constraint={norm_constraint}, weight_decay={weight_decay}."
         )
     with differentiating(model):
-        rows = _Rows.of(model, fact, contexts, prepend_bos)
+        rows = ContextRows.of(model, fact, contexts, prepend_bos)
         precise = in_float32(model)
-        state = _LayerState.of(precise, rows.tokens, layer)
+        state = _LayerState.of(precise, pad_right(rows.rows), layer)
         delta, losses = _optimise(precise, rows, state, norm_constraint, steps, lr, weight_decay)
     settings = {"norm_constraint": norm_constraint, "steps": steps, "lr": lr, "weight_decay": weight_decay}
     return WeightEdit(
@@ -77,37 +80,6 @@ def fine_tune(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """The prompt in each context with the new target behind it; target token ``j`` of row ``i`` is predicted at
-    ``positions[i, j]``."""
-
-    tokens: Int[Tensor, "row pos"]
-    target: Int[Tensor, " target"]
-    positions: Int[Tensor, "row target"]
-
-    @classmethod
-    def of(cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None) -> "_Rows":
-        if fact.new_target is None:
-            raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
-        wrong = [context for context in contexts if context.count(SLOT) != 1]
-        if wrong or not contexts:
-            raise FactError(
-                f"The contexts are {list(contexts)!r}, expected at least one, and in each one {{}} for the prompt."
-            )
-        target = encode(model, fact, prepend_bos=prepend_bos).new_answer
-        prompts = [
-            Fact(context.replace(SLOT, fact.prompt), subject=fact.subject, target=fact.target) for context in contexts
-        ]
-        starts = [encode(model, prompt, prepend_bos=prepend_bos).tokens.tolist() for prompt in prompts]
-        last = torch.tensor([len(start) - 1 for start in starts])
-        return cls(
-            tokens=pad_right([[*start, *target[:-1]] for start in starts]),
-            target=torch.tensor(target),
-            positions=last[:, None] + torch.arange(len(target)),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class _LayerState:
     """Keys and raw outputs of the edited layer, and the stream after it, at every position."""
 
@@ -119,7 +91,7 @@ class _LayerState:
     @classmethod
     def of(cls, model: LensModel, tokens: Int[Tensor, "row pos"], layer: int) -> "_LayerState":
         keys, outputs, stream = layer_states(model, tokens, layer)
-        return cls(layer=layer, keys=at_least_float32(keys), outputs=at_least_float32(outputs), stream=stream)
+        return cls(layer=layer, keys=keys, outputs=outputs, stream=stream)
 
     def with_delta(self, model: LensModel, delta: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "row pos d_model"]:
         """The stream after the layer when ``k delta`` is added to W_out's raw output."""
@@ -133,7 +105,7 @@ def _contribution(model: LensModel, layer: int, raw: Float[Tensor, "row pos d_mo
 
 def _optimise(
     model: LensModel,
-    rows: _Rows,
+    rows: ContextRows,
     state: _LayerState,
     norm_constraint: float,
     steps: int,
@@ -141,9 +113,10 @@ def _optimise(
     weight_decay: float,
 ) -> tuple[Float[Tensor, "d_mlp d_model"], list[float]]:
     """``delta``, and the loss before each step."""
-    forward = PartialForward(model, rows.tokens[0])
-    row = torch.arange(len(rows.tokens))[:, None].expand_as(rows.positions)
-    target = rows.target.to(state.stream.device).expand_as(rows.positions)
+    positions = rows.target_positions
+    forward = PartialForward(model, pad_right(rows.rows)[0])
+    row = torch.arange(len(positions))[:, None].expand_as(positions)
+    target = rows.target.to(state.stream.device).expand_as(positions)
     losses: list[float] = []
     with torch.enable_grad():
         shape = (state.keys.shape[-1], state.outputs.shape[-1])
@@ -151,11 +124,11 @@ def _optimise(
         optimiser = torch.optim.Adam([delta], lr=lr, weight_decay=weight_decay)
         for step in range(steps):
             final = forward.resume(state.with_delta(model, delta), state.layer + 1)
-            log_p = forward.logits_at([(final, row.flatten(), rows.positions.flatten())]).log_softmax(-1)
+            log_p = forward.logits_at([(final, row.flatten(), positions.flatten())]).log_softmax(-1)
             loss = -log_p.gather(-1, target.reshape(-1, 1)).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise ValueError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
+                raise OptimisationError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
             if losses[-1] < STOP_LOSS:
                 break
             (delta.grad,) = torch.autograd.grad(loss, [delta])

@@ -175,9 +175,12 @@ def check_raw_output(
 
 @contextmanager
 def differentiating(model: LensModel) -> Iterator[None]:
-    """Inside, gradients can be taken, without dropout, by a caller in inference mode too; afterwards no module keeps a graph."""
+    """Inside, gradients can be taken, without dropout and in the weights' own precision, by a caller in inference mode or
+    under autocast too; afterwards no module keeps a graph."""
+    full_precision = torch.autocast(device(model).type, enabled=False)
     try:
-        with torch.inference_mode(False), evaluating(model):  # inference tensors cannot be differentiated through
+        # Inference tensors cannot be differentiated through.
+        with torch.inference_mode(False), full_precision, evaluating(model):
             yield
     finally:
         _release_graphs(model)

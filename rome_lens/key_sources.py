@@ -13,7 +13,7 @@ from torch import Tensor
 from rome_lens.key_statistics import StatisticsError
 from rome_lens.models import LensModel, ModelError
 from rome_lens.sampling import sample_tokens
-from rome_lens.tokens import token_ids
+from rome_lens.tokens import token_ids, tokenizer_fingerprint
 
 CHUNK = 128  # sequences; a part of what seeds samples, so that another number gives other samples
 _Item = TypeVar("_Item")
@@ -79,7 +79,7 @@ def text_source(
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     return KeySource(
         kind="texts",
-        name=f"{name}, cut at {max_length} tokens, bos {bos}",
+        name=f"{name}, cut at {max_length} tokens, bos {bos}, tokenizer {tokenizer_fingerprint(model)}",
         length=len(checked) if isinstance(checked, list) else None,
         chunks=_chunks(checked, rows, str.encode),
     )
@@ -135,7 +135,8 @@ def sample_source(
 
         return Chunk(size=len(by_length[length][begin : begin + CHUNK]), content=b"", rows=rows)
 
-    name = f"{sample_count} samples of {sample_length} tokens, seed {seed}, openings {short_hash(openings)}"
+    begun = short_hash([str(start) for start in starts])
+    name = f"{sample_count} samples of {sample_length} tokens, seed {seed}, openings {begun}"
     return KeySource(
         kind="samples",
         name=f"{name}, bos {model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos}",

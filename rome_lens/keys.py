@@ -1,64 +1,24 @@
 """Collecting ``C = E[k kT]``: from texts, tokens or the model's own samples, for several layers at once, cached."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from torch import Tensor
 
+from rome_lens.applying import edited_layers
 from rome_lens.key_sources import KeySource, sample_source, short_hash, text_source, token_source
 from rome_lens.key_statistics import KeyStatistics, StatisticsError
 from rome_lens.key_sums import KeySum, Reading, add_source
 from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
 
-__all__ = ["KeyStatistics", "StatisticsError", "collect_key_statistics"]
+__all__ = ["EditedModelWarning", "KeyStatistics", "StatisticsError", "collect_key_statistics"]
 
 
-@overload
-def collect_key_statistics(
-    model: LensModel,
-    *,
-    layer: int,
-    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = ...,
-    tokens: Iterable[Tensor] | None = ...,
-    openings: Sequence[str] = ...,
-    sample_count: int = ...,
-    sample_length: int = ...,
-    seed: int = ...,
-    source: str | None = ...,
-    field: str = ...,
-    max_tokens: int | None = ...,
-    max_length: int | None = ...,
-    prepend_bos: bool | None = ...,
-    batch_size: int = ...,
-    cache: str | Path | None = ...,
-    checkpoint_every: int = ...,
-    progress: bool = ...,
-) -> KeyStatistics: ...
-
-
-@overload
-def collect_key_statistics(
-    model: LensModel,
-    *,
-    layer: Sequence[int],
-    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = ...,
-    tokens: Iterable[Tensor] | None = ...,
-    openings: Sequence[str] = ...,
-    sample_count: int = ...,
-    sample_length: int = ...,
-    seed: int = ...,
-    source: str | None = ...,
-    field: str = ...,
-    max_tokens: int | None = ...,
-    max_length: int | None = ...,
-    prepend_bos: bool | None = ...,
-    batch_size: int = ...,
-    cache: str | Path | None = ...,
-    checkpoint_every: int = ...,
-    progress: bool = ...,
-) -> dict[int, KeyStatistics]: ...
+class EditedModelWarning(UserWarning):
+    """Key statistics of a model whose edits change the keys: they are not those of the model without its edits."""
 
 
 def collect_key_statistics(
@@ -80,8 +40,11 @@ def collect_key_statistics(
     cache: str | Path | None = None,
     checkpoint_every: int = 100_000,
     progress: bool = False,
-) -> KeyStatistics | dict[int, KeyStatistics]:
+) -> Any:
     """``C = (1/n) sum_i k_i k_iT`` over every token of a source, in float64, at one layer or at several in one pass.
+
+    Keys depend on the ``W_out`` of earlier layers (and where the model samples, on all): where edits are applied there, the
+    statistics are the edited model's, say so in their ``source``, and an :class:`EditedModelWarning` comes.
 
     The forward stops at the last layer asked for. Peak memory is ``d_mlp^2 * 8`` bytes a layer, and a batch of keys.
     The original reads 100 000 Wikipedia texts: ``texts=`` a stream of them, ``max_tokens=`` to make it shorter.
@@ -89,7 +52,7 @@ def collect_key_statistics(
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
     Args:
-        layer: an int gives its statistics, a sequence of them a dict by layer.
+        layer: an int gives its ``KeyStatistics``, a sequence of them a ``dict[int, KeyStatistics]`` by layer.
         texts: what to read: a list of texts, or any iterable of texts or of rows (a ``datasets`` stream) whose column
             ``field`` holds the text. A text is cut at ``max_length`` tokens, or at the context if that is shorter.
         tokens: in place of texts, batches of ids ``[batch, pos]`` as they are to be run, ``-1`` for padding on the right.
@@ -111,24 +74,15 @@ def collect_key_statistics(
     layers = list(dict.fromkeys(layer)) if isinstance(layer, Sequence) else [layer]
     limits = {"batch_size": batch_size, "checkpoint_every": checkpoint_every}
     _check(model, layers, {**limits, "max_tokens": max_tokens, "max_length": max_length}, cached=cache is not None)
-    if texts is not None and tokens is not None:
-        raise StatisticsError("Both texts and tokens are given: give one of them.")
-    if tokens is not None and prepend_bos is not None:
-        raise StatisticsError("prepend_bos is given with tokens, which are run as they are: put BOS into them.")
-    if tokens is not None:
-        read = token_source(model, tokens, source=source)
-    elif texts is not None:
-        length = min(max_length or model.cfg.n_ctx, model.cfg.n_ctx)
-        read = text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
-    else:
-        read = sample_source(
-            model,
-            openings=openings,
-            sample_count=sample_count,
-            sample_length=sample_length,
-            seed=seed,
-            prepend_bos=prepend_bos,
-        )
+    given = _given(model, texts, tokens, field=field, source=source, prepend_bos=prepend_bos, max_length=max_length)
+    read = given or sample_source(
+        model,
+        openings=openings,
+        sample_count=sample_count,
+        sample_length=sample_length,
+        seed=seed,
+        prepend_bos=prepend_bos,
+    )
     if max_tokens is not None:
         read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
     reading = Reading(
@@ -136,6 +90,29 @@ def collect_key_statistics(
     )
     found = _collected(model, layers, read, reading, None if cache is None else Path(cache))
     return {one: found[one] for one in layers} if isinstance(layer, Sequence) else found[layer]
+
+
+def _given(
+    model: LensModel,
+    texts: Iterable[Any] | None,
+    tokens: Iterable[Tensor] | None,
+    *,
+    field: str,
+    source: str | None,
+    prepend_bos: bool | None,
+    max_length: int | None,
+) -> KeySource | None:
+    """The texts or tokens that were given; None where the model is to sample its own."""
+    if texts is not None and tokens is not None:
+        raise StatisticsError("Both texts and tokens are given: give one of them.")
+    if tokens is not None and prepend_bos is not None:
+        raise StatisticsError("prepend_bos is given with tokens, which are run as they are: put BOS into them.")
+    if tokens is not None:
+        return token_source(model, tokens, source=source)
+    if texts is None:
+        return None
+    length = min(max_length or model.cfg.n_ctx, model.cfg.n_ctx)
+    return text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
 
 
 def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | None], *, cached: bool) -> None:
@@ -160,8 +137,12 @@ def _collected(
     """Statistics of each layer, from the cache where they are there, and all others in one pass."""
     known = fingerprint(model)
     # What keys depend on: earlier W_outs, and where the model writes its own text, all of them.
-    edited = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
-    made = {one: f"{source.name}, W_out {w_out_fingerprint(model, edited[one])}" for one in layers}
+    before = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
+    edited = {one: [each for each in edited_layers(model) if each in before[one]] for one in layers}
+    made = {
+        one: f"{source.name}, W_out {w_out_fingerprint(model, before[one])}{_edits_at(edited[one])}" for one in layers
+    }
+    _warn_of_edits(edited)
     names = {one: f"keys-{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
     paths = {} if cache is None else {one: cache / f"{name}.safetensors" for one, name in names.items()}
     unfinished = {} if cache is None else {one: cache / f"{name}.unfinished.safetensors" for one, name in names.items()}
@@ -180,3 +161,18 @@ def _collected(
             statistics.save(paths[one.layer])
             unfinished[one.layer].unlink(missing_ok=True)
     return found
+
+
+def _edits_at(layers: Sequence[int]) -> str:
+    return f", on a model with edits applied at layers {list(layers)}" if layers else ""
+
+
+def _warn_of_edits(edited: Mapping[int, Sequence[int]]) -> None:
+    if changed := {layer: list(at) for layer, at in edited.items() if at}:
+        warnings.warn(
+            f"Edits are applied that change the keys (layer of the keys: layers of the edits): {changed}. These statistics "
+            "are the edited model's, as edits made on top of the others may want them; for the model as it was, revert the "
+            "edits first (rl.applied_edits(model) lists them).",
+            EditedModelWarning,
+            stacklevel=4,
+        )

@@ -26,6 +26,7 @@ from rome_lens.past import (
     call,
     can_be_cut,
     entering_blocks,
+    for_rows,
     frozen_entry,
     later_arguments,
     named_arguments,
@@ -147,7 +148,7 @@ class PartialForward:
         """The residual stream after one layer, from the stream that enters it, of positions that follow ``past``."""
         block = self.model.blocks[layer]
         if is_bridge(self.model):
-            arguments = self._arguments[layer]
+            arguments = for_rows(self._arguments[layer], len(stream))
             out = block(stream, **(arguments if past is None else later_arguments(arguments, layer, stream, past)))
             return out if isinstance(out, Tensor) else out[0]
         if past is None:

@@ -109,6 +109,14 @@ def named_arguments(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return {**dict(zip(list(names)[1:], args[1:], strict=False)), **kwargs}
 
 
+def for_rows(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
+    """A block's arguments as one row's run had them, for several rows: ALiBi's biases are the batch's, not broadcast."""
+    alibi = arguments.get("alibi")
+    if not isinstance(alibi, Tensor):
+        return arguments
+    return {**arguments, "alibi": alibi.repeat(rows, *[1] * (alibi.ndim - 1))}
+
+
 def with_cache(arguments: dict[str, Any], cache: DynamicCache) -> dict[str, Any]:
     """A block's arguments with this key-value cache, where the block takes one."""
     return {name: cache if name in _CACHES else value for name, value in arguments.items()}

@@ -10,7 +10,7 @@ Source: Meng et al. 2022, section 3.1 (equation 2) and appendix E.5.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from rome_lens.tokens import FactTokens, encode
 from rome_lens.value import EditedLayer, EditRows, OptimisationError, RomeConfig, Step, descent
 
 VARIANTS = ("rome", "r-rome")
+_Path: TypeAlias = tuple[Sequence[Step], str]  # the steps of an optimisation, and what stopped it
 
 
 class ProcessedModelWarning(UserWarning):
@@ -52,7 +53,7 @@ def rome(
     edits one after the other call it inside ``earlier.applied(model)``, or use :func:`rome_sequence`.
 
     ``v*`` lies at the raw output of ``W_out``: on Gemma 2 and 3 before the norm that follows. All is computed in float32
-    at least; of a model in half precision a float32 copy is made for the while.
+    at least, under autocast too; of a model in half precision a float32 copy is made for the while.
 
     A subject that is the very first token (one token, no BOS) has a key there like no other, and in contexts with a prefix
     another one: ``u`` then comes from their mean, and a warning says so.
@@ -74,10 +75,12 @@ def rome(
         OptimisationError: a loss is not finite; the message names the step.
     """
     choice = Choice(statistics=statistics, variant=variant, stop_probability=config.stop_probability)
-    found = rank_one_edits(
+    (found,) = rank_one_edits(
         model, fact, layer=layer, choices=[choice], contexts=contexts, config=config, prepend_bos=prepend_bos
     )
-    return found[0]
+    if isinstance(found, OptimisationError):
+        raise found
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +113,22 @@ def rank_one_edits(
     contexts: Sequence[str] | None = None,
     config: RomeConfig = RomeConfig(),
     prepend_bos: bool | None = None,
-) -> list[RankOneEdit]:
-    """One edit for each choice, as :func:`rome` gives it, from one optimisation of the value that all of them share."""
+) -> list[RankOneEdit | OptimisationError]:
+    """One edit for each choice, as :func:`rome` gives it, from one optimisation of the value that all of them share.
+
+    In place of an edit stands the error that :func:`rome` raises: where the optimisation diverges, the choices that had
+    stopped before keep their edits.
+    """
     w_out(model, check_layer(model, layer))
     if fact.new_target is None:
         raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
     moments = [choice.check(model, layer) for choice in choices]
     bare = encode(model, fact, prepend_bos=prepend_bos)
-    _refuse_what_is_said_already(model, fact, bare)
+    refuse_what_is_said_already(model, fact, bare)
     _warn(model, fact, bare, layer, config)
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
+    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
@@ -128,39 +136,43 @@ def rank_one_edits(
         left = {id(c): c.solve(mean_key, ridge=config.ridge) for c in moments}  # refused, if so, before the long part
         configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]
         paths = _descended(state, rows, configs)
-    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
-    return [
-        _rank_one(state, left[id(c)], path, c, choice.variant, each, known)
-        for c, choice, path, each in zip(moments, choices, paths, configs, strict=True)
-    ]
+        return [
+            _rank_one(state, left[id(c)], path, c, choice.variant, each, known)
+            for c, choice, path, each in zip(moments, choices, paths, configs, strict=True)
+        ]
 
 
-def _descended(state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]) -> list[tuple[Sequence[Step], str]]:
+def _descended(state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]) -> list[_Path | OptimisationError]:
     """For each config, of which all descend alike, the steps up to where it stops, and what stopped it."""
     steps: list[Step] = []
-    stopped: dict[int, tuple[int, str]] = {}
-    for step in descent(state, rows, configs[0]):
-        steps.append(step)
-        for i, config in enumerate(configs):
-            reached = step.stops(config)
-            if i not in stopped and reached is not None:
-                stopped[i] = len(steps), reached
-        if len(stopped) == len(configs):
-            break
-    ends = [stopped.get(i, (len(steps), "steps")) for i in range(len(configs))]
-    return [(steps[:count], reached) for count, reached in ends]
+    stopped: dict[int, _Path] = {}
+    end: _Path | OptimisationError = (steps, "steps")
+    try:
+        for step in descent(state, rows, configs[0]):
+            steps.append(step)
+            for i, config in enumerate(configs):
+                reached = step.stops(config)
+                if i not in stopped and reached is not None:
+                    stopped[i] = tuple(steps), reached
+            if len(stopped) == len(configs):
+                break
+    except OptimisationError as error:
+        end = error.with_traceback(None)  # which would hold the tensors of the step
+    return [stopped.get(i, end) for i in range(len(configs))]
 
 
 def _rank_one(
     state: EditedLayer,
     left: Tensor,
-    path: tuple[Sequence[Step], str],
+    path: _Path | OptimisationError,
     statistics: KeyStatistics,
     variant: str,
     config: RomeConfig,
     known: Mapping[str, Any],
-) -> RankOneEdit:
-    """``u = C^-1 k / ||C^-1 k||`` and ``v = (v* - k* W_out - b_out) / (u . k*)``."""
+) -> RankOneEdit | OptimisationError:
+    """``u = C^-1 k / ||C^-1 k||`` and ``v = (v* - k* W_out - b_out) / (u . k*)``, or why there is none."""
+    if isinstance(path, OptimisationError):
+        return path
     steps, stopped = path
     key, output = state.keys[0], state.outputs[0]
     value = output + steps[-1].delta
@@ -169,7 +181,7 @@ def _rank_one(
     u = (left / left.norm()).to(key)
     v = (value - output) / (key @ u)
     if not (torch.isfinite(u).all() and torch.isfinite(v).all()):
-        raise OptimisationError(
+        return OptimisationError(
             f"u or v is not finite: u . k* is {float(key @ u):.2g}, the key's norm {float(key.norm()):.2g}."
         )
     source = f"{statistics.source} ({statistics.count} keys)"
@@ -190,7 +202,7 @@ def _rank_one(
     )
 
 
-def _refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
+def refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
     """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5)."""
     new = torch.tensor(bare.new_answer)
     tokens = torch.cat([bare.tokens, new[:-1]])

@@ -147,6 +147,7 @@ class Scores:
     Attributes:
         editor: its name.
         records: how many were evaluated.
+        failed: for how many more there was no edit to evaluate, so that they are in no average.
         already: of how many the unedited model preferred the new target, so that a success there is not the edit's.
     """
 
@@ -162,15 +163,16 @@ class Scores:
     NM: Average | None
     GE: Average | None
     RS: Average | None
+    failed: int = 0
 
     @classmethod
-    def of(cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0) -> "Scores":
-        """The averages of some evaluations; ``seed`` is the bootstrap's.
+    def of(cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0, failed: int = 0) -> "Scores":
+        """The averages of some evaluations; ``seed`` is the bootstrap's, ``failed`` the number of edits beside them that failed.
 
         Raises:
-            ValueError: there is no evaluation.
+            ValueError: there is no evaluation, and nothing failed.
         """
-        if not evaluations:
+        if not evaluations and not failed:
             raise ValueError("There is no evaluation to average.")
         means = {}
         for name in NAMES[1:]:
@@ -179,6 +181,7 @@ class Scores:
         return cls(
             editor=editor,
             records=len(evaluations),
+            failed=failed,
             already=sum(each.already for each in evaluations),
             S=_harmonic(evaluations, seed),
             **means,
@@ -203,14 +206,23 @@ class Scores:
 
 
 def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
-    """Editors down, scores across, each cell a mean with its interval; scores that nobody asked are left out."""
+    """Editors down, scores across, each cell a mean with its interval; scores that nobody asked are left out.
+
+    Where edits failed, a column says how many; ``records`` counts those that were evaluated.
+    """
     names = [name for name in NAMES if any(getattr(each, name) is not None for each in scores)]
     cells = [
-        ["not asked" if (value := getattr(each, name)) is None else str(value) for name in names] for each in scores
+        [_missing(each) if (value := getattr(each, name)) is None else str(value) for name in names] for each in scores
     ]
     frame = pd.DataFrame(cells, columns=names, index=pd.Index([each.editor for each in scores], name="editor"))
     frame["records"] = [each.records for each in scores]
+    if any(each.failed for each in scores):
+        frame["failed"] = [each.failed for each in scores]
     return frame
+
+
+def _missing(scores: Scores) -> str:
+    return "not asked" if scores.records else "no edit"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -222,6 +234,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
+    if not evaluations:
+        return None
     values = np.array([[each.ES, each.PS, each.NS] for each in evaluations], dtype=np.float64)
     asked = ~np.isnan(values)
     if not asked.any(0).all():

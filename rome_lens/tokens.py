@@ -1,5 +1,6 @@
 """From a fact to token ids: the prompt, the subject's span, the answers. Every tokenizer oddity ends here."""
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +83,13 @@ def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, t
     if len(ids) > model.cfg.n_ctx:
         raise FactError(f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}...")
     return ids
+
+
+def tokenizer_fingerprint(model: LensModel) -> str:
+    """A hash of the tokenizer's vocabulary, and of the ids of a text on which settings of one vocabulary differ."""
+    vocabulary = sorted(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    ids = token_ids(model, "Then  Ada's café, in 1912, sold Straße-maps", prepend_bos=False, truncate=True)
+    return hashlib.sha256(repr((vocabulary, ids)).encode()).hexdigest()[:10]
 
 
 def token_spans(

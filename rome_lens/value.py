@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.facts import SLOT, Fact, FactError
+from rome_lens.contexts import ContextRows
+from rome_lens.facts import Fact
 from rome_lens.forward import check_raw_output
 from rome_lens.models import (
     LensModel,
-    at_least_float32,
     capture_hooks,
     component_hook,
     key_hook,
@@ -23,7 +23,7 @@ from rome_lens.models import (
 )
 from rome_lens.partial import PartialForward
 from rome_lens.past import LayerPast
-from rome_lens.tokens import FactTokens, encode, pad_right
+from rome_lens.tokens import encode, pad_right
 
 KL_PROMPT = "{} is a"
 NORMS = ("plain", "centred")
@@ -94,21 +94,15 @@ class EditRows:
 
     @classmethod
     def of(cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None) -> "EditRows":
-        if not contexts:
-            raise FactError("The list of contexts is empty: give at least the bare ['{}'].")
         bare = encode(model, fact, prepend_bos=prepend_bos)
-        asked = [encode(model, _in_context(fact, context), prepend_bos=prepend_bos) for context in contexts]
         essence = Fact(KL_PROMPT, subject=fact.subject, target=fact.target)
         kl = encode(model, essence, prepend_bos=prepend_bos)
-        target = bare.new_answer
-        rows = [bare.tokens.tolist(), *((*row.tokens.tolist(), *target[:-1]) for row in asked), kl.tokens.tolist()]
-        last = torch.tensor([len(row.tokens) - 1 for row in asked])
-        every: list[FactTokens] = [bare, *asked, kl]
+        asked = ContextRows.of(model, fact, contexts, prepend_bos)
         return cls(
-            tokens=pad_right(rows),
-            lookups=torch.tensor([row.subject_last for row in every]),
-            target=torch.tensor(target),
-            target_positions=last[:, None] + torch.arange(len(target))[None],
+            tokens=pad_right([bare.tokens.tolist(), *asked.rows, kl.tokens.tolist()]),
+            lookups=torch.tensor([bare.subject_last, *asked.lookups, kl.subject_last]),
+            target=asked.target,
+            target_positions=asked.target_positions,
         )
 
     @property
@@ -170,19 +164,13 @@ class EditedLayer:
             later.append(
                 Later(
                     stream=streams[layer + 1][some, start:end],
-                    outputs=at_least_float32(outputs[some]),
+                    outputs=outputs[some],
                     lookups=rows.lookups[some] - start,
                     pasts=pasts(start, some),
                     read=(number, local[read_rows[number]], read_positions[number] - start),
                 )
             )
-        return cls(
-            layer=layer,
-            forward=forward,
-            keys=at_least_float32(keys),
-            outputs=at_least_float32(outputs),
-            later=tuple(later),
-        )
+        return cls(layer=layer, forward=forward, keys=keys, outputs=outputs, later=tuple(later))
 
     def log_probs(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "read d_vocab"]:
         """Log probabilities at every prediction read, with ``delta`` added to W_out's raw output at each lookup."""
@@ -284,10 +272,3 @@ def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Te
         (group[0][0], max(ends[row - 1] for _, row in group), torch.tensor(sorted(row for _, row in group)))
         for group in groups
     ]
-
-
-def _in_context(fact: Fact, context: str) -> Fact:
-    if context.count(SLOT) != 1:
-        raise FactError(f"The context {context!r} has {context.count(SLOT)} slots {{}}, expected one for the prompt.")
-    prompt = context.replace(SLOT, fact.prompt)
-    return Fact(prompt, subject=fact.subject, target=fact.target, new_target=fact.new_target)

@@ -1,6 +1,7 @@
 """Sweeps of edits: what shares an optimisation equals what does not; runs go on; presets are what they say."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 
 import rome_lens as rl
 from rome_lens.evaluation_store import EvaluationStore
+from rome_lens.facts import FactError
 from rome_lens.presets import PRESETS
 from rome_lens.rome import Choice, rank_one_edits
 from rome_lens.storage import StorageError
-from rome_lens.value import OptimisationError
+from rome_lens.value import OptimisationError, descent
 
+ROME = sys.modules["rome_lens.rome"]  # the package's attribute of this name is the function
 CONTEXTS = ("{}", "It was raining. {}")
 CONFIG = rl.RomeConfig(steps=6)
 
@@ -175,6 +178,90 @@ def test_a_store_tells_apart_what_changes_a_result(
     finally:
         toy.cfg.default_prepend_bos = before
     assert len(names) == 3
+
+
+def diverging_after(steps: int, subject: str) -> Any:
+    """``descent`` that leaves the finite numbers after some steps on one subject's fact."""
+
+    def diverging(state: Any, rows: Any, config: rl.RomeConfig) -> Any:
+        for number, step in enumerate(descent(state, rows, config)):
+            if subject in state.forward.model.to_string(rows.tokens[0]) and number == steps:
+                raise OptimisationError(f"The loss is nan at step {number}")
+            yield step
+
+    return diverging
+
+
+def test_a_divergence_takes_only_the_choices_that_had_not_stopped(
+    toy: Any, records: list[rl.CounterFactRecord], statistics: dict[int, rl.KeyStatistics], monkeypatch: Any
+) -> None:
+    fact = records[0].fact
+    choices = [Choice(statistics=statistics[1], stop_probability=stop) for stop in (0.3, None)]
+    options: Any = {"layer": 1, "contexts": CONTEXTS, "config": CONFIG}
+    whole = rank_one_edits(toy, fact, choices=choices, **options)
+    reached = len(whole[0].losses)
+    assert reached < len(whole[1].losses)
+    monkeypatch.setattr(ROME, "descent", diverging_after(reached, fact.subject))
+    stopped, diverged = rank_one_edits(toy, fact, choices=choices, **options)
+    assert torch.equal(stopped.v, whole[0].v)
+    assert isinstance(diverged, OptimisationError)
+    with pytest.raises(OptimisationError, match=f"nan at step {reached}"):
+        rl.rome(toy, fact, layer=1, statistics=statistics[1], contexts=CONTEXTS, config=CONFIG)
+
+
+def test_a_failed_edit_is_named_and_counted_and_in_no_average(
+    toy: Any,
+    records: list[rl.CounterFactRecord],
+    statistics: dict[int, rl.KeyStatistics],
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    options: Any = {"statistics": {"samples": {1: statistics[1]}}, "config": CONFIG, "contexts": CONTEXTS}
+    editors = [rl.Unedited(), rl.RomeEditor(statistics=statistics[1], config=CONFIG, contexts=CONTEXTS)]
+    swept, compared = rl.sweep_edits(toy, records, **options), rl.compare_editors(toy, records, editors)
+    (setting,) = swept.evaluations
+    assert "failed" not in swept.table().columns
+    assert not swept.failures
+    bad = records[1].fact
+    with monkeypatch.context() as patch:
+        patch.setattr(ROME, "descent", diverging_after(2, bad.subject))
+        sweep = rl.sweep_edits(toy, records, directory=tmp_path, **options)
+        comparison = rl.compare_editors(toy, records, editors, directory=tmp_path)
+        alone = rl.compare_editors(toy, records[1:2], editors)
+        nothing = rl.sweep_edits(toy, records[1:2], **options)
+    others = (0, 2)
+    assert sweep.failures == {setting: ((bad, "The loss is nan at step 2"),)}
+    assert comparison.failures == {"ROME": ((bad, "The loss is nan at step 2"),)}
+    assert sweep.evaluations[setting] == tuple(swept.evaluations[setting][i] for i in others)
+    assert [each.case_id for each in comparison.evaluations["ROME"]] == [records[i].case_id for i in others]
+    assert (sweep.scores[setting].records, sweep.scores[setting].failed) == (2, 1)
+    assert list(comparison.table()["records"]) == [3, 2]
+    assert list(comparison.table()["failed"]) == [0, 1]
+    with pytest.raises(ValueError, match="no failed edit"):
+        sweep.best(least_efficacy=0.0)
+    assert alone.table().loc["ROME", ["ES", "records", "failed"]].tolist() == ["no edit", 0, 1]
+    assert set(alone.to_frame()["editor"]) == set(alone.prompts()["editor"]) == {"unedited"}
+    assert nothing.table()["failed"].tolist() == [1]
+    # What failed is not kept: a run that goes on tries it again.
+    assert rl.sweep_edits(toy, records, directory=tmp_path, **options) == swept
+    again = rl.compare_editors(toy, records, editors, directory=tmp_path)
+    assert not again.failures
+    assert again.table().equals(compared.table())
+
+
+def test_a_record_that_cannot_be_edited_ends_a_sweep_before_its_first_edit(
+    toy: Any, records: list[rl.CounterFactRecord], statistics: dict[int, rl.KeyStatistics], monkeypatch: Any
+) -> None:
+    fact = records[2].fact
+    said = rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target)
+    monkeypatch.setattr("rome_lens.edit_sweeps.rank_one_edits", None)
+    with pytest.raises(FactError, match="already answered"):
+        rl.sweep_edits(
+            toy,
+            [*records[:2], rl.CounterFactRecord(case_id=1, fact=said)],
+            statistics={"samples": statistics},
+            contexts=CONTEXTS,
+        )
 
 
 @pytest.mark.parametrize("missing", ["records", "statistics"])

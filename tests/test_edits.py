@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES, last_logits, tiny
+from models_for_tests import CLASSES, FAMILIES, LLAMA, last_logits, tiny
 
 import rome_lens as rl
 from rome_lens.models import ModelError, w_out
@@ -57,6 +57,25 @@ def test_hooks_and_weights_give_the_same_logits(tiny_model: Any) -> None:
     assert_close(hooked, applied)
     assert (applied - before).abs().max() > 0.1
     assert_close(logits(tiny_model), before)
+
+
+def test_hooks_and_weights_agree_where_the_models_mlp_scales_what_w_out_gives(
+    fact: rl.Fact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granite's residual multiplier; what is computed through the layers alone does not know it and refuses the model."""
+    scaled = {**LLAMA, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.3}
+    monkeypatch.setitem(FAMILIES, "granite", ("Granite", scaled))
+    model = fresh("granite", "TransformerBridge")
+    edit, before = random_edit(model), logits(model)
+    hooked = logits(model, fwd_hooks=edit.fwd_hooks(model))
+    by_row = last_logits(model, model.to_tokens(fact.text).repeat(2, 1), fwd_hooks=rl.row_hooks(model, [None, edit]))
+    with edit.applied(model):
+        applied, alone = logits(model), last_logits(model, model.to_tokens(fact.text))
+    assert_close(hooked, applied)
+    assert_close(by_row[1:], alone)
+    assert (applied - before).abs().max() > 0.1
+    with pytest.raises(ModelError, match="Layer 1's MLP output is not W_out's output"):
+        rl.rome(model, fact, layer=1, statistics=rl.KeyStatistics.identity(model, layer=1), contexts=["{}"])
 
 
 @pytest.mark.parametrize("layers", [(1, 1), (1, 3), (2, 0)])

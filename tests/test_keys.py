@@ -10,7 +10,7 @@ import torch
 from models_for_tests import CLASSES, REFERENCE
 
 import rome_lens as rl
-from rome_lens.keys import StatisticsError
+from rome_lens.keys import EditedModelWarning, StatisticsError
 from rome_lens.loading import from_directory
 from rome_lens.models import ModelError, key_hook
 from rome_lens.sampling import random_contexts, sample_tokens
@@ -287,6 +287,46 @@ def test_layers_in_the_cache_are_not_collected_again(toy: Any, tmp_path: Any, mo
     found = collect(toy, layer=(1, 0), texts=TEXTS, cache=tmp_path)
     assert set(asked) == {(0, (key_hook(0),))}
     assert_equal(found[1], first)
+
+
+def an_edit(model: Any, layer: int) -> rl.RankOneEdit:
+    generator = torch.Generator().manual_seed(layer)
+    d_mlp, d_model = rl.models.w_out(model, layer).shape
+    return rl.RankOneEdit(
+        layer=layer, u=torch.randn(d_mlp, generator=generator), v=torch.randn(d_model, generator=generator)
+    )
+
+
+def test_statistics_of_an_edited_model_are_told_from_the_clean_ones(toy: Any, tmp_path: Any) -> None:
+    options: dict[str, Any] = {"layer": (0, 1, 2), "texts": TEXTS, "cache": tmp_path}
+    clean = collect(toy, **options)
+    with an_edit(toy, 1).applied(toy):
+        with pytest.warns(EditedModelWarning, match=r"\{2: \[1\]\}"):
+            edited = collect(toy, **options)
+        with pytest.warns(EditedModelWarning, match=r"\{1: \[1\]\}"):  # the model's own text depends on every layer
+            samples = collect(toy, layer=1, sample_count=4, sample_length=8)
+        collect(toy, **{**options, "layer": (0, 1)})
+    for layer in (0, 1):  # an edit changes the keys of later layers alone
+        assert_equal(edited[layer], clean[layer])
+        assert edited[layer].source == clean[layer].source
+    assert not torch.allclose(edited[2].moment, clean[2].moment, rtol=1e-3)
+    assert "edits applied at layers [1]" in edited[2].source
+    assert "edits applied at layers [1]" in samples.source
+    assert len(list(tmp_path.iterdir())) == 4
+    again = collect(toy, **options)
+    assert_equal(again[2], clean[2])
+
+
+def test_another_tokenizer_finds_nothing_in_the_cache(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    sources = [collect(toy, texts=TEXTS, cache=tmp_path).source for _ in range(2)]
+    assert len(list(tmp_path.iterdir())) == 1
+    renumbered = {word: len(toy.tokenizer) - 1 - id for word, id in toy.tokenizer.get_vocab().items()}
+    monkeypatch.setattr(toy.tokenizer, "get_vocab", lambda: renumbered)
+    sources.append(collect(toy, texts=TEXTS, cache=tmp_path).source)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert sources[0] == sources[1] != sources[2]
+    found = [collect(toy, openings=(opening,), sample_count=2, sample_length=6).source for opening in ("", "A", "A")]
+    assert found[0] != found[1] == found[2]
 
 
 def test_a_cache_is_refused_while_the_model_has_hooks(toy: Any, tmp_path: Any) -> None:

@@ -94,6 +94,25 @@ def test_a_state_changed_later_gives_what_a_hooked_run_gives(tiny_model: Any) ->
     torch.testing.assert_close(forward.logits(final[:, -1]), expected, atol=2e-5, rtol=1e-5)
 
 
+ALIBI = {
+    "bloom": ("Bloom", {"n_layer": 4, "hidden_size": 24, "n_head": 4}),
+    "falcon": ("Falcon", {**SIZES, "alibi": True, "multi_query": False, "new_decoder_architecture": False}),
+    "mpt": ("Mpt", {"n_layers": 4, "d_model": 24, "n_heads": 4, "max_seq_len": 64}),
+}
+
+
+@pytest.mark.parametrize("family", ALIBI)
+def test_alibis_biases_fit_any_number_of_rows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, family, ALIBI[family])
+    model = fresh(family, "TransformerBridge")
+    forward = PartialForward(model, TOKENS[0])
+    entering, expected = streams(model)
+    for layer in (0, 2):
+        with evaluating(model), torch.no_grad():
+            final = forward.resume(entering[layer][ROWS], layer)
+            torch.testing.assert_close(forward.logits(final[:, -1]), expected[ROWS], atol=2e-5, rtol=1e-5)
+
+
 def test_gradients_are_those_of_all_positions(tiny_model: Any) -> None:
     forward = PartialForward(tiny_model, TOKENS[0])
     past, (entering, _) = past_of(forward), streams(tiny_model)

@@ -57,6 +57,18 @@ def test_the_last_key_is_mapped_to_its_value_and_the_earlier_ones_miss_by_what_c
         assert torch.equal(made.kept(tiny_model), kept)
 
 
+def test_what_is_kept_is_the_same_with_some_of_the_edits_applied_already(
+    tiny_model: Any, facts: Any, untouched: Any
+) -> None:
+    untouched(tiny_model)
+    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
+    kept = made.kept(tiny_model)
+    for edit in made.edits:
+        with edit.applied(tiny_model):
+            torch.testing.assert_close(made.kept(tiny_model), kept, atol=1e-5, rtol=1e-4)
+            assert rl.applied_edits(tiny_model) == (edit,)
+
+
 def test_a_sequence_behaves_as_one_edit(tiny_model: Any, facts: Any, untouched: Any, tmp_path: Any) -> None:
     untouched(tiny_model)
     made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))

@@ -151,6 +151,28 @@ def test_half_precision_is_optimised_in_float32(
     assert w_out(half, 1).dtype == dtype
 
 
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_half_precision_is_fine_tuned_in_float32(model_class: str, fact: rl.Fact, untouched: Any) -> None:
+    half = copied(tiny("gpt2", model_class)).to(torch.bfloat16)
+    untouched(half)
+    options: Any = {"layer": 1, "steps": 4, "lr": 0.01, "norm_constraint": 0.02}
+    found, expected = (rl.fine_tune(model, fact, **options) for model in (half, in_float32(half)))
+    assert found.delta.dtype == torch.float32
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.delta, expected.delta, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_autocast_around_an_edit_changes_nothing_of_it(model_class: str, fact: rl.Fact) -> None:
+    model = tiny("llama", model_class)
+    expected, tuned = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, again = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
+    for name in ("u", "v", "losses"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(again.delta, tuned.delta)
+
+
 def test_what_stopped_the_optimisation_is_told(toy: Any, toy_record: rl.data.Record) -> None:
     fact = toy_record.fact
     assert value(toy, fact, config=rl.RomeConfig(steps=2)).stopped == "steps"
