@@ -197,7 +197,7 @@ def _strips(axes: Axes, result: LimitsAverage, check: str, kinds: Sequence[str])
             axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)
         axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
     axes.set_yticks(range(len(shown)), [names[kind] for kind in shown], fontsize=7)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
 
 
 def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,9 +26,9 @@ class Run(NamedTuple):
     page: Path
 
 
-def run(*arguments: str, page: Path) -> Run:
+def run(*arguments: str, page: Path, command: str = "demo") -> Run:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        status = main(["demo", *arguments])
+        status = main([command, *arguments])
     return Run(status, out.getvalue(), err.getvalue(), page)
 
 
@@ -100,8 +101,9 @@ def test_the_edit_changes_the_answer_and_the_page_says_the_same(demo: Run, toy_r
 def test_every_check_is_read_out(demo: Run) -> None:
     limits = words(demo.out.split("4. What the edit does not do")[1])
     page = words(demo.page.read_text(encoding="utf-8"))
-    readings = re.findall(r"(?:direction|association|description|dominance): (.*?\?) ", limits)
-    assert len(readings) == 4
+    names = "direction|association|description|dominance|bleed-over|consequence|essence|fidelity|localisation"
+    readings = re.findall(rf"(?:{names}): (.*?\?) ", limits)
+    assert len(readings) == 9
     assert [asks for asks in readings if asks.replace("'", "&#39;") not in page] == []
 
 
@@ -189,6 +191,83 @@ def test_a_wrong_path_is_answered_with_a_message(wrong: str, toy_record: Record,
     failed = run("--model", model, "--record", toy_record.id, "--out", str(out), page=out)
     assert failed.status == 2
     assert failed.err.splitlines()[-1].startswith("rome-lens: ")
+
+
+@pytest.fixture(scope="module")
+def limits(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two of the toy's edits, questioned."""
+    page = tmp_path_factory.mktemp("limits") / "page.html"
+    kept = str(page.parent / "kept")
+    few = ("--limit", "2", "--layer", "1", "--directory", kept, "--out", str(page), "--quiet")
+    return run("--model", "toy", *few, page=page, command="limits")
+
+
+def test_the_limits_of_several_edits_are_printed_and_written(limits: Run) -> None:
+    assert (limits.status, limits.err) == (0, "")
+    assert "What 2 edits of toy at layer 1 do not do" in limits.out
+    for name in (
+        "direction",
+        "association",
+        "description",
+        "dominance",
+        "bleed-over",
+        "consequence",
+        "essence",
+        "fidelity",
+    ):
+        assert f"\n{name} (" in limits.out
+    assert limits.page.read_text(encoding="utf-8").count("<details><summary>") >= 2
+    kept = sorted(path.name.split("-")[0] for path in (limits.page.parent / "kept").iterdir())
+    assert kept == ["limits", "limits", "rankoneedit", "rankoneedit"]
+
+
+def test_a_second_run_goes_on_from_the_directory_and_writes_the_tables(limits: Run, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rome_lens.baselines.rome", lambda *_, **__: pytest.fail("an edit was made anew"))
+    tables = limits.page.parent / "tables.md"
+    kept = str(limits.page.parent / "kept")
+    few = ("--limit", "2", "--layer", "1", "--directory", kept, "--out", str(tables), "--quiet")
+    again = run("--model", "toy", *few, page=tables, command="limits")
+    assert again.out.replace(str(tables), "") == limits.out.replace(str(limits.page), "")
+    assert "| direction |" in tables.read_text(encoding="utf-8")
+
+
+def test_a_user_s_own_file_is_questioned_and_what_is_not_known_left_out(
+    toy_record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fact that the model knows, without any prompts, and one that it does not."""
+    fact = {name: getattr(toy_record.fact, name) for name in ("prompt", "subject", "target", "new_target")}
+    swapped = {**fact, "target": fact["new_target"], "new_target": fact["target"]}
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps([{"id": "mine", "fact": fact}, {"id": "wrong", "fact": swapped}]))
+    monkeypatch.setattr(
+        "rome_lens.presets.collect_key_statistics",
+        lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer),
+    )
+    page = tmp_path / "page.html"
+    found = run("--model", "toy", "--records", str(file), "--out", str(page), "--quiet", page=page, command="limits")
+    assert found.status == 0, found.err
+    assert "Not known to toy, left out: wrong" in found.out
+    assert words("direction (0 facts) not asked") in words(found.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "atlantis"), "There is no record ['atlantis']; there are: "),
+        (("--limit", "0"), "There is no record to take"),
+        (("--out", "page.pdf"), "expected a name that ends in .html"),
+        (("--layer", "99"), "Layer 99 is out of range"),
+        (("--records", "no-such-file.json"), "no-such-file.json"),
+    ],
+)
+def test_wrong_limits_are_answered_with_a_message(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = run("--model", "toy", *arguments, page=tmp_path / "none", command="limits")
+    assert wrong.status == 2
+    assert message in wrong.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [[], ["deomo"], ["demo", "--layer", "first"]])

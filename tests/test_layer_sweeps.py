@@ -381,3 +381,24 @@ def test_the_picture_holds_every_cell_and_the_means() -> None:
     with pytest.raises(ValueError, match="No record asked PS"):
         viz.layer_sweep(sweep, "PS")
     assert sweep._repr_html_().startswith("<img")
+
+
+def test_localisation_compares_each_fact_s_traced_layer_with_the_one_that_is_best_on_average() -> None:
+    """By hand: fact 0 is better where its trace points, facts 1 and 2 are worse, and the last was not asked."""
+    nothing = [math.nan, math.nan, math.nan]
+    sweep = a_sweep(
+        4,
+        EM=torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.8, 0.3], [0.4, 0.6, 0.1], nothing], dtype=torch.float64),
+        effects=torch.tensor([[0.0, 0.1, 0.2], [0.3, 0.1, 0.2], [0.0, 0.1, 0.2], [0.5, 0.1, 0.2]], dtype=torch.float64),
+    )
+    result = rl.checks.localisation(sweep, shuffles=5)
+    assert [row.effect for row in result.rows] == pytest.approx([0.9 - 0.5, 0.2 - 0.8, 0.1 - 0.6])
+    assert [row.answer for row in result.rows] == ["layer 5 -> 9", "layer 5 -> 2", "layer 5 -> 9"]
+    first = (0.1 + 0.9) / 2 - 0.5  # fact 0 at the layers that facts 1 and 2 are traced to
+    assert result.rows[0].control == pytest.approx(first)
+    assert result.effect.mean == pytest.approx((0.4 - 0.6 - 0.5) / 3)
+    explained = sweep.variance_explained("EM", shuffles=5)
+    assert result["R^2 of EM, layer alone"].mean == explained.layer.mean
+    assert result.reading == explained.reading
+    with pytest.raises(ValueError, match="measure is 'XM'"):
+        rl.checks.localisation(sweep, measure="XM")

@@ -18,8 +18,9 @@ from rome_lens.checks.direction import direction
 from rome_lens.checks.dominance import dominance
 from rome_lens.checks.essence import essence
 from rome_lens.checks.fidelity import fidelity
+from rome_lens.checks.localisation import ASKS, localisation
 from rome_lens.checks.renaming import association, description
-from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, not_asked
 from rome_lens.data import Record
 from rome_lens.editors import NumberedEdits
 from rome_lens.models import LensModel
@@ -39,6 +40,7 @@ __all__ = [
     "dominance",
     "essence",
     "fidelity",
+    "localisation",
 ]
 
 
@@ -98,8 +100,8 @@ def check_limits(
 ) -> Limits:
     """Ask every check about an edit; the weights stay untouched, and hooks that the caller has on stay on.
 
-    The checks of one edit are these; whether tracing tells where to edit takes many facts and layers:
-    :func:`rome_lens.layer_sweep`.
+    Whether tracing tells where to edit takes many facts and layers, and is asked of :func:`rome_lens.layer_sweep`'s result by
+    :func:`localisation`; of one edit it is "not asked".
 
     Args:
         edit: any that :func:`rome_lens.evaluate` takes; what needs a key (firing, norms) is asked of rank-one edits alone.
@@ -135,6 +137,9 @@ def check_limits(
                 new_tokens=new_tokens,
                 seed=seed,
                 prepend_bos=prepend_bos,
+            ),
+            not_asked(
+                "localisation", ASKS, "it takes many facts and layers, see rl.layer_sweep and rl.checks.localisation"
             ),
         ),
     )
