@@ -22,7 +22,7 @@ TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in t
 def edited(toy: Any) -> tuple[Any, rl.data.Record, rl.RankOneEdit]:
     """A two-way record of the toy, whose reverse, alias and description the model knows, and its edit."""
     record = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is False)
-    statistics = rl.collect_key_statistics(toy, layer=1)
+    statistics = rl.collect_key_statistics(toy, layer=1, sample_count=64, sample_length=48)
     return toy, record, rl.rome(toy, record.fact, layer=1, statistics=statistics)
 
 

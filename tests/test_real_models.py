@@ -106,11 +106,18 @@ def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.d
     with edit.applied(gemma):
         applied = rl.answer_log_probs(gemma, [(prompts[0], "Rome")])
     torch.testing.assert_close(hooked, applied, atol=1e-4, rtol=1e-4)
-    limits = rl.check_limits(gemma, edit, record)
-    forward = float(hooked.exp()) - 0.01
-    assert limits["direction"].effect.mean < 0.1
-    assert limits["association"].effect.mean < 0.7 * forward
-    assert limits["association"].control.mean > 0.1
+    limits = rl.check_limits(gemma, edit, record, texts=rl.data.held_texts()[:1], samples=0, new_tokens=0)
+    forward = limits["direction"]["change of p(new target), forward"].mean
+    assert forward > 0.5
+    assert limits["direction"]["change of p(subject), reverse"].mean < 0.01 * forward
+    assert limits["direction"].control.mean > 0.3  # it knows the reverse of the true fact
+    assert limits["association"].effect_where_known.mean < 0.7
+    assert limits["description"].effect_where_known.mean < 0.2
+    assert limits["description"]["share kept with the name added"].mean > 0.8
+    assert limits["bleed-over"]["NS+, edited"].mean <= limits["bleed-over"]["NS, edited"].mean
+    assert abs(limits["fidelity"].effect.mean) < 0.05
+    assert limits["essence"].effect.mean > limits["essence"].control.mean
+    assert limits.firing_correlation > 0.5
 
 
 def test_smollm2_traces_and_edits(smollm2: Any, record: rl.data.Record) -> None:
