@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rome_lens.counterfact import CounterFactRecord
-from rome_lens.data import Record
 from rome_lens.models import LensModel, has_hooks, weights_fingerprint
 from rome_lens.scores import Evaluation, PromptScore
 from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
 
 
-class EvaluationStore:
-    """Finished evaluations, in memory, or in a directory as one JSON file each, named by a hash of all that made it.
+class HashNamed:
+    """A directory for results, each named by a hash of all that made it; with None for a directory nothing is kept there.
 
     A run broken off goes on where it was, and one with other settings finds nothing of this one's.
+
+    Raises:
+        ValueError: the model has hooks, of which the names could not tell.
     """
 
     def __init__(self, directory: str | Path | None, model: LensModel) -> None:
         self.directory = None if directory is None else Path(directory)
-        self.found: dict[str, Evaluation] = {}
         self.model = ""
         if directory is not None:
             if has_hooks(model):
@@ -32,15 +32,27 @@ class EvaluationStore:
             words = (weights_fingerprint(model), model.cfg.default_prepend_bos, installed_versions())
             self.model = repr(words)
 
-    def name(self, made_with: object, record: CounterFactRecord | Record) -> str:
-        """The hash of the model and the packages' versions, of what made the edit, and of the record."""
-        words = f"{self.model}\n{made_with!r}\n{record!r}"
+    def name(self, made_with: object, what: object) -> str:
+        """The hash of the model and the packages' versions, of what made the result, and of what it is about.
+
+        Raises:
+            ValueError: a part of it has no ``repr`` that says what it is.
+        """
+        words = f"{self.model}\n{made_with!r}\n{what!r}"
         if self.directory is not None and " at 0x" in words:
             raise ValueError(
                 f"{made_with!r} does not name its settings, so that a later run cannot be compared with it: give its class "
                 "a __repr__ that does (a dataclass has one), or no directory."
             )
         return hashlib.sha256(words.encode()).hexdigest()[:24]
+
+
+class EvaluationStore(HashNamed):
+    """Finished evaluations, in memory, or in a directory as one JSON file each."""
+
+    def __init__(self, directory: str | Path | None, model: LensModel) -> None:
+        super().__init__(directory, model)
+        self.found: dict[str, Evaluation] = {}
 
     def get(self, name: str) -> Evaluation | None:
         """The evaluation of this name, where it is finished."""

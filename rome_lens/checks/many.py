@@ -1,6 +1,5 @@
 """The limits of the edits of many facts: each on disk as soon as it is done, then averaged over facts."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +13,10 @@ from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.fidelity import compared
 from rome_lens.data import Record
 from rome_lens.edits import RankOneEdit
+from rome_lens.evaluation_store import HashNamed
 from rome_lens.intervals import Average, average, share
-from rome_lens.models import LensModel, ModelError, has_hooks, weights_fingerprint
-from rome_lens.storage import Stored, installed_versions
+from rome_lens.models import LensModel
+from rome_lens.storage import Stored
 from rome_lens.tokens import encode
 
 
@@ -153,12 +153,13 @@ def check_records(
         raise ValueError("records is empty, expected at least one.")
     for record in records:
         encode(model, record.fact, prepend_bos=prepend_bos)
-    store = _Store(directory, model, (editor, prepend_bos))
+    store = HashNamed(directory, model)
+    names = [store.name(editor, record.fact) for record in records]
     edits = [
-        store.kept(RankOneEdit, record.fact, partial(editor, model, record.fact))
-        for record in tqdm(records, desc="edits", disable=not progress)
+        _kept(store, RankOneEdit, name, partial(editor, model, record.fact))
+        for name, record in zip(names, tqdm(records, desc="edits", disable=not progress), strict=True)
     ]
-    settings = (texts, samples, new_tokens, seed)
+    settings = (editor, None if texts is None else tuple(texts), samples, new_tokens, seed, prepend_bos)
     found = []
     for record, edit in zip(tqdm(records, desc="checks", disable=not progress), edits, strict=True):
 
@@ -174,7 +175,7 @@ def check_records(
                 prepend_bos=prepend_bos,
             )
 
-        found.append(store.kept(Limits, (record, *settings), asked))
+        found.append(_kept(store, Limits, store.name(settings, record), asked))
     return average_limits(_with_other_edits(found))
 
 
@@ -187,35 +188,14 @@ def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
     ]
 
 
-class _Store:
-    """Results on disk, named by a hash of the model, the packages' versions, and all that made them."""
-
-    def __init__(self, directory: str | Path | None, model: LensModel, made_with: object) -> None:
-        self.directory = None if directory is None else Path(directory)
-        if self.directory is None:
-            return
-        if has_hooks(model):
-            raise ModelError(
-                "The model has hooks, which change what is found and cannot be told from the files: remove them, or give no "
-                "directory."
-            )
-        words = (weights_fingerprint(model), model.cfg.default_prepend_bos, installed_versions(), made_with)
-        if " at 0x" in repr(words):
-            raise ValueError(
-                f"{made_with!r} does not name its settings, so that a later run cannot be compared with it: give its class "
-                "a __repr__ that does (a dataclass has one), or no directory."
-            )
-        self.words = repr(words)
-
-    def kept(self, kind: type[Stored], what: object, make: Callable[[], Any]) -> Any:
-        """The result from its file, or made and written; what cannot be stored is made each time."""
-        if self.directory is None:
-            return make()
-        name = hashlib.sha256(f"{self.words}\n{what!r}".encode()).hexdigest()[:24]
-        path = self.directory / f"{kind.__name__.lower()}-{name}.safetensors"
-        if path.is_file():
-            return kind.load(path)
-        made = make()
-        if isinstance(made, kind):
-            made.save(path)
-        return made
+def _kept(store: HashNamed, kind: type[Stored], name: str, make: Callable[[], Any]) -> Any:
+    """The result from its file, or made and written; what is of another kind is made each time."""
+    if store.directory is None:
+        return make()
+    path = store.directory / f"{kind.__name__.lower()}-{name}.safetensors"
+    if path.is_file():
+        return kind.load(path)
+    made = make()
+    if isinstance(made, kind):
+        made.save(path)
+    return made
