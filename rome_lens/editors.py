@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from rome_lens.edits import Edit
+from rome_lens.edits import Edit, LayerEdit
 from rome_lens.facts import Fact
-from rome_lens.models import Hook, LensModel, ModelError
+from rome_lens.models import Hook, LensModel, ModelError, has_hooks_where_edits_add
 from rome_lens.rows import row_hooks
 
 HooksOfRows = Callable[[Sequence[int]], Sequence[Hook]]
@@ -56,6 +56,13 @@ class NumberedEdits:
                 "The model's weights carry the edit already, or a part of it, so that 'before' would be after it: leave "
                 "edit.applied(model), or call edit.revert(model), first."
             )
+        for part in parts:
+            if isinstance(part, LayerEdit) and has_hooks_where_edits_add(self._model, part.layer):
+                raise ModelError(
+                    f"The model has a hook on the MLP's output at layer {part.layer}, where the edit's own hook adds to it and "
+                    "comes after: it would not act on what the edit adds, as it does on edited weights. Remove it, or evaluate by "
+                    "hand inside edit.applied(model)."
+                )
         hooks = edit.fwd_hooks(self._model)
         if not hooks:
             return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from rome_lens.models import LensModel, has_hooks, weights_fingerprint
 from rome_lens.scores import Evaluation, PromptScore
 from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
+from rome_lens.tokens import tokenizer_fingerprint
 
 
 class HashNamed:
@@ -29,8 +30,10 @@ class HashNamed:
                     "The model has hooks, which change what is found and cannot be told from the files: remove them, or give "
                     "no directory."
                 )
-            words = (weights_fingerprint(model), model.cfg.default_prepend_bos, installed_versions())
-            self.model = repr(words)
+            dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+            weights = (weights_fingerprint(model), dtypes)
+            tokens = (tokenizer_fingerprint(model), model.cfg.default_prepend_bos)
+            self.model = repr((weights, tokens, installed_versions()))
 
     def name(self, made_with: object, what: object) -> str:
         """The hash of the model and the packages' versions, of what made the result, and of what it is about.

@@ -159,6 +159,19 @@ def has_hooks_after_blocks(model: LensModel) -> bool:
     return has_hooks(model, points=("ln_final", "unembed"))
 
 
+def has_hooks_where_edits_add(model: LensModel, layer: int) -> bool:
+    """Whether hooks of the caller's act on the very output that :func:`raw_output_hooks` adds to: they would come before it.
+
+    Hooks of other edits do not count: additions may come in any order.
+    """
+    names = [name for name, _ in raw_output_hooks(model, layer, lambda keys: keys) if name != key_hook(layer)]
+    points = [
+        name for name in names if len(names) == 1 or name != component_hook("mlp", layer)
+    ]  # which follows the norm
+    handles = (handle for name in points for handle in model.hook_dict[name].fwd_hooks)
+    return any(not _is_own(handle) and handle.user_hook.__module__ != __name__ for handle in handles)
+
+
 def _is_own(handle: Any) -> bool:
     """Whether TransformerLens itself put the hook in, as wiring."""
     return handle.is_permanent and getattr(handle.user_hook, "__module__", "").startswith("transformer_lens.")

@@ -161,10 +161,15 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
 def limits(result: LimitsAverage) -> Figure:
     """Every check that was asked in a row: at the left its effect, at the right its control; a dot for each fact.
 
-    "where known" is over the prompts of which the unedited model can do what is checks. Bars are means with 95 % intervals
+    "where known" is over the prompts of which the unedited model can do what is asked. Bars are means with 95 % intervals
     over facts.
+
+    Raises:
+        ValueError: no check was asked.
     """
     checks = [name for name in result.checks if result.of(name)]
+    if not checks:
+        raise ValueError("No check was asked of any fact: there is nothing to show.")
     figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(checks)), layout="constrained")
     for (left, right), name in zip(
         figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True

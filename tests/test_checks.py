@@ -13,6 +13,7 @@ import rome_lens as rl
 from rome_lens.checks import Limits
 from rome_lens.checks.asking import before_and_after
 from rome_lens.checks.essence import random_target
+from rome_lens.checks.renaming import holds_last_word
 from rome_lens.intervals import average
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
@@ -211,6 +212,37 @@ def test_what_a_record_lacks_is_not_asked(edited: Any) -> None:
     assert set(shown.loc[sorted(set(shown.index) - asked), "effect"]) == {"not asked"}
 
 
+def test_an_alias_that_holds_the_subject_s_last_word_stands_beside_and_not_in_the_effect(edited: Any) -> None:
+    model, record, edit = edited
+    last = record.fact.subject.split()[-1]
+    keyed = f"Old {last}"
+    found = rl.checks.association(model, edit, dataclasses.replace(record, aliases=(*record.aliases, keyed)))
+    assert found.effect == rl.checks.association(model, edit, record).effect
+    assert [row.prompt for row in found.rows if "last word" in row.kind] == [record.fact.about(keyed).text]
+    alone = rl.checks.association(model, edit, dataclasses.replace(record, aliases=(keyed,)))
+    assert not alone.asked
+    assert alone.reading.startswith("Not asked: the record has no alias without the subject's last word")
+    assert alone["share kept, alias with the subject's last word"].count == 1
+    assert holds_last_word("Leo MESSI", "Lionel Messi")
+    assert not holds_last_word("Fromage", "Cheese")
+
+
+def test_an_edit_away_from_the_new_target_has_nothing_to_share(edited: Any) -> None:
+    model, record, edit = edited
+    away = dataclasses.replace(
+        edit, fact=dataclasses.replace(record.fact), v=-edit.v, value=None
+    )  # the true answer was far likelier already, so that p(new) can hardly fall
+    assert not rl.checks.association(model, away, record).asked
+
+
+def test_where_known_says_none_known_and_not_that_it_was_not_asked(toy: Any) -> None:
+    record = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is True)
+    edit = rl.rome(toy, record.fact, layer=1, statistics=rl.KeyStatistics.identity(toy, layer=1), contexts=["{}"])
+    table = rl.check_limits(toy, edit, record, texts=TEXTS, samples=0, new_tokens=0).table().set_index("check")
+    assert (table.loc["association", "where known"], table.loc["essence", "where known"]) == ("none known", "")
+    assert table.loc["localisation", "effect"] == "not asked"
+
+
 def test_few_prompts_give_no_interval_and_say_so(limits: Limits) -> None:
     assert limits["association"].effect.low is None
     assert "too few" in str(limits["association"].effect)
@@ -245,6 +277,20 @@ def test_any_editor_s_edit_can_be_asked(edited: Any) -> None:
     behind = rl.checks.direction(model, said, record).rows[-1]
     prompt = f"{said.prefix} {behind.prompt}"
     assert behind.after == pytest.approx(math.log(plain_p(model, prompt, behind.answer)), rel=1e-3)
+
+
+def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(edited: Any) -> None:
+    """On edited weights it acts on what the edit adds, as hooks it would come before it; other edits' hooks only add."""
+    model, record, edit = edited
+    name = next(name for name, _ in reversed(edit.fwd_hooks(model)))
+    with (
+        model.hooks(fwd_hooks=[(name, lambda value, hook: 0.0 * value)]),
+        pytest.raises(ValueError, match="comes after"),
+    ):
+        rl.check_limits(model, edit, record)
+    again = dataclasses.replace(edit, v=0.1 * edit.v, value=None)
+    with model.hooks(fwd_hooks=again.fwd_hooks(model)):
+        assert rl.checks.direction(model, edit, record).asked
 
 
 def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(edited: Any) -> None:

@@ -1,7 +1,6 @@
 """Averages of the checks over facts, made resumably, as tables, picture, page and command."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +97,10 @@ def test_each_record_is_checked_with_the_edits_of_the_others(toy: Any, records: 
         for a, b in zip(ours.results, theirs.results, strict=True):
             assert (a.effect is None) == (b.effect is None)
             assert a.effect is None or a.effect.mean == pytest.approx(b.effect.mean, abs=1e-5)
+            assert (a.control is None) == (b.control is None)
+            assert a.control is None or a.control.mean == pytest.approx(b.control.mean, abs=1e-5)
+            assert [m.name for m in a.further] == [m.name for m in b.further]
+            assert [m.average.mean for m in a.further] == pytest.approx([m.average.mean for m in b.further], abs=1e-4)
     made = editor.made
     assert rl.check_records(toy, records, editor, directory=tmp_path, **options) == found
     assert editor.made == made
@@ -106,7 +109,22 @@ def test_each_record_is_checked_with_the_edits_of_the_others(toy: Any, records: 
     assert editor.made == made
     assert len(set(tmp_path.iterdir()) - files) == len(records)
     assert again != found
-    assert math.isfinite(found.effect("fidelity", "control").mean)
+    # The mean over facts of the others' effects is the mean of the effects: it would be no control.
+    assert found.effect("fidelity", "control") is None
+    assert found.measure("fidelity", "||delta|| / ||W_out||, other edits") is None
+    assert found.measure("fidelity", "||delta|| / ||W_out||") is not None
+
+
+def test_edits_of_two_models_are_not_averaged() -> None:
+    one, other = (dataclasses.replace(made_up([1.0]), model_fingerprint=name) for name in ("a", "b"))
+    with pytest.raises(ValueError, match="made on 2 models"):
+        rl.average_limits([one, other])
+
+
+def test_records_without_any_other_text_have_no_fidelity(toy: Any, records: Any) -> None:
+    found = rl.check_records(toy, records, CountingEditor(toy), texts=[], samples=0)
+    assert found.table().loc["fidelity", "effect"] == "not asked"
+    assert found.effect("essence") is not None
 
 
 def test_what_a_later_run_could_not_be_compared_with_has_no_directory(toy: Any, records: Any, tmp_path: Path) -> None:

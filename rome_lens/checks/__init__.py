@@ -20,7 +20,7 @@ from rome_lens.checks.essence import essence
 from rome_lens.checks.fidelity import fidelity
 from rome_lens.checks.localisation import ASKS, localisation
 from rome_lens.checks.renaming import association, description
-from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, not_asked
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, not_asked, shown
 from rome_lens.data import Record
 from rome_lens.editors import NumberedEdits
 from rome_lens.models import LensModel
@@ -46,11 +46,19 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(Stored):
-    """The results of every check on one edit."""
+    """The results of every check on one edit.
+
+    Attributes:
+        record_id, relation: of the record.
+        results: of each check, in the order of the README's table.
+        edit: what made the edit, in words; ``model_fingerprint`` of its model, None where the edit does not say.
+    """
 
     record_id: str
     relation: str
     results: tuple[CheckResult, ...]
+    edit: str = ""
+    model_fingerprint: str | None = None
 
     def __getitem__(self, name: str) -> CheckResult:
         for result in self.results:
@@ -77,7 +85,7 @@ class Limits(Stored):
     def table(self) -> pd.DataFrame:
         """One line for each check: effect, effect where the model could, control, sentence."""
         lines = [
-            [r.name, r.effect_is, *map(_shown, (r.effect, r.effect_where_known, r.control)), r.reading]
+            [r.name, r.effect_is, *shown([r.effect, r.effect_where_known, r.control], [r]), r.reading]
             for r in self.results
         ]
         return pd.DataFrame(lines, columns=["check", "effect is", "effect", "where known", "control", "reading"])
@@ -120,6 +128,8 @@ def check_limits(
     return Limits(
         record_id=record.id,
         relation=record.relation,
+        edit=getattr(edit, "made_with", "") or repr(edit),
+        model_fingerprint=getattr(edit, "model_fingerprint", None),
         results=(
             direction(model, edit, record, prepend_bos=prepend_bos),
             association(model, edit, record, prepend_bos=prepend_bos),
@@ -143,7 +153,3 @@ def check_limits(
             ),
         ),
     )
-
-
-def _shown(value: Any) -> str:
-    return "not asked" if value is None else str(value)

@@ -48,6 +48,16 @@ class Answered:
     fires_at: str | None = None
 
     @property
+    def mean_p_before(self) -> float:
+        """Geometric mean of the answer's tokens' probabilities without the edit, as CounterFact's scores compare answers."""
+        return math.exp(self.before / self.tokens)
+
+    @property
+    def mean_p_after(self) -> float:
+        """The same with the edit."""
+        return math.exp(self.after / self.tokens)
+
+    @property
     def change(self) -> float:
         """``after - before``, in nats."""
         return self.after - self.before
@@ -95,6 +105,18 @@ def row(
     )
 
 
+def nats_per_token(answered: Answered, kind: str, *, control: float | None = None) -> CheckRow:
+    """The row of a text whose first word was the prompt and whose rest the answer: ``-log p`` by token, lower is better."""
+    return CheckRow(
+        kind=kind,
+        prompt=f"{answered.prompt} {answered.answer}",
+        answer="(every token)",
+        before=-answered.before / answered.tokens,
+        after=-answered.after / answered.tokens,
+        control=control,
+    )
+
+
 def fact_of(edit: Any, record: Record) -> tuple[Fact, str]:
     """The record's fact and its new target.
 
@@ -113,9 +135,13 @@ def before_and_after(
 ) -> list[Answered]:
     """Every question without and with the edit; the weights stay untouched, and hooks that the caller has on stay on.
 
+    Such hooks are part of "before" as of "after". They must not depend on a row's number, on the batch's size, or on positions
+    counted from the end: rows are padded on the right, and shared by questions that begin alike.
+
     Raises:
         FactError: there is no question, or a prompt or answer is empty or ends in white space.
-        ModelError: the edit was made on another model, or is already in this one's weights.
+        ModelError: the edit was made on another model, or is already in this one's weights; or a hook of the caller's is on the
+            very output that the edit adds to, on which it would act too early.
     """
     numbered = NumberedEdits(model, [None, edit])
     numbers = [number for _ in questions for number in numbered.numbers]
@@ -176,10 +202,14 @@ def continuations(
 def strongest_firing(
     model: LensModel, edit: Any, texts: Sequence[str], *, prepend_bos: bool | None = None
 ) -> list[tuple[float | None, str | None]]:
-    """For each text the firing that is largest by its size, and its token; None where the edit names no key."""
+    """For each text the firing that is largest by its size, and its token; None where the edit names no key.
+
+    A BOS before the text is left out: its key is the same in every prompt.
+    """
     if not isinstance(edit, RankOneEdit) or edit.key is None:
         return [(None, None)] * len(texts)
-    return [_strongest(each) for each in edit_firings(model, edit, texts, prepend_bos=prepend_bos)]
+    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    return [_strongest(each, int(bos)) for each in edit_firings(model, edit, texts, prepend_bos=prepend_bos)]
 
 
 def kl_divergence(p: Float[Tensor, " d_vocab"], q: Float[Tensor, " d_vocab"]) -> float:
@@ -202,6 +232,6 @@ def _read(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "toke
     return _Read(float(chosen.sum()), rank, len(ids), log_p[0].cpu().clone())
 
 
-def _strongest(firing: EditFiring) -> tuple[float, str]:
-    place = int(torch.argmax(firing.values.abs()))
+def _strongest(firing: EditFiring, start: int) -> tuple[float, str]:
+    place = start + int(torch.argmax(firing.values[start:].abs()))
     return float(firing.values[place]), firing.labels[place]

@@ -19,8 +19,10 @@ def bleed_over(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool
         effect = mean over neighbours of  p_edited(o | prompt) - p(o | prompt)
 
     Control: what the sentence does to the same neighbours without any edit, ``p(o | sentence. prompt) - p(o | prompt)``. Further:
-    NS and NM (share of neighbours with ``p(o) > p(o*)``, mean of ``p(o) - p(o*)``), NS+ and NM+ behind the sentence, unedited and
-    edited, and ``KL(before || after)`` of the next token in nats. A neighbour of which the new target is true has no NS.
+    NS and NM as :func:`rome_lens.evaluate` has them (share of neighbours with ``p(o) > p(o*)``, mean of ``p(o) - p(o*)``), NS+ and
+    NM+ behind the sentence, unedited and edited, and ``KL(before || after)`` of the next token in nats. A neighbour of which
+    the new target is true has no NS. Under an edit that is itself that sentence in the context (``InContext``), the edited
+    half of "+" holds it twice.
 
     Source: Hoelscher-Obermaier et al. 2023, "Detecting Edit Failures In Large Language Models" (CounterFact+).
     """
@@ -62,8 +64,8 @@ def _preferences(suffix: str, true: Sequence[Answered], new: Sequence[Answered])
     """NS and NM of the unedited and the edited model."""
     if not true:
         return []
-    before = tuple(t.p_before - x.p_before for t, x in zip(true, new, strict=True))
-    after = tuple(t.p_after - x.p_after for t, x in zip(true, new, strict=True))
+    before = tuple(t.mean_p_before - x.mean_p_before for t, x in zip(true, new, strict=True))
+    after = tuple(t.mean_p_after - x.mean_p_after for t, x in zip(true, new, strict=True))
     return [
         Measure(name=f"NS{suffix}, unedited", values=tuple(float(gap > 0) for gap in before), share=True),
         Measure(name=f"NS{suffix}, edited", values=tuple(float(gap > 0) for gap in after), share=True),

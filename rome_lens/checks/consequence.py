@@ -19,7 +19,8 @@ def consequence(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
 
     Control: ``p(c*)`` on the same prompts about subjects of which the new target is really true, unedited: does the
     model draw the consequence where the fact is so? ``known`` says that it does with 0.1 at least. The change of ``p``, and of
-    ``p(c)`` of what follows from the true fact, stand beside it.
+    ``p(c)`` of what follows from the true fact, stand beside it; which of the two is the likelier is asked of the geometric mean
+    over each one's tokens.
 
     Source: "ripple effects", Cohen et al. 2023, "Evaluating the Ripple Effects of Knowledge Editing in Language Models".
     """
@@ -55,12 +56,12 @@ def consequence(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
         Measure(name="p(true consequence), before", values=tuple(t.p_before for t in lost)),
         Measure(
             name="new consequence likelier than the true one, before",
-            values=tuple(float(a.before > t.before) for a, t in zip(gained, lost, strict=True)),
+            values=tuple(float(a.mean_p_before > t.mean_p_before) for a, t in zip(gained, lost, strict=True)),
             share=True,
         ),
         Measure(
             name="new consequence likelier than the true one, after",
-            values=tuple(float(a.after > t.after) for a, t in zip(gained, lost, strict=True)),
+            values=tuple(float(a.mean_p_after > t.mean_p_after) for a, t in zip(gained, lost, strict=True)),
             share=True,
         ),
         Measure(name="change of log p(new target), forward", values=(forward.change,)),

@@ -32,6 +32,9 @@ def dominance(
     continuations that name the targets, stand beside it. Control: ``p(o*)``, and the share that names it, on the same prompts
     about subjects of which it is really true, unedited: what saying so would be like if it were so.
 
+    Probabilities are of whole answers, so that a new target of more tokens than the true one has less of it from the start; the
+    control has the new target too.
+
     Source: over-optimisation in "But is it really in Rome?".
 
     Args:

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import torch
 
-from rome_lens.checks.asking import Answered, before_and_after, fact_of, row
+from rome_lens.checks.asking import Answered, before_and_after, fact_of, nats_per_token, row
 from rome_lens.checks.result import CheckResult, Measure
 from rome_lens.data import Record
 from rome_lens.edits import RankOneEdit
@@ -32,7 +33,7 @@ def essence(
     Source: essence drift, Meng et al. 2022, section 3.1 and appendix E.5 (the KL term of equation 4).
 
     Args:
-        seed: of the random direction.
+        seed: of the random direction, of which each fact has its own.
     """
     fact, _ = fact_of(edit, record)
     questions = [(prompt.replace(SLOT, fact.subject), fact.target) for prompt in PROMPTS]
@@ -42,14 +43,14 @@ def essence(
     n = len(questions)
     blind: list[Answered] | None = None
     if isinstance(edit, RankOneEdit):
-        blind = before_and_after(model, random_target(edit, seed=seed), asked, prepend_bos=prepend_bos)
+        drawn = random_target(edit, seed=crc32(f"{seed} {fact.text}".encode()))  # each fact's own
+        blind = before_and_after(model, drawn, asked, prepend_bos=prepend_bos)
     rows = []
     for i, a in enumerate(answered[:n]):
         its = row(a, "essence", effect=a.kl, control=None if blind is None else blind[i].kl)
         rows.append(replace(its, answer="(next token)", before=0.0, after=a.kl))
     for i, a in enumerate(answered[n:], start=n):
-        its = row(a, "sentence", control=None if blind is None else -blind[i].after / a.tokens)
-        rows.append(replace(its, before=-a.before / a.tokens, after=-a.after / a.tokens))
+        rows.append(nats_per_token(a, "sentence", control=None if blind is None else -blind[i].after / a.tokens))
     further = []
     if sentences:
         told = [(a.before - a.after) / a.tokens for a in answered[n:]]

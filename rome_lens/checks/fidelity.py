@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rome_lens import data
-from rome_lens.checks.asking import Answered, before_and_after, continuations, fact_of, row
+from rome_lens.checks.asking import before_and_after, continuations, fact_of, nats_per_token
 from rome_lens.checks.firing import edit_firings
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data import Record
@@ -97,7 +97,8 @@ def compared(results: Sequence[CheckResult]) -> list[CheckResult]:
 
     All must have read the same texts.
     """
-    return [_beside(own, [other for other in results if other is not own]) for own in results]
+    asked = [result for result in results if result.asked]
+    return [_beside(own, [other for other in asked if other is not own]) if own.asked else own for own in results]
 
 
 def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
@@ -122,13 +123,7 @@ def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
 def _nats_per_token(model: LensModel, edit: Any, texts: Sequence[str], prepend_bos: bool | None) -> list[CheckRow]:
     questions = [(first, rest) for first, rest in (text.strip().split(" ", 1) for text in texts)]
     answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
-    return [_per_token(a) for a in answered]
-
-
-def _per_token(answered: Answered) -> CheckRow:
-    text = f"{answered.prompt} {answered.answer}"
-    its = replace(row(answered, "text"), prompt=text, answer="(every token)", kl=None, firing=None, fires_at=None)
-    return replace(its, before=-answered.before / answered.tokens, after=-answered.after / answered.tokens)
+    return [nats_per_token(a, "text") for a in answered]
 
 
 def _size(model: LensModel, edit: Any, name: str, texts: Sequence[str], prepend_bos: bool | None) -> float | None:
@@ -184,7 +179,7 @@ def _reading(result: CheckResult) -> str:
         if NORM + OTHER_EDITS in names:
             reading += f" (other edits: {names[NORM + OTHER_EDITS]:.2%})"
     if AT_SUBJECT in names:
-        reading += f", and at the subject {names[AT_SUBJECT]:.1f} times what the layer wrote there"
+        reading += f", and at the subject {names[AT_SUBJECT]:.1f} times W_out's own output there"
     if ELSEWHERE in names:
         reading += f"; on other text it fires with {names[ELSEWHERE]:.3f} on average"
     return reading + "."

@@ -11,6 +11,8 @@ from rome_lens.forward import keys_of
 from rome_lens.models import LensModel
 from rome_lens.tokens import pad_right, token_ids, token_labels
 
+_ROWS_PER_BATCH = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class EditFiring:
@@ -34,7 +36,7 @@ def edit_firing(model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: 
 def edit_firings(
     model: LensModel, edit: RankOneEdit, texts: Sequence[str], *, prepend_bos: bool | None = None
 ) -> list[EditFiring]:
-    """:func:`edit_firing` of several texts in one run, which ends at the edited layer.
+    """:func:`edit_firing` of several texts, in runs that end at the edited layer.
 
     Raises:
         ModelError: the edit was made on another model.
@@ -48,9 +50,12 @@ def edit_firings(
             f"The texts are {list(texts)!r}, expected at least one, and none empty: there is no token to fire at."
         )
     rows = [token_ids(model, text, prepend_bos=prepend_bos) for text in texts]
-    keys = keys_of(model, pad_right(rows), edit.layer).to("cpu", edit.u.dtype)
-    values = keys @ edit.u / (edit.key @ edit.u)
+    found = []
+    for first in range(0, len(rows), _ROWS_PER_BATCH):
+        some = rows[first : first + _ROWS_PER_BATCH]
+        keys = keys_of(model, pad_right(some), edit.layer).to("cpu", edit.u.dtype)
+        found += list(keys @ edit.u / (edit.key @ edit.u))
     return [
-        EditFiring(text=text, labels=tuple(token_labels(model, ids)), values=own[: len(ids)])
-        for text, ids, own in zip(texts, rows, values, strict=True)
+        EditFiring(text=text, labels=tuple(token_labels(model, ids)), values=own[: len(ids)].clone())
+        for text, ids, own in zip(texts, rows, found, strict=True)
     ]

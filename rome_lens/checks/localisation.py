@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rome_lens.checks.result import CheckResult, CheckRow, Measure
+from rome_lens.checks.result import CheckResult, CheckRow
 from rome_lens.layer_sweeps import LayerSweep
 
 NAME = "localisation"
@@ -15,8 +15,8 @@ def localisation(sweep: LayerSweep, *, measure: str = "EM", shuffles: int = 200,
         effect = mean over facts i of  success_i(argmax_l effect_i(l)) - success_i(l_-i),
 
     where ``l_-i`` is the layer of the best mean success over all other facts. Control: the same with the trace of another
-    fact, averaged over all others. Further: R^2 of the success over facts and layers by the layer alone, by the trace alone, by
-    both, what the trace adds and what shuffled facts' traces add (:meth:`LayerSweep.variance_explained`).
+    fact, averaged over all others. The sentence adds the R^2 of the success over facts and layers by layer and trace
+    (:meth:`LayerSweep.variance_explained` has them with intervals).
 
     Source: Hase et al. 2023, "Does Localization Inform Editing?"
 
@@ -49,22 +49,15 @@ def localisation(sweep: LayerSweep, *, measure: str = "EM", shuffles: int = 200,
                 control=float(success[i, traced[others]].mean() - success[i, usual]),
             )
         )
-    numbers = {
-        f"R^2 of {measure}, layer alone": explained.layer,
-        f"R^2 of {measure}, trace alone": explained.effect,
-        f"R^2 of {measure}, both": explained.both,
-        f"R^2 of {measure}, added by the trace": explained.added,
-        f"R^2 of {measure}, added by shuffled facts' traces": explained.shuffled,
-        "rank correlation over layers within a fact": explained.rank_correlation,
-    }
-    further = tuple(Measure(name=name, values=(value.mean,)) for name, value in numbers.items() if value is not None)
-    return CheckResult(
+    result = CheckResult(
         name=NAME,
         asks=ASKS,
         measured=f"{measure} at the layer that is best on average, and at the traced one",
         effect_is=f"{measure} gained by each fact's traced layer",
         control_is="the same by the layers that other facts' traces name",
         rows=tuple(rows),
-        further=further,
-        reading=explained.reading,
+    )
+    return result.with_reading(
+        f"A fact's own traced layer gains {result.effect} of {measure} over the layer that is best on average; layers that other "
+        f"facts' traces name, {result.control}. {explained.reading}"
     )

@@ -10,8 +10,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from rome_lens.checks import CheckResult, Limits, check_limits
-from rome_lens.checks.fidelity import compared
-from rome_lens.data import Record
+from rome_lens.checks.fidelity import NAME as FIDELITY
+from rome_lens.checks.fidelity import OTHER_EDITS, compared
+from rome_lens.checks.result import shown
+from rome_lens.data import Record, held_texts
 from rome_lens.edits import RankOneEdit
 from rome_lens.evaluation_store import HashNamed
 from rome_lens.intervals import Average, average, share
@@ -33,6 +35,11 @@ class LimitsAverage:
     def __post_init__(self) -> None:
         if not self.limits:
             raise ValueError("limits is empty, expected what check_limits gave for at least one edit.")
+        models = {each.model_fingerprint for each in self.limits} - {None}
+        if len(models) > 1:
+            raise ValueError(
+                f"The edits were made on {len(models)} models ({sorted(map(str, models))}): average each on its own."
+            )
 
     @property
     def checks(self) -> list[str]:
@@ -44,14 +51,19 @@ class LimitsAverage:
         return [result for each in self.limits for result in each.results if result.name == check and result.asked]
 
     def effect(self, check: str, which: str = "effect") -> Average | None:
-        """The mean over facts of ``"effect"``, ``"effect_where_known"`` or ``"control"``; None where no fact was asked."""
+        """The mean over facts of ``"effect"``, ``"effect_where_known"`` or ``"control"``; None where no fact was asked.
+
+        Where each fact's control is the other facts' own effects (fidelity), their mean would be the effect itself: None.
+        """
+        if which == "control" and check == FIDELITY:
+            return None
         values = [value.mean for result in self.of(check) if (value := getattr(result, which)) is not None]
         return average(values) if values else None
 
     def measure(self, check: str, name: str) -> Average | None:
-        """The mean over facts of one of the check's further numbers."""
-        found = [m for result in self.of(check) for m in result.further if m.name == name]
-        if not found:
+        """The mean over facts of one of the check's further numbers; None where no fact has it, or it is the other facts'."""
+        found = [m for each in self.limits for m in each[check].further if m.name == name]
+        if not found or name.endswith(OTHER_EDITS):
             return None
         means = [measure.average.mean for measure in found]
         return (share if all(measure.share for measure in found) else average)(means)
@@ -70,9 +82,7 @@ class LimitsAverage:
             prompts = sum(row.effect is not None for result in asked for row in result.rows)
             values = [self.effect(name, which) for which in ("effect", "effect_where_known", "control")]
             known = sum(result.effect_where_known is not None for result in asked)
-            cells = ["not asked" if value is None else str(value) for value in values]
-            if values[1] is None:  # where no row says whether the model could, that was not the question
-                cells[1] = "none known" if any(r.known is not None for x in asked for r in x.rows) else ""
+            cells = shown(values, asked)
             effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
             correlation = [value for result in asked if (value := result.firing_correlation) is not None]
             line = [name, len(asked), prompts, effect_is, cells[0], cells[1], known or "", control_is, cells[2]]
@@ -94,11 +104,10 @@ class LimitsAverage:
         """One line for each further number of each check: its mean over facts, and how many facts have it."""
         lines = []
         for check in self.checks:
-            names = dict.fromkeys(measure.name for result in self.of(check) for measure in result.further)
-            for name in names:
+            for name in dict.fromkeys(measure.name for each in self.limits for measure in each[check].further):
                 value = self.measure(check, name)
-                assert value is not None
-                lines.append([check, name, str(value), value.count])
+                if value is not None:
+                    lines.append([check, name, str(value), value.count])
         return pd.DataFrame(lines, columns=["check", "number", "mean", "facts"]).set_index("check")
 
     def to_frame(self) -> pd.DataFrame:
@@ -142,7 +151,8 @@ def check_records(
 
     Args:
         editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
-        texts, samples, new_tokens, seed, prepend_bos: as for :func:`check_limits`.
+        texts, samples, new_tokens, seed: as for :func:`check_limits`.
+        prepend_bos: of the questions alone; the editor has its own.
         directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
 
     Raises:
@@ -159,7 +169,7 @@ def check_records(
         _kept(store, RankOneEdit, name, partial(editor, model, record.fact))
         for name, record in zip(names, tqdm(records, desc="edits", disable=not progress), strict=True)
     ]
-    settings = (editor, None if texts is None else tuple(texts), samples, new_tokens, seed, prepend_bos)
+    settings = (editor, tuple(held_texts() if texts is None else texts), samples, new_tokens, seed, prepend_bos)
     found = []
     for record, edit in zip(tqdm(records, desc="checks", disable=not progress), edits, strict=True):
 

@@ -1,5 +1,6 @@
 """Association or concept, and description: does the edit reach the subject under another name, or without any?"""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from rome_lens.data import Record
 from rome_lens.facts import Fact
 from rome_lens.models import LensModel
 
-LEAST_FORWARD = 0.05
-CONTROL_IS = "p(true target) under the same words, unedited"
+LEAST_FORWARD = 0.1
+ALIAS_WITH_LAST_WORD = "alias with the subject's last word"
+WITH_NAME = "description with the name"
 
 
 def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
@@ -19,8 +21,11 @@ def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
         effect = mean over aliases of  [p_edited(o* | alias) - p(o* | alias)] / [p_edited(o* | s) - p(o* | s)]
 
     Control: ``p(o | alias)``, unedited: does the model know the fact under the alias? ``effect_where_known`` is over those
-    aliases alone. The same share in ``log p`` stands beside it. Where the edit does not hold forwards (p changes by less
-    than 0.05) there is nothing to have a share of, and the check says so.
+    aliases alone. The same share in ``log p`` stands beside it. Where the edit does not hold forwards (p grows by less
+    than 0.1) there is nothing to have a share of, and the check says so.
+
+    An alias that holds the subject's last word ("Leo Messi" for "Lionel Messi") holds the very token that the edit is keyed to, and
+    tells nothing of the concept: such aliases have rows and an average of their own, and no part in the effect.
 
     Source: "Cheese is not Fromage" of "But is it really in Rome?".
     """
@@ -28,7 +33,19 @@ def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
     asks = "Does the edit hold for the subject under another name?"
     if not record.aliases:
         return not_asked("association", asks, "the record has no aliases")
-    return _renamed(model, edit, fact, new, record.aliases, ("association", asks, "alias"), prepend_bos)
+    keyed = [name for name in record.aliases if holds_last_word(name, fact.subject)]
+    beside = (ALIAS_WITH_LAST_WORD, [fact.about(name).text for name in keyed])
+    names = [name for name in record.aliases if name not in keyed]
+    return _renamed(model, edit, fact, new, names, beside, ("association", asks, "alias"), prepend_bos)
+
+
+def holds_last_word(name: str, subject: str) -> bool:
+    """Whether a name holds the last word of the subject, where ROME looks its key up; upper and lower case are one."""
+    return _words(subject)[-1] in _words(name)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold()) or [text.casefold()]
 
 
 def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
@@ -43,8 +60,9 @@ def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
     asks = "Does the edit hold for the subject described without its name?"
     if not record.descriptions:
         return not_asked("description", asks, "the record has no descriptions")
+    named = [fact.about(f"{fact.subject}, {_inside(name)},").text for name in record.descriptions]
     words = ("description", asks, "description")
-    return _renamed(model, edit, fact, new, record.descriptions, words, prepend_bos)
+    return _renamed(model, edit, fact, new, record.descriptions, (WITH_NAME, named), words, prepend_bos)
 
 
 def _renamed(
@@ -53,19 +71,19 @@ def _renamed(
     fact: Fact,
     new: str,
     names: Sequence[str],
+    beside: tuple[str, Sequence[str]],
     words: tuple[str, str, str],
     prepend_bos: bool | None,
 ) -> CheckResult:
+    """The share kept under ``names``; ``beside`` are a kind of prompts that hold the edit's own token, and these."""
     check, asks, kind = words
     prompts = [fact.about(name).text for name in names]
-    named = [fact.about(f"{fact.subject}, {_inside(name)},").text for name in names] if check == "description" else []
-    questions = [(fact.text, new), *((prompt, new) for prompt in (*prompts, *named))]
-    forward, *answered = before_and_after(
-        model, edit, [*questions, *((prompt, fact.target) for prompt in prompts)], prepend_bos=prepend_bos
-    )
+    asked = [(fact.text, new), *((prompt, new) for prompt in (*prompts, *beside[1]))]
+    true = [(prompt, fact.target) for prompt in prompts]
+    forward, *rest = before_and_after(model, edit, [*asked, *true], prepend_bos=prepend_bos)
     n = len(prompts)
-    under, with_name, true = answered[:n], answered[n:-n], answered[-n:]
-    if abs(forward.p_change) < LEAST_FORWARD:
+    under, keyed, known = rest[:n], rest[n : n + len(beside[1])], rest[n + len(beside[1]) :]
+    if forward.p_change < LEAST_FORWARD:
         lacking = f"the edit does not hold for the subject itself, p({new}) changed by {forward.p_change:+.3f}"
         return not_asked(check, asks, lacking)
     rows = [
@@ -77,19 +95,18 @@ def _renamed(
             control=t.p_before,
             known=t.p_before >= KNOWN,
         )
-        for a, t in zip(under, true, strict=True)
+        for a, t in zip(under, known, strict=True)
     ]
-    rows += [row(a, "description with the name") for a in with_name]
     result = CheckResult(
         name=check,
         asks=asks,
         measured="p(new target)",
         effect_is=f"share of the change of p(new target) that the {kind} keeps",
-        control_is=CONTROL_IS,
-        rows=(*rows, row(forward, "forward")),
-        further=_further(forward, under, with_name, true),
+        control_is="p(true target) under the same words, unedited",
+        rows=(*rows, *(row(a, beside[0]) for a in keyed), row(forward, "forward")),
+        further=_further(forward, under, known, beside[0], keyed),
     )
-    return result.with_reading(_reading(result, forward, kind, names, new))
+    return result.with_reading(_reading(result, forward, kind, names, beside[0], new))
 
 
 def _inside(name: str) -> str:
@@ -98,33 +115,32 @@ def _inside(name: str) -> str:
 
 
 def _further(
-    forward: Answered, under: Sequence[Answered], with_name: Sequence[Answered], true: Sequence[Answered]
+    forward: Answered, under: Sequence[Answered], known: Sequence[Answered], beside: str, keyed: Sequence[Answered]
 ) -> tuple[Measure, ...]:
-    found = [
-        Measure(name="change of p(new target)", values=tuple(a.p_change for a in under)),
-        Measure(
-            name="share of the change of log p(new target)", values=tuple(a.change / forward.change for a in under)
-        ),
-        Measure(name="change of p(true target)", values=tuple(t.p_change for t in true)),
-        Measure(name="change of p(new target), the subject's own name", values=(forward.p_change,)),
-    ]
-    if with_name:
-        shares = tuple(a.p_change / forward.p_change for a in with_name)
-        found.append(Measure(name="share kept with the name added", values=shares))
-    fires = tuple(a.firing for a in under if a.firing is not None)
-    return (*found, Measure(name="strongest firing", values=fires)) if fires else tuple(found)
+    numbers = {
+        "change of p(new target)": [a.p_change for a in under],
+        "share of the change of log p(new target)": [a.change / forward.change for a in under],
+        "change of p(true target)": [t.p_change for t in known],
+        "change of p(new target), the subject's own name": [forward.p_change],
+        f"share kept, {beside}": [a.p_change / forward.p_change for a in keyed],
+        "strongest firing": [a.firing for a in under if a.firing is not None],
+        f"strongest firing, {beside}": [a.firing for a in keyed if a.firing is not None],
+    }
+    return tuple(Measure(name=name, values=tuple(values)) for name, values in numbers.items() if values)
 
 
-def _reading(result: CheckResult, forward: Answered, kind: str, names: Sequence[str], new: str) -> str:
-    assert result.effect is not None
+def _reading(result: CheckResult, forward: Answered, kind: str, names: Sequence[str], beside: str, new: str) -> str:
     own = [each for each in result.rows if each.kind == kind]
+    kept = [m.average.mean for m in result.further if m.name == f"share kept, {beside}"]
+    with_token = f"; {beside}: {kept[0]:+.3f}" if kept else ""
+    if result.effect is None:
+        return f"Not asked: the record has no {kind} without the subject's last word, to which the edit is keyed{with_token}."
     known = [name for name, each in zip(names, own, strict=True) if each.known]
     reading = (
         f"p({new}) changed by {forward.p_change:+.3f} under the subject's name; of that the {kind} keeps "
-        f"{result.effect.mean:+.3f}. "
+        f"{result.effect.mean:+.3f}{with_token}. "
     )
-    if known:
-        assert result.effect_where_known is not None
+    if result.effect_where_known is not None:
         reading += f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}: there "
         reading += f"{result.effect_where_known.mean:+.3f}"
     else:

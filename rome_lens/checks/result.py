@@ -142,6 +142,16 @@ def not_asked(name: str, asks: str, lacking: str) -> CheckResult:
     return CheckResult(name=name, asks=asks, measured="", effect_is="", control_is="", rows=(), reading=reading)
 
 
+def shown(values: Sequence[Average | None], results: Sequence[CheckResult]) -> list[str]:
+    """Effect, effect where known and control as a table's cells: "not asked" is said of what was not asked alone."""
+    asked = [result for result in results if result.asked]
+    cells = ["not asked" if value is None and not asked else str(value or "none") for value in values]
+    if asked and values[1] is None:
+        ask = any(row.known is not None for result in asked for row in result.rows)
+        cells[1] = "none known" if ask else ""
+    return cells
+
+
 def firing_correlation(rows: Sequence[CheckRow]) -> float | None:
     """Spearman's correlation of ``|firing|`` with ``kl`` over distinct prompts; None below five, or where one is constant."""
     pairs = {row.prompt: (abs(row.firing), row.kl) for row in rows if row.firing is not None and row.kl is not None}

@@ -83,10 +83,19 @@ def read_records(path: str | Path) -> list[Record]:
     Raises:
         RecordError: a record or field is not of the form; the message names both.
     """
-    raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, list):
         raise RecordError(f"{path} holds {type(raw).__name__}, expected a list of records.")
-    return [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
+    records = [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
+    ids = [record.id for record in records]
+    if twice := sorted({each for each in ids if ids.count(each) > 1}):
+        raise RecordError(
+            f"{path}: several records have the id {twice}, field 'id': expected a name of each one's own."
+        )
+    return records
 
 
 def texts() -> list[str]:
@@ -172,6 +181,8 @@ def _entry(name: str, value: Any, where: str) -> Any:
     if name in _SLOTTED and text.count(SLOT) != 1:
         raise RecordError(f"{where}, field {name!r}: expected one {{}} in {text!r}.")
     if name not in _QUESTIONS:
+        if text != text.strip():
+            raise RecordError(f"{where}, field {name!r}: expected no white space around it, got {text!r}.")
         return value
     answers = [value.get("target"), *([value["new_target"]] if value.get("new_target") is not None else [])]
     if text != text.rstrip() or not all(isinstance(answer, str) and answer.strip() for answer in answers):
