@@ -127,7 +127,7 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
     console.print(_answers_table(answers))
 
     _heading("4. What the edit does not do")
-    found = rl.check_limits(model, edit, record, texts=_other_texts(model_name, [record]))
+    found = rl.check_limits(model, edit, record, texts=_other_texts(model_name, [record]), samples=2, new_tokens=20)
     for result in found.results:
         console.print(f"[bold]{result.name}[/bold]: {escape(result.asks)}\n  {escape(result.reading)}", soft_wrap=True)
         if result.asked:
