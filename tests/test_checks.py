@@ -319,6 +319,13 @@ def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: 
             check(model, edit, record)
 
 
+def test_default_texts_that_do_not_fit_the_toy_s_context_are_not_asked(edited: Any) -> None:
+    model, record, edit = edited
+    found = rl.checks.fidelity(model, edit, record)
+    assert (found.asked, found.effect) == (False, None)
+    assert "context of 64 tokens" in found.reading
+
+
 def test_bad_numbers_are_refused_before_anything_is_run(edited: Any) -> None:
     model, record, edit = edited
     with pytest.raises(ValueError, match="samples is -1"):

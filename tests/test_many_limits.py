@@ -111,6 +111,7 @@ def test_each_record_is_checked_with_the_edits_of_the_others(toy: Any, records: 
     assert again != found
     # The mean over facts of the others' effects is the mean of the effects: it would be no control.
     assert found.effect("fidelity", "control") is None
+    assert found.table().loc["fidelity", "control"] == "by fact"
     assert found.measure("fidelity", "||delta|| / ||W_out||, other edits") is None
     assert found.measure("fidelity", "||delta|| / ||W_out||") is not None
 

@@ -11,9 +11,8 @@ from test_viz import Page
 
 import rome_lens as rl
 from rome_lens import viz
-from rome_lens.checks import CheckResult, CheckRow, Limits
+from rome_lens.checks import CheckResult, CheckRow, Limits, Measure
 from rome_lens.data import Record
-from rome_lens.intervals import average
 from rome_lens.storage import installed_versions
 
 LAYER = 1
@@ -43,7 +42,7 @@ def results(model: Any, toy_record: Record) -> dict[str, Any]:
             rl.BeforeAfter(kind=kind, expected=expected, before=b, after=a)
             for kind, expected, b, a in zip(("fact", "neighbour"), (fact.target, "none"), before, after, strict=True)
         ],
-        "limits": rl.check_limits(model, edit, dataclasses.replace(toy_record, aliases=())),
+        "limits": rl.check_limits(model, edit, dataclasses.replace(toy_record, aliases=()), samples=1),
         "firing": [rl.edit_firing(model, edit, prompt) for prompt in prompts],
     }
 
@@ -59,16 +58,18 @@ def hostile(results: dict[str, Any]) -> dict[str, Any]:
     """Results with HTML wherever a user's words stand, each after a letter of its own."""
     fact = rl.Fact(f"{SCRIPT} {{}} is", subject=f"S{SCRIPT}", target=f"T{SCRIPT}", new_target=f"N{SCRIPT}")
     before = dataclasses.replace(results["answers"][0].before, prompt=f"P{SCRIPT}", tokens=(f"A{SCRIPT}", "</div>"))
-    row = CheckRow(prompt=f"Q{SCRIPT}", answer="", before=0.0, after=1.0, control_prompt=f'"{SCRIPT}', control=0.5)
-    words = {"name": f"C{SCRIPT}", "asks": f"K{SCRIPT}", "measured": f"M{SCRIPT}", "reading": f"R{SCRIPT}"}
-    check = CheckResult(rows=(row,), effect=average([1.0]), control=None, **words)
+    names = {"kind": f"r{SCRIPT}", "prompt": f"Q{SCRIPT}", "control_prompt": f'"{SCRIPT}', "fires_at": f"F{SCRIPT}"}
+    row = CheckRow(answer="", before=0.0, after=1.0, effect=1.0, control=0.5, firing=0.5, **names)
+    letters = {"name": "C", "asks": "K", "measured": "M", "effect_is": "e", "control_is": "c", "reading": "R"}
+    further = (Measure(name=f"f{SCRIPT}", values=(1.0,)),)
+    check = CheckResult(rows=(row,), further=further, **{name: f"{c}{SCRIPT}" for name, c in letters.items()})
     trace = dataclasses.replace(results["traces"][0], fact=fact, answer=f"a{SCRIPT}", noise=f"n{SCRIPT}")
     return {
         "model_name": f"m{SCRIPT}",
         "traces": [trace],
         "edit": dataclasses.replace(results["edit"], fact=fact, made_with=f"W{SCRIPT}"),
         "answers": [rl.BeforeAfter(kind=f"k{SCRIPT}", expected=f"E{SCRIPT}", before=before, after=before)],
-        "limits": Limits(record_id="hostile", results=(check,)),
+        "limits": Limits(record_id="hostile", relation="", results=(check,)),
     }
 
 
@@ -102,7 +103,7 @@ def test_every_trace_has_its_picture_in_the_page(source: str, results: dict[str,
 
 def test_the_page_says_what_every_check_asks_and_reads(source: str, results: dict[str, Any]) -> None:
     text = flat(Page(source).text)
-    assert len(results["limits"].results) == 4
+    assert len(results["limits"].results) == 9
     for check in results["limits"].results:
         assert flat(check.asks) in text
         assert flat(check.reading) in text
@@ -112,9 +113,13 @@ def test_every_row_of_a_check_is_a_row_of_the_page(source: str, results: dict[st
     rows = [
         re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", source, re.DOTALL)
     ]
-    found = [[html.unescape(cell) for cell in row] for row in rows if len(row) == 5]
+    found = [[html.unescape(cell) for cell in row] for row in rows if len(row) == 7]
     expected = [
-        [r.prompt, r.answer, f"{r.before:.4f}", f"{r.after:.4f}", "" if r.control is None else f"{r.control:.4f}"]
+        [
+            *(r.kind, r.prompt, r.answer, f"{r.before:.4f}", f"{r.after:.4f}"),
+            "" if r.control is None else f"{r.control:.4f}",
+            "" if r.firing is None else f"{r.firing:+.2f} {r.fires_at}",
+        ]
         for check in results["limits"].results
         for r in check.rows
     ]
@@ -122,7 +127,7 @@ def test_every_row_of_a_check_is_a_row_of_the_page(source: str, results: dict[st
 
 
 def test_a_check_that_was_not_asked_says_so_and_has_no_numbers(results: dict[str, Any], tmp_path: Path) -> None:
-    limits = Limits(record_id="one", results=(results["limits"]["association"],))
+    limits = Limits(record_id="one", relation="", results=(results["limits"]["association"],))
     page = written(tmp_path / "page.html", **{**results, "limits": limits, "answers": ()})
     assert "Not asked: the record has no aliases." in page.text
     assert page.names().count("table") == 0
@@ -157,7 +162,7 @@ def test_html_in_a_users_words_is_shown_and_not_obeyed(hostile: dict[str, Any], 
     assert len(page.scripts) == 1  # the tokens' own
     assert "alert(1)" not in page.scripts[0]
     assert page.names().count("div") == page.closed.count("div")
-    assert [letter for letter in "STNPAQCKMRanmWkE" if f"{letter}{SCRIPT}" not in page.text] == []
+    assert [letter for letter in "STNPAQCKMRanmWkErFecf" if f"{letter}{SCRIPT}" not in page.text] == []
     quoted = [attrs["title"] for tag, attrs in page.opened if tag == "td" and attrs.get("title")]
     assert quoted == [f'"{SCRIPT}']
 

@@ -114,7 +114,7 @@ def check_limits(
     Args:
         edit: any that :func:`rome_lens.evaluate` takes; what needs a key (firing, norms) is asked of rank-one edits alone.
         others: edits of other facts, the control of :func:`fidelity`.
-        texts: other text for it to read; None takes ``data.held_texts()``.
+        texts: other text for it to read; None takes those of ``data.held_texts()`` that fit its context.
         samples: continuations of each open prompt in :func:`dominance`; 0 samples none.
         new_tokens: length of what the model writes in :func:`fidelity`; 0 writes nothing.
         seed: of all sampling.

@@ -10,9 +10,12 @@ from rome_lens.checks.asking import before_and_after, continuations, fact_of, na
 from rome_lens.checks.firing import edit_firings
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data import Record
+from rome_lens.editors import NumberedEdits
 from rome_lens.edits import LayerEdit, RankOneEdit
+from rome_lens.facts import FactError
 from rome_lens.fluency import ngram_entropy
 from rome_lens.models import LensModel, mlp_output, w_out
+from rome_lens.tokens import token_ids
 
 NAME = "fidelity"
 ASKS = "Does the model still read and write other text as it did?"
@@ -47,14 +50,20 @@ def fidelity(
 
     Args:
         others: edits of other facts on the same model, to compare with; none are made here.
-        texts: ordinary text of several words each; None takes ``data.held_texts()``.
+        texts: ordinary text of several words each; None takes those of ``data.held_texts()`` that fit the model's context.
         new_tokens: length of what the model writes; 0 writes nothing.
 
     Raises:
         ValueError: as for :func:`rome_lens.checks.check_limits`; ``new_tokens`` is negative; a text is a single word.
     """
     fact_of(edit, record)
-    texts = list(data.held_texts() if texts is None else texts)
+    NumberedEdits(model, [edit, *others])  # refused, if so, before the texts are looked at
+    if texts is None:
+        texts = [text for text in data.held_texts() if _fits(model, text, prepend_bos)]
+        if not texts:
+            return not_asked(
+                NAME, ASKS, f"no default text fits the model's context of {model.cfg.n_ctx} tokens, give texts=[...]"
+            )
     if not texts:
         return not_asked(NAME, ASKS, "no text was given")
     short = [text for text in texts if len(text.split()) < 2]
@@ -90,6 +99,14 @@ def fidelity(
         further=tuple(further),
     )
     return result.with_reading(_reading(result))
+
+
+def _fits(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
+    try:
+        token_ids(model, text, prepend_bos=prepend_bos)
+    except FactError:
+        return False
+    return True
 
 
 def compared(results: Sequence[CheckResult]) -> list[CheckResult]:

@@ -83,6 +83,8 @@ class LimitsAverage:
             values = [self.effect(name, which) for which in ("effect", "effect_where_known", "control")]
             known = sum(result.effect_where_known is not None for result in asked)
             cells = shown(values, asked)
+            if name == FIDELITY and asked:
+                cells[2] = "by fact"
             effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
             correlation = [value for result in asked if (value := result.firing_correlation) is not None]
             line = [name, len(asked), prompts, effect_is, cells[0], cells[1], known or "", control_is, cells[2]]
