@@ -113,7 +113,7 @@ def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.d
     assert limits["direction"].control.mean > 0.3  # it knows the reverse of the true fact
     assert limits["association"].effect_where_known.mean < 0.7
     assert limits["description"].effect_where_known.mean < 0.2
-    assert limits["description"]["share kept with the name added"].mean > 0.8
+    assert limits["description"]["share kept, description with the name"].mean > 0.8
     assert limits["bleed-over"]["NS+, edited"].mean <= limits["bleed-over"]["NS, edited"].mean
     assert abs(limits["fidelity"].effect.mean) < 0.05
     assert limits["essence"].effect.mean > limits["essence"].control.mean
