@@ -25,7 +25,8 @@ from rome_lens.export import export_hf
 from rome_lens.facts import Fact, read_facts
 from rome_lens.finetuning import fine_tune
 from rome_lens.keys import KeyStatistics, collect_key_statistics
-from rome_lens.layer_sweeps import LayerSweep, layer_sweep
+from rome_lens.layer_sweeping import layer_sweep
+from rome_lens.layer_sweeps import LayerSweep
 from rome_lens.loading import load_model
 from rome_lens.presets import Preset, preset
 from rome_lens.report import BeforeAfter, limits_report, report

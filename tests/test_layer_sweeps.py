@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import rome_lens as rl
-from rome_lens import edit_sweeps, sweeps, variance, viz
+from rome_lens import edit_sweeps, layer_sweeping, sweeps, variance, viz
 from rome_lens.facts import FactError
 from rome_lens.keys import StatisticsError
 from rome_lens.layer_sweeps import MEASURES
@@ -88,6 +88,28 @@ def test_facts_that_are_not_known_are_named_and_bare_ones_asked_their_prompt_onl
     assert sweep.PM[0].isfinite().all()
     assert sweep.PM[1].isnan().all()
     assert sweep.S[1].isnan().all()
+
+
+def test_statistics_that_are_not_given_are_collected_for_all_layers_at_once_and_kept(
+    toy: Any,
+    records: list[rl.CounterFactRecord],
+    options: dict[str, Any],
+    identity: dict[int, rl.KeyStatistics],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def collect(model: Any, **options: Any) -> dict[int, rl.KeyStatistics]:
+        asked.append(options)
+        return identity
+
+    monkeypatch.setattr(layer_sweeping, "collect_key_statistics", collect)
+    found = rl.layer_sweep(toy, records[:1], **{**options, "statistics": None}, directory=tmp_path)
+    given = rl.layer_sweep(toy, records[:1], **options)
+    assert asked == [{"layer": LAYERS, "cache": tmp_path / "keys", "progress": False}]
+    assert torch.equal(found.EM, given.EM)
+    assert found.edits == given.edits
 
 
 def test_a_sweep_leaves_the_model_as_it_was(
