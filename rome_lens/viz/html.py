@@ -1,0 +1,65 @@
+"""Pictures as HTML that needs no network: coloured tokens, figures."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from circuitsvis.tokens import colored_tokens
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rome_lens.checks.firing import EditFiring
+from rome_lens.traces import CausalTrace
+
+
+@dataclass(frozen=True, repr=False)
+class Html:
+    """A picture as HTML that needs no network; notebooks show it."""
+
+    source: str
+
+    def __repr__(self) -> str:
+        return f"Html({len(self.source)} characters)"
+
+    def _repr_html_(self) -> str:
+        return self.source
+
+
+def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float]) -> Html:
+    """Tokens coloured by a value each (CircuitsVis): blue above zero, red below.
+
+    Raises:
+        ValueError: there are not as many values as tokens.
+    """
+    if len(labels) != len(values):
+        raise ValueError(f"There are {len(labels)} tokens and {len(values)} values, expected as many.")
+    # CircuitsVis puts labels into the page as HTML, in which "<bos>" would be an element and not be seen.
+    rendered = colored_tokens([html.escape(label) for label in labels], [float(value) for value in values])
+    return Html(f"<div>{rendered.local_src}</div></div>")  # CircuitsVis leaves its own div open
+
+
+def trace_tokens(result: CausalTrace) -> Html:
+    """The prompt's tokens, coloured by the largest indirect effect that any layer's state has there."""
+    effects = result.indirect_effects.amax((0, 2)) if result.heads else result.indirect_effects.amax(0)
+    return tokens([result.labels[pos] for pos in result.positions], effects.clamp(min=0.0))
+
+
+def firing(results: Sequence[EditFiring]) -> Html:
+    """Where an edit fires, for one prompt a line: 1 is how it fires on the fact's own key."""
+    labels: list[str] = []
+    values: list[float] = []
+    for result in results:
+        labels += [*result.labels, "\n"]
+        values += [*result.values.tolist(), 0.0]
+    return tokens(labels, values)
+
+
+def figure_html(figure: Figure, *, alt: str = "") -> str:
+    """A figure as an ``img`` element that holds its own data."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
