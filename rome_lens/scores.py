@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rome_lens.intervals import FEWEST, Average, average, share
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
 SHARES = ("ES", "PS", "NS")
-_RESAMPLES = 2000
+_DRAWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +141,10 @@ class Scores:
 
     ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals, those of the shares
     ES, PS, NS as :func:`rome_lens.intervals.share` says. S is the
-    harmonic mean of the means ES, PS and NS; it is no mean of records', so that its interval is a bootstrap over records:
-    the 2.5th and 97.5th percentiles of 2000 resamples, two whole successes and two whole failures added.
+    harmonic mean of the means ES, PS and NS; it is no mean of records', so that its interval is a Bayesian bootstrap over
+    records: S of the means weighted by ``w ~ Dirichlet(1, ..., 1)``, its 2.5th percentile with one whole failure among the
+    records, its 97.5th with one whole success. Were S a single score of successes and failures, these would be the ends
+    of Clopper and Pearson's exact interval; records that all agree have an interval of some width, too (Gaffke 2005).
 
     Attributes:
         editor: its name.
@@ -241,26 +243,26 @@ def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
     if not asked.any(0).all():
         return None
     values = np.where(asked, values, 0.0)
-    mean = _harmonic_of_means(values.sum(0), asked.sum(0))
+    mean = harmonic_mean((values.sum(0) / asked.sum(0)).tolist())
+    assert mean is not None
     fewest = int(asked.sum(0).min())
     if fewest < FEWEST:
         return Average(mean=mean, low=None, high=None, count=fewest)
-    # Two records of which all succeeds and two of which nothing does, as in intervals.share: without them records that all
-    # agree would have an interval of no width.
-    values = np.concatenate([values, np.ones((2, 3)), np.zeros((2, 3))])
-    asked = np.concatenate([asked, np.ones((4, 3), dtype=bool)])
     generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(_RESAMPLES):
-        some = generator.integers(len(values), size=len(values))
-        counts = asked[some].sum(0)
-        if counts.all():  # a resample in which nobody asked for one of the three has no S
-            found.append(_harmonic_of_means(values[some].sum(0), counts))
-    low, high = np.percentile(found, [2.5, 97.5])
+    low = np.percentile(_weighted(values, asked, 0.0, generator), 2.5)
+    high = np.percentile(_weighted(values, asked, 1.0, generator), 97.5)
     return Average(mean=mean, low=min(mean, float(low)), high=max(mean, float(high)), count=fewest)
 
 
-def _harmonic_of_means(sums: Float[np.ndarray, "3"], counts: np.ndarray) -> float:
-    found = harmonic_mean((sums / counts).tolist())
-    assert found is not None
-    return found
+def _weighted(
+    values: Float[np.ndarray, "record 3"],
+    asked: Bool[np.ndarray, "record 3"],
+    further: float,
+    generator: np.random.Generator,
+) -> Float[np.ndarray, " draw"]:
+    """S of weighted means over the records and one further record, of which all three scores are ``further``."""
+    weights = generator.standard_exponential((_DRAWS, len(values) + 1))
+    sums = weights @ np.concatenate([values, np.full((1, 3), further)])
+    means = sums / (weights @ np.concatenate([asked, np.ones((1, 3))]))
+    with np.errstate(divide="ignore"):
+        return np.asarray(3.0 / (1.0 / means).sum(1))
