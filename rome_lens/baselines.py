@@ -3,7 +3,7 @@
 Source of the comparison: Meng et al. 2022, sections 3.2 and 3.3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from rome_lens.counterfact import CounterFactRecord
 from rome_lens.data import Record
 from rome_lens.edits import RankOneEdit, WeightEdit
-from rome_lens.evaluation import evaluate_all
+from rome_lens.evaluation import check_prompts, evaluate_all
 from rome_lens.evaluation_store import EvaluationStore
 from rome_lens.facts import Fact, FactError
 from rome_lens.finetuning import fine_tune
@@ -178,8 +178,8 @@ class Comparison:
 
 def compare_editors(
     model: LensModel,
-    records: Sequence[CounterFactRecord | Record],
-    editors: Sequence[Callable[[LensModel, Fact], Any]],
+    records: Iterable[CounterFactRecord | Record],
+    editors: Iterable[Callable[[LensModel, Fact], Any]],
     *,
     generate: int = 0,
     seed: int = 0,
@@ -190,8 +190,9 @@ def compare_editors(
     """Make each editor's edit of each record's fact and evaluate them all, several records in one forward pass.
 
     The model is not changed: each edit is made on it as it stands, and acts on its own record alone. What is asked before
-    the edits is run once for all editors. An edit that diverges (:class:`OptimisationError`) is no end of the comparison: it is
-    among the result's ``failures``, in no average, and tried again by a run that goes on.
+    the edits is run once for all editors. An edit that diverges (:class:`OptimisationError`), or of a fact that the editor
+    refuses (:class:`FactError`: the model says the new target already, the subject stands where a context cannot hold it),
+    is no end of the comparison: it is among the result's ``failures``, in no average, and tried again by a run that goes on.
 
     Args:
         editors: such as :class:`Unedited`, :class:`InContext`, :class:`FineTuning`, :class:`RomeEditor`, or your own.
@@ -200,8 +201,10 @@ def compare_editors(
             with more editors and records.
 
     Raises:
+        FactError: a record that the model cannot be asked, before anything is edited.
         ValueError: no record or no editor, an editor without a name, or two of one name.
     """
+    records, editors = list(records), list(editors)
     names = [getattr(editor, "name", None) for editor in editors]
     if not records or not editors or not all(isinstance(name, str) and name for name in names):
         raise ValueError(
@@ -209,8 +212,9 @@ def compare_editors(
         )
     if len(set(names)) < len(names):
         raise ValueError(f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I').")
-    for record in records:
-        encode(model, record.fact, prepend_bos=prepend_bos)  # what cannot be asked fails before anything is edited
+    for case in map(CounterFactRecord.of, records):  # what cannot be asked fails before anything is edited
+        encode(model, case.fact, prepend_bos=prepend_bos)
+        check_prompts(model, case, prepend_bos=prepend_bos)
     store = EvaluationStore(directory, model)
     settings = (generate, seed, prepend_bos)
     keys = {
@@ -227,7 +231,7 @@ def compare_editors(
             for e, r in missing:
                 try:
                     edits[e, r] = editors[e](model, records[r].fact)
-                except OptimisationError as error:
+                except (OptimisationError, FactError) as error:
                     failures[str(names[e])] = (*failures.get(str(names[e]), ()), (records[r].fact, str(error)))
             if edits:
                 asked = [records[r] for _, r in edits]

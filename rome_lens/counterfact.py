@@ -59,11 +59,22 @@ class CounterFactRecord:
                 )
 
     @classmethod
-    def of(cls, record: Record) -> "CounterFactRecord":
+    def of(cls, record: "Record | CounterFactRecord") -> "CounterFactRecord":
         """One of the project's own records (:func:`rome_lens.data.limits`), whose neighbours have answers of their own.
 
         A neighbour of which the new target is true is left out: of it the score asks nothing. Open prompts are continued.
+        A record that has this form already is given back.
+
+        Raises:
+            FactError: it is neither.
         """
+        if isinstance(record, CounterFactRecord):
+            return record
+        if not isinstance(record, Record):
+            raise FactError(
+                f"Expected a CounterFactRecord or a record of rl.data.limits(), got {type(record).__name__}: "
+                "rl.read_counterfact(path) reads CounterFact's own form, CounterFactRecord(case_id=..., fact=...) takes a fact."
+            )
         return cls(
             case_id=record.id,
             fact=record.fact,

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from rome_lens.counterfact import CounterFactRecord
 from rome_lens.data import Record
 from rome_lens.edits import RankOneEdit
-from rome_lens.evaluation import evaluate_all
+from rome_lens.evaluation import check_prompts, evaluate_all
 from rome_lens.evaluation_store import EvaluationStore
 from rome_lens.facts import Fact
 from rome_lens.keys import KeyStatistics
@@ -115,9 +115,9 @@ def sweep_edits(
     settings = _settings(statistics, variants, stop_probabilities)
     if not records or not settings:
         raise ValueError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
-    for record in records:
-        # What cannot be asked or edited fails before anything is edited.
-        refuse_what_is_said_already(model, record.fact, encode(model, record.fact, prepend_bos=prepend_bos))
+    for case in map(CounterFactRecord.of, records):  # what cannot be asked or edited fails before anything is edited
+        check_prompts(model, case, prepend_bos=prepend_bos)
+        refuse_what_is_said_already(model, case.fact, encode(model, case.fact, prepend_bos=prepend_bos))
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
     store = EvaluationStore(directory, model)

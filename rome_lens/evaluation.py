@@ -4,7 +4,7 @@ Source: Meng et al. 2022, section 3.3 and its appendix on metrics.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -17,7 +17,11 @@ from rome_lens.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.models import LensModel
 from rome_lens.sampling import sample_continuations
 from rome_lens.scores import Evaluation, PromptScore
-from rome_lens.tokens import continuation
+from rome_lens.tokens import continuation, token_ids
+
+
+class EvaluationError(ValueError):
+    """A probability that is no number, so that no score may count it."""
 
 
 def evaluate(
@@ -36,8 +40,8 @@ def evaluate(
 
 def evaluate_all(
     model: LensModel,
-    edits: Sequence[Any],
-    records: Sequence[CounterFactRecord | Record],
+    edits: Iterable[Any],
+    records: Iterable[CounterFactRecord | Record],
     *,
     generate: int = 0,
     seed: int = 0,
@@ -61,22 +65,25 @@ def evaluate_all(
         FactError: the two answers to a prompt are the same tokens; a prompt and its answer share a token; a text does not
             fit the model's context; a record is given by a form that it cannot have.
         ModelError: an edit was made on another model, or is in this one's weights already.
+        EvaluationError: a probability is not finite; the message names the record, the prompt and whether it was edited.
         ValueError: not as many edits as records, an edit without hooks, or one of another fact than its record's.
     """
+    edits, records = list(edits), list(records)
     if len(edits) != len(records) or not records:
         raise ValueError(
             f"There are {len(edits)} edits for {len(records)} records: give one (or None) for each record."
         )
     if generate < 0:
         raise ValueError(f"generate is {generate}, expected a number of tokens, or 0.")
-    cases = [CounterFactRecord.of(record) if isinstance(record, Record) else record for record in records]
+    cases = [CounterFactRecord.of(record) for record in records]
     for edit, case in zip(edits, cases, strict=True):
         check_same_fact(edit, case.fact, case.case_id)
     numbered = NumberedEdits(model, edits)
     for case in cases:
-        check_targets(model, case)
-    asked = [_asked(case) for case in cases]
-    rows = _scored(model, edits, numbered, asked, prepend_bos)
+        check_prompts(model, case, prepend_bos=prepend_bos)
+    rows = _scored(model, edits, numbered, [_asked(case) for case in cases], prepend_bos)
+    for case, scores in zip(cases, rows, strict=True):
+        _refuse_what_is_no_number(case, scores)
     texts = _written(model, edits, numbered, cases, generate, seed, prepend_bos)
     return [
         Evaluation(
@@ -102,12 +109,14 @@ def _asked(case: CounterFactRecord) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def check_targets(model: LensModel, case: CounterFactRecord) -> None:
-    """Refuse a record that asks the model to choose between two answers which are one to it.
+def check_prompts(model: LensModel, case: CounterFactRecord, *, prepend_bos: bool | None = None) -> None:
+    """Refuse a record that this model cannot be asked, before anything is edited.
 
     Raises:
-        FactError: the two answers to a prompt are the same tokens.
+        FactError: a prompt does not fit the model's context, or the two answers to one are the same tokens.
     """
+    for _, prompt, _, _ in _asked(case):
+        token_ids(model, prompt, prepend_bos=prepend_bos)
     asked = {(target, new): (prompt, target, new) for _, prompt, target, new in _asked(case)}
     for prompt, target, new in asked.values():
         ids = continuation(model, prompt, target)
@@ -116,6 +125,20 @@ def check_targets(model: LensModel, case: CounterFactRecord) -> None:
                 f"The record {case.case_id!r}: {target!r} and {new!r} are the same tokens {list(ids)} to this model, which "
                 "cannot prefer one to the other."
             )
+
+
+def _refuse_what_is_no_number(case: CounterFactRecord, rows: Sequence[PromptScore]) -> None:
+    for row in rows:
+        for edited, found in (
+            ("unedited", (row.target_before, row.new_before)),
+            ("edited", (row.target_after, row.new_after)),
+        ):
+            if not all(map(math.isfinite, found)):
+                raise EvaluationError(
+                    f"The record {case.case_id!r}: behind {row.prompt!r} the {edited} model gives {row.target!r} and "
+                    f"{row.new_target!r} the probabilities {found}. Look for NaN or inf in the weights or in the edit; half "
+                    "precision overflows at 65 504."
+                )
 
 
 def _scored(

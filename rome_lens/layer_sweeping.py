@@ -15,7 +15,7 @@ from rome_lens.corruption import GaussianNoise
 from rome_lens.counterfact import CounterFactRecord
 from rome_lens.data import Record
 from rome_lens.edit_sweeps import EditSweep, sweep_edits
-from rome_lens.evaluation import check_targets
+from rome_lens.evaluation import check_prompts
 from rome_lens.facts import Fact, FactError
 from rome_lens.grid import named_layers
 from rome_lens.keys import KeyStatistics, StatisticsError, collect_key_statistics
@@ -78,7 +78,7 @@ def layer_sweep(
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
     for record in records:
-        check_targets(model, record)
+        check_prompts(model, record, prepend_bos=prepend_bos)
         EditRows.of(model, record.fact, contexts, prepend_bos)
     if statistics is None:
         statistics = collect_key_statistics(model, layer=chosen, cache=parts["keys"], progress=progress)
@@ -134,7 +134,7 @@ def _records(facts: Iterable[Fact | Record | CounterFactRecord]) -> list[Counter
         if isinstance(fact, Fact):
             records.append(CounterFactRecord(case_id=fact.text, fact=fact))
         else:
-            records.append(CounterFactRecord.of(fact) if isinstance(fact, Record) else fact)
+            records.append(CounterFactRecord.of(fact))
     if not records:
         raise FactError("The list of facts is empty: give at least one.")
     counts = Counter((record.fact.text, record.fact.target) for record in records)

@@ -1,6 +1,7 @@
 """The table of editors on a model's records: the preset, its variants, the original's settings, and the baselines.
 
     python scripts/compare_editors.py [records.json] [--model gemma-3-270m] [--generate 100] [--directory runs/compare]
+    python scripts/compare_editors.py [records.json] [--model gemma-3-270m] --bounds 1e-4 5e-4 2e-3  # fine-tuning alone
 
 `records.json` holds records of CounterFact's shape that the model knows; without it the project's own are taken. Prints the
 table as Markdown, and where the preset fails. A run broken off goes on where it was.
@@ -44,6 +45,11 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
     return [found[name] for name in names]
 
 
+def fine_tunings(preset: rl.Preset, bounds: list[float]) -> list[rl.FineTuning]:
+    """FT+L at the preset's layer within each bound, at a rate that takes one step to the bound."""
+    return [rl.FineTuning(layer=preset.layer, norm_constraint=b, lr=b, name=f"FT+L, bound {b:g}") for b in bounds]
+
+
 def failures(comparison: rl.Comparison, records: list[Any]) -> str:
     """By relation, S of the preset, and the records whose neighbours it harms most."""
     (name,) = (name for name in comparison.evaluations if name == "ROME, preset")
@@ -70,6 +76,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="?")
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
+    parser.add_argument("--bounds", type=float, nargs="+", default=[], help="of fine-tuning, to choose among")
     parser.add_argument("--every", type=int, default=1, help="take every n-th record")
     parser.add_argument("--limit", type=int, default=None, help="of these, take so many")
     parser.add_argument("--generate", type=int, default=0, help="tokens to sample for GE")
@@ -83,14 +90,14 @@ def main() -> None:
     comparison = rl.compare_editors(
         model,
         records,
-        editors(model, preset, args.editors),
+        fine_tunings(preset, args.bounds) or editors(model, preset, args.editors),
         generate=args.generate,
         directory=args.directory,
         progress=True,
     )
     print(f"\n{args.model}, {len(records)} records, layer {preset.layer}, {preset.config}, {preset.variant}\n")
     print(markdown(comparison.table()))
-    if "preset" in args.editors:
+    if "preset" in args.editors and not args.bounds:
         print(f"\n{failures(comparison, records)}")
 
 

@@ -1,5 +1,6 @@
 """Baselines: fine-tuning within its bound, statements before prompts, and editors side by side."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -167,6 +168,40 @@ def test_a_comparison_shows_tables_and_prompts(toy: Any, toy_record: rl.data.Rec
     prompts = found.prompts()
     assert len(prompts) == 2 * (1 + len(toy_record.paraphrases) + len(toy_record.neighborhood))
     assert list(prompts["editor"].unique()) == ["unedited", "told"]
+
+
+def turned(record: rl.CounterFactRecord) -> rl.CounterFactRecord:
+    """A record that asks for what the model says already."""
+    known = record.fact
+    fact = rl.Fact(known.prompt, subject=known.subject, target=str(known.new_target), new_target=known.target)
+    return rl.CounterFactRecord(case_id="turned", fact=fact)
+
+
+def test_a_fact_that_an_editor_refuses_is_no_end_of_the_comparison(toy: Any, toy_record: rl.data.Record) -> None:
+    record = rl.CounterFactRecord.of(toy_record)
+    rome = rl.RomeEditor(
+        statistics=rl.KeyStatistics.identity(toy, layer=1), contexts=CONTEXTS, config=rl.RomeConfig(steps=2)
+    )
+    found = rl.compare_editors(toy, (each for each in (turned(record), record)), iter([rl.Unedited(), rome]))
+    ((fact, why),) = found.failures["ROME"]
+    assert fact == turned(record).fact
+    assert "already" in why
+    assert [each.case_id for each in found.evaluations["unedited"]] == ["turned", record.case_id]
+    assert [each.case_id for each in found.evaluations["ROME"]] == [record.case_id]
+
+
+def test_a_record_that_cannot_be_asked_is_refused_before_anything_is_edited(
+    toy: Any, toy_record: rl.data.Record
+) -> None:
+    record = rl.CounterFactRecord.of(toy_record)
+    long = dataclasses.replace(record, paraphrases=("It was raining. " * 99 + "Wanda",))
+
+    def editor(model: Any, fact: rl.Fact) -> None:
+        raise AssertionError
+
+    editor.name = "never"  # type: ignore[attr-defined]
+    with pytest.raises(FactError, match="context"):
+        rl.compare_editors(toy, [record, long], [editor])
 
 
 @pytest.mark.parametrize(

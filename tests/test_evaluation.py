@@ -11,6 +11,7 @@ import torch
 from models_for_tests import CLASSES, tiny
 
 import rome_lens as rl
+from rome_lens.evaluation import EvaluationError
 from rome_lens.facts import FactError
 from rome_lens.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.intervals import share
@@ -222,6 +223,17 @@ def made(es: float, ps: list[bool], ns: list[bool], **options: Any) -> rl.Evalua
 
     kinds = [("rewrite", bool(es)), *(("paraphrase", x) for x in ps), *(("neighborhood", x) for x in ns)]
     return rl.Evaluation(case_id=0, edited=True, rows=tuple(row(kind, x) for kind, x in kinds), **options)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e38])
+def test_probabilities_that_are_no_numbers_are_not_scored(tiny_model: Any, untouched: Any, factor: float) -> None:
+    untouched(tiny_model)
+    edit = rank_one(tiny_model)
+    edit = dataclasses.replace(edit, v=factor * edit.v)
+    with pytest.raises(
+        EvaluationError, match=r"'Wanda Brandt'.*behind 'Then Wanda Brandt.*' the edited model gives 'Pralec'"
+    ):
+        rl.evaluate(tiny_model, edit, a_record(name="Wanda Brandt"))
 
 
 def test_averages_by_hand() -> None:

@@ -41,7 +41,7 @@ def limits(result: LimitsAverage) -> Figure:
             axes.tick_params(axis="x", labelsize=7)
             axes.axvline(0.0, color="grey", linewidth=0.5)
         left.set_title(f"{name} ({len(result.of(name))} facts)", fontsize=9, loc="left")
-        right.setvisible(result.effect(name, "control") is not None)
+        right.set_visible(result.effect(name, "control") is not None)
     return figure
 
 
