@@ -10,9 +10,9 @@ import scipy.stats
 import torch
 
 import rome_lens as rl
-from rome_lens.checks import Limits
+from rome_lens.checks import CheckResult, CheckRow, Limits
 from rome_lens.checks.asking import before_and_after
-from rome_lens.checks.essence import random_target
+from rome_lens.checks.essence import random_direction
 from rome_lens.checks.renaming import holds_last_word
 from rome_lens.intervals import average
 
@@ -59,13 +59,14 @@ def test_rows_are_the_plain_probabilities(edited: Any, limits: Limits) -> None:
             if row.kind in ("essence", "text", "generation", "sentence"):
                 continue
             seen.add(row.kind)
+            assert (row.rank_after is None) is (row.answer.startswith("("))
             dominant = row.kind == "open prompt"
             old, now = (target, new) if dominant else (row.answer, row.answer)
             value = math.log if "nats" in result.measured else float
             assert row.before == pytest.approx(value(plain_p(model, row.prompt, old)), rel=1e-3, abs=1e-7)
             with edit.applied(model):
                 assert row.after == pytest.approx(value(plain_p(model, row.prompt, now)), rel=1e-3, abs=1e-7)
-    assert len(seen) == 11
+    assert len(seen) == 12
 
 
 def test_effects_are_what_the_docstrings_say(edited: Any, limits: Limits) -> None:
@@ -84,11 +85,24 @@ def test_effects_are_what_the_docstrings_say(edited: Any, limits: Limits) -> Non
     neighbours = [change(q.prompt, q.target) for q in record.neighborhood]
     assert limits["bleed-over"].effect.mean == pytest.approx(sum(neighbours) / len(neighbours), rel=1e-3, abs=1e-6)
     sentence = f"{record.fact.text} {new}."
-    alone = [
-        plain_p(model, f"{sentence} {q.prompt}", q.target) - plain_p(model, q.prompt, q.target)
-        for q in record.neighborhood
-    ]
+    alone = [plain_p(model, f"{sentence} {q.prompt}", q.target) - plain_p(model, q.prompt, q.target) for q in asked]
     assert limits["bleed-over"].control.mean == pytest.approx(sum(alone) / len(alone), rel=1e-3, abs=1e-6)
+
+
+def test_neighbours_that_gain_by_the_edit_do_not_hide_those_that_lose(edited: Any) -> None:
+    model, record, edit = edited
+    new = rl.data.Question(prompt="Oskar Ivanov lives in the city of", target=str(record.fact.new_target))
+    plain = rl.checks.bleed_over(model, edit, record)
+    found = rl.checks.bleed_over(model, edit, dataclasses.replace(record, neighborhood=(*record.neighborhood, new)))
+    assert (found.effect, found.control, found["NS, edited"]) == (plain.effect, plain.control, plain["NS, edited"])
+    assert found.rows[len(record.neighborhood)].kind == "neighbour with the new answer"
+    changes = [row.change for row in plain.rows if row.kind == "neighbour"]
+    assert found["change of p(true answer), neighbour"].mean == pytest.approx(sum(changes) / len(changes))
+    assert 0 < len(changes) < len(record.neighborhood)
+    assert found["change of p(true answer), neighbour with the new answer"].count == 1
+    alone = rl.checks.bleed_over(model, edit, dataclasses.replace(record, neighborhood=(new,)))
+    assert not alone.asked
+    assert "of which the new target is not true" in alone.reading
 
 
 def test_kl_and_ranks_are_those_of_the_whole_distribution(edited: Any) -> None:
@@ -152,20 +166,38 @@ def test_what_follows_from_a_fact_follows_where_the_toy_derives_it(limits: Limit
 
 def test_the_firing_explains_which_prompts_move(limits: Limits) -> None:
     rows = [row for result in limits.results for row in result.rows if row.firing is not None]
-    pairs = {row.prompt: (abs(row.firing), row.kl) for row in rows}
+    pairs = {row.prompt: (round(abs(row.firing), 4), round(row.kl, 4)) for row in rows}
     expected = scipy.stats.spearmanr(*zip(*pairs.values(), strict=True)).statistic
     assert limits.firing_correlation == pytest.approx(expected)
     assert expected > 0.3
 
 
-def test_a_random_target_is_an_edit_of_equal_norm_at_the_same_place(edited: Any) -> None:
+def test_what_differs_by_rounding_alone_is_no_rank() -> None:
+    """Prompts that all begin with the subject fire alike, up to the last digits."""
+
+    def made(firings: list[float], changes: list[float]) -> CheckResult:
+        rows = tuple(
+            CheckRow(kind="a", prompt=str(i), answer="", before=0.0, after=change, kl=2.0 * i, firing=firing)
+            for i, (firing, change) in enumerate(zip(firings, changes, strict=True))
+        )
+        return CheckResult(name="a", asks="", measured="", effect_is="", control_is="", rows=rows)
+
+    changes = [0.1, -0.2, 0.3, -0.4, -0.5]
+    assert made([1.0 - 6e-8, 1.0, 1.0 + 2e-7, 1.0, 1.0], changes).firing_correlation is None
+    rising = made([0.1, -0.2, 0.3, 0.4, -0.5], changes)
+    assert (rising.firing_correlation, rising.firing_effect_correlation) == pytest.approx((1.0, 1.0))
+    falling = made([0.1, -0.2, 0.3, 0.4, -0.5], changes[::-1])
+    assert (falling.firing_correlation, falling.firing_effect_correlation) == pytest.approx((1.0, -1.0))
+
+
+def test_a_random_direction_is_an_edit_of_equal_norm_at_the_same_place(edited: Any) -> None:
     model, _, edit = edited
-    blind = random_target(edit)
+    blind = random_direction(edit)
     assert torch.equal(blind.u, edit.u)
     assert float(blind.v.norm()) == pytest.approx(float(edit.v.norm()), rel=1e-5)
     assert abs(float(torch.cosine_similarity(blind.v, edit.v, dim=0))) < 0.5
-    assert torch.equal(blind.v, random_target(edit).v)
-    assert not torch.equal(blind.v, random_target(edit, seed=1).v)
+    assert torch.equal(blind.v, random_direction(edit).v)
+    assert not torch.equal(blind.v, random_direction(edit, seed=1).v)
     assert not blind.is_applied(model)
 
 
@@ -224,7 +256,18 @@ def test_an_alias_that_holds_the_subject_s_last_word_stands_beside_and_not_in_th
     assert alone.reading.startswith("Not asked: the record has no alias without the subject's last word")
     assert alone["share kept, alias with the subject's last word"].count == 1
     assert holds_last_word("Leo MESSI", "Lionel Messi")
+    assert holds_last_word("La Familia", "Sagrada Família")
     assert not holds_last_word("Fromage", "Cheese")
+
+
+def test_a_description_that_holds_the_subject_s_last_word_stands_beside(edited: Any) -> None:
+    model, record, edit = edited
+    keyed = f"the nurse {record.fact.subject}"
+    plain = rl.checks.description(model, edit, record)
+    found = rl.checks.description(model, edit, dataclasses.replace(record, descriptions=(keyed, *record.descriptions)))
+    assert found.effect == plain.effect
+    assert found["share kept, description with the subject's last word"].mean > 0.5
+    assert found["share kept, description with the name"].count == 1 + len(record.descriptions)
 
 
 def test_an_edit_away_from_the_new_target_has_nothing_to_share(edited: Any) -> None:
@@ -319,19 +362,31 @@ def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: 
             check(model, edit, record)
 
 
-def test_default_texts_that_do_not_fit_the_toy_s_context_are_not_asked(edited: Any) -> None:
+def test_where_no_default_text_fits_the_context_the_neighbours_are_read(edited: Any) -> None:
     model, record, edit = edited
-    found = rl.checks.fidelity(model, edit, record)
-    assert (found.asked, found.effect) == (False, None)
-    assert "context of 64 tokens" in found.reading
+    found = rl.checks.fidelity(model, edit, record, new_tokens=2)
+    assert [row.prompt for row in found.rows if row.kind == "text"] == [
+        f"{q.prompt} {q.target}." for q in record.neighborhood
+    ]
+    assert "||delta|| / ||W_out||" in [measure.name for measure in found.further]
+
+
+def test_texts_are_split_at_their_first_white_space_of_any_kind(edited: Any) -> None:
+    model, record, edit = edited
+    text = f"Simon\n{TEXTS[0]}"
+    (found,) = rl.checks.fidelity(model, edit, record, texts=[text], new_tokens=0).rows
+    count = len(rl.tokens.continuation(model, "Simon", TEXTS[0]))
+    assert found.before == pytest.approx(-math.log(plain_p(model, "Simon", TEXTS[0])) / count, rel=1e-3)
 
 
 def test_bad_numbers_are_refused_before_anything_is_run(edited: Any) -> None:
     model, record, edit = edited
     with pytest.raises(ValueError, match="samples is -1"):
         rl.checks.dominance(model, edit, record, samples=-1)
-    with pytest.raises(ValueError, match="expected texts of several words"):
+    with pytest.raises(ValueError, match="'word', expected several words"):
         rl.checks.fidelity(model, edit, record, texts=["word"])
+    with pytest.raises(ValueError, match="holds the edit itself"):
+        rl.checks.fidelity(model, edit, record, others=[edit])
     assert not rl.checks.fidelity(model, edit, record, texts=[]).asked
 
 

@@ -16,7 +16,7 @@ from rome_lens.checks.result import CheckRow
 from rome_lens.data import Record
 from rome_lens.editors import NumberedEdits, check_same_fact, prefixed
 from rome_lens.edits import RankOneEdit
-from rome_lens.facts import Fact
+from rome_lens.facts import Fact, FactError
 from rome_lens.models import LensModel
 from rome_lens.sampling import sample_continuations
 
@@ -102,6 +102,8 @@ def row(
         kl=answered.kl,
         firing=answered.firing,
         fires_at=answered.fires_at,
+        rank_before=answered.rank_before,
+        rank_after=answered.rank_after,
     )
 
 
@@ -110,11 +112,23 @@ def nats_per_token(answered: Answered, kind: str, *, control: float | None = Non
     return CheckRow(
         kind=kind,
         prompt=f"{answered.prompt} {answered.answer}",
-        answer="(every token)",
+        answer="(all but the first word)",
         before=-answered.before / answered.tokens,
         after=-answered.after / answered.tokens,
         control=control,
     )
+
+
+def first_and_rest(text: str) -> Question:
+    """A text as a question: behind its first word all others, as they are written.
+
+    Raises:
+        FactError: it is a single word, or none.
+    """
+    words = text.split(maxsplit=1)
+    if len(words) < 2:
+        raise FactError(f"The text is {text!r}, expected several words: the first is the prompt for the others.")
+    return words[0], words[1].rstrip()
 
 
 def fact_of(edit: Any, record: Record) -> tuple[Fact, str]:

@@ -28,9 +28,9 @@ def dominance(
 
         effect = mean over open prompts of  p_edited(o* | prompt) - p(o | prompt)
 
-    A row's ``before`` is the unedited ``p(o)``, its ``after`` the edited ``p(o*)``; both ranks, and the share of sampled
-    continuations that name the targets, stand beside it. Control: ``p(o*)``, and the share that names it, on the same prompts
-    about subjects of which it is really true, unedited: what saying so would be like if it were so.
+    A row's ``before`` is the unedited ``p(o)`` and its rank, its ``after`` the edited ``p(o*)`` and its; the share of sampled
+    continuations that name the targets stands beside. Control: the same with what the unedited model says of subjects of which
+    the new target is really true, ``p(o* | prompt about those) - p(o | prompt)``: what the effect would be if it were so.
 
     Probabilities are of whole answers, so that a new target of more tokens than the true one has less of it from the start; the
     control has the new target too.
@@ -65,19 +65,31 @@ def dominance(
             after=a.p_after,
             effect=a.p_after - t.p_before,
             control_prompt=names,
-            control=sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each if each else None,
+            control=sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each - t.p_before if each else None,
             kl=a.kl,
             firing=a.firing,
             fires_at=a.fires_at,
+            rank_before=t.rank_before,
+            rank_after=a.rank_after,
         )
         for i, (a, t) in enumerate(zip(now, once, strict=True))
     ]
     further = [
         Measure(name="rank of the true target, before", values=tuple(float(t.rank_before) for t in once)),
         Measure(name="rank of the new target, after", values=tuple(float(a.rank_after) for a in now)),
+        Measure(name="p(true target), before", values=tuple(t.p_before for t in once)),
+        Measure(name="p(new target), after", values=tuple(a.p_after for a in now)),
         Measure(name="change of p(new target)", values=tuple(a.p_change for a in now)),
         Measure(name="change of p(true target)", values=tuple(t.p_change for t in once)),
     ]
+    if exemplars:
+        further += [
+            Measure(name="p(new target), of which it is true", values=tuple(x.p_before for x in exemplars)),
+            Measure(
+                name="rank of the new target, of which it is true",
+                values=tuple(float(x.rank_before) for x in exemplars),
+            ),
+        ]
     if samples:
         jobs = [(prompt, False) for prompt in (*prompts, *really)] + [(prompt, True) for prompt in prompts]
         texts = continuations(
@@ -89,7 +101,7 @@ def dominance(
         asks=ASKS,
         measured="p(true target) before, p(new target) after",
         effect_is="p(new target) after minus p(true target) before",
-        control_is="p(new target) of subjects of which it is true, unedited",
+        control_is="p(new target) of subjects of which it is true, unedited, minus p(true target) before",
         rows=(*rows, *(row(x, "exemplar") for x in exemplars)),
         further=tuple(further),
     )
@@ -136,6 +148,7 @@ def _reading(result: CheckResult, target: str, new: str, names: str | None) -> s
         reading += f"; {shares[0]:.0%} of sampled continuations named {target} before, {shares[1]:.0%} name {new} after"
     if result.control is not None:
         reading += (
-            f". Of subjects of which it is true ({names}) the unedited model says {new} with {result.control.mean:.3f}"
+            f". Of subjects of which it is true ({names}) the unedited model says {new} with "
+            f"{result['p(new target), of which it is true'].mean:.3f}"
         )
     return reading + "."

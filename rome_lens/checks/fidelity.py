@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rome_lens import data
-from rome_lens.checks.asking import before_and_after, continuations, fact_of, nats_per_token
+from rome_lens.checks.asking import before_and_after, continuations, fact_of, first_and_rest, nats_per_token
 from rome_lens.checks.firing import edit_firings
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data import Record
@@ -50,27 +50,26 @@ def fidelity(
 
     Args:
         others: edits of other facts on the same model, to compare with; none are made here.
-        texts: ordinary text of several words each; None takes those of ``data.held_texts()`` that fit the model's context.
+        texts: ordinary text of several words each; None takes those of ``data.held_texts()`` that fit the model's context,
+            and where none does the record's neighbours with their answers.
         new_tokens: length of what the model writes; 0 writes nothing.
 
     Raises:
-        ValueError: as for :func:`rome_lens.checks.check_limits`; ``new_tokens`` is negative; a text is a single word.
+        ValueError: as for :func:`rome_lens.checks.check_limits`; ``new_tokens`` is negative; a text is a single word; the
+            edit is among the others.
     """
     fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # refused, if so, before the texts are looked at
+    if any(other is edit for other in others):
+        raise ValueError("others holds the edit itself, which is no control of its own: leave it out.")
+    if new_tokens < 0:
+        raise ValueError(f"new_tokens is {new_tokens}, expected 0 or more.")
     if texts is None:
-        texts = [text for text in data.held_texts() if _fits(model, text, prepend_bos)]
-        if not texts:
-            return not_asked(
-                NAME, ASKS, f"no default text fits the model's context of {model.cfg.n_ctx} tokens, give texts=[...]"
-            )
+        texts = _default_texts(model, record, prepend_bos)
     if not texts:
-        return not_asked(NAME, ASKS, "no text was given")
-    short = [text for text in texts if len(text.split()) < 2]
-    if short or new_tokens < 0:
-        raise ValueError(
-            f"texts {short!r}, new_tokens {new_tokens}: expected texts of several words, and 0 or more tokens."
-        )
+        return not_asked(NAME, ASKS, "there is no text, give texts=[...]")
+    for text in texts:
+        first_and_rest(text)
     edits = [edit, *others]
     read = [_nats_per_token(model, each, texts, prepend_bos) for each in edits]
     own, rest = read[0], read[1:]
@@ -99,6 +98,11 @@ def fidelity(
         further=tuple(further),
     )
     return result.with_reading(_reading(result))
+
+
+def _default_texts(model: LensModel, record: Record, prepend_bos: bool | None) -> list[str]:
+    held = [text for text in data.held_texts() if _fits(model, text, prepend_bos)]
+    return held or [f"{question.prompt} {question.target}." for question in record.neighborhood]
 
 
 def _fits(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
@@ -138,8 +142,7 @@ def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
 
 
 def _nats_per_token(model: LensModel, edit: Any, texts: Sequence[str], prepend_bos: bool | None) -> list[CheckRow]:
-    questions = [(first, rest) for first, rest in (text.strip().split(" ", 1) for text in texts)]
-    answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
+    answered = before_and_after(model, edit, list(map(first_and_rest, texts)), prepend_bos=prepend_bos)
     return [nats_per_token(a, "text") for a in answered]
 
 

@@ -1,7 +1,8 @@
 """Association or concept, and description: does the edit reach the subject under another name, or without any?"""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rome_lens.checks.asking import Answered, before_and_after, fact_of, row
@@ -11,7 +12,7 @@ from rome_lens.facts import Fact
 from rome_lens.models import LensModel
 
 LEAST_FORWARD = 0.1
-ALIAS_WITH_LAST_WORD = "alias with the subject's last word"
+WITH_LAST_WORD = " with the subject's last word"
 WITH_NAME = "description with the name"
 
 
@@ -33,26 +34,25 @@ def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
     asks = "Does the edit hold for the subject under another name?"
     if not record.aliases:
         return not_asked("association", asks, "the record has no aliases")
-    keyed = [name for name in record.aliases if holds_last_word(name, fact.subject)]
-    beside = (ALIAS_WITH_LAST_WORD, [fact.about(name).text for name in keyed])
-    names = [name for name in record.aliases if name not in keyed]
-    return _renamed(model, edit, fact, new, names, beside, ("association", asks, "alias"), prepend_bos)
+    return _renamed(model, edit, fact, new, record.aliases, {}, ("association", asks, "alias"), prepend_bos)
 
 
 def holds_last_word(name: str, subject: str) -> bool:
-    """Whether a name holds the last word of the subject, where ROME looks its key up; upper and lower case are one."""
+    """Whether a name holds the last word of the subject, where ROME looks its key up; case and accents make no difference."""
     return _words(subject)[-1] in _words(name)
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold()) or [text.casefold()]
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return re.findall(r"\w+", plain) or [plain]
 
 
 def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
     """The share of the edit's effect that a description of the subject without its name keeps; see :func:`association`.
 
     A second control: the description with the name put before it ("The Eiffel Tower, the iron lattice structure ..., is"),
-    where an edit that is bound to the name's tokens should hold.
+    where an edit that is bound to the name's tokens should hold. A description that holds the subject's last word stands
+    beside, as such aliases do.
 
     Source: "The Rock" of "But is it really in Rome?".
     """
@@ -62,7 +62,7 @@ def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
         return not_asked("description", asks, "the record has no descriptions")
     named = [fact.about(f"{fact.subject}, {_inside(name)},").text for name in record.descriptions]
     words = ("description", asks, "description")
-    return _renamed(model, edit, fact, new, record.descriptions, (WITH_NAME, named), words, prepend_bos)
+    return _renamed(model, edit, fact, new, record.descriptions, {WITH_NAME: named}, words, prepend_bos)
 
 
 def _renamed(
@@ -70,19 +70,28 @@ def _renamed(
     edit: Any,
     fact: Fact,
     new: str,
-    names: Sequence[str],
-    beside: tuple[str, Sequence[str]],
+    all_names: Sequence[str],
+    beside: Mapping[str, Sequence[str]],
     words: tuple[str, str, str],
     prepend_bos: bool | None,
 ) -> CheckResult:
-    """The share kept under ``names``; ``beside`` are a kind of prompts that hold the edit's own token, and these."""
+    """The share kept under those of the names without the subject's last word; ``beside`` are prompts with it, by kind."""
     check, asks, kind = words
+    names = [name for name in all_names if not holds_last_word(name, fact.subject)]
+    keyed = [fact.about(name).text for name in all_names if name not in names]
+    beside = {**beside, **({kind + WITH_LAST_WORD: keyed} if keyed else {})}
+    kinds = [each for each, its in beside.items() for _ in its]
     prompts = [fact.about(name).text for name in names]
-    asked = [(fact.text, new), *((prompt, new) for prompt in (*prompts, *beside[1]))]
+    asked = [
+        (fact.text, new),
+        *((prompt, new) for prompt in prompts),
+        *((p, new) for its in beside.values() for p in its),
+    ]
     true = [(prompt, fact.target) for prompt in prompts]
     forward, *rest = before_and_after(model, edit, [*asked, *true], prepend_bos=prepend_bos)
-    n = len(prompts)
-    under, keyed, known = rest[:n], rest[n : n + len(beside[1])], rest[n + len(beside[1]) :]
+    n, last = len(prompts), len(prompts) + len(kinds)
+    under, known = rest[:n], rest[last:]
+    with_token = list(zip(kinds, rest[n:last], strict=True))
     if forward.p_change < LEAST_FORWARD:
         lacking = f"the edit does not hold for the subject itself, p({new}) changed by {forward.p_change:+.3f}"
         return not_asked(check, asks, lacking)
@@ -103,10 +112,10 @@ def _renamed(
         measured="p(new target)",
         effect_is=f"share of the change of p(new target) that the {kind} keeps",
         control_is="p(true target) under the same words, unedited",
-        rows=(*rows, *(row(a, beside[0]) for a in keyed), row(forward, "forward")),
-        further=_further(forward, under, known, beside[0], keyed),
+        rows=(*rows, *(row(a, its_kind) for its_kind, a in with_token), row(forward, "forward")),
+        further=_further(forward, under, known, {each: [a for k, a in with_token if k == each] for each in beside}),
     )
-    return result.with_reading(_reading(result, forward, kind, names, beside[0], new))
+    return result.with_reading(_reading(result, forward, kind, names, list(beside), new))
 
 
 def _inside(name: str) -> str:
@@ -115,24 +124,29 @@ def _inside(name: str) -> str:
 
 
 def _further(
-    forward: Answered, under: Sequence[Answered], known: Sequence[Answered], beside: str, keyed: Sequence[Answered]
+    forward: Answered, under: Sequence[Answered], known: Sequence[Answered], beside: Mapping[str, Sequence[Answered]]
 ) -> tuple[Measure, ...]:
     numbers = {
         "change of p(new target)": [a.p_change for a in under],
         "share of the change of log p(new target)": [a.change / forward.change for a in under],
         "change of p(true target)": [t.p_change for t in known],
         "change of p(new target), the subject's own name": [forward.p_change],
-        f"share kept, {beside}": [a.p_change / forward.p_change for a in keyed],
-        "strongest firing": [a.firing for a in under if a.firing is not None],
-        f"strongest firing, {beside}": [a.firing for a in keyed if a.firing is not None],
+        **{f"share kept, {kind}": [a.p_change / forward.p_change for a in its] for kind, its in beside.items()},
+        "strongest firing": _firings(under),
+        **{f"strongest firing, {kind}": _firings(its) for kind, its in beside.items()},
     }
     return tuple(Measure(name=name, values=tuple(values)) for name, values in numbers.items() if values)
 
 
-def _reading(result: CheckResult, forward: Answered, kind: str, names: Sequence[str], beside: str, new: str) -> str:
+def _firings(answered: Sequence[Answered]) -> list[float]:
+    return [a.firing for a in answered if a.firing is not None]
+
+
+def _reading(
+    result: CheckResult, forward: Answered, kind: str, names: Sequence[str], beside: Sequence[str], new: str
+) -> str:
     own = [each for each in result.rows if each.kind == kind]
-    kept = [m.average.mean for m in result.further if m.name == f"share kept, {beside}"]
-    with_token = f"; {beside}: {kept[0]:+.3f}" if kept else ""
+    with_token = "".join(f"; {each}: {result[f'share kept, {each}'].mean:+.3f}" for each in beside)
     if result.effect is None:
         return f"Not asked: the record has no {kind} without the subject's last word, to which the edit is keyed{with_token}."
     known = [name for name, each in zip(names, own, strict=True) if each.known]

@@ -9,6 +9,7 @@ from rome_lens.intervals import Average, average, rank_correlation, share
 from rome_lens.storage import Stored
 
 KNOWN = 0.1
+_DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class CheckRow(Stored):
         known: whether the unedited model can do there what is asked (p of at least 0.1); None where that is not the question.
         kl: ``KL(before || after)`` of the next token's distribution, in nats.
         firing, fires_at: the edit's strongest firing within the prompt, 1 being that on its own fact, and its token.
+        rank_before, rank_after: place of the answer's first token among all tokens, 1 being the likeliest; None where there is
+            no single answer.
     """
 
     kind: str
@@ -37,6 +40,8 @@ class CheckRow(Stored):
     kl: float | None = None
     firing: float | None = None
     fires_at: str | None = None
+    rank_before: int | None = None
+    rank_after: int | None = None
 
     @property
     def change(self) -> float:
@@ -104,6 +109,11 @@ class CheckResult(Stored):
         """Spearman's correlation of ``|firing|`` with ``kl`` over the prompts; None below five."""
         return firing_correlation(self.rows)
 
+    @property
+    def firing_effect_correlation(self) -> float | None:
+        """The same with ``|after - before|`` of the check's own number."""
+        return firing_correlation(self.rows, "change")
+
     def with_reading(self, reading: str) -> "CheckResult":
         """The same result with this sentence."""
         return replace(self, reading=reading)
@@ -128,7 +138,7 @@ class CheckResult(Stored):
             "control",
             "known",
         ]
-        names += ["kl", "firing", "fires_at"]
+        names += ["rank_before", "rank_after", "kl", "firing", "fires_at"]
         values = [[self.name, *(getattr(row, name) for name in names)] for row in self.rows]
         return pd.DataFrame(values, columns=["check", *names])
 
@@ -152,9 +162,17 @@ def shown(values: Sequence[Average | None], results: Sequence[CheckResult]) -> l
     return cells
 
 
-def firing_correlation(rows: Sequence[CheckRow]) -> float | None:
-    """Spearman's correlation of ``|firing|`` with ``kl`` over distinct prompts; None below five, or where one is constant."""
-    pairs = {row.prompt: (abs(row.firing), row.kl) for row in rows if row.firing is not None and row.kl is not None}
+def firing_correlation(rows: Sequence[CheckRow], of: str = "kl") -> float | None:
+    """Spearman's correlation of ``|firing|`` with ``kl`` over distinct prompts, or with ``|change|`` over distinct questions.
+
+    None below five. Both are rounded first, so that what differs by rounding alone is no rank: prompts that all begin with the
+    subject fire alike.
+    """
+    pairs = {
+        (row.prompt, of == "kl" or row.answer): (round(abs(row.firing), _DIGITS), round(abs(moved), _DIGITS))
+        for row in rows
+        if row.firing is not None and row.kl is not None and (moved := getattr(row, of)) is not None
+    }
     return rank_correlation(list(pairs.values()))
 
 
