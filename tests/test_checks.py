@@ -85,7 +85,10 @@ def test_effects_are_what_the_docstrings_say(edited: Any, limits: Limits) -> Non
     neighbours = [change(q.prompt, q.target) for q in record.neighborhood]
     assert limits["bleed-over"].effect.mean == pytest.approx(sum(neighbours) / len(neighbours), rel=1e-3, abs=1e-6)
     sentence = f"{record.fact.text} {new}."
-    alone = [plain_p(model, f"{sentence} {q.prompt}", q.target) - plain_p(model, q.prompt, q.target) for q in asked]
+    alone = [
+        plain_p(model, f"{sentence} {q.prompt}", q.target) - plain_p(model, q.prompt, q.target)
+        for q in record.neighborhood
+    ]
     assert limits["bleed-over"].control.mean == pytest.approx(sum(alone) / len(alone), rel=1e-3, abs=1e-6)
 
 
