@@ -10,12 +10,13 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from rome_lens.key_statistics import StatisticsError
+from rome_lens.key_statistics import UNNAMED, StatisticsError
 from rome_lens.models import LensModel, ModelError
 from rome_lens.sampling import sample_tokens
 from rome_lens.tokens import token_ids, tokenizer_fingerprint
 
 CHUNK = 128  # sequences; a part of what seeds samples, so that another number gives other samples
+_UNNAMED = f"{UNNAMED} stream"
 _Item = TypeVar("_Item")
 
 
@@ -41,12 +42,14 @@ class KeySource:
     Attributes:
         kind: ``"texts"``, ``"tokens"`` or ``"samples"``.
         name: in words, with all that the tokens depend on beside the model.
+        named: whether the name tells this source from every other one.
         length: the number of sequences, None where a stream does not tell.
         chunks: what it holds, in an order that is always the same; to be read once.
     """
 
     kind: str
     name: str
+    named: bool = True
     length: int | None
     chunks: Iterable[Chunk]
 
@@ -60,7 +63,7 @@ def text_source(
     prepend_bos: bool | None,
     max_length: int,
 ) -> KeySource:
-    """Texts, or rows that hold a text under ``field``: a list, known by its content, or a stream, known by ``source``."""
+    """Texts, or rows that hold a text under ``field``: a list, known by its content, or a stream, known by ``source`` alone."""
     if isinstance(texts, str | Mapping):
         raise StatisticsError(f"texts is one {type(texts).__name__}, expected several texts: [text].")
     if model.tokenizer is None:
@@ -70,7 +73,7 @@ def text_source(
         checked = list(checked)
         name = _joined(source, f"{len(checked)} texts {short_hash(checked)}")
     else:
-        name = f"{_required(source, 'texts')} (field {field!r})"
+        name = f"{source or _UNNAMED} (field {field!r})"
 
     def rows(group: list[str]) -> Iterator[list[int]]:
         for text in group:
@@ -80,6 +83,7 @@ def text_source(
     return KeySource(
         kind="texts",
         name=f"{name}, cut at {max_length} tokens, bos {bos}, tokenizer {tokenizer_fingerprint(model)}",
+        named=bool(source) or isinstance(checked, list),
         length=len(checked) if isinstance(checked, list) else None,
         chunks=_chunks(checked, rows, str.encode),
     )
@@ -94,10 +98,11 @@ def token_source(model: LensModel, tokens: Iterable[Tensor], *, source: str | No
         rows = list(rows)
         name = _joined(source, f"{len(rows)} token sequences {short_hash([str(row) for row in rows])}")
     else:
-        name = f"{_required(source, 'tokens')} (tokens)"
+        name = f"{source or _UNNAMED} (tokens)"
     return KeySource(
         kind="tokens",
         name=name,
+        named=bool(source) or isinstance(rows, list),
         length=len(rows) if isinstance(rows, list) else None,
         chunks=_chunks(rows, lambda group: group, lambda row: str(row).encode()),
     )
@@ -154,15 +159,6 @@ def short_hash(texts: Sequence[str]) -> str:
 
 def _joined(source: str | None, content: str) -> str:
     return content if source is None else f"{source}: {content}"
-
-
-def _required(source: str | None, what: str) -> str:
-    if not source:
-        raise StatisticsError(
-            f"The {what} are a stream, which cannot be told by its content before it is read: name it, "
-            "source='wikitext-103-raw-v1, train', or give a list."
-        )
-    return source
 
 
 def _chunks(

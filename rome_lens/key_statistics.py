@@ -15,6 +15,9 @@ from rome_lens.storage import Stored
 _ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
 
 
+UNNAMED = "unnamed"  # begins the name of a source that nobody named, of which there may be several
+
+
 class StatisticsError(ValueError):
     """Key statistics that cannot be collected, do not fit the edit or each other, or cannot be inverted."""
 
@@ -36,7 +39,7 @@ class KeyStatistics(Stored):
     moment: Float[Tensor, "d_mlp d_mlp"]
     count: int
     model_fingerprint: str | None = None
-    source: str = "unnamed"
+    source: str = UNNAMED
 
     def __repr__(self) -> str:
         return (
@@ -101,7 +104,7 @@ class KeyStatistics(Stored):
         if empty := [part.source for part in parts if part.count < 1]:
             raise StatisticsError(f"The statistics {empty} average no keys, so that nothing says how much they weigh.")
         sources = [part.source for part in parts]
-        if twice := sorted({name for name in sources if sources.count(name) > 1 and name != "unnamed"}):
+        if twice := sorted({name for name in sources if sources.count(name) > 1 and not name.startswith(UNNAMED)}):
             raise StatisticsError(f"The same source was given twice, its keys would count twice: {twice}.")
         count = sum(part.count for part in parts)
         moment = sum((part.count / count) * part.moment.double() for part in parts)

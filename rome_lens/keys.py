@@ -58,7 +58,8 @@ def collect_key_statistics(
         tokens: in place of texts, batches of ids ``[batch, pos]`` as they are to be run, ``-1`` for padding on the right.
         openings, sample_count, sample_length, seed: where there are neither texts nor tokens, the model samples as many
             sequences, which continue the openings in turn (``""`` starts from BOS alone). No corpus is needed then.
-        source: a name for the texts or tokens. A stream needs one: it says what the stream holds, from its beginning.
+        source: a name for the texts or tokens. A stream needs one where there is a cache: it says what the stream holds,
+            from its beginning. A list is told by its content.
         max_tokens: stop after exactly as many keys; an endless stream needs it.
         batch_size: sequences in one forward. It changes no number beyond rounding.
         cache: a directory; statistics of the same model, layer and source are read from there, or written to it. A
@@ -66,14 +67,14 @@ def collect_key_statistics(
             whenever ``checkpoint_every`` keys were added, and removed in the end.
 
     Raises:
-        StatisticsError: there is no token; a stream without a name, or not the one that was broken off; a row without the
-            field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the model, of which
-            the cache would not know.
+        StatisticsError: there is no token; with a cache a stream without a name, or not the one that was broken off; a row
+            without the field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the
+            model, of which the cache would not know.
         ModelError: layer out of range, no dense MLP, no tokenizer.
     """
     layers = list(dict.fromkeys(layer)) if isinstance(layer, Sequence) else [layer]
     limits = {"batch_size": batch_size, "checkpoint_every": checkpoint_every}
-    _check(model, layers, {**limits, "max_tokens": max_tokens, "max_length": max_length}, cached=cache is not None)
+    _check(model, layers, {**limits, "max_tokens": max_tokens, "max_length": max_length})
     given = _given(model, texts, tokens, field=field, source=source, prepend_bos=prepend_bos, max_length=max_length)
     read = given or sample_source(
         model,
@@ -83,6 +84,8 @@ def collect_key_statistics(
         seed=seed,
         prepend_bos=prepend_bos,
     )
+    if cache is not None:
+        _check_cache(model, read)
     if max_tokens is not None:
         read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
     reading = Reading(
@@ -115,7 +118,7 @@ def _given(
     return text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
 
 
-def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | None], *, cached: bool) -> None:
+def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | None]) -> None:
     """What can be refused before anything is read."""
     if not layers:
         raise StatisticsError("The list of layers is empty: give at least one.")
@@ -124,7 +127,16 @@ def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | N
     for name, value in limits.items():
         if value is not None and value < 1:
             raise StatisticsError(f"{name} is {value}, expected at least 1.")
-    if cached and has_hooks(model):
+
+
+def _check_cache(model: LensModel, source: KeySource) -> None:
+    """Refuse what a cache could not tell from something else."""
+    if not source.named:
+        raise StatisticsError(
+            f"The {source.kind} are a stream, which cannot be told by its content before it is read: name it for the cache, "
+            "source='wikitext-103-raw-v1, train', or give a list, or cache=None."
+        )
+    if has_hooks(model):
         raise StatisticsError(
             "The model has hooks, which may change keys and which the cache would not know of: model.reset_hooks(), or "
             "collect with cache=None."

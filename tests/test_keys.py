@@ -169,10 +169,33 @@ def test_a_stream_of_texts_or_of_rows_gives_what_the_list_gives(toy: Any) -> Non
     assert_equal(collect(toy, tokens=iter(rows), source="mine"), expected)
 
 
+def test_a_stream_needs_a_name_for_the_cache_alone(toy: Any, tmp_path: Any) -> None:
+    expected = collect(toy, texts=TEXTS)
+    rows = [torch.tensor([rl.tokens.token_ids(toy, text)]) for text in TEXTS]
+    for kind, given in (
+        ("texts", lambda: iter(TEXTS)),
+        ("texts", lambda: np.array(TEXTS)),
+        ("tokens", lambda: iter(rows)),
+    ):
+        found = collect(toy, **{kind: given()})
+        assert_equal(found, expected)
+        assert found.source.startswith("unnamed stream (")
+        with pytest.raises(StatisticsError, match=f"{kind} are a stream.*cache.*source="):
+            collect(toy, **{kind: given()}, cache=tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_streams_without_a_name_are_merged_though_nothing_tells_them_apart(reference64: Any) -> None:
+    one, other = (collect(reference64, texts=iter(texts)) for texts in (TEXTS[:2], TEXTS[2:]))
+    assert one.source == other.source
+    assert_equal(one.merged(other), collect(reference64, texts=TEXTS), tolerance=1e-12)
+
+
 def test_a_datasets_stream_is_read(toy: Any) -> None:
     datasets = pytest.importorskip("datasets")
     stream = datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
     assert_equal(collect(toy, texts=stream, source="four sentences"), collect(toy, texts=TEXTS))
+    assert_equal(collect(toy, texts=datasets.Dataset.from_dict({"text": TEXTS})), collect(toy, texts=TEXTS))
 
 
 def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
@@ -361,8 +384,6 @@ def a_row(**fields: Any) -> Any:
         ({"layer": []}, "list of layers is empty"),
         ({"texts": ["", ""]}, "no token"),
         ({"texts": "It was raining"}, "one str"),
-        ({"texts": lambda: iter(TEXTS)}, "texts are a stream.*source="),
-        ({"tokens": lambda: iter([torch.tensor([[1]])])}, "tokens are a stream.*source="),
         (
             {"texts": lambda: a_row(body="A", id=1), "source": "rows"},
             r"Row 1 has no field 'text'; it has \['body', 'id'\]",
