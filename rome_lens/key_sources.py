@@ -10,7 +10,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from rome_lens.key_statistics import UNNAMED, StatisticsError
+from rome_lens.key_statistics import UNNAMED, StatisticsError, integer
 from rome_lens.models import LensModel, ModelError
 from rome_lens.sampling import sample_tokens
 from rome_lens.tokens import token_ids, tokenizer_fingerprint
@@ -118,6 +118,7 @@ def sample_source(
     prepend_bos: bool | None,
 ) -> KeySource:
     """Sequences that the model samples, in continuation of the openings in turn."""
+    sample_count, sample_length = integer("sample_count", sample_count), integer("sample_length", sample_length)
     if sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx:
         raise StatisticsError(
             f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "

@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -12,14 +14,23 @@ from torch import Tensor
 from rome_lens.models import LensModel, fingerprint, w_out
 from rome_lens.storage import Stored
 
-_ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
-
-
 UNNAMED = "unnamed"  # begins the name of a source that nobody named, of which there may be several
+_ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
 
 
 class StatisticsError(ValueError):
     """Key statistics that cannot be collected, do not fit the edit or each other, or cannot be inverted."""
+
+
+def integer(name: str, value: Any) -> int:
+    """An int, or numpy's or torch's, as a plain int; StatisticsError for all else, truth values included."""
+    wrong = StatisticsError(f"{name} is {value!r}, expected an integer.")
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise wrong from error
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,6 +52,10 @@ class KeyStatistics(Stored):
     model_fingerprint: str | None = None
     source: str = UNNAMED
 
+    def __post_init__(self) -> None:
+        for name in ("layer", "count"):
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
+
     def __repr__(self) -> str:
         return (
             f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r}, "
@@ -53,10 +68,10 @@ class KeyStatistics(Stored):
         return hashlib.sha256(self.moment.contiguous().cpu().numpy().tobytes()).hexdigest()[:10]
 
     @classmethod
-    def identity(cls, model: LensModel, *, layer: int) -> "KeyStatistics":
+    def identity(cls, model: LensModel, *, layer: SupportsIndex) -> "KeyStatistics":
         """``C = I``: an edit without statistics, said on purpose. It spills over onto keys that resemble ``k*``."""
-        d_mlp = w_out(model, layer).shape[0]
-        moment = torch.eye(d_mlp, dtype=torch.float64)
+        layer = integer("layer", layer)
+        moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
         return cls(layer=layer, moment=moment, count=0, model_fingerprint=fingerprint(model), source="identity")
 
     def solve(self, key: Float[Tensor, "*fact d_mlp"], *, ridge: float = 0.0) -> Float[Tensor, "*fact d_mlp"]:

@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
 from rome_lens.applying import edited_layers
 from rome_lens.key_sources import KeySource, sample_source, short_hash, text_source, token_source
-from rome_lens.key_statistics import KeyStatistics, StatisticsError
+from rome_lens.key_statistics import KeyStatistics, StatisticsError, integer
 from rome_lens.key_sums import KeySum, Reading, add_source
 from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
 
@@ -24,7 +24,7 @@ class EditedModelWarning(UserWarning):
 def collect_key_statistics(
     model: LensModel,
     *,
-    layer: int | Sequence[int],
+    layer: SupportsIndex | Iterable[SupportsIndex],
     texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = None,
     tokens: Iterable[Tensor] | None = None,
     openings: Sequence[str] = ("",),
@@ -52,7 +52,7 @@ def collect_key_statistics(
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
     Args:
-        layer: an int gives its ``KeyStatistics``, a sequence of them a ``dict[int, KeyStatistics]`` by layer.
+        layer: an int gives its ``KeyStatistics``, several in any iterable a ``dict[int, KeyStatistics]`` by layer.
         texts: what to read: a list of texts, or any iterable of texts or of rows (a ``datasets`` stream) whose column
             ``field`` holds the text. A text is cut at ``max_length`` tokens, or at the context if that is shorter.
         tokens: in place of texts, batches of ids ``[batch, pos]`` as they are to be run, ``-1`` for padding on the right.
@@ -72,9 +72,10 @@ def collect_key_statistics(
             model, of which the cache would not know.
         ModelError: layer out of range, no dense MLP, no tokenizer.
     """
-    layers = list(dict.fromkeys(layer)) if isinstance(layer, Sequence) else [layer]
-    limits = {"batch_size": batch_size, "checkpoint_every": checkpoint_every}
-    _check(model, layers, {**limits, "max_tokens": max_tokens, "max_length": max_length})
+    layers, several = _layers(model, layer)
+    _check_limits(
+        batch_size=batch_size, checkpoint_every=checkpoint_every, max_tokens=max_tokens, max_length=max_length
+    )
     given = _given(model, texts, tokens, field=field, source=source, prepend_bos=prepend_bos, max_length=max_length)
     read = given or sample_source(
         model,
@@ -92,7 +93,7 @@ def collect_key_statistics(
         batch_size=batch_size, max_tokens=max_tokens, checkpoint_every=checkpoint_every, progress=progress
     )
     found = _collected(model, layers, read, reading, None if cache is None else Path(cache))
-    return {one: found[one] for one in layers} if isinstance(layer, Sequence) else found[layer]
+    return {one: found[one] for one in layers} if several else found[layers[0]]
 
 
 def _given(
@@ -118,14 +119,23 @@ def _given(
     return text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
 
 
-def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | None]) -> None:
-    """What can be refused before anything is read."""
+def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
+    """The layers asked for, each once, and whether they were asked for as several."""
+    try:
+        given, several = list(layer), True
+    except TypeError:  # asked of the object itself, since numpy's and torch's integers have __iter__ too
+        given, several = [layer], False
+    layers = list(dict.fromkeys(integer("layer", one) for one in given))
     if not layers:
         raise StatisticsError("The list of layers is empty: give at least one.")
     for one in layers:
         w_out(model, one)
+    return layers, several
+
+
+def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
-        if value is not None and value < 1:
+        if value is not None and integer(name, value) < 1:
             raise StatisticsError(f"{name} is {value}, expected at least 1.")
 
 

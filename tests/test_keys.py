@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -139,6 +140,38 @@ def test_several_layers_in_one_pass_are_each_alone(tiny_model: Any, untouched: A
     assert list(together) == [3, 0, 2]
     for layer, found in together.items():
         assert_equal(found, collect(tiny_model, layer=layer, texts=TEXTS), tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layers", [np.array([2, 0]), list(np.array([2, 0])), torch.tensor([2, 0]), range(2, -1, -2), {2: "", 0: ""}.keys()]
+)
+def test_layers_may_come_in_any_iterable_and_from_numpy_or_torch(toy: Any, tmp_path: Any, layers: Any) -> None:
+    found = collect(toy, layer=layers, texts=TEXTS, cache=tmp_path)
+    assert list(found) == [2, 0]
+    assert all(type(layer) is type(one.layer) is int for layer, one in found.items())
+    assert list(collect(toy, layer=(layer for layer in layers), texts=TEXTS, cache=tmp_path)) == [2, 0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("layer", [np.int64(1), np.array(1), torch.tensor(1)], ids=lambda layer: type(layer).__name__)
+def test_a_layer_number_from_numpy_or_torch_is_an_int(toy: Any, tmp_path: Any, monkeypatch: Any, layer: Any) -> None:
+    assert type(collect(toy, layer=layer, texts=TEXTS, cache=tmp_path).layer) is int
+    identity = rl.KeyStatistics.identity(toy, layer=layer)
+    assert rl.KeyStatistics.load(identity.save(tmp_path / "identity")).layer == 1
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' type checks are not the users'
+    counted = dataclasses.replace(identity, layer=layer, count=layer)
+    assert (type(counted.layer), type(counted.count)) == (int, int)
+
+
+@pytest.mark.parametrize("option", ["layer", "max_tokens", "batch_size", "sample_length"])
+@pytest.mark.parametrize("wrong", [1.5, True, "1"])
+def test_what_is_no_integer_is_refused_by_name(toy: Any, monkeypatch: Any, option: str, wrong: Any) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(StatisticsError, match=f"{option} is {wrong!r}, expected an integer"):
+        collect(toy, **{option: wrong})
+    for layer in (wrong, None):
+        with pytest.raises(StatisticsError, match=f"layer is {layer!r}, expected an integer"):
+            rl.KeyStatistics.identity(toy, layer=layer)
 
 
 def test_the_forward_runs_once_and_stops_at_the_last_layer(toy: Any) -> None:
