@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from zlib import crc32
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rome_lens.key_statistics import UNNAMED, StatisticsError, integer
@@ -199,4 +200,28 @@ def _rows(model: LensModel, batches: Iterable[Any]) -> Iterator[list[int]]:
             )
         if bool(((batch[:, 1:] >= 0) & (batch[:, :-1] < 0)).any()):
             raise StatisticsError(f"Token batch {i} has padding (-1) before tokens, expected it on the right alone.")
+        _check_padding(model, batch, i)
         yield from ([id for id in row if id >= 0] for row in batch.tolist())
+
+
+def _check_padding(model: LensModel, batch: Int[Tensor, "batch pos"], number: int) -> None:
+    """Refuse a batch as ``to_tokens`` pads texts of unlike length: its padding would be averaged as keys."""
+    pad, bos, eos = (getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    if pad is None or len(batch) < 2:
+        return
+    pads = batch == pad
+    leading = pads & (pads | (batch == (pad if bos is None else bos))).cumprod(1).bool()
+    trailing = pads & (pads | (batch < 0)).flip(1).cumprod(1).flip(1).bool()
+    # Many tokenizers pad with their BOS or EOS. One of these at a row's end belongs to its text, and where some stand
+    # between other tokens, they part the texts of packed rows, of which any number may come to stand at an end.
+    if bool((pads & ~leading & ~trailing).any()):
+        return
+    own = int(pad in (bos, eos))
+    for side, counts in (("left", leading.sum(1)), ("right", trailing.sum(1))):
+        row = int(counts.argmax())
+        if int(counts[row]) > max(own, int(counts.min())):
+            raise StatisticsError(
+                f"Row {row} of token batch {number} has {int(counts[row])} padding tokens ({pad}) on the {side}, which would "
+                "be averaged as keys: write -1 on the right in their place, or give texts=. If they are meant, give the rows "
+                "one by one."
+            )

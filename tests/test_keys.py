@@ -1,5 +1,6 @@
 """The second moment of keys: what it averages, when it can be solved, what it refuses."""
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -238,6 +239,32 @@ def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
     assert_equal(found[1], found[0])
     assert_equal(found[2], found[0])
     assert found[0].source == found[1].source
+
+
+def test_a_batch_that_the_model_padded_is_refused(toy: Any, monkeypatch: Any) -> None:
+    for side, pad in itertools.product(("right", "left"), (toy.tokenizer.bos_token_id, 300)):
+        tokenizer = copy.deepcopy(toy.tokenizer)
+        tokenizer.padding_side, tokenizer.pad_token = side, tokenizer.convert_ids_to_tokens(pad)
+        monkeypatch.setattr(toy, "tokenizer", tokenizer)
+        batch = toy.to_tokens([TEXTS[0], "A"])
+        assert int((batch[1] == pad).sum()) > 3
+        with pytest.raises(StatisticsError, match=rf"Row 1 .*padding tokens \({pad}\) on the {side}.*write -1"):
+            collect(toy, tokens=[batch[:1], batch])
+
+
+def test_special_tokens_that_belong_to_the_texts_are_keys(toy: Any) -> None:
+    end = toy.tokenizer.pad_token_id
+    assert end == toy.tokenizer.bos_token_id == toy.tokenizer.eos_token_id
+    for rows in (
+        [[end, 5, 6, 7], [end, 8, 9, 10]],
+        [[end, 5, 6, 7], [8, 9, 10, end]],  # a text of its own ends with a row
+        [[end, 5, 6, 7], [end, 8, end, -1]],
+        [[5, end, end, 6], [end, end, end, 7], [8, 9, end, end]],  # packed, with empty texts among them
+        [[end, 5, end, end], [end, 6, end, end]],
+        [[end, 5, end, end]],
+    ):
+        tokens = torch.tensor(rows)
+        assert collect(toy, tokens=tokens).count == int((tokens >= 0).sum())
 
 
 def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(reference64: Any) -> None:
