@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.forward import agreement
 from rome_lens.models import LensModel, fingerprint, w_out
 from rome_lens.storage import Stored
 
 UNNAMED = "unnamed"  # begins the name of a source that nobody named, of which there may be several
 _ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
+_ROWS = 256  # of the moment compared at once, so that no copy of it is made
 
 
 class StatisticsError(ValueError):
@@ -40,10 +42,14 @@ class KeyStatistics(Stored):
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
     Attributes:
-        moment: ``C``, float64.
+        moment: ``C``, float64, symmetric.
         count: the number of keys that were averaged; 0 where nothing was (the identity).
         model_fingerprint: of the model they come from; None is not checked.
         source: where the tokens came from, in words.
+
+    Raises:
+        StatisticsError: a number that is no integer; a moment that is no tensor of floats ``[d_mlp, d_mlp]``, not finite or
+            not symmetric.
     """
 
     layer: int
@@ -55,6 +61,7 @@ class KeyStatistics(Stored):
     def __post_init__(self) -> None:
         for name in ("layer", "count"):
             object.__setattr__(self, name, integer(name, getattr(self, name)))
+        _check_moment(self.moment)
 
     def __repr__(self) -> str:
         return (
@@ -186,3 +193,20 @@ class KeyStatistics(Stored):
         if version >= 0:
             self._factors[ridge, version] = factor
         return factor
+
+
+def _check_moment(moment: Any) -> None:
+    """A factorisation reads one triangle alone, and would take whatever stands there for the whole of ``C``."""
+    floats = isinstance(moment, Tensor) and moment.is_floating_point()
+    if not floats or moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
+        given = f"{moment.dtype} {list(moment.shape)}" if isinstance(moment, Tensor) else type(moment).__name__
+        raise StatisticsError(f"moment is {given}, expected a tensor of floats [d_mlp, d_mlp].")
+    moment = moment.detach()
+    scale = moment.diagonal().abs().sqrt()
+    for start in range(0, len(moment), _ROWS):
+        rows = slice(start, start + _ROWS)
+        if not torch.isfinite(moment[rows]).all():
+            raise StatisticsError("moment is not finite: collect the statistics from a model whose keys are.")
+        apart = (moment[rows] - moment[:, rows].T).abs()
+        if not (apart <= agreement(moment.dtype) * torch.outer(scale[rows], scale)).all():
+            raise StatisticsError("moment is not symmetric, as a mean of k kT is: give both of its triangles.")

@@ -496,6 +496,39 @@ def full(width: int = 6, **changes: Any) -> rl.KeyStatistics:
     return rl.KeyStatistics(**{"layer": 1, "moment": rows.T @ rows / 40, "count": 40, **changes})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda moment: moment.triu(), "not symmetric.*both of its triangles"),
+        (lambda moment: moment.tril(), "not symmetric"),
+        (lambda moment: moment * torch.tensor([1.0, 1, 1, 1, 1, float("nan")]), "not finite"),
+        (lambda moment: moment * float("inf"), "not finite"),
+        (lambda moment: moment.numpy(), "moment is ndarray, expected a tensor of floats"),
+        (lambda moment: moment.long(), r"moment is torch.int64 \[6, 6\]"),
+        (lambda moment: moment[:5], r"moment is torch.float64 \[5, 6\]"),
+        (lambda moment: moment[0], r"moment is torch.float64 \[6\]"),
+        (lambda moment: moment[0, 0], r"moment is torch.float64 \[\]"),
+    ],
+)
+def test_what_is_no_second_moment_is_refused(monkeypatch: Any, wrong: Any, message: str) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(StatisticsError, match=message):
+        full(moment=wrong(full().moment))
+
+
+def test_a_moment_is_asked_for_its_symmetry_entry_by_entry() -> None:
+    """One large key must not hide a triangle of small ones; rounding is no asymmetry."""
+    scale = torch.tensor([1e6, 1, 1, 1, 1, 1], dtype=torch.float64)
+    moment = full().moment * torch.outer(scale, scale)
+    half = moment.clone()
+    half[2:, 2:] = half[2:, 2:].triu()
+    with pytest.raises(StatisticsError, match="not symmetric"):
+        full(moment=half)
+    rounded = moment * (1 + 1e-6 * torch.rand(6, 6, generator=torch.Generator().manual_seed(0)))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert full(moment=rounded.to(dtype)).moment.dtype == dtype
+
+
 def test_the_kept_factor_changes_no_solution(monkeypatch: Any, tmp_path: Any) -> None:
     key = torch.arange(1.0, 7.0)
     statistics = full()

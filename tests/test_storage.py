@@ -52,8 +52,13 @@ def a_weight_edit() -> rl.WeightEdit:
     return rl.WeightEdit(layer=1, delta=random(5, 3), fact=FACT, losses=random(2), variant="ft", stopped="loss")
 
 
+def symmetric() -> Tensor:
+    rows = random(4, 4, dtype=torch.float64)
+    return rows + rows.T
+
+
 def statistics(moment: Tensor | None = None) -> rl.KeyStatistics:
-    moment = random(4, 4, dtype=torch.float64) if moment is None else moment
+    moment = symmetric() if moment is None else moment
     return rl.KeyStatistics(layer=1, moment=moment, count=7, model_fingerprint=None, source="a test’s")
 
 
@@ -74,7 +79,7 @@ RESULTS: dict[str, Stored] = {
     "several edits": rl.Edits(edits=(an_edit(), a_weight_edit(), an_edit(layer=0, fact=None, losses=None))),
     "one edit among several": rl.Edits(edits=(a_weight_edit(),)),
     "statistics": statistics(),
-    "statistics stored by columns": statistics(random(4, 4, dtype=torch.float64).T),
+    "statistics stored by columns": statistics(symmetric().T),
     "a row of another tensor": an_edit(v=random(6, 3)[2], key=random(5, 2)[:, 0]),
     "half precision": an_edit(u=random(5).bfloat16(), v=random(3).half()),
 }
