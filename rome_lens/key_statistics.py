@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,7 +36,7 @@ def integer(name: str, value: Any) -> int:
         raise wrong from error
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class KeyStatistics(Stored):
     """``C = E[k kT]`` over tokens, uncentred, ``k`` the input of ``W_out`` at one layer.
 
@@ -68,6 +69,21 @@ class KeyStatistics(Stored):
             f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r}, "
             f"moment {self.digest})"
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: layer, width, number of keys, source, model, and the hash of ``C``."""
+        row = {
+            "layer": self.layer,
+            "d_mlp": len(self.moment),
+            "count": self.count,
+            "source": self.source,
+            "model_fingerprint": self.model_fingerprint,
+            "digest": self.digest,
+        }
+        return pd.DataFrame([row])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(index=False))
 
     @cached_property
     def digest(self) -> str:

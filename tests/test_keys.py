@@ -529,6 +529,29 @@ def test_a_moment_is_asked_for_its_symmetry_entry_by_entry() -> None:
         assert full(moment=rounded.to(dtype)).moment.dtype == dtype
 
 
+def test_statistics_compare_by_identity_and_so_do_editors_that_hold_them() -> None:
+    one, other = full(), full()
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+    assert rl.RomeEditor(statistics=one) == rl.RomeEditor(statistics=one) != rl.RomeEditor(statistics=other)
+
+
+def test_statistics_are_shown_as_one_row(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda *_: pytest.fail("showing them must cost little"))
+    statistics = full(source="<b>a corpus</b>", model_fingerprint="0123")
+    (row,) = statistics.to_frame().to_dict("records")
+    assert row == {
+        "layer": 1,
+        "d_mlp": 6,
+        "count": 40,
+        "source": "<b>a corpus</b>",
+        "model_fingerprint": "0123",
+        "digest": statistics.digest,
+    }
+    assert "&lt;b&gt;a corpus" in statistics._repr_html_()
+
+
 def test_the_kept_factor_changes_no_solution(monkeypatch: Any, tmp_path: Any) -> None:
     key = torch.arange(1.0, 7.0)
     statistics = full()
