@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import FactError
-from rome_lens.forward import attending_to_all, evaluating, last_position_logits
+from rome_lens.forward import attending_to_all, evaluating, full_precision, last_position_logits
 from rome_lens.models import Hook, LensModel, at_least_float32, device
 from rome_lens.tokens import pad_right, token_ids
 
@@ -25,12 +25,15 @@ def sample_tokens(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Int[Tensor, "batch pos"]:
-    """Continue rows of equal length by ``new_tokens`` sampled tokens; the random state outside stays as it was."""
+    """Continue rows of equal length by ``new_tokens`` tokens, sampled in the weights' own precision.
+
+    The random state outside stays as it was.
+    """
     options: dict[str, Any] = {"do_sample": True, "top_k": top_k, "temperature": temperature, "stop_at_eos": False}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
-        with attending_to_all(model):
+        with attending_to_all(model), full_precision(model):
             out = model.generate(
                 tokens, max_new_tokens=new_tokens, return_type="tokens", prepend_bos=False, verbose=False, **options
             )

@@ -297,6 +297,19 @@ def test_half_precision_keys_are_summed_in_double_precision() -> None:
     torch.testing.assert_close(collect(model, tokens=tokens).moment, expected, atol=1e-13, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "options", [{"texts": TEXTS}, {"sample_count": 40, "sample_length": 40}], ids=["read", "sampled"]
+)
+def test_autocast_changes_no_statistics(toy: Any, options: dict[str, Any]) -> None:
+    """The cache names them alike, so that they must be alike; the last layer runs into the unembedding."""
+    layers = (1, toy.cfg.n_layers - 1)
+    expected = collect(toy, layer=layers, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = collect(toy, layer=layers, **options)
+    for layer in layers:
+        assert_equal(found[layer], expected[layer])
+
+
 class BrokenOffError(Exception):
     pass
 
