@@ -125,6 +125,8 @@ def sample_source(
             f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
             f"{model.cfg.n_ctx} (the context)."
         )
+    if isinstance(openings, str):
+        raise StatisticsError(f"openings is one text, {openings!r}, expected several: ({openings!r},).")
     bos = getattr(model.tokenizer, "bos_token_id", None)
     if bos is None:
         raise ModelError("The tokenizer has no BOS token to start samples from: give texts.")

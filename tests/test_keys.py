@@ -457,6 +457,7 @@ def a_row(**fields: Any) -> Any:
         ({"layer": []}, "list of layers is empty"),
         ({"texts": ["", ""]}, "no token"),
         ({"texts": "It was raining"}, "one str"),
+        ({"openings": "The"}, r"openings is one text, 'The', expected several: \('The',\)"),
         (
             {"texts": lambda: a_row(body="A", id=1), "source": "rows"},
             r"Row 1 has no field 'text'; it has \['body', 'id'\]",
