@@ -127,7 +127,9 @@ def sample_source(
         )
     if isinstance(openings, str):
         raise StatisticsError(f"openings is one text, {openings!r}, expected several: ({openings!r},).")
-    bos = getattr(model.tokenizer, "bos_token_id", None)
+    if model.tokenizer is None:
+        raise ModelError("The model has no tokenizer, which samples need: give tokens, or load it with one.")
+    bos = model.tokenizer.bos_token_id
     if bos is None:
         raise ModelError("The tokenizer has no BOS token to start samples from: give texts.")
     starts = [token_ids(model, text, prepend_bos=prepend_bos) or [bos] for text in list(openings) or [""]]

@@ -50,12 +50,12 @@ def random_contexts(
 
     Raises:
         ValueError: ``prefixes`` is not between 0 and 20; fewer are the first of each length.
+        ModelError: the model has no tokenizer.
     """
     if not 0 <= prefixes <= 20:
         raise ValueError(f"prefixes is {prefixes}, expected 0 to 20.")
-    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-    start = [int(i) for i in model.to_tokens("The", prepend_bos=bos)[0]]
-    skipped = len(start) - len(model.to_tokens("The", prepend_bos=False)[0])
+    start = token_ids(model, "The", prepend_bos=prepend_bos)
+    skipped = len(start) - len(token_ids(model, "The", prepend_bos=False))
     contexts = ["{}"]
     for length, count in ((5, (prefixes + 1) // 2), (10, prefixes // 2)):
         if not count:

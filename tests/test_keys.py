@@ -483,6 +483,15 @@ def test_wrong_sources_are_refused(toy: Any, options: dict[str, Any], message: s
         collect(toy, **options)
 
 
+def test_a_model_without_tokenizer_reads_tokens_and_nothing_else(toy: Any, monkeypatch: Any) -> None:
+    padded = torch.tensor([[0, 5, 6, 7], [0, 5, 0, 0]])
+    monkeypatch.setattr(toy, "tokenizer", None)
+    assert collect(toy, tokens=padded).count == 8
+    for call in (lambda: collect(toy), lambda: collect(toy, texts=TEXTS), lambda: random_contexts(toy)):
+        with pytest.raises(ModelError, match="The model has no tokenizer"):
+            call()
+
+
 def test_merged_statistics_are_those_of_all_texts(reference64: Any) -> None:
     whole = collect(reference64, texts=MANY[:90])
     parts = [collect(reference64, texts=MANY[a:b]) for a, b in ((0, 20), (20, 21), (21, 90))]
