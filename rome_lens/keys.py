@@ -13,6 +13,7 @@ from rome_lens.key_sources import KeySource, sample_source, short_hash, text_sou
 from rome_lens.key_statistics import KeyStatistics, StatisticsError, integer
 from rome_lens.key_sums import KeySum, Reading, add_source
 from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
+from rome_lens.storage import made_directory
 
 __all__ = ["EditedModelWarning", "KeyStatistics", "StatisticsError", "collect_key_statistics"]
 
@@ -71,6 +72,7 @@ def collect_key_statistics(
             without the field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the
             model, of which the cache would not know.
         ModelError: layer out of range, no dense MLP, no tokenizer.
+        StorageError: the cache is a file; before anything is read.
     """
     layers, several = _layers(model, layer)
     _check_limits(
@@ -87,6 +89,7 @@ def collect_key_statistics(
     )
     if cache is not None:
         _check_cache(model, read)
+        made_directory(Path(cache))
     if max_tokens is not None:
         read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
     reading = Reading(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -90,7 +91,10 @@ def sample_continuations(
 
     Raises:
         FactError: a prompt and the new tokens together do not fit the model's context, or a prompt is empty.
+        ValueError: ``new_tokens`` is no integer of at least 1.
     """
+    if not isinstance(new_tokens, Integral) or new_tokens < 1:
+        raise ValueError(f"The number of tokens to generate is {new_tokens!r}, expected an integer of at least 1.")
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + new_tokens > model.cfg.n_ctx:

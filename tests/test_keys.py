@@ -15,7 +15,8 @@ import rome_lens as rl
 from rome_lens.keys import EditedModelWarning, StatisticsError
 from rome_lens.loading import from_directory
 from rome_lens.models import ModelError, key_hook
-from rome_lens.sampling import random_contexts, sample_tokens
+from rome_lens.sampling import random_contexts, sample_continuations, sample_tokens
+from rome_lens.storage import StorageError
 
 TEXTS = [
     "Wanda Brandt lives in the city of Pralec.",
@@ -425,6 +426,16 @@ def test_another_tokenizer_finds_nothing_in_the_cache(toy: Any, tmp_path: Any, m
     assert found[0] != found[1] == found[2]
 
 
+def test_a_cache_that_is_a_file_is_refused_before_anything_is_read(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rome_lens.key_sums.run_through", lambda *args: pytest.fail("it was collected in vain"))
+    file = tmp_path / "cache"
+    file.write_text("mine")
+    for cache in (file, file / "within"):
+        with pytest.raises(StorageError, match=f"{cache} is no directory"):
+            collect(toy, texts=TEXTS, cache=cache)
+    assert file.read_text() == "mine"
+
+
 def test_a_cache_is_refused_while_the_model_has_hooks(toy: Any, tmp_path: Any) -> None:
     with toy.hooks(fwd_hooks=[(key_hook(0), lambda value, hook: 2 * value)]):
         doubled = collect(toy, layer=0, texts=TEXTS)
@@ -657,3 +668,10 @@ def test_random_contexts_are_the_bare_one_and_twenty_more(toy: Any, untouched: A
     assert len(contexts) == 21
     assert all(context.startswith("The") and context.endswith(". {}") for context in contexts[1:])
     assert contexts == random_contexts(toy)
+
+
+@pytest.mark.parametrize("count", [2.5, 0, "3"])
+def test_a_number_of_tokens_that_cannot_be_generated_is_refused(toy: Any, monkeypatch: Any, count: Any) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"tokens to generate is {count!r}, expected an integer"):
+        sample_continuations(toy, TEXTS[:1], new_tokens=count, seeds=[0])

@@ -206,6 +206,16 @@ def test_a_truncated_file_is_refused_by_name(kept: float, tmp_path: Path) -> Non
         rl.KeyStatistics.load(path)
 
 
+def test_a_directory_is_neither_read_nor_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path} is a directory")):
+        rl.KeyStatistics.load(tmp_path)
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path} is a directory")):
+        statistics().save(tmp_path)
+    path = statistics().save(tmp_path / "result")
+    with pytest.raises(StorageError, match=re.escape(f"{path} is no directory")):
+        statistics().save(path / "result")
+
+
 def test_a_text_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result").write_text("This is a text and no result at all.")
     with pytest.raises(StorageError, match="is not a whole safetensors file"):
