@@ -25,8 +25,8 @@ class CounterFactRecord:
         relation_id: of Wikidata.
 
     Raises:
-        FactError: no new target; a prompt that is empty or ends in white space; a neighbour of which the new target is
-            true. The message names record and field.
+        FactError: no new target; one text where several are expected; a prompt that is empty or ends in white space; a
+            neighbour of which the new target is true. The message names record and field.
     """
 
     case_id: int | str
@@ -42,6 +42,14 @@ class CounterFactRecord:
         if self.fact.new_target is None:
             raise FactError(
                 f"{where}, field 'fact': it has no new target, which an evaluation compares with the true one."
+            )
+        for name in ("paraphrases", "generation_prompts", "reference_texts"):
+            if not _are_texts(value := getattr(self, name)):
+                raise FactError(f"{where}, field {name!r}: expected several texts, (text,), got {str(value)[:80]!r}.")
+        if not _are_pairs(self.neighborhood):
+            raise FactError(
+                f"{where}, field 'neighborhood': expected several pairs of a prompt and its answer, ((prompt, answer),), got "
+                f"{str(self.neighborhood)[:80]!r}."
             )
         prompts = {"paraphrases": self.paraphrases, "neighborhood": tuple(prompt for prompt, _ in self.neighborhood)}
         for name, values in {**prompts, "generation_prompts": self.generation_prompts}.items():
@@ -59,6 +67,15 @@ class CounterFactRecord:
                 )
 
     @classmethod
+    def from_dict(cls, item: Mapping[str, Any]) -> "CounterFactRecord":
+        """One of CounterFact's own records, in the form that :func:`read_counterfact` says; a nameless one is case 0.
+
+        Raises:
+            FactError: it has another form; the message names the field.
+        """
+        return _record(item, 0, "The record")
+
+    @classmethod
     def of(cls, record: "Record | CounterFactRecord") -> "CounterFactRecord":
         """One of the project's own records (:func:`rome_lens.data.limits`), whose neighbours have answers of their own.
 
@@ -73,7 +90,7 @@ class CounterFactRecord:
         if not isinstance(record, Record):
             raise FactError(
                 f"Expected a CounterFactRecord or a record of rl.data.limits(), got {type(record).__name__}: "
-                "rl.read_counterfact(path) reads CounterFact's own form, CounterFactRecord(case_id=..., fact=...) takes a fact."
+                "CounterFactRecord.from_dict(...) takes CounterFact's own form, CounterFactRecord(case_id=..., fact=...) a fact."
             )
         return cls(
             case_id=record.id,
@@ -108,6 +125,14 @@ def read_counterfact(path: str | Path) -> list[CounterFactRecord]:
             )
         seen[record.case_id] = index
     return records
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
+
+
+def _are_pairs(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(_are_texts(pair) and len(pair) == 2 for pair in value)
 
 
 def _record(item: Any, index: int, where: str) -> CounterFactRecord:
@@ -157,6 +182,6 @@ def _fact(rewrite: Any, where: str) -> Fact:
 
 def _texts(item: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     values = item.get(name, [])
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if not _are_texts(values):
         raise FactError(f"{where}, field {name!r}: expected a list of texts, got {str(values)[:80]!r}.")
     return tuple(values)

@@ -73,8 +73,8 @@ def evaluate_all(
         raise ValueError(
             f"There are {len(edits)} edits for {len(records)} records: give one (or None) for each record."
         )
-    if generate < 0:
-        raise ValueError(f"generate is {generate}, expected a number of tokens, or 0.")
+    if not isinstance(generate, int) or generate < 0:
+        raise ValueError(f"generate is {generate!r}, expected a number of tokens, or 0.")
     cases = [CounterFactRecord.of(record) for record in records]
     for edit, case in zip(edits, cases, strict=True):
         check_same_fact(edit, case.fact, case.case_id)

@@ -40,6 +40,11 @@ def evaluating(model: LensModel) -> Iterator[None]:
             module.training = True
 
 
+def full_precision(model: LensModel) -> AbstractContextManager[Any]:
+    """Inside, the model computes in its weights' own precision, under a caller's autocast too."""
+    return torch.autocast(device(model).type, enabled=False)
+
+
 @contextmanager
 def attending_to_all(model: LensModel) -> Iterator[None]:
     """Inside, ``generate`` takes no token for padding, whatever its id.
@@ -128,11 +133,11 @@ def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d
 def run_through(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The named activations of a run that stops after ``layer``."""
+    """The named activations of a run that stops after ``layer``, in the weights' own precision."""
     kept: dict[str, Tensor] = {}
     # Of the last layer a run cannot stop before the unembedding on every model class: there it is kept to one position.
     stop = {"stop_at_layer": layer + 1} if layer + 1 < model.cfg.n_layers else {}
-    with evaluating(model), torch.no_grad(), last_position_logits(model):
+    with evaluating(model), torch.no_grad(), full_precision(model), last_position_logits(model):
         with model.hooks(fwd_hooks=capture_hooks(names, kept)):
             model(tokens.to(device(model)), **stop)
     return kept
@@ -177,10 +182,9 @@ def check_raw_output(
 def differentiating(model: LensModel) -> Iterator[None]:
     """Inside, gradients can be taken, without dropout and in the weights' own precision, by a caller in inference mode or
     under autocast too; afterwards no module keeps a graph."""
-    full_precision = torch.autocast(device(model).type, enabled=False)
     try:
         # Inference tensors cannot be differentiated through.
-        with torch.inference_mode(False), full_precision, evaluating(model):
+        with torch.inference_mode(False), full_precision(model), evaluating(model):
             yield
     finally:
         _release_graphs(model)

@@ -8,14 +8,16 @@ from typing import Any, TypeVar
 from zlib import crc32
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from rome_lens.key_statistics import StatisticsError
+from rome_lens.key_statistics import UNNAMED, StatisticsError, integer
 from rome_lens.models import LensModel, ModelError
 from rome_lens.sampling import sample_tokens
 from rome_lens.tokens import token_ids, tokenizer_fingerprint
 
 CHUNK = 128  # sequences; a part of what seeds samples, so that another number gives other samples
+_UNNAMED = f"{UNNAMED} stream"
 _Item = TypeVar("_Item")
 
 
@@ -41,12 +43,14 @@ class KeySource:
     Attributes:
         kind: ``"texts"``, ``"tokens"`` or ``"samples"``.
         name: in words, with all that the tokens depend on beside the model.
+        named: whether the name tells this source from every other one.
         length: the number of sequences, None where a stream does not tell.
         chunks: what it holds, in an order that is always the same; to be read once.
     """
 
     kind: str
     name: str
+    named: bool = True
     length: int | None
     chunks: Iterable[Chunk]
 
@@ -60,7 +64,7 @@ def text_source(
     prepend_bos: bool | None,
     max_length: int,
 ) -> KeySource:
-    """Texts, or rows that hold a text under ``field``: a list, known by its content, or a stream, known by ``source``."""
+    """Texts, or rows that hold a text under ``field``: a list, known by its content, or a stream, known by ``source`` alone."""
     if isinstance(texts, str | Mapping):
         raise StatisticsError(f"texts is one {type(texts).__name__}, expected several texts: [text].")
     if model.tokenizer is None:
@@ -70,7 +74,7 @@ def text_source(
         checked = list(checked)
         name = _joined(source, f"{len(checked)} texts {short_hash(checked)}")
     else:
-        name = f"{_required(source, 'texts')} (field {field!r})"
+        name = f"{source or _UNNAMED} (field {field!r})"
 
     def rows(group: list[str]) -> Iterator[list[int]]:
         for text in group:
@@ -80,6 +84,7 @@ def text_source(
     return KeySource(
         kind="texts",
         name=f"{name}, cut at {max_length} tokens, bos {bos}, tokenizer {tokenizer_fingerprint(model)}",
+        named=bool(source) or isinstance(checked, list),
         length=len(checked) if isinstance(checked, list) else None,
         chunks=_chunks(checked, rows, str.encode),
     )
@@ -94,10 +99,11 @@ def token_source(model: LensModel, tokens: Iterable[Tensor], *, source: str | No
         rows = list(rows)
         name = _joined(source, f"{len(rows)} token sequences {short_hash([str(row) for row in rows])}")
     else:
-        name = f"{_required(source, 'tokens')} (tokens)"
+        name = f"{source or _UNNAMED} (tokens)"
     return KeySource(
         kind="tokens",
         name=name,
+        named=bool(source) or isinstance(rows, list),
         length=len(rows) if isinstance(rows, list) else None,
         chunks=_chunks(rows, lambda group: group, lambda row: str(row).encode()),
     )
@@ -113,12 +119,17 @@ def sample_source(
     prepend_bos: bool | None,
 ) -> KeySource:
     """Sequences that the model samples, in continuation of the openings in turn."""
+    sample_count, sample_length = integer("sample_count", sample_count), integer("sample_length", sample_length)
     if sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx:
         raise StatisticsError(
             f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
             f"{model.cfg.n_ctx} (the context)."
         )
-    bos = getattr(model.tokenizer, "bos_token_id", None)
+    if isinstance(openings, str):
+        raise StatisticsError(f"openings is one text, {openings!r}, expected several: ({openings!r},).")
+    if model.tokenizer is None:
+        raise ModelError("The model has no tokenizer, which samples need: give tokens, or load it with one.")
+    bos = model.tokenizer.bos_token_id
     if bos is None:
         raise ModelError("The tokenizer has no BOS token to start samples from: give texts.")
     starts = [token_ids(model, text, prepend_bos=prepend_bos) or [bos] for text in list(openings) or [""]]
@@ -154,15 +165,6 @@ def short_hash(texts: Sequence[str]) -> str:
 
 def _joined(source: str | None, content: str) -> str:
     return content if source is None else f"{source}: {content}"
-
-
-def _required(source: str | None, what: str) -> str:
-    if not source:
-        raise StatisticsError(
-            f"The {what} are a stream, which cannot be told by its content before it is read: name it, "
-            "source='wikitext-103-raw-v1, train', or give a list."
-        )
-    return source
 
 
 def _chunks(
@@ -202,4 +204,28 @@ def _rows(model: LensModel, batches: Iterable[Any]) -> Iterator[list[int]]:
             )
         if bool(((batch[:, 1:] >= 0) & (batch[:, :-1] < 0)).any()):
             raise StatisticsError(f"Token batch {i} has padding (-1) before tokens, expected it on the right alone.")
+        _check_padding(model, batch, i)
         yield from ([id for id in row if id >= 0] for row in batch.tolist())
+
+
+def _check_padding(model: LensModel, batch: Int[Tensor, "batch pos"], number: int) -> None:
+    """Refuse a batch as ``to_tokens`` pads texts of unlike length: its padding would be averaged as keys."""
+    pad, bos, eos = (getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    if pad is None or len(batch) < 2:
+        return
+    pads = batch == pad
+    leading = pads & (pads | (batch == (pad if bos is None else bos))).cumprod(1).bool()
+    trailing = pads & (pads | (batch < 0)).flip(1).cumprod(1).flip(1).bool()
+    # Many tokenizers pad with their BOS or EOS. One of these at a row's end belongs to its text, and where some stand
+    # between other tokens, they part the texts of packed rows, of which any number may come to stand at an end.
+    if bool((pads & ~leading & ~trailing).any()):
+        return
+    own = int(pad in (bos, eos))
+    for side, counts in (("left", leading.sum(1)), ("right", trailing.sum(1))):
+        row = int(counts.argmax())
+        if int(counts[row]) > max(own, int(counts.min())):
+            raise StatisticsError(
+                f"Row {row} of token batch {number} has {int(counts[row])} padding tokens ({pad}) on the {side}, which would "
+                "be averaged as keys: write -1 on the right in their place, or give texts=. If they are meant, give the rows "
+                "one by one."
+            )

@@ -2,41 +2,67 @@
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.forward import agreement
 from rome_lens.models import LensModel, fingerprint, w_out
 from rome_lens.storage import Stored
 
+UNNAMED = "unnamed"  # begins the name of a source that nobody named, of which there may be several
 _ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
+_ROWS = 256  # of the moment compared at once, so that no copy of it is made
 
 
 class StatisticsError(ValueError):
     """Key statistics that cannot be collected, do not fit the edit or each other, or cannot be inverted."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+def integer(name: str, value: Any) -> int:
+    """An int, or numpy's or torch's, as a plain int; StatisticsError for all else, truth values included."""
+    wrong = StatisticsError(f"{name} is {value!r}, expected an integer.")
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise wrong from error
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class KeyStatistics(Stored):
     """``C = E[k kT]`` over tokens, uncentred, ``k`` the input of ``W_out`` at one layer.
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
     Attributes:
-        moment: ``C``, float64.
+        moment: ``C``, float64, symmetric.
         count: the number of keys that were averaged; 0 where nothing was (the identity).
         model_fingerprint: of the model they come from; None is not checked.
         source: where the tokens came from, in words.
+
+    Raises:
+        StatisticsError: a number that is no integer; a moment that is no tensor of floats ``[d_mlp, d_mlp]``, not finite or
+            not symmetric.
     """
 
     layer: int
     moment: Float[Tensor, "d_mlp d_mlp"]
     count: int
     model_fingerprint: str | None = None
-    source: str = "unnamed"
+    source: str = UNNAMED
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "count"):
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        _check_moment(self.moment)
 
     def __repr__(self) -> str:
         return (
@@ -44,16 +70,31 @@ class KeyStatistics(Stored):
             f"moment {self.digest})"
         )
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row: layer, width, number of keys, source, model, and the hash of ``C``."""
+        row = {
+            "layer": self.layer,
+            "d_mlp": len(self.moment),
+            "count": self.count,
+            "source": self.source,
+            "model_fingerprint": self.model_fingerprint,
+            "digest": self.digest,
+        }
+        return pd.DataFrame([row])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(index=False))
+
     @cached_property
     def digest(self) -> str:
         """A hash of ``C``, by which statistics of one name can be told apart."""
         return hashlib.sha256(self.moment.contiguous().cpu().numpy().tobytes()).hexdigest()[:10]
 
     @classmethod
-    def identity(cls, model: LensModel, *, layer: int) -> "KeyStatistics":
+    def identity(cls, model: LensModel, *, layer: SupportsIndex) -> "KeyStatistics":
         """``C = I``: an edit without statistics, said on purpose. It spills over onto keys that resemble ``k*``."""
-        d_mlp = w_out(model, layer).shape[0]
-        moment = torch.eye(d_mlp, dtype=torch.float64)
+        layer = integer("layer", layer)
+        moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
         return cls(layer=layer, moment=moment, count=0, model_fingerprint=fingerprint(model), source="identity")
 
     def solve(self, key: Float[Tensor, "*fact d_mlp"], *, ridge: float = 0.0) -> Float[Tensor, "*fact d_mlp"]:
@@ -101,7 +142,7 @@ class KeyStatistics(Stored):
         if empty := [part.source for part in parts if part.count < 1]:
             raise StatisticsError(f"The statistics {empty} average no keys, so that nothing says how much they weigh.")
         sources = [part.source for part in parts]
-        if twice := sorted({name for name in sources if sources.count(name) > 1 and name != "unnamed"}):
+        if twice := sorted({name for name in sources if sources.count(name) > 1 and not name.startswith(UNNAMED)}):
             raise StatisticsError(f"The same source was given twice, its keys would count twice: {twice}.")
         count = sum(part.count for part in parts)
         moment = sum((part.count / count) * part.moment.double() for part in parts)
@@ -168,3 +209,20 @@ class KeyStatistics(Stored):
         if version >= 0:
             self._factors[ridge, version] = factor
         return factor
+
+
+def _check_moment(moment: Any) -> None:
+    """A factorisation reads one triangle alone, and would take whatever stands there for the whole of ``C``."""
+    floats = isinstance(moment, Tensor) and moment.is_floating_point()
+    if not floats or moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
+        given = f"{moment.dtype} {list(moment.shape)}" if isinstance(moment, Tensor) else type(moment).__name__
+        raise StatisticsError(f"moment is {given}, expected a tensor of floats [d_mlp, d_mlp].")
+    moment = moment.detach()
+    scale = moment.diagonal().abs().sqrt()
+    for start in range(0, len(moment), _ROWS):
+        rows = slice(start, start + _ROWS)
+        if not torch.isfinite(moment[rows]).all():
+            raise StatisticsError("moment is not finite: collect the statistics from a model whose keys are.")
+        apart = (moment[rows] - moment[:, rows].T).abs()
+        if not (apart <= agreement(moment.dtype) * torch.outer(scale[rows], scale)).all():
+            raise StatisticsError("moment is not symmetric, as a mean of k kT is: give both of its triangles.")

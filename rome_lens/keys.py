@@ -4,15 +4,16 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
 from rome_lens.applying import edited_layers
 from rome_lens.key_sources import KeySource, sample_source, short_hash, text_source, token_source
-from rome_lens.key_statistics import KeyStatistics, StatisticsError
+from rome_lens.key_statistics import KeyStatistics, StatisticsError, integer
 from rome_lens.key_sums import KeySum, Reading, add_source
 from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
+from rome_lens.storage import made_directory
 
 __all__ = ["EditedModelWarning", "KeyStatistics", "StatisticsError", "collect_key_statistics"]
 
@@ -24,7 +25,7 @@ class EditedModelWarning(UserWarning):
 def collect_key_statistics(
     model: LensModel,
     *,
-    layer: int | Sequence[int],
+    layer: SupportsIndex | Iterable[SupportsIndex],
     texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = None,
     tokens: Iterable[Tensor] | None = None,
     openings: Sequence[str] = ("",),
@@ -52,13 +53,14 @@ def collect_key_statistics(
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
     Args:
-        layer: an int gives its ``KeyStatistics``, a sequence of them a ``dict[int, KeyStatistics]`` by layer.
+        layer: an int gives its ``KeyStatistics``, several in any iterable a ``dict[int, KeyStatistics]`` by layer.
         texts: what to read: a list of texts, or any iterable of texts or of rows (a ``datasets`` stream) whose column
             ``field`` holds the text. A text is cut at ``max_length`` tokens, or at the context if that is shorter.
         tokens: in place of texts, batches of ids ``[batch, pos]`` as they are to be run, ``-1`` for padding on the right.
         openings, sample_count, sample_length, seed: where there are neither texts nor tokens, the model samples as many
             sequences, which continue the openings in turn (``""`` starts from BOS alone). No corpus is needed then.
-        source: a name for the texts or tokens. A stream needs one: it says what the stream holds, from its beginning.
+        source: a name for the texts or tokens. A stream needs one where there is a cache: it says what the stream holds,
+            from its beginning. A list is told by its content.
         max_tokens: stop after exactly as many keys; an endless stream needs it.
         batch_size: sequences in one forward. It changes no number beyond rounding.
         cache: a directory; statistics of the same model, layer and source are read from there, or written to it. A
@@ -66,14 +68,16 @@ def collect_key_statistics(
             whenever ``checkpoint_every`` keys were added, and removed in the end.
 
     Raises:
-        StatisticsError: there is no token; a stream without a name, or not the one that was broken off; a row without the
-            field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the model, of which
-            the cache would not know.
+        StatisticsError: there is no token; with a cache a stream without a name, or not the one that was broken off; a row
+            without the field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the
+            model, of which the cache would not know.
         ModelError: layer out of range, no dense MLP, no tokenizer.
+        StorageError: the cache is a file; before anything is read.
     """
-    layers = list(dict.fromkeys(layer)) if isinstance(layer, Sequence) else [layer]
-    limits = {"batch_size": batch_size, "checkpoint_every": checkpoint_every}
-    _check(model, layers, {**limits, "max_tokens": max_tokens, "max_length": max_length}, cached=cache is not None)
+    layers, several = _layers(model, layer)
+    _check_limits(
+        batch_size=batch_size, checkpoint_every=checkpoint_every, max_tokens=max_tokens, max_length=max_length
+    )
     given = _given(model, texts, tokens, field=field, source=source, prepend_bos=prepend_bos, max_length=max_length)
     read = given or sample_source(
         model,
@@ -83,13 +87,16 @@ def collect_key_statistics(
         seed=seed,
         prepend_bos=prepend_bos,
     )
+    if cache is not None:
+        _check_cache(model, read)
+        made_directory(Path(cache))
     if max_tokens is not None:
         read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
     reading = Reading(
         batch_size=batch_size, max_tokens=max_tokens, checkpoint_every=checkpoint_every, progress=progress
     )
     found = _collected(model, layers, read, reading, None if cache is None else Path(cache))
-    return {one: found[one] for one in layers} if isinstance(layer, Sequence) else found[layer]
+    return {one: found[one] for one in layers} if several else found[layers[0]]
 
 
 def _given(
@@ -115,16 +122,34 @@ def _given(
     return text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
 
 
-def _check(model: LensModel, layers: Sequence[int], limits: Mapping[str, int | None], *, cached: bool) -> None:
-    """What can be refused before anything is read."""
+def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
+    """The layers asked for, each once, and whether they were asked for as several."""
+    try:
+        given, several = list(layer), True
+    except TypeError:  # asked of the object itself, since numpy's and torch's integers have __iter__ too
+        given, several = [layer], False
+    layers = list(dict.fromkeys(integer("layer", one) for one in given))
     if not layers:
         raise StatisticsError("The list of layers is empty: give at least one.")
     for one in layers:
         w_out(model, one)
+    return layers, several
+
+
+def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
-        if value is not None and value < 1:
+        if value is not None and integer(name, value) < 1:
             raise StatisticsError(f"{name} is {value}, expected at least 1.")
-    if cached and has_hooks(model):
+
+
+def _check_cache(model: LensModel, source: KeySource) -> None:
+    """Refuse what a cache could not tell from something else."""
+    if not source.named:
+        raise StatisticsError(
+            f"The {source.kind} are a stream, which cannot be told by its content before it is read: name it for the cache, "
+            "source='wikitext-103-raw-v1, train', or give a list, or cache=None."
+        )
+    if has_hooks(model):
         raise StatisticsError(
             "The model has hooks, which may change keys and which the cache would not know of: model.reset_hooks(), or "
             "collect with cache=None."

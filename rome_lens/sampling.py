@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import FactError
-from rome_lens.forward import attending_to_all, evaluating, last_position_logits
+from rome_lens.forward import attending_to_all, evaluating, full_precision, last_position_logits
 from rome_lens.models import Hook, LensModel, at_least_float32, device
 from rome_lens.tokens import pad_right, token_ids
 
@@ -25,12 +26,15 @@ def sample_tokens(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Int[Tensor, "batch pos"]:
-    """Continue rows of equal length by ``new_tokens`` sampled tokens; the random state outside stays as it was."""
+    """Continue rows of equal length by ``new_tokens`` tokens, sampled in the weights' own precision.
+
+    The random state outside stays as it was.
+    """
     options: dict[str, Any] = {"do_sample": True, "top_k": top_k, "temperature": temperature, "stop_at_eos": False}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
-        with attending_to_all(model):
+        with attending_to_all(model), full_precision(model):
             out = model.generate(
                 tokens, max_new_tokens=new_tokens, return_type="tokens", prepend_bos=False, verbose=False, **options
             )
@@ -47,12 +51,12 @@ def random_contexts(
 
     Raises:
         ValueError: ``prefixes`` is not between 0 and 20; fewer are the first of each length.
+        ModelError: the model has no tokenizer.
     """
     if not 0 <= prefixes <= 20:
         raise ValueError(f"prefixes is {prefixes}, expected 0 to 20.")
-    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-    start = [int(i) for i in model.to_tokens("The", prepend_bos=bos)[0]]
-    skipped = len(start) - len(model.to_tokens("The", prepend_bos=False)[0])
+    start = token_ids(model, "The", prepend_bos=prepend_bos)
+    skipped = len(start) - len(token_ids(model, "The", prepend_bos=False))
     contexts = ["{}"]
     for length, count in ((5, (prefixes + 1) // 2), (10, prefixes // 2)):
         if not count:
@@ -87,7 +91,10 @@ def sample_continuations(
 
     Raises:
         FactError: a prompt and the new tokens together do not fit the model's context, or a prompt is empty.
+        ValueError: ``new_tokens`` is no integer of at least 1.
     """
+    if not isinstance(new_tokens, Integral) or new_tokens < 1:
+        raise ValueError(f"The number of tokens to generate is {new_tokens!r}, expected an integer of at least 1.")
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + new_tokens > model.cfg.n_ctx:

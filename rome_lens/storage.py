@@ -22,14 +22,34 @@ StoredType = TypeVar("StoredType", bound="Stored")
 
 
 class StorageError(ValueError):
-    """A file that does not hold what it was opened for."""
+    """A file that does not hold what it was opened for, or a path at which there can be none."""
+
+
+def made_directory(path: Path) -> Path:
+    """The directory, made where it is not there yet.
+
+    Raises:
+        StorageError: a file stands in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(
+            f"{path} is no directory: a file stands at it or above it ({error}). Give another one."
+        ) from error
+    return path
 
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name ``path`` when the block ends well, and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
+    """A path to write to, which takes the name ``path`` when the block ends well, and is removed when it does not.
+
+    Raises:
+        StorageError: ``path`` is a directory, or a file stands in its directory's place.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path} is a directory, expected the path of a file.")
+    unfinished = made_directory(path.parent) / f"{path.name}.{uuid4().hex[:8]}.part"
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -59,8 +79,10 @@ class Stored:
         """Read what ``save`` wrote.
 
         Raises:
-            StorageError: the file is truncated, or holds another kind of result.
+            StorageError: the file is truncated, or holds another kind of result; the path is a directory.
         """
+        if Path(path).is_dir():
+            raise StorageError(f"{path} is a directory, expected the path of a file that save wrote.")
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}

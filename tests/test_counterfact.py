@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jaxtyping
 import pytest
 
 import rome_lens as rl
@@ -95,6 +96,37 @@ def test_a_record_without_a_new_target_or_with_a_neighbour_that_has_it_is_refuse
     edited = rl.Fact("{} is in", subject="The Eiffel Tower", target="Paris", new_target="Rome")
     with pytest.raises(FactError, match=r"'tower', field 'neighborhood'.*'Rome'"):
         rl.CounterFactRecord(case_id="tower", fact=edited, neighborhood=(("The Colosseum is in", "Rome"),))
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("paraphrases", "A tower is in"),
+        ("generation_prompts", "A tower is"),
+        ("reference_texts", "Rome is a city."),
+        ("reference_texts", (3,)),
+        ("paraphrases", None),
+        ("neighborhood", "The Louvre is in"),
+        ("neighborhood", ("The Louvre is in",)),
+        ("neighborhood", ("ab",)),
+        ("neighborhood", (("The Louvre is in", "Paris", "Rome"),)),
+        ("neighborhood", (("The Louvre is in", None),)),
+    ],
+)
+def test_a_single_text_is_not_taken_apart(monkeypatch: Any, field: str, wrong: Any) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' type checks are not the users'
+    fact = rl.Fact("{} is in", subject="The Eiffel Tower", target="Paris", new_target="Rome")
+    with pytest.raises(FactError, match=f"'tower', field '{field}': expected several"):
+        rl.CounterFactRecord(case_id="tower", fact=fact, **{field: wrong})
+
+
+def test_one_raw_record_is_what_a_file_of_it_gives(tmp_path: Any) -> None:
+    assert [rl.CounterFactRecord.from_dict(ITEM)] == rl.read_counterfact(written(tmp_path, [ITEM]))
+    nameless = {name: value for name, value in ITEM.items() if name != "case_id"}
+    assert rl.CounterFactRecord.from_dict(nameless).case_id == 0
+    (wrong,) = changed(paraphrase_prompts="one")
+    with pytest.raises(FactError, match=r"The record \(case 7\), field 'paraphrase_prompts'"):
+        rl.CounterFactRecord.from_dict(wrong)
 
 
 @pytest.mark.parametrize("record", rl.data.limits(), ids=lambda record: record.id)

@@ -1,9 +1,11 @@
 """The second moment of keys: what it averages, when it can be solved, what it refuses."""
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ import rome_lens as rl
 from rome_lens.keys import EditedModelWarning, StatisticsError
 from rome_lens.loading import from_directory
 from rome_lens.models import ModelError, key_hook
-from rome_lens.sampling import random_contexts, sample_tokens
+from rome_lens.sampling import random_contexts, sample_continuations, sample_tokens
+from rome_lens.storage import StorageError
 
 TEXTS = [
     "Wanda Brandt lives in the city of Pralec.",
@@ -141,6 +144,38 @@ def test_several_layers_in_one_pass_are_each_alone(tiny_model: Any, untouched: A
         assert_equal(found, collect(tiny_model, layer=layer, texts=TEXTS), tolerance=1e-12)
 
 
+@pytest.mark.parametrize(
+    "layers", [np.array([2, 0]), list(np.array([2, 0])), torch.tensor([2, 0]), range(2, -1, -2), {2: "", 0: ""}.keys()]
+)
+def test_layers_may_come_in_any_iterable_and_from_numpy_or_torch(toy: Any, tmp_path: Any, layers: Any) -> None:
+    found = collect(toy, layer=layers, texts=TEXTS, cache=tmp_path)
+    assert list(found) == [2, 0]
+    assert all(type(layer) is type(one.layer) is int for layer, one in found.items())
+    assert list(collect(toy, layer=(layer for layer in layers), texts=TEXTS, cache=tmp_path)) == [2, 0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("layer", [np.int64(1), np.array(1), torch.tensor(1)], ids=lambda layer: type(layer).__name__)
+def test_a_layer_number_from_numpy_or_torch_is_an_int(toy: Any, tmp_path: Any, monkeypatch: Any, layer: Any) -> None:
+    assert type(collect(toy, layer=layer, texts=TEXTS, cache=tmp_path).layer) is int
+    identity = rl.KeyStatistics.identity(toy, layer=layer)
+    assert rl.KeyStatistics.load(identity.save(tmp_path / "identity")).layer == 1
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' type checks are not the users'
+    counted = dataclasses.replace(identity, layer=layer, count=layer)
+    assert (type(counted.layer), type(counted.count)) == (int, int)
+
+
+@pytest.mark.parametrize("option", ["layer", "max_tokens", "batch_size", "sample_length"])
+@pytest.mark.parametrize("wrong", [1.5, True, "1"])
+def test_what_is_no_integer_is_refused_by_name(toy: Any, monkeypatch: Any, option: str, wrong: Any) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(StatisticsError, match=f"{option} is {wrong!r}, expected an integer"):
+        collect(toy, **{option: wrong})
+    for layer in (wrong, None):
+        with pytest.raises(StatisticsError, match=f"layer is {layer!r}, expected an integer"):
+            rl.KeyStatistics.identity(toy, layer=layer)
+
+
 def test_the_forward_runs_once_and_stops_at_the_last_layer(toy: Any) -> None:
     ran: list[str] = []
     watch = [(key_hook(layer), lambda _value, hook: ran.append(hook.name)) for layer in range(toy.cfg.n_layers)]
@@ -169,10 +204,33 @@ def test_a_stream_of_texts_or_of_rows_gives_what_the_list_gives(toy: Any) -> Non
     assert_equal(collect(toy, tokens=iter(rows), source="mine"), expected)
 
 
+def test_a_stream_needs_a_name_for_the_cache_alone(toy: Any, tmp_path: Any) -> None:
+    expected = collect(toy, texts=TEXTS)
+    rows = [torch.tensor([rl.tokens.token_ids(toy, text)]) for text in TEXTS]
+    for kind, given in (
+        ("texts", lambda: iter(TEXTS)),
+        ("texts", lambda: np.array(TEXTS)),
+        ("tokens", lambda: iter(rows)),
+    ):
+        found = collect(toy, **{kind: given()})
+        assert_equal(found, expected)
+        assert found.source.startswith("unnamed stream (")
+        with pytest.raises(StatisticsError, match=f"{kind} are a stream.*cache.*source="):
+            collect(toy, **{kind: given()}, cache=tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_streams_without_a_name_are_merged_though_nothing_tells_them_apart(reference64: Any) -> None:
+    one, other = (collect(reference64, texts=iter(texts)) for texts in (TEXTS[:2], TEXTS[2:]))
+    assert one.source == other.source
+    assert_equal(one.merged(other), collect(reference64, texts=TEXTS), tolerance=1e-12)
+
+
 def test_a_datasets_stream_is_read(toy: Any) -> None:
     datasets = pytest.importorskip("datasets")
     stream = datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
     assert_equal(collect(toy, texts=stream, source="four sentences"), collect(toy, texts=TEXTS))
+    assert_equal(collect(toy, texts=datasets.Dataset.from_dict({"text": TEXTS})), collect(toy, texts=TEXTS))
 
 
 def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
@@ -182,6 +240,32 @@ def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
     assert_equal(found[1], found[0])
     assert_equal(found[2], found[0])
     assert found[0].source == found[1].source
+
+
+def test_a_batch_that_the_model_padded_is_refused(toy: Any, monkeypatch: Any) -> None:
+    for side, pad in itertools.product(("right", "left"), (toy.tokenizer.bos_token_id, 300)):
+        tokenizer = copy.deepcopy(toy.tokenizer)
+        tokenizer.padding_side, tokenizer.pad_token = side, tokenizer.convert_ids_to_tokens(pad)
+        monkeypatch.setattr(toy, "tokenizer", tokenizer)
+        batch = toy.to_tokens([TEXTS[0], "A"])
+        assert int((batch[1] == pad).sum()) > 3
+        with pytest.raises(StatisticsError, match=rf"Row 1 .*padding tokens \({pad}\) on the {side}.*write -1"):
+            collect(toy, tokens=[batch[:1], batch])
+
+
+def test_special_tokens_that_belong_to_the_texts_are_keys(toy: Any) -> None:
+    end = toy.tokenizer.pad_token_id
+    assert end == toy.tokenizer.bos_token_id == toy.tokenizer.eos_token_id
+    for rows in (
+        [[end, 5, 6, 7], [end, 8, 9, 10]],
+        [[end, 5, 6, 7], [8, 9, 10, end]],  # a text of its own ends with a row
+        [[end, 5, 6, 7], [end, 8, end, -1]],
+        [[5, end, end, 6], [end, end, end, 7], [8, 9, end, end]],  # packed, with empty texts among them
+        [[end, 5, end, end], [end, 6, end, end]],
+        [[end, 5, end, end]],
+    ):
+        tokens = torch.tensor(rows)
+        assert collect(toy, tokens=tokens).count == int((tokens >= 0).sum())
 
 
 def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(reference64: Any) -> None:
@@ -212,6 +296,19 @@ def test_half_precision_keys_are_summed_in_double_precision() -> None:
     assert keys.dtype == torch.bfloat16
     expected = sum(torch.outer(key, key) for key in keys.double()) / 60
     torch.testing.assert_close(collect(model, tokens=tokens).moment, expected, atol=1e-13, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{"texts": TEXTS}, {"sample_count": 40, "sample_length": 40}], ids=["read", "sampled"]
+)
+def test_autocast_changes_no_statistics(toy: Any, options: dict[str, Any]) -> None:
+    """The cache names them alike, so that they must be alike; the last layer runs into the unembedding."""
+    layers = (1, toy.cfg.n_layers - 1)
+    expected = collect(toy, layer=layers, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = collect(toy, layer=layers, **options)
+    for layer in layers:
+        assert_equal(found[layer], expected[layer])
 
 
 class BrokenOffError(Exception):
@@ -329,6 +426,16 @@ def test_another_tokenizer_finds_nothing_in_the_cache(toy: Any, tmp_path: Any, m
     assert found[0] != found[1] == found[2]
 
 
+def test_a_cache_that_is_a_file_is_refused_before_anything_is_read(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rome_lens.key_sums.run_through", lambda *args: pytest.fail("it was collected in vain"))
+    file = tmp_path / "cache"
+    file.write_text("mine")
+    for cache in (file, file / "within"):
+        with pytest.raises(StorageError, match=f"{cache} is no directory"):
+            collect(toy, texts=TEXTS, cache=cache)
+    assert file.read_text() == "mine"
+
+
 def test_a_cache_is_refused_while_the_model_has_hooks(toy: Any, tmp_path: Any) -> None:
     with toy.hooks(fwd_hooks=[(key_hook(0), lambda value, hook: 2 * value)]):
         doubled = collect(toy, layer=0, texts=TEXTS)
@@ -361,8 +468,7 @@ def a_row(**fields: Any) -> Any:
         ({"layer": []}, "list of layers is empty"),
         ({"texts": ["", ""]}, "no token"),
         ({"texts": "It was raining"}, "one str"),
-        ({"texts": lambda: iter(TEXTS)}, "texts are a stream.*source="),
-        ({"tokens": lambda: iter([torch.tensor([[1]])])}, "tokens are a stream.*source="),
+        ({"openings": "The"}, r"openings is one text, 'The', expected several: \('The',\)"),
         (
             {"texts": lambda: a_row(body="A", id=1), "source": "rows"},
             r"Row 1 has no field 'text'; it has \['body', 'id'\]",
@@ -386,6 +492,15 @@ def test_wrong_sources_are_refused(toy: Any, options: dict[str, Any], message: s
     options = {name: value() if callable(value) else value for name, value in options.items()}  # streams serve once
     with pytest.raises(StatisticsError, match=message):
         collect(toy, **options)
+
+
+def test_a_model_without_tokenizer_reads_tokens_and_nothing_else(toy: Any, monkeypatch: Any) -> None:
+    padded = torch.tensor([[0, 5, 6, 7], [0, 5, 0, 0]])
+    monkeypatch.setattr(toy, "tokenizer", None)
+    assert collect(toy, tokens=padded).count == 8
+    for call in (lambda: collect(toy), lambda: collect(toy, texts=TEXTS), lambda: random_contexts(toy)):
+        with pytest.raises(ModelError, match="The model has no tokenizer"):
+            call()
 
 
 def test_merged_statistics_are_those_of_all_texts(reference64: Any) -> None:
@@ -413,6 +528,62 @@ def test_statistics_that_do_not_belong_together_are_not_merged(toy: Any) -> None
 def full(width: int = 6, **changes: Any) -> rl.KeyStatistics:
     rows = torch.randn(40, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return rl.KeyStatistics(**{"layer": 1, "moment": rows.T @ rows / 40, "count": 40, **changes})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda moment: moment.triu(), "not symmetric.*both of its triangles"),
+        (lambda moment: moment.tril(), "not symmetric"),
+        (lambda moment: moment * torch.tensor([1.0, 1, 1, 1, 1, float("nan")]), "not finite"),
+        (lambda moment: moment * float("inf"), "not finite"),
+        (lambda moment: moment.numpy(), "moment is ndarray, expected a tensor of floats"),
+        (lambda moment: moment.long(), r"moment is torch.int64 \[6, 6\]"),
+        (lambda moment: moment[:5], r"moment is torch.float64 \[5, 6\]"),
+        (lambda moment: moment[0], r"moment is torch.float64 \[6\]"),
+        (lambda moment: moment[0, 0], r"moment is torch.float64 \[\]"),
+    ],
+)
+def test_what_is_no_second_moment_is_refused(monkeypatch: Any, wrong: Any, message: str) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(StatisticsError, match=message):
+        full(moment=wrong(full().moment))
+
+
+def test_a_moment_is_asked_for_its_symmetry_entry_by_entry() -> None:
+    """One large key must not hide a triangle of small ones; rounding is no asymmetry."""
+    scale = torch.tensor([1e6, 1, 1, 1, 1, 1], dtype=torch.float64)
+    moment = full().moment * torch.outer(scale, scale)
+    half = moment.clone()
+    half[2:, 2:] = half[2:, 2:].triu()
+    with pytest.raises(StatisticsError, match="not symmetric"):
+        full(moment=half)
+    rounded = moment * (1 + 1e-6 * torch.rand(6, 6, generator=torch.Generator().manual_seed(0)))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert full(moment=rounded.to(dtype)).moment.dtype == dtype
+
+
+def test_statistics_compare_by_identity_and_so_do_editors_that_hold_them() -> None:
+    one, other = full(), full()
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+    assert rl.RomeEditor(statistics=one) == rl.RomeEditor(statistics=one) != rl.RomeEditor(statistics=other)
+
+
+def test_statistics_are_shown_as_one_row(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda *_: pytest.fail("showing them must cost little"))
+    statistics = full(source="<b>a corpus</b>", model_fingerprint="0123")
+    (row,) = statistics.to_frame().to_dict("records")
+    assert row == {
+        "layer": 1,
+        "d_mlp": 6,
+        "count": 40,
+        "source": "<b>a corpus</b>",
+        "model_fingerprint": "0123",
+        "digest": statistics.digest,
+    }
+    assert "&lt;b&gt;a corpus" in statistics._repr_html_()
 
 
 def test_the_kept_factor_changes_no_solution(monkeypatch: Any, tmp_path: Any) -> None:
@@ -497,3 +668,10 @@ def test_random_contexts_are_the_bare_one_and_twenty_more(toy: Any, untouched: A
     assert len(contexts) == 21
     assert all(context.startswith("The") and context.endswith(". {}") for context in contexts[1:])
     assert contexts == random_contexts(toy)
+
+
+@pytest.mark.parametrize("count", [2.5, 0, "3"])
+def test_a_number_of_tokens_that_cannot_be_generated_is_refused(toy: Any, monkeypatch: Any, count: Any) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"tokens to generate is {count!r}, expected an integer"):
+        sample_continuations(toy, TEXTS[:1], new_tokens=count, seeds=[0])

@@ -52,8 +52,13 @@ def a_weight_edit() -> rl.WeightEdit:
     return rl.WeightEdit(layer=1, delta=random(5, 3), fact=FACT, losses=random(2), variant="ft", stopped="loss")
 
 
+def symmetric() -> Tensor:
+    rows = random(4, 4, dtype=torch.float64)
+    return rows + rows.T
+
+
 def statistics(moment: Tensor | None = None) -> rl.KeyStatistics:
-    moment = random(4, 4, dtype=torch.float64) if moment is None else moment
+    moment = symmetric() if moment is None else moment
     return rl.KeyStatistics(layer=1, moment=moment, count=7, model_fingerprint=None, source="a test’s")
 
 
@@ -74,7 +79,7 @@ RESULTS: dict[str, Stored] = {
     "several edits": rl.Edits(edits=(an_edit(), a_weight_edit(), an_edit(layer=0, fact=None, losses=None))),
     "one edit among several": rl.Edits(edits=(a_weight_edit(),)),
     "statistics": statistics(),
-    "statistics stored by columns": statistics(random(4, 4, dtype=torch.float64).T),
+    "statistics stored by columns": statistics(symmetric().T),
     "a row of another tensor": an_edit(v=random(6, 3)[2], key=random(5, 2)[:, 0]),
     "half precision": an_edit(u=random(5).bfloat16(), v=random(3).half()),
 }
@@ -199,6 +204,16 @@ def test_a_truncated_file_is_refused_by_name(kept: float, tmp_path: Path) -> Non
     path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
     with pytest.raises(StorageError, match=re.escape(f"{path} is not a whole safetensors file")):
         rl.KeyStatistics.load(path)
+
+
+def test_a_directory_is_neither_read_nor_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path} is a directory")):
+        rl.KeyStatistics.load(tmp_path)
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path} is a directory")):
+        statistics().save(tmp_path)
+    path = statistics().save(tmp_path / "result")
+    with pytest.raises(StorageError, match=re.escape(f"{path} is no directory")):
+        statistics().save(path / "result")
 
 
 def test_a_text_file_is_refused(tmp_path: Path) -> None:
