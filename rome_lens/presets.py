@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rome_lens import data
-from rome_lens.baselines import RomeEditor
+from rome_lens.baselines import FineTuning, RomeEditor
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.models import LensModel
 from rome_lens.sampling import random_contexts
@@ -18,6 +18,7 @@ class Preset:
     Attributes:
         model: its name for :func:`load_model`.
         prefixes: how many random prefixes the value is optimised over, beside the bare prompt; the original's are 20.
+        bound: on each entry of the constrained fine-tuning that the edit is compared with, and its rate.
         reads_text: whether the key statistics come from ``data.texts()`` and ``data.name_texts()``; else the model samples
             text of its own, as the toy must, which knows no English.
     """
@@ -27,7 +28,13 @@ class Preset:
     config: RomeConfig
     variant: str = "rome"
     prefixes: int = 6
+    bound: float = 5e-4
     reads_text: bool = True
+
+    @property
+    def fine_tuning(self) -> FineTuning:
+        """Constrained fine-tuning at the same layer, within the bound that did best on the same records."""
+        return FineTuning(layer=self.layer, norm_constraint=self.bound, lr=self.bound)
 
     @property
     def texts(self) -> list[str] | None:
@@ -60,8 +67,8 @@ PRESETS = {
     each.model: each
     for each in (
         Preset(model="gemma-3-270m", layer=3, config=RomeConfig(clamp=1.0, stop_probability=0.5)),
-        Preset(model="smollm2-135m", layer=5, config=RomeConfig(clamp=2.0, stop_probability=0.7)),
-        Preset(model="toy", layer=1, config=RomeConfig(), reads_text=False),
+        Preset(model="smollm2-135m", layer=5, config=RomeConfig(clamp=2.0, stop_probability=0.7), bound=5e-3),
+        Preset(model="toy", layer=2, config=RomeConfig(stop_probability=0.9), bound=2e-2, reads_text=False),
     )
 }
 

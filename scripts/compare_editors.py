@@ -39,7 +39,7 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
         "identity": replace(
             rome, statistics=rl.KeyStatistics.identity(model, layer=preset.layer), name="C = I, otherwise the preset"
         ),
-        "fine-tuning": rl.FineTuning(layer=preset.layer),
+        "fine-tuning": preset.fine_tuning,
         "in-context": rl.InContext(),
     }
     return [found[name] for name in names]
