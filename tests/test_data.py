@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,43 @@ def test_no_answer_is_given_away(record: Record) -> None:
     for question in record.consequences:
         assert question.new_target is not None
         assert question.new_target != question.target
+
+
+def holds(text: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+@pytest.mark.parametrize("record", data.limits(), ids=lambda record: record.id)
+def test_no_question_holds_its_own_answer(record: Record) -> None:
+    asked = (*record.neighborhood, *record.consequences)
+    assert [question for question in asked if holds(question.prompt, question.target)] == []
+
+
+@pytest.mark.parametrize("record", data.limits(), ids=lambda record: record.id)
+def test_no_neighbor_is_the_subject_under_another_name(record: Record) -> None:
+    """The edit should reach an alias and spare a neighbour."""
+    names = [re.sub("^the ", "", name, flags=re.IGNORECASE) for name in record.aliases]
+    assert [(name, q.prompt) for name in names for q in record.neighborhood if holds(q.prompt, name)] == []
+
+
+SCRIPT_SAYS_NOTHING = {"material", "field"}
+"""Relations whose answer no writing system suggests; elsewhere Cyrillic says Russian, and kanji Japan, yen or Sony."""
+
+
+@pytest.mark.parametrize(
+    "record", [r for r in own_records() if r.relation not in SCRIPT_SAYS_NOTHING], ids=lambda record: record.id
+)
+def test_no_alias_gives_the_answer_away_by_its_script(record: Record) -> None:
+    letters = [letter for name in record.aliases for letter in name if letter.isalpha()]
+    assert [letter for letter in letters if not unicodedata.name(letter).startswith("LATIN ")] == []
+
+
+@pytest.mark.parametrize("record", own_records(), ids=lambda record: record.id)
+def test_an_article_before_the_answer_fits_both_targets(record: Record) -> None:
+    articles = {"an": "aeiou", "a": "bcdfghjklmnpqrstvwxyz"}
+    fits = [articles.get(text.split()[-1]) for text in (record.fact.prompt, *record.paraphrases)]
+    targets = (record.fact.target, str(record.fact.new_target))
+    assert [(first, t) for first in fits if first for t in targets if t[0].lower() not in first] == []
 
 
 def test_held_texts_are_six_paragraphs_about_nothing_that_a_record_is_about() -> None:
