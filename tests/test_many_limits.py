@@ -61,6 +61,27 @@ def test_averages_are_over_facts_and_not_over_prompts() -> None:
     assert (found.table().loc["direction", "facts"], found.table().loc["direction", "prompts"]) == (2, 4)
 
 
+def test_a_check_goes_by_its_function_s_name_too_and_a_wrong_name_is_told() -> None:
+    one, other = made_up([1.0], name="bleed-over"), made_up([3.0], name="bleed-over")
+    assert one["bleed_over"] is one["bleed-over"]
+    found = rl.average_limits([one, other])
+    assert found.effect("bleed_over") == found.effect("bleed-over")
+    assert found.effect("bleed_over").mean == 2.0
+    assert found.measure("bleed_over", "twice").mean == 4.0
+    assert found.of("bleed_over") == found.of("bleed-over") == [one.results[0], other.results[0]]
+    for wrong in (
+        lambda: one["bleeding"],
+        lambda: found.of("bleeding"),
+        lambda: found.effect("bleeding"),
+        lambda: found.effect("bleeding", "control"),
+        lambda: found.measure("bleeding", "twice"),
+    ):
+        with pytest.raises(KeyError, match="no check 'bleeding'; there are \\['bleed-over'\\]"):
+            wrong()
+    with pytest.raises(ValueError, match="which is 'rows', expected one of 'effect'"):
+        found.effect("bleed-over", "rows")
+
+
 def test_where_known_is_over_the_prompts_that_the_model_knows() -> None:
     found = rl.average_limits([made_up([1.0], known=False), made_up([4.0, 6.0], known=True)])
     assert found.effect("direction", "effect_where_known").mean == 5.0

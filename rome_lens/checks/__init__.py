@@ -20,7 +20,7 @@ from rome_lens.checks.essence import essence
 from rome_lens.checks.fidelity import fidelity
 from rome_lens.checks.localisation import ASKS, localisation
 from rome_lens.checks.renaming import association, description
-from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, not_asked, shown
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, named, not_asked, shown
 from rome_lens.data import Record
 from rome_lens.editors import NumberedEdits
 from rome_lens.models import LensModel
@@ -61,10 +61,8 @@ class Limits(Stored):
     model_fingerprint: str | None = None
 
     def __getitem__(self, name: str) -> CheckResult:
-        for result in self.results:
-            if result.name == name:
-                return result
-        raise KeyError(f"There is no check {name!r}; there are {[result.name for result in self.results]}.")
+        found = named(name, [result.name for result in self.results])
+        return next(result for result in self.results if result.name == found)
 
     @property
     def firing_correlation(self) -> float | None:

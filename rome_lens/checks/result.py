@@ -136,6 +136,18 @@ class CheckResult(Stored):
         return f"<p>{self.name}: {self.reading}</p>{self.to_frame().to_html(index=False, float_format='{:.4f}'.format)}"
 
 
+def named(name: str, checks: Sequence[str]) -> str:
+    """The check of this name, which may also be spelled as its function is: ``"bleed_over"`` for ``"bleed-over"``.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for check in checks:
+        if check.replace("_", "-") == name.replace("_", "-"):
+            return check
+    raise KeyError(f"There is no check {name!r}; there are {list(checks)}.")
+
+
 def not_asked(name: str, asks: str, lacking: str) -> CheckResult:
     """The result of a check for which there is no data."""
     reading = f"Not asked: {lacking}."
