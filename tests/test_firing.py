@@ -1,5 +1,6 @@
 """Where an edit fires: the numbers against the plain product of keys and ``u``, as a frame and as a file."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,15 @@ def test_a_firing_is_saved_and_loaded(tiny_model: Any, tmp_path: Path) -> None:
     loaded = rl.EditFiring.load(found.save(tmp_path / "firing.safetensors"))
     assert (loaded.text, loaded.labels, loaded.scale) == (found.text, found.labels, found.scale)
     assert torch.equal(loaded.values, found.values)
+
+
+def test_what_is_no_rank_one_edit_or_no_text_is_refused_with_what_was_expected(tiny_model: Any) -> None:
+    """As users run it, without the tests' checks of types, which would come first."""
+    edit, ask = an_edit(tiny_model), inspect.unwrap(rl.edit_firings)
+    dense = rl.WeightEdit(layer=1, delta=edit.delta)
+    for wrong in (None, dense, rl.Edits(edits=(edit,)), tiny_model, TEXT):
+        with pytest.raises(ValueError, match=f"The edit is of type {type(wrong).__name__}, expected a RankOneEdit"):
+            ask(tiny_model, wrong, [TEXT])
+    for texts in (TEXT, [], [""], [None], None):
+        with pytest.raises(ValueError, match="expected a list of at least one, and none empty"):
+            ask(tiny_model, edit, texts)

@@ -1,6 +1,7 @@
 """Averages of the checks over facts, made resumably, as tables, picture, page and command."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,23 @@ def test_each_record_is_checked_with_the_edits_of_the_others(toy: Any, records: 
     assert found.table().loc["fidelity", "control"] == "by fact"
     assert found.measure("fidelity", "||delta|| / ||W_out||, other edits") is None
     assert found.measure("fidelity", "||delta|| / ||W_out||") is not None
+
+
+def test_one_fact_s_limits_can_stand_alone_and_anything_else_is_refused(toy: Any, records: Any) -> None:
+    one = made_up([1.0, 3.0])
+    assert rl.average_limits(one) == rl.average_limits([one])
+    assert rl.average_limits(one).effect("direction").low is None
+    ask = inspect.unwrap(rl.average_limits)
+    for wrong, name in (([one, one.results[0]], "CheckResult"), (rl.average_limits(one), "LimitsAverage"), (3, "int")):
+        with pytest.raises(ValueError, match=f"limits holds {name}, expected"):
+            ask(wrong)
+    check, editor = inspect.unwrap(rl.check_records), CountingEditor(toy)
+    for wrong in ("eiffel-tower", [records[0].fact], records[0].fact, None, editor):
+        with pytest.raises(ValueError, match=r"expected records such as rl\.data\.limits\(\) gives"):
+            check(toy, wrong, editor)
+    with pytest.raises(ValueError, match="The editor is of type list, expected what makes an edit"):
+        check(toy, records[0], records)
+    assert editor.made == 0
 
 
 def test_edits_of_two_models_are_not_averaged() -> None:

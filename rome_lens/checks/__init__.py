@@ -119,7 +119,7 @@ def check_limits(
 
     Raises:
         ModelError: the edit was made on another model, or is already in this one's weights.
-        ValueError: the record has no new target, or is about another fact than the edit.
+        ValueError: edit or record is none; the record has no new target, or is about another fact than the edit.
     """
     fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # an edit of another model is refused before anything is asked

@@ -51,7 +51,7 @@ def edit_firing(model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: 
 
     Raises:
         ModelError: the edit was made on another model.
-        ValueError: the edit does not name its key, or the text is empty.
+        ValueError: the edit is not of rank one, or does not name its key; the text is empty.
     """
     return edit_firings(model, edit, [text], prepend_bos=prepend_bos)[0]
 
@@ -63,14 +63,19 @@ def edit_firings(
 
     Raises:
         ModelError: the edit was made on another model.
-        ValueError: the edit does not name its key; there is no text, or an empty one.
+        ValueError: the edit is not of rank one, or does not name its key; there is no text, or one without words.
     """
+    if not isinstance(edit, RankOneEdit):
+        raise ValueError(
+            f"The edit is of type {type(edit).__name__}, expected a RankOneEdit as rl.rome(model, fact, ...) gives it: only its "
+            "firing is one number a token. Of several edits, ask each one alone (edits.edits)."
+        )
     edit.check(model)
     if edit.key is None:
         raise ValueError("The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...).")
-    if not texts or not all(texts):
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
         raise ValueError(
-            f"The texts are {list(texts)!r}, expected at least one, and none empty: there is no token to fire at."
+            f"The texts are {texts!r}, expected a list of at least one, and none empty: there is no token to fire at."
         )
     rows = [token_ids(model, text, prepend_bos=prepend_bos) for text in texts]
     scale = edit.key @ edit.u

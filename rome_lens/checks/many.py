@@ -148,18 +148,21 @@ class LimitsAverage:
         return str(self.table().to_html()) + str(self.further().to_html())
 
 
-def average_limits(limits: Iterable[Limits]) -> LimitsAverage:
-    """Averages over facts, with 95 % intervals over facts; below five facts there is none.
+def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
+    """Averages over facts, with 95 % intervals over facts; below five facts, such as of a single one, there is none.
 
     Raises:
-        ValueError: there is nothing to average.
+        ValueError: there is nothing to average, or something else than what :func:`check_limits` gives.
     """
-    return LimitsAverage(limits=tuple(limits))
+    each = (limits,) if isinstance(limits, Limits) or not isinstance(limits, Iterable) else tuple(limits)
+    if wrong := [type(one).__name__ for one in each if not isinstance(one, Limits)]:
+        raise ValueError(f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit.")
+    return LimitsAverage(limits=each)
 
 
 def check_records(
     model: LensModel,
-    records: Iterable[Record],
+    records: Record | Iterable[Record],
     editor: Callable[[Any, Any], Any],
     *,
     texts: Sequence[str] | None = None,
@@ -179,11 +182,20 @@ def check_records(
         directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
 
     Raises:
-        ValueError: there is no record; otherwise as for :func:`check_limits`, before the first edit where it can be seen then.
+        ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for :func:`check_limits`, before the first edit where it can be seen then.
     """
-    records = list(records)
+    records = [records] if isinstance(records, Record) or not isinstance(records, Iterable) else list(records)
     if not records:
         raise ValueError("records is empty, expected at least one.")
+    if wrong := [record for record in records if not isinstance(record, Record)]:
+        raise ValueError(
+            f"records holds {wrong[0]!r:.60}, expected records such as rl.data.limits() gives, or rl.data.read_records(path)."
+        )
+    if not callable(editor):
+        raise ValueError(
+            f"The editor is of type {type(editor).__name__}, expected what makes an edit from (model, fact), such as "
+            "rl.preset(...).editor(model)."
+        )
     for record in records:
         encode(model, record.fact, prepend_bos=prepend_bos)
     store = HashNamed(directory, model)
