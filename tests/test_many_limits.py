@@ -196,6 +196,53 @@ def test_tables_picture_and_page_show_every_check(tmp_path: Path) -> None:
         rl.limits_report(tmp_path / "page.pdf", model_name="toy", average=found)
 
 
+def test_the_picture_of_a_single_edit_has_a_dot_for_each_prompt_and_no_interval_below_five() -> None:
+    few, many = made_up([0.1, 0.4], known=True), made_up([0.1, 0.4, 0.2, 0.9, 0.3])
+    figure = rl.viz.limits(few)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["e", "c"]
+    assert figure.axes[0].get_title(loc="left") == "direction (2 prompts)"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["all", "where known"]
+    dots = [list(line.get_xdata()) for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[0.1, 0.4], [0.1, 0.4], [0.2, 0.8]]
+    for limits, intervals in ((few, 0), (many, 2)):
+        lines = [line for axes in rl.viz.limits(limits).axes for line in axes.lines]
+        assert sum(line.get_linewidth() == 2.5 for line in lines) == intervals
+    with pytest.raises(ValueError, match="No check was asked"):
+        rl.viz.limits(made_up([]))
+
+
+def test_a_notebook_shows_tables_and_picture_and_of_nothing_asked_the_table_alone() -> None:
+    one = made_up([0.1, 0.4])
+    for result in (one, rl.average_limits([one, one])):
+        shown = result._repr_html_()
+        assert shown.count("<img") == 1
+        assert "too few for an interval" in shown
+    for nothing in (made_up([]), rl.average_limits([made_up([])])):
+        assert "<img" not in nothing._repr_html_()
+        assert "not asked" in nothing._repr_html_()
+
+
+def test_a_check_shows_effect_interval_and_control_and_no_words_as_html() -> None:
+    few = dataclasses.replace(made_up([0.1, 0.4], known=True).results[0], reading="<b>1 & 2</b>", asks="<i>?")
+    shown = few._repr_html_()
+    assert "&lt;b&gt;1 &amp; 2&lt;/b&gt;" in shown
+    assert "<i>" not in shown
+    for number in (few.effect, few.effect_where_known, few.control, few["twice"]):
+        assert str(number) in shown
+    assert "too few for an interval" in shown
+    many = made_up([0.1, 0.4, 0.2, 0.9, 0.3]).results[0]
+    assert f"[{many.effect.low:.3f}, {many.effect.high:.3f}]" in many._repr_html_()
+    asked = dataclasses.replace(made_up([]).results[0], reading="Not asked: <nothing>.")
+    assert asked._repr_html_().endswith("<p>Not asked: &lt;nothing&gt;.</p>")
+
+
+def test_an_average_is_saved_and_loaded(tmp_path: Path) -> None:
+    found = rl.average_limits([made_up([0.1, 0.4], known=True), made_up([])])
+    loaded = LimitsAverage.load(found.save(tmp_path / "limits.safetensors"))
+    assert loaded == found
+    assert loaded.table().equals(found.table())
+
+
 def test_a_model_knows_what_it_answers(toy: Any, records: Any) -> None:
     fact = records[0].fact
     wrong = dataclasses.replace(

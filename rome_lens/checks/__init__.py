@@ -89,7 +89,12 @@ class Limits(Stored):
         return pd.DataFrame(lines, columns=["check", "effect is", "effect", "where known", "control", "reading"])
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False))
+        from rome_lens import viz
+
+        table = str(self.table().to_html(index=False))
+        if not any(result.asked for result in self.results):
+            return table
+        return table + viz.figure_html(viz.limits(self), alt="Effect and control of every check")
 
 
 def check_limits(

@@ -25,7 +25,7 @@ _AVERAGED = ("effect", "effect_where_known", "control")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitsAverage:
+class LimitsAverage(Stored):
     """Averages over facts of what the checks found on each; intervals are over facts.
 
     Attributes:
@@ -145,7 +145,12 @@ class LimitsAverage:
         return pd.DataFrame(rows, columns=frames[0].columns)
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html()) + str(self.further().to_html())
+        from rome_lens import viz
+
+        tables = str(self.table().to_html()) + str(self.further().to_html())
+        if not any(self.of(name) for name in self.checks):
+            return tables
+        return tables + viz.figure_html(viz.limits(self), alt="Effect and control of every check, by fact")
 
 
 def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
