@@ -187,7 +187,8 @@ def check_records(
         directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
 
     Raises:
-        ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for :func:`check_limits`, before the first edit where it can be seen then.
+        ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for
+            :func:`check_limits`, before the first edit where it can be seen then.
     """
     records = [records] if isinstance(records, Record) or not isinstance(records, Iterable) else list(records)
     if not records:
