@@ -17,8 +17,8 @@ def localisation(
         effect = mean over facts i of  success_i(argmax_l effect_i(l)) - success_i(l_-i),
 
     where ``l_-i`` is the layer of the best mean success over all other facts. Control: the same with the trace of another
-    fact, averaged over all others. ``further`` and the sentence add the R^2 of the success over facts and layers: of the layer, of the
-    trace, of both, what the trace adds, and what another fact's adds (:meth:`LayerSweep.variance_explained`).
+    fact, averaged over all others. ``further`` and the sentence add the R^2 of the success over facts and layers: of the layer, of
+    the trace, of both, what the trace adds, and what another fact's adds (:meth:`LayerSweep.variance_explained`).
 
     Source: Hase et al. 2023, "Does Localization Inform Editing?"
 
