@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "--records", type=Path, default=None, help="a file of records (default: the project's own that the model knows)"
     )
     many.add_argument("--only", nargs="+", default=None, metavar="ID", help="ids of the records to take (default: all)")
-    many.add_argument("--limit", type=int, default=None, help="take the first so many")
+    many.add_argument("--every", type=int, default=1, metavar="N", help="of these, take every N-th, from the first on")
+    many.add_argument("--limit", type=int, default=None, help="of these, take the first so many")
     many.add_argument(
         "--directory", type=Path, default=None, help="where finished edits and checks are kept, to go on from there"
     )
@@ -84,9 +85,12 @@ def _run_demo(args: argparse.Namespace) -> None:
 def _run_limits(args: argparse.Namespace) -> None:
     if args.out.suffix not in (".html", ".md"):
         raise ValueError(f"--out {args.out}: expected a name that ends in .html (a page) or .md (tables).")
-    records = _records(args.model, args.records, args.only)[: args.limit]
+    for name, number in (("--limit", args.limit), ("--every", args.every)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}, expected 1 or more.")
+    records = _records(args.model, args.records, args.only)[:: args.every][: args.limit]
     if not records:
-        raise ValueError("There is no record to take: see --records, --only and --limit.")
+        raise ValueError("There is no record to take: see --records and --only.")
     limits(args.model, records, layer=args.layer, directory=args.directory, out=args.out, progress=not args.quiet)
 
 

@@ -4,7 +4,7 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?"
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +76,16 @@ class VarianceExplained:
             f"(p = {self.p_value:.3f}); within a fact their rank correlation is {self.rank_correlation or 'not defined'}; "
             f"{near}"
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each number: its value, its 95 % interval, and of how many facts or shuffles; empty where there is none."""
+        rows = []
+        for name in [field.name for field in fields(self) if field.name not in ("measure", "facts", "layers")]:
+            value = getattr(self, name)
+            cells = (value.mean, value.low, value.high, value.count) if isinstance(value, Average) else (value,)
+            rows.append([self.measure, name, *cells, *[None] * (4 - len(cells))])
+        frame = pd.DataFrame(rows, columns=["measure", "number", "value", "low", "high", "count"])
+        return frame.astype({"value": float, "low": float, "high": float, "count": "Int64"})
 
     def _repr_html_(self) -> str:
         return str(variance_table([self]).to_html()) + f"<p>{self.reading}</p>"

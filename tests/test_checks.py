@@ -1,6 +1,7 @@
 """Checks: rows against their plain calculation, controls, and what is not asked."""
 
 import dataclasses
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,22 @@ def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: 
             check(model, edit, other)
         with edit.applied(model), pytest.raises(ValueError, match="carry the edit already"):
             check(model, edit, record)
+
+
+def test_what_is_no_edit_or_no_record_is_refused_with_what_was_expected(edited: Any) -> None:
+    """As users run it, without the tests' checks of types, which would come first."""
+    model, record, edit = edited
+    wrong_records = ("eiffel-tower", {"id": "a"}, record.fact, None, edit)
+    calls = [(model, edit, wrong, r"expected a record such as rl\.data\.limits\(") for wrong in wrong_records]
+    edits = (record, "edit", rl.InContext(), model)
+    calls += [(model, wrong, record, f"The edit is of type {type(wrong).__name__}, expected") for wrong in edits]
+    calls += [(edit, model, record, "in this order"), (record, model, edit, "in this order")]
+    for check in (rl.check_limits, rl.checks.direction, rl.checks.dominance, rl.checks.bleed_over):
+        for *arguments, message in calls:
+            with pytest.raises(ValueError, match=message):
+                inspect.unwrap(check)(*arguments)
+    with pytest.raises(ValueError, match="The record is the text 'eiffel-tower'"):
+        inspect.unwrap(rl.check_limits)(model, edit, "eiffel-tower")
 
 
 def test_where_no_default_text_fits_the_context_the_neighbours_are_read(edited: Any) -> None:

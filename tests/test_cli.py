@@ -254,7 +254,10 @@ def test_a_user_s_own_file_is_questioned_and_what_is_not_known_left_out(
     ("arguments", "message"),
     [
         (("--only", "atlantis"), "There is no record ['atlantis']; there are: "),
-        (("--limit", "0"), "There is no record to take"),
+        (("--limit", "0"), "--limit is 0, expected 1 or more"),
+        (("--limit", "-8"), "--limit is -8, expected 1 or more"),
+        (("--every", "0"), "--every is 0, expected 1 or more"),
+        (("--every", "-2"), "--every is -2, expected 1 or more"),
         (("--out", "page.pdf"), "expected a name that ends in .html"),
         (("--layer", "99"), "Layer 99 is out of range"),
         (("--records", "no-such-file.json"), "no-such-file.json"),
@@ -268,6 +271,27 @@ def test_wrong_limits_are_answered_with_a_message(
     assert wrong.status == 2
     assert message in wrong.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "taken"),
+    [
+        ((), slice(None)),
+        (("--every", "2"), slice(None, None, 2)),
+        (("--every", "2", "--limit", "2"), slice(0, 4, 2)),
+        (("--limit", "3"), slice(3)),
+        (("--limit", "99"), slice(None)),
+    ],
+)
+def test_every_so_many_records_are_taken_and_of_these_the_first(
+    arguments: tuple[str, ...], taken: slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Record] = []
+    monkeypatch.setattr("rome_lens.__main__.limits", lambda _model, records, **_: asked.extend(records))
+    run("--model", "toy", *arguments, page=Path("none"), command="limits")
+    own = [record.id for record in rl.data.limits() if "toy" in record.known_by]
+    assert [record.id for record in asked] == own[taken]
+    assert len(own) > 4
 
 
 @pytest.mark.parametrize("arguments", [[], ["deomo"], ["demo", "--layer", "first"]])

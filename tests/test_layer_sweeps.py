@@ -1,5 +1,6 @@
 """Tracing beside editing: what a sweep over layers holds, and how much of the edits' success the layer or the trace explains."""
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,20 @@ def test_a_sweeps_variance_leaves_out_facts_that_were_not_asked() -> None:
     assert found.reading in found._repr_html_()
 
 
+def test_a_variance_s_frame_has_every_number_with_its_interval() -> None:
+    found = a_sweep(8).variance_explained(shuffles=20)
+    frame = found.to_frame().set_index("number")
+    assert set(frame["measure"]) == {"EM"}
+    for name in ("layer", "effect", "both", "added", "slope", "shuffled", "rank_correlation", "traced_near"):
+        average = getattr(found, name)
+        assert tuple(frame.loc[name, ["value", "low", "high"]]) == (average.mean, average.low, average.high), name
+        assert frame.loc[name, "count"] == average.count
+    assert frame.loc["p_value", "value"] == found.p_value
+    assert frame.loc["p_value", ["low", "count"]].isna().all()
+    same = explain_variance(noise(6, 3), np.full((6, 3), 0.9), measure="ES").to_frame().set_index("number")
+    assert same.loc[["layer", "both", "p_value"], "value"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -423,3 +438,27 @@ def test_localisation_compares_each_fact_s_traced_layer_with_the_one_that_is_bes
     assert result.reading.endswith(sweep.variance_explained("EM", shuffles=5).reading)
     with pytest.raises(ValueError, match="measure is 'XM'"):
         rl.checks.localisation(sweep, measure="XM")
+
+
+def test_localisation_holds_each_r_squared_as_a_number_with_the_interval_of_the_bootstrap(tmp_path: Path) -> None:
+    sweep = a_sweep(8)
+    explained = sweep.variance_explained(shuffles=20)
+    result = rl.checks.localisation(sweep, shuffles=20)
+    expected = [explained.layer, explained.effect, explained.both, explained.added, explained.shuffled]
+    assert [measure.average for measure in result.further] == expected
+    assert result["R^2 of both"] == explained.both
+    assert str(explained.added) in list(result.table()["mean"])
+    loaded = rl.CheckResult.load(result.save(tmp_path / "localisation.safetensors"))
+    assert loaded == result
+    few = rl.checks.localisation(a_sweep(4), shuffles=5)["R^2 of the layer"]
+    assert (few.low, few.count) == (None, 4)
+    same = a_sweep(8, EM=torch.full((8, 3), 0.5, dtype=torch.float64))
+    assert rl.checks.localisation(same, shuffles=5).further == ()
+
+
+def test_localisation_of_one_edit_is_refused_with_what_it_takes() -> None:
+    """As users run it, without the tests' checks of types, which would come first."""
+    ask = inspect.unwrap(rl.checks.localisation)
+    for arguments in (("model", "edit", "record"), ("model",), (a_sweep(8), "edit"), (None,)):
+        with pytest.raises(ValueError, match=r"expected what rl\.layer_sweep\(model, records, \.\.\.\) gives, alone"):
+            ask(*arguments)

@@ -1,6 +1,7 @@
 """Averages of the checks over facts, made resumably, as tables, picture, page and command."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,27 @@ def test_averages_are_over_facts_and_not_over_prompts() -> None:
     assert (found.table().loc["direction", "facts"], found.table().loc["direction", "prompts"]) == (2, 4)
 
 
+def test_a_check_goes_by_its_function_s_name_too_and_a_wrong_name_is_told() -> None:
+    one, other = made_up([1.0], name="bleed-over"), made_up([3.0], name="bleed-over")
+    assert one["bleed_over"] is one["bleed-over"]
+    found = rl.average_limits([one, other])
+    assert found.effect("bleed_over") == found.effect("bleed-over")
+    assert found.effect("bleed_over").mean == 2.0
+    assert found.measure("bleed_over", "twice").mean == 4.0
+    assert found.of("bleed_over") == found.of("bleed-over") == [one.results[0], other.results[0]]
+    for wrong in (
+        lambda: one["bleeding"],
+        lambda: found.of("bleeding"),
+        lambda: found.effect("bleeding"),
+        lambda: found.effect("bleeding", "control"),
+        lambda: found.measure("bleeding", "twice"),
+    ):
+        with pytest.raises(KeyError, match="no check 'bleeding'; there are \\['bleed-over'\\]"):
+            wrong()
+    with pytest.raises(ValueError, match="which is 'rows', expected one of 'effect'"):
+        found.effect("bleed-over", "rows")
+
+
 def test_where_known_is_over_the_prompts_that_the_model_knows() -> None:
     found = rl.average_limits([made_up([1.0], known=False), made_up([4.0, 6.0], known=True)])
     assert found.effect("direction", "effect_where_known").mean == 5.0
@@ -116,6 +138,23 @@ def test_each_record_is_checked_with_the_edits_of_the_others(toy: Any, records: 
     assert found.measure("fidelity", "||delta|| / ||W_out||") is not None
 
 
+def test_one_fact_s_limits_can_stand_alone_and_anything_else_is_refused(toy: Any, records: Any) -> None:
+    one = made_up([1.0, 3.0])
+    assert rl.average_limits(one) == rl.average_limits([one])
+    assert rl.average_limits(one).effect("direction").low is None
+    ask = inspect.unwrap(rl.average_limits)
+    for wrong, name in (([one, one.results[0]], "CheckResult"), (rl.average_limits(one), "LimitsAverage"), (3, "int")):
+        with pytest.raises(ValueError, match=f"limits holds {name}, expected"):
+            ask(wrong)
+    check, editor = inspect.unwrap(rl.check_records), CountingEditor(toy)
+    for wrong in ("eiffel-tower", [records[0].fact], records[0].fact, None, editor):
+        with pytest.raises(ValueError, match=r"expected records such as rl\.data\.limits\(\) gives"):
+            check(toy, wrong, editor)
+    with pytest.raises(ValueError, match="The editor is of type list, expected what makes an edit"):
+        check(toy, records[0], records)
+    assert editor.made == 0
+
+
 def test_edits_of_two_models_are_not_averaged() -> None:
     one, other = (dataclasses.replace(made_up([1.0]), model_fingerprint=name) for name in ("a", "b"))
     with pytest.raises(ValueError, match="made on 2 models"):
@@ -155,6 +194,53 @@ def test_tables_picture_and_page_show_every_check(tmp_path: Path) -> None:
     assert tables.count("| direction |") == 2
     with pytest.raises(ValueError, match=r"expected one that ends in \.html or \.md"):
         rl.limits_report(tmp_path / "page.pdf", model_name="toy", average=found)
+
+
+def test_the_picture_of_a_single_edit_has_a_dot_for_each_prompt_and_no_interval_below_five() -> None:
+    few, many = made_up([0.1, 0.4], known=True), made_up([0.1, 0.4, 0.2, 0.9, 0.3])
+    figure = rl.viz.limits(few)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["e", "c"]
+    assert figure.axes[0].get_title(loc="left") == "direction (2 prompts)"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["all", "where known"]
+    dots = [list(line.get_xdata()) for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[0.1, 0.4], [0.1, 0.4], [0.2, 0.8]]
+    for limits, intervals in ((few, 0), (many, 2)):
+        lines = [line for axes in rl.viz.limits(limits).axes for line in axes.lines]
+        assert sum(line.get_linewidth() == 2.5 for line in lines) == intervals
+    with pytest.raises(ValueError, match="No check was asked"):
+        rl.viz.limits(made_up([]))
+
+
+def test_a_notebook_shows_tables_and_picture_and_of_nothing_asked_the_table_alone() -> None:
+    one = made_up([0.1, 0.4])
+    for result in (one, rl.average_limits([one, one])):
+        shown = result._repr_html_()
+        assert shown.count("<img") == 1
+        assert "too few for an interval" in shown
+    for nothing in (made_up([]), rl.average_limits([made_up([])])):
+        assert "<img" not in nothing._repr_html_()
+        assert "not asked" in nothing._repr_html_()
+
+
+def test_a_check_shows_effect_interval_and_control_and_no_words_as_html() -> None:
+    few = dataclasses.replace(made_up([0.1, 0.4], known=True).results[0], reading="<b>1 & 2</b>", asks="<i>?")
+    shown = few._repr_html_()
+    assert "&lt;b&gt;1 &amp; 2&lt;/b&gt;" in shown
+    assert "<i>" not in shown
+    for number in (few.effect, few.effect_where_known, few.control, few["twice"]):
+        assert str(number) in shown
+    assert "too few for an interval" in shown
+    many = made_up([0.1, 0.4, 0.2, 0.9, 0.3]).results[0]
+    assert f"[{many.effect.low:.3f}, {many.effect.high:.3f}]" in many._repr_html_()
+    asked = dataclasses.replace(made_up([]).results[0], reading="Not asked: <nothing>.")
+    assert asked._repr_html_().endswith("<p>Not asked: &lt;nothing&gt;.</p>")
+
+
+def test_an_average_is_saved_and_loaded(tmp_path: Path) -> None:
+    found = rl.average_limits([made_up([0.1, 0.4], known=True), made_up([])])
+    loaded = LimitsAverage.load(found.save(tmp_path / "limits.safetensors"))
+    assert loaded == found
+    assert loaded.table().equals(found.table())
 
 
 def test_a_model_knows_what_it_answers(toy: Any, records: Any) -> None:

@@ -186,8 +186,8 @@ def test_a_traces_tokens_are_coloured_by_their_largest_effect() -> None:
 
 def firings() -> list[EditFiring]:
     return [
-        EditFiring(text="The Louvre", labels=("The", " Louvre"), values=torch.tensor([0.25, 1.0])),
-        EditFiring(text="Big Ben", labels=("Big", " Ben"), values=torch.tensor([-0.5, 0.0])),
+        EditFiring(text="The Louvre", labels=("The", " Louvre"), values=torch.tensor([0.25, 1.0]), scale=2.0),
+        EditFiring(text="Big Ben", labels=("Big", " Ben"), values=torch.tensor([-0.5, 0.0]), scale=2.0),
     ]
 
 
@@ -195,6 +195,13 @@ def test_an_edits_firing_has_one_line_for_each_prompt() -> None:
     found = shown(viz.firing(firings()))
     assert found["tokens"] == ["The", " Louvre", "\n", "Big", " Ben", "\n"]
     assert found["values"] == [0.25, 1.0, 0.0, -0.5, 0.0, 0.0]
+
+
+def test_the_firing_on_a_single_prompt_is_drawn_too_and_shows_itself_in_a_notebook() -> None:
+    one = firings()[0]
+    found = shown(viz.firing(one))
+    assert (found["tokens"], found["values"]) == (["The", " Louvre"], [0.25, 1.0])
+    assert shown(Html(one._repr_html_())) == found
 
 
 PICTURES = {

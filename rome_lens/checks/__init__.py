@@ -20,7 +20,7 @@ from rome_lens.checks.essence import essence
 from rome_lens.checks.fidelity import fidelity
 from rome_lens.checks.localisation import ASKS, localisation
 from rome_lens.checks.renaming import association, description
-from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, not_asked, shown
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, firing_correlation, named, not_asked, shown
 from rome_lens.data import Record
 from rome_lens.editors import NumberedEdits
 from rome_lens.models import LensModel
@@ -61,10 +61,8 @@ class Limits(Stored):
     model_fingerprint: str | None = None
 
     def __getitem__(self, name: str) -> CheckResult:
-        for result in self.results:
-            if result.name == name:
-                return result
-        raise KeyError(f"There is no check {name!r}; there are {[result.name for result in self.results]}.")
+        found = named(name, [result.name for result in self.results])
+        return next(result for result in self.results if result.name == found)
 
     @property
     def firing_correlation(self) -> float | None:
@@ -91,7 +89,12 @@ class Limits(Stored):
         return pd.DataFrame(lines, columns=["check", "effect is", "effect", "where known", "control", "reading"])
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False))
+        from rome_lens import viz
+
+        table = str(self.table().to_html(index=False))
+        if not any(result.asked for result in self.results):
+            return table
+        return table + viz.figure_html(viz.limits(self), alt="Effect and control of every check")
 
 
 def check_limits(
@@ -121,7 +124,7 @@ def check_limits(
 
     Raises:
         ModelError: the edit was made on another model, or is already in this one's weights.
-        ValueError: the record has no new target, or is about another fact than the edit.
+        ValueError: edit or record is none; the record has no new target, or is about another fact than the edit.
     """
     fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # an edit of another model is refused before anything is asked

@@ -131,12 +131,23 @@ def first_and_rest(text: str) -> Question:
     return words[0], words[1].rstrip()
 
 
-def fact_of(edit: Any, record: Record) -> tuple[Fact, str]:
+def fact_of(edit: Any, record: Any) -> tuple[Fact, str]:
     """The record's fact and its new target.
 
     Raises:
-        ValueError: the record has no new target, or is about another fact than the edit.
+        ValueError: the edit is none, or the record; the record has no new target, or is about another fact than the edit.
     """
+    if edit is not None and not callable(getattr(edit, "fwd_hooks", None)):
+        raise ValueError(
+            f"The edit is of type {type(edit).__name__}, expected what an editor gives, such as rl.rome(model, fact, ...): a "
+            "check takes model, edit and record, in this order."
+        )
+    if not isinstance(record, Record):
+        given = f"the text {record!r}" if isinstance(record, str) else f"of type {type(record).__name__}"
+        raise ValueError(
+            f'The record is {given}, expected a record such as rl.data.limits("eiffel-tower"), or one of your own from '
+            "rl.data.read_records(path): a check takes model, edit and record, in this order."
+        )
     fact = record.fact
     if fact.new_target is None:
         raise ValueError(f"The record {record.id!r} has no new target: its fact needs one.")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.fidelity import NAME as FIDELITY
 from rome_lens.checks.fidelity import OTHER_EDITS, compared
-from rome_lens.checks.result import shown
+from rome_lens.checks.result import named, shown
 from rome_lens.data import Record, held_texts
 from rome_lens.edits import RankOneEdit
 from rome_lens.evaluation_store import HashNamed
@@ -21,9 +21,11 @@ from rome_lens.models import LensModel
 from rome_lens.storage import Stored
 from rome_lens.tokens import encode
 
+_AVERAGED = ("effect", "effect_where_known", "control")
+
 
 @dataclass(frozen=True, kw_only=True)
-class LimitsAverage:
+class LimitsAverage(Stored):
     """Averages over facts of what the checks found on each; intervals are over facts.
 
     Attributes:
@@ -47,22 +49,41 @@ class LimitsAverage:
         return list(dict.fromkeys(result.name for each in self.limits for result in each.results))
 
     def of(self, check: str) -> list[CheckResult]:
-        """The results of one check on the facts that it was asked of."""
-        return [result for each in self.limits for result in each.results if result.name == check and result.asked]
+        """The results of one check on the facts that it was asked of.
+
+        Raises:
+            KeyError: there is no check of this name.
+        """
+        return [result for result in self._results(check) if result.asked]
+
+    def _results(self, check: str) -> list[CheckResult]:
+        name = named(check, self.checks)
+        return [result for each in self.limits for result in each.results if result.name == name]
 
     def effect(self, check: str, which: str = "effect") -> Average | None:
         """The mean over facts of ``"effect"``, ``"effect_where_known"`` or ``"control"``; None where no fact was asked.
 
         Where each fact's control is the other facts' own effects (fidelity), their mean would be the effect itself: None.
+
+        Raises:
+            KeyError: there is no check of this name.
+            ValueError: ``which`` is none of the three.
         """
+        if which not in _AVERAGED:
+            raise ValueError(f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}.")
+        asked = self.of(check)
         if which == "control" and check == FIDELITY:
             return None
-        values = [value.mean for result in self.of(check) if (value := getattr(result, which)) is not None]
+        values = [value.mean for result in asked if (value := getattr(result, which)) is not None]
         return average(values) if values else None
 
     def measure(self, check: str, name: str) -> Average | None:
-        """The mean over facts of one of the check's further numbers; None where no fact has it, or it is the other facts'."""
-        found = [m for each in self.limits for m in each[check].further if m.name == name]
+        """The mean over facts of one of the check's further numbers; None where no fact has it, or it is the other facts'.
+
+        Raises:
+            KeyError: there is no check of this name.
+        """
+        found = [m for result in self._results(check) for m in result.further if m.name == name]
         if not found or name.endswith(OTHER_EDITS):
             return None
         means = [measure.average.mean for measure in found]
@@ -106,7 +127,7 @@ class LimitsAverage:
         """One line for each further number of each check: its mean over facts, and how many facts have it."""
         lines = []
         for check in self.checks:
-            for name in dict.fromkeys(measure.name for each in self.limits for measure in each[check].further):
+            for name in dict.fromkeys(measure.name for result in self._results(check) for measure in result.further):
                 value = self.measure(check, name)
                 if value is not None:
                     lines.append([check, name, str(value), value.count])
@@ -124,21 +145,29 @@ class LimitsAverage:
         return pd.DataFrame(rows, columns=frames[0].columns)
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html()) + str(self.further().to_html())
+        from rome_lens import viz
+
+        tables = str(self.table().to_html()) + str(self.further().to_html())
+        if not any(self.of(name) for name in self.checks):
+            return tables
+        return tables + viz.figure_html(viz.limits(self), alt="Effect and control of every check, by fact")
 
 
-def average_limits(limits: Iterable[Limits]) -> LimitsAverage:
-    """Averages over facts, with 95 % intervals over facts; below five facts there is none.
+def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
+    """Averages over facts, with 95 % intervals over facts; below five facts, such as of a single one, there is none.
 
     Raises:
-        ValueError: there is nothing to average.
+        ValueError: there is nothing to average, or something else than what :func:`check_limits` gives.
     """
-    return LimitsAverage(limits=tuple(limits))
+    each = (limits,) if isinstance(limits, Limits) or not isinstance(limits, Iterable) else tuple(limits)
+    if wrong := [type(one).__name__ for one in each if not isinstance(one, Limits)]:
+        raise ValueError(f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit.")
+    return LimitsAverage(limits=each)
 
 
 def check_records(
     model: LensModel,
-    records: Iterable[Record],
+    records: Record | Iterable[Record],
     editor: Callable[[Any, Any], Any],
     *,
     texts: Sequence[str] | None = None,
@@ -158,11 +187,21 @@ def check_records(
         directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
 
     Raises:
-        ValueError: there is no record; otherwise as for :func:`check_limits`, before the first edit where it can be seen then.
+        ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for
+            :func:`check_limits`, before the first edit where it can be seen then.
     """
-    records = list(records)
+    records = [records] if isinstance(records, Record) or not isinstance(records, Iterable) else list(records)
     if not records:
         raise ValueError("records is empty, expected at least one.")
+    if wrong := [record for record in records if not isinstance(record, Record)]:
+        raise ValueError(
+            f"records holds {wrong[0]!r:.60}, expected records such as rl.data.limits() gives, or rl.data.read_records(path)."
+        )
+    if not callable(editor):
+        raise ValueError(
+            f"The editor is of type {type(editor).__name__}, expected what makes an edit from (model, fact), such as "
+            "rl.preset(...).editor(model)."
+        )
     for record in records:
         encode(model, record.fact, prepend_bos=prepend_bos)
     store = HashNamed(directory, model)

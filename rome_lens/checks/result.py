@@ -1,5 +1,6 @@
 """The one result type of all checks."""
 
+import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,15 +52,30 @@ class CheckRow(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(Stored):
-    """A further number of a check, with the values that it is the average of; ``share`` marks values between 0 and 1."""
+    """A further number of a check, with the values that it is the average of; ``share`` marks values between 0 and 1.
+
+    Where the number is no mean but one of many facts, such as an R^2, it is the only value; ``count`` says how many they are,
+    and ``interval`` is the number's own, of a bootstrap.
+    """
 
     name: str
     values: tuple[float, ...]
     share: bool = False
+    interval: tuple[float, float] | None = None
+    count: int | None = None
+
+    @classmethod
+    def of(cls, name: str, found: Average) -> "Measure":
+        """A number that comes with its interval."""
+        interval = None if found.low is None or found.high is None else (found.low, found.high)
+        return cls(name=name, values=(found.mean,), interval=interval, count=found.count)
 
     @property
     def average(self) -> Average:
         """Their mean, with its 95 % interval from five values on."""
+        if self.count is not None:
+            low, high = self.interval or (None, None)
+            return Average(mean=self.values[0], low=low, high=high, count=self.count)
         return (share if self.share else average)(list(self.values))
 
 
@@ -142,8 +158,32 @@ class CheckResult(Stored):
         values = [[self.name, *(getattr(row, name) for name in names)] for row in self.rows]
         return pd.DataFrame(values, columns=["check", *names])
 
+    def table(self) -> pd.DataFrame:
+        """One line for each number: effect, effect where the model could, control, and the further ones."""
+        values = shown([self.effect, self.effect_where_known, self.control], [self])
+        lines = [["effect", self.effect_is, values[0]], ["effect where known", self.effect_is, values[1]]]
+        lines += [["control", self.control_is, values[2]]]
+        lines += [["further", measure.name, str(measure.average)] for measure in self.further]
+        return pd.DataFrame(lines, columns=["number", "of", "mean"]).set_index("number")
+
     def _repr_html_(self) -> str:
-        return f"<p>{self.name}: {self.reading}</p>{self.to_frame().to_html(index=False, float_format='{:.4f}'.format)}"
+        said = f"<p><b>{html.escape(self.name)}</b>: {html.escape(self.asks)}</p><p>{html.escape(self.reading)}</p>"
+        if not self.rows and not self.further:
+            return said
+        rows = self.to_frame().drop(columns="check").to_html(index=False, float_format="{:.4f}".format, na_rep="")
+        return f"{said}{self.table().to_html()}{rows}"
+
+
+def named(name: str, checks: Sequence[str]) -> str:
+    """The check of this name, which may also be spelled as its function is: ``"bleed_over"`` for ``"bleed-over"``.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for check in checks:
+        if check.replace("_", "-") == name.replace("_", "-"):
+            return check
+    raise KeyError(f"There is no check {name!r}; there are {list(checks)}.")
 
 
 def not_asked(name: str, asks: str, lacking: str) -> CheckResult:

@@ -47,8 +47,10 @@ def trace_tokens(result: CausalTrace) -> Html:
     return tokens([result.labels[pos] for pos in result.positions], effects.clamp(min=0.0))
 
 
-def firing(results: Sequence[EditFiring]) -> Html:
-    """Where an edit fires, for one prompt a line: 1 is how it fires on the fact's own key."""
+def firing(results: EditFiring | Sequence[EditFiring]) -> Html:
+    """Where an edit fires, for one prompt a line, or for a single one: 1 is how it fires on the fact's own key."""
+    if isinstance(results, EditFiring):
+        return tokens(results.labels, results.values)
     labels: list[str] = []
     values: list[float] = []
     for result in results:
