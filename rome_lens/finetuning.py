@@ -15,7 +15,7 @@ from rome_lens.forward import differentiating, in_float32, layer_states
 from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.partial import PartialForward
 from rome_lens.tokens import pad_right
-from rome_lens.value import OptimisationError
+from rome_lens.value import OptimisationError, adam_step
 
 STOP_LOSS = 1e-2
 
@@ -131,8 +131,7 @@ def _optimise(
                 raise OptimisationError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
             if losses[-1] < STOP_LOSS:
                 break
-            (delta.grad,) = torch.autograd.grad(loss, [delta])
-            optimiser.step()
+            adam_step(optimiser, delta, loss, step + 1)
             with torch.no_grad():
                 delta.clamp_(-norm_constraint, norm_constraint)
     return delta.detach(), losses

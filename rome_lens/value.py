@@ -221,7 +221,7 @@ def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[
     change reaches, and only those that the loss reads are unembedded.
 
     Raises:
-        OptimisationError: the loss is not finite; the message names the step.
+        OptimisationError: the loss, or ``||delta||``, is not finite; the message names the step.
     """
     start = state.outputs[0]
     n_contexts, n_target = rows.target_positions.shape
@@ -244,12 +244,29 @@ def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[
             raise OptimisationError(f"The loss is {loss.item()} at step {step} ({terms}): lower lr or clamp.")
         yield Step(delta=delta.detach().clone(), probability=each.exp().mean().item(), **terms)
         if step < config.steps - 1:
-            (delta.grad,) = torch.autograd.grad(loss, [delta])
-            optimiser.step()
+            adam_step(optimiser, delta, loss, step + 1)
             with torch.no_grad():
                 bound = config.clamp * config.norm(start)
                 if config.norm(delta) > bound:
                     delta.mul_(bound / config.norm(delta))
+
+
+def adam_step(optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int) -> None:
+    """Move ``delta`` to where the given step is to find it.
+
+    Raises:
+        OptimisationError: it went past the numbers that its type holds, where a clamp would make it nothing.
+    """
+    (delta.grad,) = torch.autograd.grad(loss, [delta])
+    overflow = f"||delta|| is not finite at step {step}: lower lr."
+    try:
+        optimiser.step()
+    except RuntimeError as error:  # torch's own, for a step size that the type cannot hold
+        if "overflow" not in str(error):
+            raise
+        raise OptimisationError(overflow) from error
+    if not torch.isfinite(delta.detach().norm()):
+        raise OptimisationError(overflow)
 
 
 def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Tensor, " row"]]]:

@@ -11,6 +11,7 @@ from rome_lens.facts import FactError
 from rome_lens.keys import StatisticsError
 from rome_lens.models import ModelError, w_out
 from rome_lens.partial import PartialForward
+from rome_lens.value import OptimisationError
 
 CONTEXTS = ("{}", "It was raining. {}")
 
@@ -107,6 +108,15 @@ def test_a_loss_that_is_not_finite_is_refused_by_its_step(
     monkeypatch.setattr(PartialForward, "logits", lambda self, stream: logits(self, stream) * next(steps))
     with pytest.raises(ValueError, match="The loss is nan at step 1"):
         rl.fine_tune(toy, toy_record.fact, layer=1)
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_a_rate_past_the_finite_numbers_is_refused(
+    toy: Any, toy_record: rl.data.Record, untouched: Any, lr: float
+) -> None:
+    untouched(toy)
+    with pytest.raises(OptimisationError, match="at step 1: lower lr"):
+        rl.fine_tune(toy, toy_record.fact, layer=1, lr=lr)
 
 
 def test_a_fact_without_a_new_target_is_refused(toy: Any) -> None:

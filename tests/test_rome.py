@@ -205,6 +205,9 @@ def wrong(**changes: Any) -> Any:
         (wrong(contexts=[]), FactError, "empty"),
         (wrong(variant="best"), ValueError, "'rome'"),
         (wrong(config=rl.RomeConfig(lr=1e20, clamp=float("inf"))), OptimisationError, "at step 1"),
+        (wrong(config=rl.RomeConfig(lr=1e20)), OptimisationError, "delta.* at step 1: lower lr"),
+        (wrong(config=rl.RomeConfig(lr=1e20, norms="centred")), OptimisationError, "delta.* at step 1: lower lr"),
+        (wrong(config=rl.RomeConfig(lr=1e38)), OptimisationError, "delta.* at step 1: lower lr"),
     ],
 )
 def test_wrong_input_is_refused_and_leaves_nothing(
