@@ -1,16 +1,17 @@
 """Constrained fine-tuning of one ``W_out`` (FT+L), the plainest way to write a fact into the weights that ROME edits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import real_number, templates, whole_number
 from rome_lens.contexts import ContextRows
 from rome_lens.edits import WeightEdit
-from rome_lens.facts import Fact
+from rome_lens.facts import Fact, check_fact
 from rome_lens.forward import differentiating, in_float32, layer_states
 from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, w_out
 from rome_lens.partial import PartialForward
@@ -29,7 +30,7 @@ def fine_tune(
     steps: int = 25,
     lr: float = 5e-4,
     weight_decay: float = 0.0,
-    contexts: Sequence[str] = ("{}",),
+    contexts: Iterable[str] = ("{}",),
     prepend_bos: bool | None = None,
 ) -> WeightEdit:
     """``W_out + delta`` with ``delta`` minimising by Adam, under an infinity norm,
@@ -49,16 +50,20 @@ def fine_tune(
         prepend_bos: None takes the model's default.
 
     Raises:
-        FactError: the fact has no new target, a context has no ``{}``, or one does not fit the model's context.
-        ModelError: layer out of range, no dense MLP, no tokenizer.
-        ValueError: a hyperparameter out of range.
+        FactError: the fact is none, or has no new target, a context has no ``{}``, or one does not fit the model's context.
+        ModelError: layer not one of the model's, no dense MLP, no tokenizer.
+        ValueError: a hyperparameter out of range, contexts of another kind.
         OptimisationError: a loss is not finite; the message names the step.
     """
-    w_out(model, check_layer(model, layer))
-    if steps < 1 or not (lr > 0 and norm_constraint > 0 and weight_decay >= 0):
+    layer, fact, contexts = check_layer(model, layer), check_fact(fact), templates(contexts)
+    w_out(model, layer)
+    steps = whole_number("steps", steps)
+    lr, weight_decay = real_number("lr", lr), real_number("weight_decay", weight_decay)
+    norm_constraint = real_number("norm_constraint", norm_constraint)
+    if steps < 1 or not (0 < lr < math.inf and norm_constraint > 0 and 0 <= weight_decay < math.inf):
         raise ValueError(
-            f"Expected steps >= 1, lr and norm_constraint > 0, weight_decay >= 0; got steps={steps}, lr={lr}, "
-            f"norm_constraint={norm_constraint}, weight_decay={weight_decay}."
+            f"Expected steps >= 1, a finite lr > 0, norm_constraint > 0, a finite weight_decay >= 0; got steps={steps}, "
+            f"lr={lr}, norm_constraint={norm_constraint}, weight_decay={weight_decay}."
         )
     with differentiating(model):
         rows = ContextRows.of(model, fact, contexts, prepend_bos)

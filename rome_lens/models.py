@@ -8,12 +8,14 @@ and ``loading.py`` know that there are two classes. The two classes are
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+
+from rome_lens.arguments import whole_number
 
 Component = Literal["resid", "mlp", "attn", "z"]
 COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn", "z")
@@ -47,12 +49,16 @@ def resid_pre_hook(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_pre"
 
 
-def check_layer(model: LensModel, layer: int) -> int:
-    """The layer, if the model has it.
+def check_layer(model: LensModel, layer: SupportsIndex) -> int:
+    """The layer as an ``int``, if the model has it.
 
     Raises:
-        ModelError: the layer is out of range.
+        ModelError: the layer is no whole number, or out of range.
     """
+    try:
+        layer = whole_number("layer", layer)
+    except ValueError as error:
+        raise ModelError(f"{error} The model has layers 0 to {model.cfg.n_layers - 1}.") from error
     if not 0 <= layer < model.cfg.n_layers:
         raise ModelError(f"Layer {layer} is out of range: the model has layers 0 to {model.cfg.n_layers - 1}.")
     return layer

@@ -8,15 +8,16 @@ Source: Meng et al. 2022, section 3.1 (equation 2) and appendix E.5.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from rome_lens.arguments import templates
 from rome_lens.edits import RankOneEdit
-from rome_lens.facts import Fact, FactError
+from rome_lens.facts import Fact, FactError, check_fact
 from rome_lens.forward import chosen_logits, differentiating, in_float32, log_probabilities
 from rome_lens.keys import KeyStatistics, StatisticsError
 from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, w_out
@@ -41,8 +42,8 @@ def rome(
     fact: Fact,
     *,
     layer: int,
-    statistics: KeyStatistics | None,
-    contexts: Sequence[str] | None = None,
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
+    contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
     variant: str = "rome",
     prepend_bos: bool | None = None,
@@ -59,7 +60,8 @@ def rome(
     another one: ``u`` then comes from their mean, and a warning says so.
 
     Args:
-        statistics: of this model and layer; ``KeyStatistics.identity(model, layer=...)`` edits without, on purpose.
+        statistics: of this model and layer, also among several by layer, as ``collect_key_statistics(model, layer=[...])``
+            gives them; ``KeyStatistics.identity(model, layer=...)`` edits without, on purpose.
         contexts: templates with one ``{}`` for the fact's prompt, such as ``"It was raining. {}"``; None samples the
             original's 20 random prefixes from the model and adds the bare ``"{}"`` (:func:`random_contexts`: for many
             facts call it once).
@@ -68,12 +70,17 @@ def rome(
         prepend_bos: None takes the model's default.
 
     Raises:
-        FactError: the fact has no new target, or the model is sure of it already; a context has no ``{}``, or one does not
-            fit the model's context.
+        FactError: the fact is none, or has no new target, or the model is sure of it already; a context has no ``{}``, or one
+            does not fit the model's context.
+        ValueError: contexts or config of another kind.
         StatisticsError: no statistics, or those of another layer or model, or singular ones.
-        ModelError: layer out of range, no dense MLP, no tokenizer.
+        ModelError: layer not one of the model's, no dense MLP, no tokenizer.
         OptimisationError: a loss is not finite; the message names the step.
     """
+    layer, fact = check_layer(model, layer), check_fact(fact)
+    if not isinstance(config, RomeConfig):
+        raise ValueError(f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1).")
+    statistics = _of_layer(statistics, layer)
     choice = Choice(statistics=statistics, variant=variant, stop_probability=config.stop_probability)
     (found,) = rank_one_edits(
         model, fact, layer=layer, choices=[choice], contexts=contexts, config=config, prepend_bos=prepend_bos
@@ -81,6 +88,20 @@ def rome(
     if isinstance(found, OptimisationError):
         raise found
     return found
+
+
+def _of_layer(statistics: Any, layer: int) -> KeyStatistics | None:
+    """The statistics of the layer, where they are given by layer."""
+    if isinstance(statistics, Mapping):
+        if layer not in statistics:
+            raise StatisticsError(f"statistics has the layers {list(statistics)}, the edit is at layer {layer}.")
+        statistics = statistics[layer]
+    if statistics is not None and not isinstance(statistics, KeyStatistics):
+        raise StatisticsError(
+            f"statistics is {str(statistics)[:120]!r}, a {type(statistics).__name__}, expected a KeyStatistics, or several by "
+            "layer: collect_key_statistics(model, layer=...) gives them, KeyStatistics.load(path) reads them."
+        )
+    return statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +131,7 @@ def rank_one_edits(
     *,
     layer: int,
     choices: Sequence[Choice],
-    contexts: Sequence[str] | None = None,
+    contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
     prepend_bos: bool | None = None,
 ) -> list[RankOneEdit | OptimisationError]:
@@ -119,16 +140,16 @@ def rank_one_edits(
     In place of an edit stands the error that :func:`rome` raises: where the optimisation diverges, the choices that had
     stopped before keep their edits.
     """
-    w_out(model, check_layer(model, layer))
+    layer = check_layer(model, layer)
+    w_out(model, layer)
     if fact.new_target is None:
         raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
     moments = [choice.check(model, layer) for choice in choices]
     bare = encode(model, fact, prepend_bos=prepend_bos)
     refuse_what_is_said_already(model, fact, bare)
     _warn(model, fact, bare, layer, config)
-    if contexts is None:
-        contexts = random_contexts(model, prepend_bos=prepend_bos)
-    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
+    contexts = random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
+    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": contexts}
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)

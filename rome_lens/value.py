@@ -3,6 +3,7 @@
 Source: Meng et al. 2022, section 3.1 (equation 4) and appendix E.5.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import real_number, whole_number
 from rome_lens.contexts import ContextRows
 from rome_lens.facts import Fact
 from rome_lens.forward import check_raw_output
@@ -64,13 +66,19 @@ class RomeConfig:
     norms: str = "plain"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", whole_number("steps", self.steps))
+        for name in ("lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "ridge"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        if self.stop_probability is not None:
+            object.__setattr__(self, "stop_probability", real_number("stop_probability", self.stop_probability))
         if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
             raise ValueError(
                 f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."
             )
         factors = (self.weight_decay, self.kl_factor, self.ridge)
-        if not (self.steps >= 1 and self.lr > 0 and self.clamp > 0 and all(factor >= 0 for factor in factors)):
-            raise ValueError(f"Expected steps >= 1, lr and clamp > 0, the other factors >= 0; got {self}.")
+        finite = all(0 <= factor < math.inf for factor in factors) and 0 < self.lr < math.inf
+        if not (self.steps >= 1 and self.clamp > 0 and finite):
+            raise ValueError(f"Expected steps >= 1, lr and clamp > 0, factors >= 0, all but clamp finite; got {self}.")
         if self.norms not in NORMS:
             raise ValueError(f"norms is {self.norms!r}, expected one of {', '.join(NORMS)}.")
 
