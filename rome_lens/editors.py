@@ -50,6 +50,8 @@ class NumberedEdits:
                 f"The edit is {edit!r}, expected None (the model as it stands) or an object with fwd_hooks(model), such as "
                 "what rome(...) gives."
             )
+        if isinstance(edit, Edit):
+            edit.check(self._model)
         parts = edit.parts if isinstance(edit, Edit) else (edit,)
         if any(hasattr(part, "is_applied") and part.is_applied(self._model) for part in parts):
             raise ModelError(

@@ -16,7 +16,7 @@ from rome_lens.models import (
     LensModel,
     ModelError,
     fingerprint,
-    mlp_output,
+    raw_output,
     raw_output_hooks,
     state_entries,
     w_out,
@@ -162,6 +162,13 @@ class LayerEdit(Edit):
         """Whether the edit is in the model's weights by ``apply`` or ``applied``."""
         return applying.in_weights(model, self)
 
+    def _has_place_in(self, model: LensModel) -> bool:
+        """Whether the model has a ``W_out`` of the edit's layer and shape."""
+        try:
+            return tuple(w_out(model, self.layer).shape) == self.shape
+        except ModelError:
+            return False
+
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RankOneEdit(LayerEdit):
@@ -224,13 +231,14 @@ class RankOneEdit(LayerEdit):
     def is_applied(self, model: LensModel) -> bool:
         """Whether the edit is in the weights by ``apply`` or ``applied``, or they map ``k*`` to ``v*`` by another road.
 
-        The second is asked only where the edit names ``k*`` and ``v*``.
+        The second is asked only where the edit names ``k*`` and ``v*``, and of the weights without the edits that were
+        applied: another edit of the same fact, which maps ``k*`` to ``v*`` as well, is not this one.
         """
         if super().is_applied(model):
             return True
-        if self.key is None or self.value is None:
+        if self.key is None or self.value is None or not self._has_place_in(model):
             return False
-        mapped = mlp_output(model, self.layer, self.key)
+        mapped = raw_output(model, self.layer, self.key, applying.unrecorded(model, self.layer))
         gap = float((self.key @ self.u).abs() * self.v.norm())
         return float((mapped - self.value).norm()) < 1e-2 * gap
 

@@ -119,8 +119,15 @@ def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
 
 def mlp_output(model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
     """``k W_out + b_out``, where the keys are and in their precision."""
+    return raw_output(model, layer, keys, w_out(model, layer))
+
+
+def raw_output(
+    model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"], weight: Float[Tensor, "d_mlp d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """``k W + b_out`` with any other weight in the place of ``W_out``."""
     bias = b_out(model, layer)
-    output = keys @ w_out(model, layer).to(keys)
+    output = keys @ weight.to(keys)
     return output if bias is None else output + bias.to(keys)
 
 

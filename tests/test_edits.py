@@ -1,6 +1,7 @@
 """Laws of an edit as a thing: applied, as hooks, composed, saved; always gone afterwards."""
 
 import copy
+import dataclasses
 import itertools
 from contextlib import ExitStack
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from models_for_tests import CLASSES, FAMILIES, LLAMA, last_logits, tiny
 
 import rome_lens as rl
-from rome_lens.models import ModelError, w_out
+from rome_lens.models import ModelError, mlp_output, w_out
 
 
 def random_edit(model: Any, *, layer: int = 1, seed: int = 0) -> rl.RankOneEdit:
@@ -402,6 +403,43 @@ def test_an_edit_that_came_by_another_road_is_found_by_its_numbers(toy: Any, toy
     other.load_state_dict(edit.state_dict(toy))
     assert edit.is_applied(other)
     assert rl.applied_edits(other) == ()
+
+
+def test_another_edit_of_the_fact_is_not_taken_for_the_one_that_is_applied(
+    toy: Any, toy_record: rl.data.Record
+) -> None:
+    """Both map the same ``k*`` to the same ``v*``, with another ``u``."""
+    plain = rl.KeyStatistics.identity(toy, layer=1)
+    moment = plain.moment * torch.linspace(1, 2, len(plain.moment), dtype=torch.float64)
+    options = {"layer": 1, "contexts": ["{}"], "config": rl.RomeConfig(steps=5)}
+    one, other = (
+        rl.rome(toy, toy_record.fact, statistics=each, **options)
+        for each in (plain, dataclasses.replace(plain, moment=moment))
+    )
+    with one.applied(toy):
+        mapped = mlp_output(toy, 1, other.key)
+        torch.testing.assert_close(mapped, other.value, atol=1e-3, rtol=1e-3)
+        assert one.is_applied(toy)
+        assert not other.is_applied(toy)
+        with other.applied(toy):
+            assert other.is_applied(toy)
+    elsewhere = rl.load_model("toy", model_class=type(toy).__name__)
+    elsewhere.load_state_dict(one.state_dict(toy))
+    random_edit(elsewhere).apply(elsewhere)  # which hides no edit that came by another road
+    assert one.is_applied(elsewhere)
+
+
+def test_an_edit_is_not_applied_to_a_model_that_has_no_place_for_it(toy: Any, toy_record: rl.data.Record) -> None:
+    statistics = rl.KeyStatistics.identity(toy, layer=1)
+    edit = rl.rome(toy, toy_record.fact, layer=1, statistics=statistics, contexts=["{}"], config=rl.RomeConfig(steps=2))
+    other = tiny("gpt2", "TransformerBridge")
+    deeper = dataclasses.replace(edit, layer=99)
+    for model, strange in ((other, edit), (toy, deeper), (toy, rl.Edits(edits=(deeper,)))):
+        assert not strange.is_applied(model)
+        with pytest.raises(ModelError, match="is not applied"):
+            strange.revert(model)
+        with pytest.raises(ModelError, match=r"out of range|shape of W_out"):
+            rl.evaluate(model, strange, toy_record)
 
 
 def test_the_refusal_says_what_differs(toy: Any) -> None:
