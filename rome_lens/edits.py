@@ -224,6 +224,7 @@ class RankOneEdit(LayerEdit):
         """``(u . k) v``."""
         return (keys @ self.u.to(keys))[..., None] * self.v.to(keys)
 
+        prepend_bos: whether BOS stood before the prompts; None in a file of a version that did not say.
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.u, self.v)
@@ -242,6 +243,7 @@ class RankOneEdit(LayerEdit):
         gap = float((self.key @ self.u).abs() * self.v.norm())
         return float((mapped - self.value).norm()) < 1e-2 * gap
 
+    prepend_bos: bool | None = None
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WeightEdit(LayerEdit):
@@ -253,7 +255,8 @@ class WeightEdit(LayerEdit):
         fact: what was edited, where it came from a fact.
         model_fingerprint: of the model that it was made on; None is not checked.
         losses: at each step, where there were steps.
-        made_with: how it was made, in words; ``variant``, ``config``, ``stopped``: the same one by one.
+        made_with: how it was made, in words; ``variant``, ``config``, ``stopped``, ``prepend_bos``: the same one by
+            one.
         versions: of the packages that it was made with.
     """
 
@@ -271,3 +274,4 @@ class WeightEdit(LayerEdit):
     def __repr__(self) -> str:
         what = "" if self.fact is None else f"{self.fact.text!r} -> {self.fact.new_target!r}, "
         return f"WeightEdit({what}layer={self.layer}, shape={tuple(self.delta.shape)})"
+    prepend_bos: bool | None = None

@@ -67,7 +67,8 @@ def attending_to_all(model: LensModel) -> Iterator[None]:
     finally:
         for name in names:
             delattr(model, name)
-        vars(model).update(own)
+        for name, method in own.items():
+            setattr(model, name, method)
 
 
 @contextmanager

@@ -263,6 +263,11 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
     ]
 
 
+def starts_with_bos(model: LensModel, prepend_bos: bool | None) -> bool:
+    """Whether a text's tokens start with BOS: as it is said, and else by the model's default."""
+    return bool(model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos)
+
+
 def has_centred_w_out(model: LensModel, layer: int) -> bool:
     """Whether every row of ``W_out`` has mean zero, as TransformerLens' ``center_writing_weights`` leaves it."""
     weight = at_least_float32(w_out(model, layer))

@@ -7,7 +7,6 @@ With ``C = E[k kT]`` the update of least disturbance that maps ``k*`` to ``v*`` 
 Source: Meng et al. 2022, section 3.1 (equation 2) and appendix E.5.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
@@ -20,10 +19,11 @@ from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact, FactError, check_fact
 from rome_lens.forward import chosen_logits, differentiating, in_float32, log_probabilities
 from rome_lens.keys import KeyStatistics, StatisticsError
-from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, w_out
+from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, starts_with_bos, w_out
 from rome_lens.sampling import random_contexts
 from rome_lens.tokens import FactTokens, encode
 from rome_lens.value import EditedLayer, EditRows, OptimisationError, RomeConfig, Step, descent
+from rome_lens.warning import warn
 
 VARIANTS = ("rome", "r-rome")
 _Path: TypeAlias = tuple[Sequence[Step], str]  # the steps of an optimisation, and what stopped it
@@ -31,6 +31,10 @@ _Path: TypeAlias = tuple[Sequence[Step], str]  # the steps of an optimisation, a
 
 class ProcessedModelWarning(UserWarning):
     """ROME on weights that TransformerLens has processed, where it gives another edit than on the model as it came."""
+
+
+class LikelyTargetWarning(UserWarning):
+    """The new target is what the model says by itself, if not with much confidence."""
 
 
 class FirstTokenWarning(UserWarning):
@@ -55,6 +59,8 @@ def rome(
 
     ``v*`` lies at the raw output of ``W_out``: on Gemma 2 and 3 before the norm that follows. All is computed in float32
     at least, under autocast too; of a model in half precision a float32 copy is made for the while.
+
+    A new target that is the model's likeliest answer already, but no sure one, is edited all the same, with a warning.
 
     A subject that is the very first token (one token, no BOS) has a key there like no other, and in contexts with a prefix
     another one: ``u`` then comes from their mean, and a warning says so.
@@ -149,7 +155,8 @@ def rank_one_edits(
     refuse_what_is_said_already(model, fact, bare)
     _warn(model, fact, bare, layer, config)
     contexts = random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
-    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": contexts}
+    known: dict[str, Any] = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": contexts}
+    known["prepend_bos"] = starts_with_bos(model, prepend_bos)
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
@@ -218,39 +225,46 @@ def _rank_one(
         variant=variant,
         config=asdict(config),
         statistics=source,
-        made_with=f"{variant}, {config}, {len(known['contexts'])} contexts, statistics: {source}",
+        made_with=f"{variant}, {config}, {len(known['contexts'])} contexts, statistics: {source}, "
+        f"prepend_bos={known['prepend_bos']}",
         **known,
     )
 
 
 def refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
-    """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5)."""
+    """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5); warn
+    where it is the likeliest and no sure one."""
     new = torch.tensor(bare.new_answer)
     tokens = torch.cat([bare.tokens, new[:-1]])
     positions = torch.arange(len(bare.tokens) - 1, len(tokens))
     logits = chosen_logits(model, tokens[None], torch.zeros_like(positions), positions).cpu()
     probability = float(log_probabilities(logits, new).mean().exp())
-    if bare.answer == bare.new_answer or (bool((logits.argmax(-1) == new).all()) and probability > 0.5):
+    likeliest = bool((logits.argmax(-1) == new).all())
+    if bare.answer == bare.new_answer or (likeliest and probability > 0.5):
         raise FactError(
             f"{fact.text!r} is already answered with the new target {fact.new_target!r} (p = {probability:.2f}): there is "
             "nothing to edit. Give another new target."
+        )
+    if likeliest:
+        warn(
+            "The new target is the model's likeliest answer already, though no sure one (p <= 0.5): the edit makes it surer, "
+            "which is less than to change an answer. rl.top_answers(model, [fact.text]) shows what a model says of itself.",
+            LikelyTargetWarning,
         )
 
 
 def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: RomeConfig) -> None:
     if config.norms == "plain" and has_centred_w_out(model, layer):
-        warnings.warn(
+        warn(
             "W_out is centred, as TransformerLens' center_writing_weights leaves it: ||v_0|| in weight decay and clamp is "
             "another one than on the model as it came, and so is the edit. Published numbers come from unprocessed weights "
             "(from_pretrained_no_processing); RomeConfig(norms='centred') gives the same edit on both.",
             ProcessedModelWarning,
-            stacklevel=4,
         )
     if bare.subject_last == 0:
-        warnings.warn(
+        warn(
             f"The subject {fact.subject!r} is the first token of all: its key there is that of a position which attends to "
             "itself alone, and contexts with a prefix give it another. u is taken from the mean of the contexts' keys, v "
             "from the bare prompt's; with prepend_bos=True, or variant='r-rome', the two agree better.",
             FirstTokenWarning,
-            stacklevel=4,
         )

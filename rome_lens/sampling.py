@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rome_lens.facts import FactError
 from rome_lens.forward import attending_to_all, evaluating, last_position_logits
-from rome_lens.models import Hook, LensModel, at_least_float32, device
+from rome_lens.models import Hook, LensModel, at_least_float32, device, starts_with_bos
 from rome_lens.past import caches_fit
 from rome_lens.tokens import pad_right, token_ids
 
@@ -52,7 +52,7 @@ def random_contexts(
     """
     if not 0 <= prefixes <= 20:
         raise ValueError(f"prefixes is {prefixes}, expected 0 to 20.")
-    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    bos = starts_with_bos(model, prepend_bos)
     start = [int(i) for i in model.to_tokens("The", prepend_bos=bos)[0]]
     skipped = len(start) - len(model.to_tokens("The", prepend_bos=False)[0])
     contexts = ["{}"]

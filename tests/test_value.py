@@ -1,6 +1,7 @@
 """The value's optimisation against the plain loop over all layers, positions and logits; what must not change it."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import rome_lens as rl
 from rome_lens.facts import FactError
 from rome_lens.forward import evaluating, in_float32
 from rome_lens.models import ModelError, w_out
-from rome_lens.rome import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.rome import FirstTokenWarning, LikelyTargetWarning, ProcessedModelWarning
 from rome_lens.tokens import encode
 from rome_lens.value import EditedLayer, EditRows, descent
 
@@ -242,8 +243,21 @@ def test_a_new_target_that_is_already_the_answer_is_refused(toy: Any, toy_record
     with pytest.raises(FactError, match="already answered"):
         value(toy, said)
     with value(toy, fact, config=rl.RomeConfig()).applied(toy):
-        with pytest.raises(FactError, match="already answered"):
-            value(toy, fact)
+        for edit in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1)):
+            with pytest.raises(FactError, match="already answered"):
+                edit(toy, fact)
+
+
+def test_a_new_target_that_is_likeliest_and_not_sure_is_edited_with_a_warning_at_the_callers_line(toy: Any) -> None:
+    leaning = rl.Fact("{} lives in the city of", subject="Nobody", target="Pralec", new_target="Almera")
+    (answers,) = rl.top_answers(toy, [leaning.text])
+    assert answers.tokens[0].strip() == leaning.new_target
+    assert answers.probabilities[0] < 0.5
+    rome = {"statistics": rl.KeyStatistics.identity(toy, layer=1), "contexts": ["{}"], "config": CONFIG}
+    for edit, options in ((rl.rome, rome), (rl.fine_tune, {"steps": 1})):
+        with pytest.warns(LikelyTargetWarning, match="likeliest answer already") as caught:
+            inspect.unwrap(edit)(toy, leaning, layer=1, **options)  # else the tests' own check of types is what calls
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_targets_that_share_their_first_token_are_told_apart(toy: Any, toy_record: rl.data.Record) -> None:
