@@ -101,8 +101,12 @@ def prefixed(edit: Any, prompt: str) -> str:
 def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
     """Raise ValueError where the edit says what it changes, and that is another fact than the record's."""
     of = getattr(edit, "fact", None)
-    if isinstance(of, Fact) and (of.subject, of.new_target) != (fact.subject, fact.new_target):
+    if isinstance(of, Fact) and _said(of) != _said(fact):
         raise ValueError(
             f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
             f"{fact.new_target!r}. Evaluate an edit with its own record."
         )
+
+
+def _said(fact: Fact) -> tuple[str, str, str | None]:
+    return fact.text, fact.subject, fact.new_target
