@@ -1,10 +1,12 @@
 """Edits of ``W_out`` as things: applied to the weights, or as hooks, or row by row of a batch; saved and loaded."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -105,6 +107,27 @@ class Edit(Stored):
                 state[name] = (edited.T if is_transposed else edited).clone()
         return state
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each part: what it changes, by how much, what made it and how that ended."""
+        return pd.DataFrame(
+            {
+                "prompt": None if part.fact is None else part.fact.text,
+                "new_target": None if part.fact is None else part.fact.new_target,
+                "variant": part.variant,
+                "layer": part.layer,
+                "norm": part.norm,
+                "probability": part.probability,
+                "loss": part.loss,
+                "stopped": part.stopped,
+                "made_with": part.made_with,
+            }
+            for part in self.parts
+        )
+
+    def _repr_html_(self) -> str:
+        known = self.to_frame().dropna(axis="columns", how="all")
+        return str(known.to_html(index=False, na_rep="", float_format="{:.4g}".format))
+
     def check(self, model: LensModel) -> None:
         """Raise ModelError unless the edit fits this model; the message says what differs, shape or fingerprint or both."""
         found = fingerprint(model)
@@ -132,6 +155,11 @@ class LayerEdit(Edit):
     fact: Fact | None
     model_fingerprint: str | None
     delta: Float[Tensor, "d_mlp d_model"]
+    losses: Tensor | None
+    made_with: str
+    variant: str | None
+    stopped: str | None
+    probability: float | None = None
 
     @property
     def parts(self) -> "tuple[LayerEdit, ...]":
@@ -146,6 +174,16 @@ class LayerEdit(Edit):
     def shape(self) -> tuple[int, int]:
         """``(d_mlp, d_model)``."""
         return (self.tensors[0].shape[0], self.tensors[-1].shape[-1])
+
+    @property
+    def norm(self) -> float:
+        """``||delta||``, which of a rank-one edit is ``||u|| ||v||``."""
+        return math.prod(float(tensor.norm()) for tensor in self.tensors)
+
+    @property
+    def loss(self) -> float | None:
+        """The last step's whole loss."""
+        return None if self.losses is None else float(self.losses[-1].sum())
 
     def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
         """``k delta``: what the edit adds to the output of ``W_out`` for each key."""
@@ -186,6 +224,7 @@ class RankOneEdit(LayerEdit):
         variant, config, contexts, statistics: the same one by one: the name of the method's variant, its hyperparameters,
             the templates around the prompt, and the source of the statistics in words.
         stopped: what ended the optimisation: ``"loss"``, ``"probability"`` or ``"steps"``.
+        prepend_bos: whether BOS stood before the prompts; None in a file of a version that did not say.
         versions: of the packages that it was made with; of an old file, those that wrote it.
     """
 
@@ -204,6 +243,7 @@ class RankOneEdit(LayerEdit):
     contexts: tuple[str, ...] = ()
     statistics: str = ""
     stopped: str | None = None
+    prepend_bos: bool | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     def __repr__(self) -> str:
@@ -215,16 +255,10 @@ class RankOneEdit(LayerEdit):
         """``outer(u, v)``, what is added to ``W_out``."""
         return torch.outer(self.u, self.v)
 
-    @property
-    def loss(self) -> float | None:
-        """The last step's whole loss."""
-        return None if self.losses is None else float(self.losses[-1].sum())
-
     def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
         """``(u . k) v``."""
         return (keys @ self.u.to(keys))[..., None] * self.v.to(keys)
 
-        prepend_bos: whether BOS stood before the prompts; None in a file of a version that did not say.
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.u, self.v)
@@ -243,7 +277,6 @@ class RankOneEdit(LayerEdit):
         gap = float((self.key @ self.u).abs() * self.v.norm())
         return float((mapped - self.value).norm()) < 1e-2 * gap
 
-    prepend_bos: bool | None = None
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WeightEdit(LayerEdit):
@@ -269,9 +302,9 @@ class WeightEdit(LayerEdit):
     variant: str | None = None
     config: Mapping[str, Any] | None = None
     stopped: str | None = None
+    prepend_bos: bool | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     def __repr__(self) -> str:
         what = "" if self.fact is None else f"{self.fact.text!r} -> {self.fact.new_target!r}, "
         return f"WeightEdit({what}layer={self.layer}, shape={tuple(self.delta.shape)})"
-    prepend_bos: bool | None = None

@@ -27,12 +27,17 @@ class Edits(Edit):
     them on one row), ``state_dict``, ``save`` and ``load`` (one file).
 
     Attributes:
-        edits: the edits, each of one layer.
+        edits: the edits, each of one layer; of several given as one, its parts.
     """
 
     edits: tuple[LayerEdit, ...]
 
     def __post_init__(self) -> None:
+        edits = tuple(self.edits)
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise ValueError(f"edits holds {edit!r}, expected edits, such as what rome(...) gives.")
+        object.__setattr__(self, "edits", tuple(part for edit in edits for part in edit.parts))
         if not self.edits:
             raise ValueError("edits is empty, expected at least one edit.")
 
