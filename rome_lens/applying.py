@@ -129,6 +129,13 @@ def unedited(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     return w_out(model, layer) if record is None else record.original
 
 
+def unrecorded(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """What ``W_out`` carries by any other road than ``apply``: without the applied edits, or as it is where other code changed
+    it since."""
+    record = _record(model, layer)
+    return record.original if record is not None and _intact(model, layer, record) else w_out(model, layer)
+
+
 def with_edits(original: Float[Tensor, "d_mlp d_model"], edits: Iterable[LayerEdit]) -> Float[Tensor, "d_mlp d_model"]:
     """``original + delta_1 + delta_2 + ...``, rounded once at the end where the weight is of half precision."""
     with torch.no_grad():
@@ -177,6 +184,9 @@ def _write(model: LensModel, layer: int, values: Tensor) -> None:
 
 
 def _record(model: LensModel, layer: int) -> _Record | None:
+    """What the layer's MLP keeps; None where no edit is applied, or the model has no such layer."""
+    if not 0 <= layer < model.cfg.n_layers:
+        return None
     return getattr(mlp_module(model, layer), "__dict__", {}).get(_ATTRIBUTE)
 
 

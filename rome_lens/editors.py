@@ -50,6 +50,8 @@ class NumberedEdits:
                 f"The edit is {edit!r}, expected None (the model as it stands) or an object with fwd_hooks(model), such as "
                 "what rome(...) gives."
             )
+        if isinstance(edit, Edit):
+            edit.check(self._model)
         parts = edit.parts if isinstance(edit, Edit) else (edit,)
         if any(hasattr(part, "is_applied") and part.is_applied(self._model) for part in parts):
             raise ModelError(
@@ -99,8 +101,12 @@ def prefixed(edit: Any, prompt: str) -> str:
 def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
     """Raise ValueError where the edit says what it changes, and that is another fact than the record's."""
     of = getattr(edit, "fact", None)
-    if isinstance(of, Fact) and (of.subject, of.new_target) != (fact.subject, fact.new_target):
+    if isinstance(of, Fact) and _said(of) != _said(fact):
         raise ValueError(
             f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
             f"{fact.new_target!r}. Evaluate an edit with its own record."
         )
+
+
+def _said(fact: Fact) -> tuple[str, str, str | None]:
+    return fact.text, fact.subject, fact.new_target

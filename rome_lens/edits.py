@@ -1,10 +1,12 @@
 """Edits of ``W_out`` as things: applied to the weights, or as hooks, or row by row of a batch; saved and loaded."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +18,7 @@ from rome_lens.models import (
     LensModel,
     ModelError,
     fingerprint,
-    mlp_output,
+    raw_output,
     raw_output_hooks,
     state_entries,
     w_out,
@@ -105,6 +107,27 @@ class Edit(Stored):
                 state[name] = (edited.T if is_transposed else edited).clone()
         return state
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each part: what it changes, by how much, what made it and how that ended."""
+        return pd.DataFrame(
+            {
+                "prompt": None if part.fact is None else part.fact.text,
+                "new_target": None if part.fact is None else part.fact.new_target,
+                "variant": part.variant,
+                "layer": part.layer,
+                "norm": part.norm,
+                "probability": part.probability,
+                "loss": part.loss,
+                "stopped": part.stopped,
+                "made_with": part.made_with,
+            }
+            for part in self.parts
+        )
+
+    def _repr_html_(self) -> str:
+        known = self.to_frame().dropna(axis="columns", how="all")
+        return str(known.to_html(index=False, na_rep="", float_format="{:.4g}".format))
+
     def check(self, model: LensModel) -> None:
         """Raise ModelError unless the edit fits this model; the message says what differs, shape or fingerprint or both."""
         found = fingerprint(model)
@@ -132,6 +155,11 @@ class LayerEdit(Edit):
     fact: Fact | None
     model_fingerprint: str | None
     delta: Float[Tensor, "d_mlp d_model"]
+    losses: Tensor | None
+    made_with: str
+    variant: str | None
+    stopped: str | None
+    probability: float | None = None
 
     @property
     def parts(self) -> "tuple[LayerEdit, ...]":
@@ -147,6 +175,16 @@ class LayerEdit(Edit):
         """``(d_mlp, d_model)``."""
         return (self.tensors[0].shape[0], self.tensors[-1].shape[-1])
 
+    @property
+    def norm(self) -> float:
+        """``||delta||``, which of a rank-one edit is ``||u|| ||v||``."""
+        return math.prod(float(tensor.norm()) for tensor in self.tensors)
+
+    @property
+    def loss(self) -> float | None:
+        """The last step's whole loss."""
+        return None if self.losses is None else float(self.losses[-1].sum())
+
     def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
         """``k delta``: what the edit adds to the output of ``W_out`` for each key."""
         return keys @ self.delta.to(keys)
@@ -161,6 +199,13 @@ class LayerEdit(Edit):
     def is_applied(self, model: LensModel) -> bool:
         """Whether the edit is in the model's weights by ``apply`` or ``applied``."""
         return applying.in_weights(model, self)
+
+    def _has_place_in(self, model: LensModel) -> bool:
+        """Whether the model has a ``W_out`` of the edit's layer and shape."""
+        try:
+            return tuple(w_out(model, self.layer).shape) == self.shape
+        except ModelError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -179,6 +224,7 @@ class RankOneEdit(LayerEdit):
         variant, config, contexts, statistics: the same one by one: the name of the method's variant, its hyperparameters,
             the templates around the prompt, and the source of the statistics in words.
         stopped: what ended the optimisation: ``"loss"``, ``"probability"`` or ``"steps"``.
+        prepend_bos: whether BOS stood before the prompts; None in a file of a version that did not say.
         versions: of the packages that it was made with; of an old file, those that wrote it.
     """
 
@@ -197,6 +243,7 @@ class RankOneEdit(LayerEdit):
     contexts: tuple[str, ...] = ()
     statistics: str = ""
     stopped: str | None = None
+    prepend_bos: bool | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     def __repr__(self) -> str:
@@ -207,11 +254,6 @@ class RankOneEdit(LayerEdit):
     def delta(self) -> Float[Tensor, "d_mlp d_model"]:  # type: ignore[override]
         """``outer(u, v)``, what is added to ``W_out``."""
         return torch.outer(self.u, self.v)
-
-    @property
-    def loss(self) -> float | None:
-        """The last step's whole loss."""
-        return None if self.losses is None else float(self.losses[-1].sum())
 
     def addition(self, keys: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
         """``(u . k) v``."""
@@ -224,13 +266,14 @@ class RankOneEdit(LayerEdit):
     def is_applied(self, model: LensModel) -> bool:
         """Whether the edit is in the weights by ``apply`` or ``applied``, or they map ``k*`` to ``v*`` by another road.
 
-        The second is asked only where the edit names ``k*`` and ``v*``.
+        The second is asked only where the edit names ``k*`` and ``v*``, and of the weights without the edits that were
+        applied: another edit of the same fact, which maps ``k*`` to ``v*`` as well, is not this one.
         """
         if super().is_applied(model):
             return True
-        if self.key is None or self.value is None:
+        if self.key is None or self.value is None or not self._has_place_in(model):
             return False
-        mapped = mlp_output(model, self.layer, self.key)
+        mapped = raw_output(model, self.layer, self.key, applying.unrecorded(model, self.layer))
         gap = float((self.key @ self.u).abs() * self.v.norm())
         return float((mapped - self.value).norm()) < 1e-2 * gap
 
@@ -245,7 +288,8 @@ class WeightEdit(LayerEdit):
         fact: what was edited, where it came from a fact.
         model_fingerprint: of the model that it was made on; None is not checked.
         losses: at each step, where there were steps.
-        made_with: how it was made, in words; ``variant``, ``config``, ``stopped``: the same one by one.
+        made_with: how it was made, in words; ``variant``, ``config``, ``stopped``, ``prepend_bos``: the same one by
+            one.
         versions: of the packages that it was made with.
     """
 
@@ -258,6 +302,7 @@ class WeightEdit(LayerEdit):
     variant: str | None = None
     config: Mapping[str, Any] | None = None
     stopped: str | None = None
+    prepend_bos: bool | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     def __repr__(self) -> str:

@@ -49,6 +49,8 @@ class Fact:
         if not target:
             raise FactError(f"The target of {prompt!r} is empty: give the answer's words, such as 'Paris'.")
         if new_target is not None:
+            if not isinstance(new_target, str):
+                raise FactError(f"The new target is {new_target!r}, expected words, or None for no edit.")
             new_target = new_target.strip()
             if not new_target:
                 raise FactError(f"The new target of {prompt!r} is empty: give its words, or None for no edit.")
@@ -85,6 +87,21 @@ class Fact:
     def about(self, subject: str) -> "Fact":
         """The same question asked about another subject; the answers stay as they are."""
         return Fact(self.prompt, subject=subject, target=self.target, new_target=self.new_target)
+
+
+def check_fact(fact: object) -> Fact:
+    """The fact itself.
+
+    Raises:
+        FactError: it is of another kind.
+    """
+    if isinstance(fact, Fact):
+        return fact
+    inner = getattr(fact, "fact", None)
+    advice = (
+        "give its fact, record.fact" if isinstance(inner, Fact) else "such as Fact('{} is in', subject='Paris', ...)"
+    )
+    raise FactError(f"The fact is {str(fact)[:120]!r}, a {type(fact).__name__}, expected a Fact: {advice}.")
 
 
 def _check_template(prompt: str, subject: str) -> None:

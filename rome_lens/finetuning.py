@@ -1,21 +1,23 @@
 """Constrained fine-tuning of one ``W_out`` (FT+L), the plainest way to write a fact into the weights that ROME edits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import real_number, templates, whole_number
 from rome_lens.contexts import ContextRows
 from rome_lens.edits import WeightEdit
-from rome_lens.facts import Fact
+from rome_lens.facts import Fact, check_fact
 from rome_lens.forward import differentiating, in_float32, layer_states
-from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, w_out
+from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, starts_with_bos, w_out
 from rome_lens.partial import PartialForward
-from rome_lens.tokens import pad_right
-from rome_lens.value import OptimisationError
+from rome_lens.rome import refuse_what_is_said_already
+from rome_lens.tokens import encode, pad_right
+from rome_lens.value import OptimisationError, adam_step
 
 STOP_LOSS = 1e-2
 
@@ -29,15 +31,16 @@ def fine_tune(
     steps: int = 25,
     lr: float = 5e-4,
     weight_decay: float = 0.0,
-    contexts: Sequence[str] = ("{}",),
+    contexts: Iterable[str] = ("{}",),
     prepend_bos: bool | None = None,
 ) -> WeightEdit:
     """``W_out + delta`` with ``delta`` minimising by Adam, under an infinity norm,
 
         - mean_contexts mean_i log p(o*_i | prompt, o*_1 ... o*_i-1),   max |delta| <= norm_constraint
 
-    The model itself is not changed. After each step every entry of ``delta`` is clamped; a loss below 0.01 ends it. Only
-    the layers after the edited one run in each step, and only the positions that the loss reads are unembedded.
+    The model itself is not changed. After each step every entry of ``delta`` is clamped; a loss below 0.01 ends it. The
+    edit's ``losses`` are those before each step, and last its own. Only the layers after the edited one run in each step,
+    and only the positions that the loss reads are unembedded.
 
     The defaults are the original's for GPT-2 XL. A small model's larger weights may need a larger rate and bound.
 
@@ -49,22 +52,29 @@ def fine_tune(
         prepend_bos: None takes the model's default.
 
     Raises:
-        FactError: the fact has no new target, a context has no ``{}``, or one does not fit the model's context.
-        ModelError: layer out of range, no dense MLP, no tokenizer.
-        ValueError: a hyperparameter out of range.
+        FactError: the fact is none, or has no new target, or the model is sure of it already; a context has no ``{}``, or one
+            does not fit the model's context.
+        ModelError: layer not one of the model's, no dense MLP, no tokenizer.
+        ValueError: a hyperparameter out of range, contexts of another kind.
         OptimisationError: a loss is not finite; the message names the step.
     """
-    w_out(model, check_layer(model, layer))
-    if steps < 1 or not (lr > 0 and norm_constraint > 0 and weight_decay >= 0):
+    layer, fact, contexts = check_layer(model, layer), check_fact(fact), templates(contexts)
+    w_out(model, layer)
+    steps = whole_number("steps", steps)
+    lr, weight_decay = real_number("lr", lr), real_number("weight_decay", weight_decay)
+    norm_constraint = real_number("norm_constraint", norm_constraint)
+    if steps < 1 or not (0 < lr < math.inf and norm_constraint > 0 and 0 <= weight_decay < math.inf):
         raise ValueError(
-            f"Expected steps >= 1, lr and norm_constraint > 0, weight_decay >= 0; got steps={steps}, lr={lr}, "
-            f"norm_constraint={norm_constraint}, weight_decay={weight_decay}."
+            f"Expected steps >= 1, a finite lr > 0, norm_constraint > 0, a finite weight_decay >= 0; got steps={steps}, "
+            f"lr={lr}, norm_constraint={norm_constraint}, weight_decay={weight_decay}."
         )
     with differentiating(model):
         rows = ContextRows.of(model, fact, contexts, prepend_bos)
+        refuse_what_is_said_already(model, fact, encode(model, fact, prepend_bos=prepend_bos))
         precise = in_float32(model)
         state = _LayerState.of(precise, pad_right(rows.rows), layer)
         delta, losses = _optimise(precise, rows, state, norm_constraint, steps, lr, weight_decay)
+    bos = starts_with_bos(model, prepend_bos)
     settings = {"norm_constraint": norm_constraint, "steps": steps, "lr": lr, "weight_decay": weight_decay}
     return WeightEdit(
         layer=layer,
@@ -72,10 +82,11 @@ def fine_tune(
         fact=fact,
         model_fingerprint=fingerprint(model),
         losses=torch.tensor(losses, dtype=torch.float64),
-        made_with=f"FT+L, {settings}, {len(contexts)} contexts",
+        made_with=f"FT+L, {settings}, {len(contexts)} contexts, prepend_bos={bos}",
         variant="FT+L",
         config=settings,
         stopped="loss" if losses[-1] < STOP_LOSS else "steps",
+        prepend_bos=bos,
     )
 
 
@@ -112,7 +123,7 @@ def _optimise(
     lr: float,
     weight_decay: float,
 ) -> tuple[Float[Tensor, "d_mlp d_model"], list[float]]:
-    """``delta``, and the loss before each step."""
+    """``delta``, and the loss before each step and after the last."""
     positions = rows.target_positions
     forward = PartialForward(model, pad_right(rows.rows)[0])
     row = torch.arange(len(positions))[:, None].expand_as(positions)
@@ -122,17 +133,16 @@ def _optimise(
         shape = (state.keys.shape[-1], state.outputs.shape[-1])
         delta = state.keys.new_zeros(shape).requires_grad_()
         optimiser = torch.optim.Adam([delta], lr=lr, weight_decay=weight_decay)
-        for step in range(steps):
+        for step in range(steps + 1):
             final = forward.resume(state.with_delta(model, delta), state.layer + 1)
             log_p = forward.logits_at([(final, row.flatten(), positions.flatten())]).log_softmax(-1)
             loss = -log_p.gather(-1, target.reshape(-1, 1)).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise OptimisationError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
-            if losses[-1] < STOP_LOSS:
+            if losses[-1] < STOP_LOSS or step == steps:
                 break
-            (delta.grad,) = torch.autograd.grad(loss, [delta])
-            optimiser.step()
+            adam_step(optimiser, delta, loss, step + 1)
             with torch.no_grad():
                 delta.clamp_(-norm_constraint, norm_constraint)
     return delta.detach(), losses

@@ -56,21 +56,24 @@ def attending_to_all(model: LensModel) -> Iterator[None]:
         yield
         return
 
-    def unmasked(name: str) -> Callable[..., Any]:
-        def method(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
-            everything = None if attention_mask is None else torch.ones_like(attention_mask)
-            return getattr(type(model), name)(model, *args, attention_mask=everything, **options)
+    def unmasked(method: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
+            everything = {} if attention_mask is None else {"attention_mask": torch.ones_like(attention_mask)}
+            return method(*args, **everything, **options)
 
-        return method
+        return called
 
     names = ("get_residual", "forward")
+    own = {name: vars(model)[name] for name in names if name in vars(model)}  # the caller's, in front of the class's
     for name in names:
-        setattr(model, name, unmasked(name))
+        setattr(model, name, unmasked(getattr(model, name)))
     try:
         yield
     finally:
         for name in names:
             delattr(model, name)
+        for name, method in own.items():
+            setattr(model, name, method)
 
 
 @contextmanager
@@ -199,9 +202,15 @@ def _release_graphs(model: LensModel) -> None:
 
 
 def in_float32(model: LensModel) -> LensModel:
-    """The model itself, or of one in half precision a float32 copy."""
-    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
-    if not half:
+    """The model itself, or of one in half precision a float32 copy.
+
+    A copy too of a model that was made in inference mode, whose tensors no gradient can pass.
+    """
+    parameters = list(model.parameters())
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters)
+    if not half and not any(parameter.is_inference() for parameter in parameters):
         return model
     _release_graphs(model)
-    return copy.deepcopy(model).to(torch.float32)
+    with torch.inference_mode(False):
+        copied = copy.deepcopy(model)
+        return copied.to(torch.float32) if half else copied

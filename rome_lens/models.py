@@ -8,12 +8,14 @@ and ``loading.py`` know that there are two classes. The two classes are
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+
+from rome_lens.arguments import whole_number
 
 Component = Literal["resid", "mlp", "attn", "z"]
 COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn", "z")
@@ -47,12 +49,16 @@ def resid_pre_hook(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_pre"
 
 
-def check_layer(model: LensModel, layer: int) -> int:
-    """The layer, if the model has it.
+def check_layer(model: LensModel, layer: SupportsIndex) -> int:
+    """The layer as an ``int``, if the model has it.
 
     Raises:
-        ModelError: the layer is out of range.
+        ModelError: the layer is no whole number, or out of range.
     """
+    try:
+        layer = whole_number("layer", layer)
+    except ValueError as error:
+        raise ModelError(f"{error} The model has layers 0 to {model.cfg.n_layers - 1}.") from error
     if not 0 <= layer < model.cfg.n_layers:
         raise ModelError(f"Layer {layer} is out of range: the model has layers 0 to {model.cfg.n_layers - 1}.")
     return layer
@@ -113,8 +119,15 @@ def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
 
 def mlp_output(model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
     """``k W_out + b_out``, where the keys are and in their precision."""
+    return raw_output(model, layer, keys, w_out(model, layer))
+
+
+def raw_output(
+    model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"], weight: Float[Tensor, "d_mlp d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """``k W + b_out`` with any other weight in the place of ``W_out``."""
     bias = b_out(model, layer)
-    output = keys @ w_out(model, layer).to(keys)
+    output = keys @ weight.to(keys)
     return output if bias is None else output + bias.to(keys)
 
 
@@ -248,6 +261,11 @@ def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], 
         (f"{norm}.hook_normalized", renormalise),
         (component_hook("mlp", layer), forget_scale),
     ]
+
+
+def starts_with_bos(model: LensModel, prepend_bos: bool | None) -> bool:
+    """Whether a text's tokens start with BOS: as it is said, and else by the model's default."""
+    return bool(model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos)
 
 
 def has_centred_w_out(model: LensModel, layer: int) -> bool:

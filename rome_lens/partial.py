@@ -95,6 +95,11 @@ class PartialForward:
                 later = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
                 finals += [streams[-1][:1, -1:], later[:, -1:]]
         logits = self.read_logits[-1]
+        if not torch.isfinite(logits).all():
+            raise ModelError(
+                f"Of the model's own logits, {int((~torch.isfinite(logits)).sum())} of {len(logits)} are not finite: its weights, "
+                "or a hook on it, hold or make NaN or infinite values."
+            )
         spread = torch.arange(0, len(logits), max(1, len(logits) // 32), device=logits.device)
         compared = torch.cat([logits.argmax(-1, keepdim=True), spread])
         expected = logits[compared] - logits.logsumexp(-1)

@@ -72,10 +72,16 @@ def call(model: LensModel, tokens: Int[Tensor, "row pos"]) -> Tensor:
     return model(tokens, use_cache=False) if is_bridge(model) else model(tokens)
 
 
+def caches_fit(model: LensModel) -> bool:
+    """Whether the model's key-value caches have room for its keys: HookedTransformer's have not where it repeats them for each
+    query head (``set_ungroup_grouped_query_attention``)."""
+    return is_bridge(model) or not model.cfg.ungroup_grouped_query_attention
+
+
 def run_hooked_transformer(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Tensor, Past | None]:
     """A run of HookedTransformer."""
     n_layers = model.cfg.n_layers
-    if not with_past:
+    if not with_past or not caches_fit(model):
         return model(tokens, stop_at_layer=n_layers), None
     cache = new_key_value_cache(model, len(tokens))
     everything = torch.ones_like(tokens)  # else padding is guessed from the tokens, as it is not without a cache

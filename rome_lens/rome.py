@@ -7,22 +7,23 @@ With ``C = E[k kT]`` the update of least disturbance that maps ``k*`` to ``v*`` 
 Source: Meng et al. 2022, section 3.1 (equation 2) and appendix E.5.
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from rome_lens.arguments import templates
 from rome_lens.edits import RankOneEdit
-from rome_lens.facts import Fact, FactError
+from rome_lens.facts import Fact, FactError, check_fact
 from rome_lens.forward import chosen_logits, differentiating, in_float32, log_probabilities
 from rome_lens.keys import KeyStatistics, StatisticsError
-from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, w_out
+from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, starts_with_bos, w_out
 from rome_lens.sampling import random_contexts
 from rome_lens.tokens import FactTokens, encode
 from rome_lens.value import EditedLayer, EditRows, OptimisationError, RomeConfig, Step, descent
+from rome_lens.warning import warn
 
 VARIANTS = ("rome", "r-rome")
 _Path: TypeAlias = tuple[Sequence[Step], str]  # the steps of an optimisation, and what stopped it
@@ -30,6 +31,10 @@ _Path: TypeAlias = tuple[Sequence[Step], str]  # the steps of an optimisation, a
 
 class ProcessedModelWarning(UserWarning):
     """ROME on weights that TransformerLens has processed, where it gives another edit than on the model as it came."""
+
+
+class LikelyTargetWarning(UserWarning):
+    """The new target is what the model says by itself, if not with much confidence."""
 
 
 class FirstTokenWarning(UserWarning):
@@ -41,8 +46,8 @@ def rome(
     fact: Fact,
     *,
     layer: int,
-    statistics: KeyStatistics | None,
-    contexts: Sequence[str] | None = None,
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
+    contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
     variant: str = "rome",
     prepend_bos: bool | None = None,
@@ -55,11 +60,14 @@ def rome(
     ``v*`` lies at the raw output of ``W_out``: on Gemma 2 and 3 before the norm that follows. All is computed in float32
     at least, under autocast too; of a model in half precision a float32 copy is made for the while.
 
+    A new target that is the model's likeliest answer already, but no sure one, is edited all the same, with a warning.
+
     A subject that is the very first token (one token, no BOS) has a key there like no other, and in contexts with a prefix
     another one: ``u`` then comes from their mean, and a warning says so.
 
     Args:
-        statistics: of this model and layer; ``KeyStatistics.identity(model, layer=...)`` edits without, on purpose.
+        statistics: of this model and layer, also among several by layer, as ``collect_key_statistics(model, layer=[...])``
+            gives them; ``KeyStatistics.identity(model, layer=...)`` edits without, on purpose.
         contexts: templates with one ``{}`` for the fact's prompt, such as ``"It was raining. {}"``; None samples the
             original's 20 random prefixes from the model and adds the bare ``"{}"`` (:func:`random_contexts`: for many
             facts call it once).
@@ -68,12 +76,17 @@ def rome(
         prepend_bos: None takes the model's default.
 
     Raises:
-        FactError: the fact has no new target, or the model is sure of it already; a context has no ``{}``, or one does not
-            fit the model's context.
+        FactError: the fact is none, or has no new target, or the model is sure of it already; a context has no ``{}``, or one
+            does not fit the model's context.
+        ValueError: contexts or config of another kind.
         StatisticsError: no statistics, or those of another layer or model, or singular ones.
-        ModelError: layer out of range, no dense MLP, no tokenizer.
+        ModelError: layer not one of the model's, no dense MLP, no tokenizer.
         OptimisationError: a loss is not finite; the message names the step.
     """
+    layer, fact = check_layer(model, layer), check_fact(fact)
+    if not isinstance(config, RomeConfig):
+        raise ValueError(f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1).")
+    statistics = _of_layer(statistics, layer)
     choice = Choice(statistics=statistics, variant=variant, stop_probability=config.stop_probability)
     (found,) = rank_one_edits(
         model, fact, layer=layer, choices=[choice], contexts=contexts, config=config, prepend_bos=prepend_bos
@@ -81,6 +94,20 @@ def rome(
     if isinstance(found, OptimisationError):
         raise found
     return found
+
+
+def _of_layer(statistics: Any, layer: int) -> KeyStatistics | None:
+    """The statistics of the layer, where they are given by layer."""
+    if isinstance(statistics, Mapping):
+        if layer not in statistics:
+            raise StatisticsError(f"statistics has the layers {list(statistics)}, the edit is at layer {layer}.")
+        statistics = statistics[layer]
+    if statistics is not None and not isinstance(statistics, KeyStatistics):
+        raise StatisticsError(
+            f"statistics is {str(statistics)[:120]!r}, a {type(statistics).__name__}, expected a KeyStatistics, or several by "
+            "layer: collect_key_statistics(model, layer=...) gives them, KeyStatistics.load(path) reads them."
+        )
+    return statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +137,7 @@ def rank_one_edits(
     *,
     layer: int,
     choices: Sequence[Choice],
-    contexts: Sequence[str] | None = None,
+    contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
     prepend_bos: bool | None = None,
 ) -> list[RankOneEdit | OptimisationError]:
@@ -119,16 +146,17 @@ def rank_one_edits(
     In place of an edit stands the error that :func:`rome` raises: where the optimisation diverges, the choices that had
     stopped before keep their edits.
     """
-    w_out(model, check_layer(model, layer))
+    layer = check_layer(model, layer)
+    w_out(model, layer)
     if fact.new_target is None:
         raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
     moments = [choice.check(model, layer) for choice in choices]
     bare = encode(model, fact, prepend_bos=prepend_bos)
     refuse_what_is_said_already(model, fact, bare)
     _warn(model, fact, bare, layer, config)
-    if contexts is None:
-        contexts = random_contexts(model, prepend_bos=prepend_bos)
-    known = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": tuple(contexts)}
+    contexts = random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
+    known: dict[str, Any] = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": contexts}
+    known["prepend_bos"] = starts_with_bos(model, prepend_bos)
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
@@ -197,39 +225,46 @@ def _rank_one(
         variant=variant,
         config=asdict(config),
         statistics=source,
-        made_with=f"{variant}, {config}, {len(known['contexts'])} contexts, statistics: {source}",
+        made_with=f"{variant}, {config}, {len(known['contexts'])} contexts, statistics: {source}, "
+        f"prepend_bos={known['prepend_bos']}",
         **known,
     )
 
 
 def refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
-    """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5)."""
+    """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5); warn
+    where it is the likeliest and no sure one."""
     new = torch.tensor(bare.new_answer)
     tokens = torch.cat([bare.tokens, new[:-1]])
     positions = torch.arange(len(bare.tokens) - 1, len(tokens))
     logits = chosen_logits(model, tokens[None], torch.zeros_like(positions), positions).cpu()
     probability = float(log_probabilities(logits, new).mean().exp())
-    if bare.answer == bare.new_answer or (bool((logits.argmax(-1) == new).all()) and probability > 0.5):
+    likeliest = bool((logits.argmax(-1) == new).all())
+    if bare.answer == bare.new_answer or (likeliest and probability > 0.5):
         raise FactError(
             f"{fact.text!r} is already answered with the new target {fact.new_target!r} (p = {probability:.2f}): there is "
             "nothing to edit. Give another new target."
+        )
+    if likeliest:
+        warn(
+            "The new target is the model's likeliest answer already, though no sure one (p <= 0.5): the edit makes it surer, "
+            "which is less than to change an answer. rl.top_answers(model, [fact.text]) shows what a model says of itself.",
+            LikelyTargetWarning,
         )
 
 
 def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: RomeConfig) -> None:
     if config.norms == "plain" and has_centred_w_out(model, layer):
-        warnings.warn(
+        warn(
             "W_out is centred, as TransformerLens' center_writing_weights leaves it: ||v_0|| in weight decay and clamp is "
             "another one than on the model as it came, and so is the edit. Published numbers come from unprocessed weights "
             "(from_pretrained_no_processing); RomeConfig(norms='centred') gives the same edit on both.",
             ProcessedModelWarning,
-            stacklevel=4,
         )
     if bare.subject_last == 0:
-        warnings.warn(
+        warn(
             f"The subject {fact.subject!r} is the first token of all: its key there is that of a position which attends to "
             "itself alone, and contexts with a prefix give it another. u is taken from the mean of the contexts' keys, v "
             "from the bare prompt's; with prepend_bos=True, or variant='r-rome', the two agree better.",
             FirstTokenWarning,
-            stacklevel=4,
         )

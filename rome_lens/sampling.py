@@ -12,6 +12,7 @@ from torch import Tensor
 from rome_lens.facts import FactError
 from rome_lens.forward import attending_to_all, evaluating, full_precision, last_position_logits
 from rome_lens.models import Hook, LensModel, at_least_float32, device
+from rome_lens.past import caches_fit
 from rome_lens.tokens import pad_right, token_ids
 
 _ROWS_PER_BATCH = 64
@@ -31,6 +32,7 @@ def sample_tokens(
     The random state outside stays as it was.
     """
     options: dict[str, Any] = {"do_sample": True, "top_k": top_k, "temperature": temperature, "stop_at_eos": False}
+    options["use_past_kv_cache"] = caches_fit(model)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
@@ -143,6 +145,7 @@ def _sampled(
 
     tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
     options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "prepend_bos": False, "verbose": False}
+    options["use_past_kv_cache"] = caches_fit(model)
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
         with attending_to_all(model), _choosing(model, choose):
             model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)

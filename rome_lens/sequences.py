@@ -1,6 +1,6 @@
 """Several edits as one: made one after the other on the model as already edited, applied, saved and exported together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens import applying
+from rome_lens.arguments import templates
 from rome_lens.edits import Edit, LayerEdit, RankOneEdit
-from rome_lens.facts import Fact, FactError
+from rome_lens.facts import Fact, FactError, check_fact
 from rome_lens.keys import KeyStatistics
 from rome_lens.models import LensModel, mlp_output
 from rome_lens.rome import rome
@@ -26,12 +27,17 @@ class Edits(Edit):
     them on one row), ``state_dict``, ``save`` and ``load`` (one file).
 
     Attributes:
-        edits: the edits, each of one layer.
+        edits: the edits, each of one layer; of several given as one, its parts.
     """
 
     edits: tuple[LayerEdit, ...]
 
     def __post_init__(self) -> None:
+        edits = tuple(self.edits)
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise ValueError(f"edits holds {edit!r}, expected edits, such as what rome(...) gives.")
+        object.__setattr__(self, "edits", tuple(part for edit in edits for part in edit.parts))
         if not self.edits:
             raise ValueError("edits is empty, expected at least one edit.")
 
@@ -74,8 +80,8 @@ def rome_sequence(
     facts: Iterable[Fact],
     *,
     layer: int,
-    statistics: KeyStatistics | None,
-    contexts: Sequence[str] | None = None,
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
+    contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
     variant: str = "rome",
     prepend_bos: bool | None = None,
@@ -99,7 +105,8 @@ def rome_sequence(
         FactError: there is no fact, or one has no new target or cannot be encoded; before anything is computed.
         StatisticsError, ModelError, OptimisationError: as for :func:`rome`.
     """
-    facts = list(facts)
+    facts = [check_fact(fact) for fact in facts]
+    contexts = None if contexts is None else templates(contexts)
     if not facts:
         raise FactError("facts is empty, expected at least one fact with a new target.")
     for i, fact in enumerate(facts):

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rome_lens.facts import Fact, FactError
-from rome_lens.models import LensModel, ModelError
+from rome_lens.models import LensModel, ModelError, starts_with_bos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, t
     """
     if model.tokenizer is None:
         raise ModelError("The model has no tokenizer, which prompts and answers need: load or construct it with one.")
-    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    bos = starts_with_bos(model, prepend_bos)
     ids = [] if text == "" else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
     if len(ids) > model.cfg.n_ctx:
         raise FactError(f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}...")

@@ -3,6 +3,7 @@
 Source: Meng et al. 2022, section 3.1 (equation 4) and appendix E.5.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import real_number, whole_number
 from rome_lens.contexts import ContextRows
 from rome_lens.facts import Fact
 from rome_lens.forward import check_raw_output
@@ -64,13 +66,19 @@ class RomeConfig:
     norms: str = "plain"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", whole_number("steps", self.steps))
+        for name in ("lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "ridge"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        if self.stop_probability is not None:
+            object.__setattr__(self, "stop_probability", real_number("stop_probability", self.stop_probability))
         if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
             raise ValueError(
                 f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."
             )
         factors = (self.weight_decay, self.kl_factor, self.ridge)
-        if not (self.steps >= 1 and self.lr > 0 and self.clamp > 0 and all(factor >= 0 for factor in factors)):
-            raise ValueError(f"Expected steps >= 1, lr and clamp > 0, the other factors >= 0; got {self}.")
+        finite = all(0 <= factor < math.inf for factor in factors) and 0 < self.lr < math.inf
+        if not (self.steps >= 1 and self.clamp > 0 and finite):
+            raise ValueError(f"Expected steps >= 1, lr and clamp > 0, factors >= 0, all but clamp finite; got {self}.")
         if self.norms not in NORMS:
             raise ValueError(f"norms is {self.norms!r}, expected one of {', '.join(NORMS)}.")
 
@@ -221,7 +229,7 @@ def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[
     change reaches, and only those that the loss reads are unembedded.
 
     Raises:
-        OptimisationError: the loss is not finite; the message names the step.
+        OptimisationError: the loss, or ``||delta||``, is not finite; the message names the step.
     """
     start = state.outputs[0]
     n_contexts, n_target = rows.target_positions.shape
@@ -244,12 +252,29 @@ def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[
             raise OptimisationError(f"The loss is {loss.item()} at step {step} ({terms}): lower lr or clamp.")
         yield Step(delta=delta.detach().clone(), probability=each.exp().mean().item(), **terms)
         if step < config.steps - 1:
-            (delta.grad,) = torch.autograd.grad(loss, [delta])
-            optimiser.step()
+            adam_step(optimiser, delta, loss, step + 1)
             with torch.no_grad():
                 bound = config.clamp * config.norm(start)
                 if config.norm(delta) > bound:
                     delta.mul_(bound / config.norm(delta))
+
+
+def adam_step(optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int) -> None:
+    """Move ``delta`` to where the given step is to find it.
+
+    Raises:
+        OptimisationError: it went past the numbers that its type holds, where a clamp would make it nothing.
+    """
+    (delta.grad,) = torch.autograd.grad(loss, [delta])
+    overflow = f"||delta|| is not finite at step {step}: lower lr."
+    try:
+        optimiser.step()
+    except RuntimeError as error:  # torch's own, for a step size that the type cannot hold
+        if "overflow" not in str(error):
+            raise
+        raise OptimisationError(overflow) from error
+    if not torch.isfinite(delta.detach().norm()):
+        raise OptimisationError(overflow)
 
 
 def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Tensor, " row"]]]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from models_for_tests import CLASSES, TINY, reference_model, tiny
@@ -38,6 +39,14 @@ def reference32(request: pytest.FixtureRequest) -> Any:
 def fact() -> rl.Fact:
     """A fact for models that know nothing."""
     return rl.Fact("Then {} lives in the city of", subject="Wanda Brandt", target="Pralec", new_target="Ondavel")
+
+
+@pytest.fixture
+def unchecked() -> Any:
+    """No annotation is checked, as outside the tests: for arguments of a kind that the package itself takes or refuses."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

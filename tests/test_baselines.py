@@ -12,6 +12,7 @@ from rome_lens.facts import FactError
 from rome_lens.keys import StatisticsError
 from rome_lens.models import ModelError, w_out
 from rome_lens.partial import PartialForward
+from rome_lens.value import OptimisationError
 
 CONTEXTS = ("{}", "It was raining. {}")
 
@@ -36,9 +37,10 @@ def test_the_losses_are_those_of_the_edited_model(
     options = {"layer": 1, "contexts": contexts, "lr": 0.01, "norm_constraint": 0.015}
     longer, shorter = (rl.fine_tune(tiny_model, fact, steps=steps, **options) for steps in (4, 3))
     assert float(longer.losses[0]) == pytest.approx(plain_loss(tiny_model, fact, None, contexts), rel=1e-4)
-    assert torch.equal(longer.losses[:3], shorter.losses)
+    assert torch.equal(longer.losses[:4], shorter.losses)
     assert float(longer.losses[3]) == pytest.approx(plain_loss(tiny_model, fact, shorter, contexts), rel=1e-4)
-    assert plain_loss(tiny_model, fact, longer, contexts) < float(longer.losses[0])
+    assert float(longer.losses[-1]) == pytest.approx(plain_loss(tiny_model, fact, longer, contexts), rel=1e-4)
+    assert float(longer.losses[-1]) < float(longer.losses[0])
 
 
 def test_the_bound_holds_and_binds(tiny_model: Any, fact: rl.Fact) -> None:
@@ -69,7 +71,7 @@ def test_fine_tuning_writes_the_fact_and_stops(toy: Any, toy_record: rl.data.Rec
     assert found.ES == 1.0
     assert found.rows[0].new_after == pytest.approx(float((-edit.losses[-1]).exp()), rel=1e-4)
     tight = rl.fine_tune(toy, toy_record.fact, layer=1, norm_constraint=1e-5)
-    assert (tight.stopped, len(tight.losses)) == ("steps", 25)
+    assert (tight.stopped, len(tight.losses)) == ("steps", 26)
     assert rl.evaluate(toy, tight, toy_record).ES == 0.0
 
 
@@ -108,6 +110,15 @@ def test_a_loss_that_is_not_finite_is_refused_by_its_step(
     monkeypatch.setattr(PartialForward, "logits", lambda self, stream: logits(self, stream) * next(steps))
     with pytest.raises(ValueError, match="The loss is nan at step 1"):
         rl.fine_tune(toy, toy_record.fact, layer=1)
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_a_rate_past_the_finite_numbers_is_refused(
+    toy: Any, toy_record: rl.data.Record, untouched: Any, lr: float
+) -> None:
+    untouched(toy)
+    with pytest.raises(OptimisationError, match="at step 1: lower lr"):
+        rl.fine_tune(toy, toy_record.fact, layer=1, lr=lr)
 
 
 def test_a_fact_without_a_new_target_is_refused(toy: Any) -> None:

@@ -1,16 +1,20 @@
 """Laws of an edit as a thing: applied, as hooks, composed, saved; always gone afterwards."""
 
 import copy
+import dataclasses
 import itertools
+import json
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from models_for_tests import CLASSES, FAMILIES, LLAMA, last_logits, tiny
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import rome_lens as rl
-from rome_lens.models import ModelError, w_out
+from rome_lens.models import ModelError, mlp_output, w_out
 
 
 def random_edit(model: Any, *, layer: int = 1, seed: int = 0) -> rl.RankOneEdit:
@@ -141,6 +145,37 @@ def test_an_edit_saved_comes_back(toy: Any, toy_record: rl.data.Record, tmp_path
     assert torch.equal(loaded.losses, edit.losses)
     assert (loaded.fact, loaded.probability, loaded.made_with) == (edit.fact, edit.probability, edit.made_with)
     assert_close(logits(toy, fwd_hooks=loaded.fwd_hooks(toy)), logits(toy, fwd_hooks=edit.fwd_hooks(toy)))
+
+
+def test_an_edit_says_whether_bos_stood_before_its_prompts(
+    toy: Any, toy_record: rl.data.Record, tmp_path: Any, monkeypatch: Any
+) -> None:
+    statistics = rl.KeyStatistics.identity(toy, layer=1)
+    options = {"layer": 1, "contexts": ["{}"]}
+    rome = {**options, "statistics": statistics, "config": rl.RomeConfig(steps=2)}
+    for default in (True, False):
+        monkeypatch.setattr(toy.cfg, "default_prepend_bos", default)
+        for said in (None, True, False):
+            expected = default if said is None else said
+            edits = (
+                rl.rome(toy, toy_record.fact, prepend_bos=said, **rome),
+                rl.fine_tune(toy, toy_record.fact, steps=1, prepend_bos=said, **options),
+            )
+            for edit in edits:
+                assert edit.prepend_bos is expected
+                assert f"prepend_bos={expected}" in edit.made_with
+                assert type(edit).load(edit.save(tmp_path / "edit.safetensors")).prepend_bos is expected
+    save_old(edits[0], tmp_path / "old.safetensors")
+    assert rl.RankOneEdit.load(tmp_path / "old.safetensors").prepend_bos is None
+
+
+def save_old(edit: Any, path: Any) -> None:
+    """As a version wrote it that did not know of ``prepend_bos``."""
+    with safe_open(edit.save(path), framework="pt") as file:
+        header, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    fields = json.loads(header["fields"])
+    del fields["prepend_bos"]
+    save_file(tensors, path, metadata={**header, "fields": json.dumps(fields)})
 
 
 def test_an_edit_of_another_model_is_refused(toy: Any, toy_record: rl.data.Record, untouched: Any) -> None:
@@ -404,6 +439,43 @@ def test_an_edit_that_came_by_another_road_is_found_by_its_numbers(toy: Any, toy
     assert rl.applied_edits(other) == ()
 
 
+def test_another_edit_of_the_fact_is_not_taken_for_the_one_that_is_applied(
+    toy: Any, toy_record: rl.data.Record
+) -> None:
+    """Both map the same ``k*`` to the same ``v*``, with another ``u``."""
+    plain = rl.KeyStatistics.identity(toy, layer=1)
+    moment = plain.moment * torch.linspace(1, 2, len(plain.moment), dtype=torch.float64)
+    options = {"layer": 1, "contexts": ["{}"], "config": rl.RomeConfig(steps=5)}
+    one, other = (
+        rl.rome(toy, toy_record.fact, statistics=each, **options)
+        for each in (plain, dataclasses.replace(plain, moment=moment))
+    )
+    with one.applied(toy):
+        mapped = mlp_output(toy, 1, other.key)
+        torch.testing.assert_close(mapped, other.value, atol=1e-3, rtol=1e-3)
+        assert one.is_applied(toy)
+        assert not other.is_applied(toy)
+        with other.applied(toy):
+            assert other.is_applied(toy)
+    elsewhere = rl.load_model("toy", model_class=type(toy).__name__)
+    elsewhere.load_state_dict(one.state_dict(toy))
+    random_edit(elsewhere).apply(elsewhere)  # which hides no edit that came by another road
+    assert one.is_applied(elsewhere)
+
+
+def test_an_edit_is_not_applied_to_a_model_that_has_no_place_for_it(toy: Any, toy_record: rl.data.Record) -> None:
+    statistics = rl.KeyStatistics.identity(toy, layer=1)
+    edit = rl.rome(toy, toy_record.fact, layer=1, statistics=statistics, contexts=["{}"], config=rl.RomeConfig(steps=2))
+    other = tiny("gpt2", "TransformerBridge")
+    deeper = dataclasses.replace(edit, layer=99)
+    for model, strange in ((other, edit), (toy, deeper), (toy, rl.Edits(edits=(deeper,)))):
+        assert not strange.is_applied(model)
+        with pytest.raises(ModelError, match="is not applied"):
+            strange.revert(model)
+        with pytest.raises(ModelError, match=r"out of range|shape of W_out"):
+            rl.evaluate(model, strange, toy_record)
+
+
 def test_the_refusal_says_what_differs(toy: Any) -> None:
     edit = random_edit(toy)
     alien = rl.RankOneEdit(layer=1, u=edit.u[1:], v=edit.v, model_fingerprint="0" * 16)
@@ -414,3 +486,12 @@ def test_the_refusal_says_what_differs(toy: Any) -> None:
     assert "shape" not in str(refusal.value)
     with pytest.raises(ModelError, match="Layer 99 is out of range"):
         rl.RankOneEdit(layer=99, u=edit.u, v=edit.v).apply(toy)
+
+
+def test_an_edit_of_another_relation_is_not_evaluated_with_this_record(toy: Any, toy_record: rl.data.Record) -> None:
+    fact = toy_record.fact
+    elsewhere = rl.Fact("{} was born in", subject=fact.subject, target=fact.target, new_target=fact.new_target)
+    with pytest.raises(ValueError, match="its own record"):
+        rl.evaluate(toy, dataclasses.replace(random_edit(toy), fact=elsewhere), toy_record)
+    same_text = rl.Fact.from_text(fact.text, subject=fact.subject, target=fact.target, new_target=fact.new_target)
+    rl.evaluate(toy, dataclasses.replace(random_edit(toy), fact=same_text), toy_record)

@@ -86,6 +86,11 @@ def test_a_fact_without_a_new_target_holds_none() -> None:
     assert Fact("{} is in", **PARIS).new_target is None
 
 
+def test_a_new_target_that_is_no_text_is_refused(unchecked: None) -> None:
+    with pytest.raises(FactError, match="The new target is 3"):
+        Fact("{} is in", subject="Paris", target="France", new_target=3)
+
+
 def test_a_fact_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Fact("{} is in", **PARIS).target = "Rome"  # type: ignore[misc]

@@ -1,6 +1,8 @@
 """Laws of ROME, and the reference values of the original method."""
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,6 +207,9 @@ def wrong(**changes: Any) -> Any:
         (wrong(contexts=[]), FactError, "empty"),
         (wrong(variant="best"), ValueError, "'rome'"),
         (wrong(config=rl.RomeConfig(lr=1e20, clamp=float("inf"))), OptimisationError, "at step 1"),
+        (wrong(config=rl.RomeConfig(lr=1e20)), OptimisationError, "delta.* at step 1: lower lr"),
+        (wrong(config=rl.RomeConfig(lr=1e20, norms="centred")), OptimisationError, "delta.* at step 1: lower lr"),
+        (wrong(config=rl.RomeConfig(lr=1e38)), OptimisationError, "delta.* at step 1: lower lr"),
     ],
 )
 def test_wrong_input_is_refused_and_leaves_nothing(
@@ -236,6 +241,93 @@ def test_models_without_a_dense_mlp_are_refused(toy: Any, toy_record: rl.data.Re
     monkeypatch.setattr(toy.cfg, "num_experts", 8, raising=False)
     with pytest.raises(ModelError, match="mixture of experts"):
         rl.rome(toy, toy_record.fact, layer=1, statistics=statistics, contexts=["{}"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (wrong(layer=True), ModelError, "layer is True"),
+        (wrong(layer=1.5), ModelError, "layer is 1.5"),
+        (wrong(layer=torch.tensor(1.5)), ModelError, "layer is tensor"),
+        (wrong(layer=None), ModelError, "layer is None"),
+        (wrong(layer="1"), ModelError, "layer is '1'"),
+        (wrong(statistics=[1]), StatisticsError, "a list, expected a KeyStatistics"),
+        (wrong(statistics=torch.eye(3)), StatisticsError, "a Tensor, expected a KeyStatistics"),
+        (wrong(statistics="C.safetensors"), StatisticsError, "KeyStatistics.load"),
+        (wrong(statistics={2: None}), StatisticsError, r"has the layers \[2\]"),
+        (wrong(contexts="{}"), ValueError, "contexts is the text"),
+        (wrong(contexts=[1]), ValueError, "expected a list of templates"),
+        (wrong(contexts=1), ValueError, "expected a list of templates"),
+        (wrong(config=None), ValueError, "config is None, expected a RomeConfig"),
+        (wrong(config={"lr": 0.1}), ValueError, "expected a RomeConfig"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(
+    toy: Any, toy_record: rl.data.Record, unchecked: None, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    statistics = rl.KeyStatistics.identity(toy, layer=1)
+    options = {"layer": 1, "statistics": statistics, "contexts": ["{}"], **changes}
+    with pytest.raises(error, match=message):
+        rl.rome(toy, toy_record.fact, **options)
+    if not set(changes) & {"statistics", "config"}:
+        with pytest.raises(error, match=message):
+            rl.fine_tune(toy, toy_record.fact, **{"layer": 1, **changes})
+
+
+def test_what_is_no_fact_is_refused_with_what_to_pass(toy: Any, toy_record: rl.data.Record, unchecked: None) -> None:
+    statistics = rl.KeyStatistics.identity(toy, layer=1)
+    for method, facts in ((rl.rome, toy_record), (rl.fine_tune, toy_record), (rl.rome_sequence, [toy_record])):
+        options = {"layer": 1} if method is rl.fine_tune else {"layer": 1, "statistics": statistics}
+        with pytest.raises(FactError, match="give its fact"):
+            method(toy, facts, **options)
+    with pytest.raises(FactError, match="a dict, expected a Fact"):
+        rl.rome(toy, {"prompt": "{} is in"}, layer=1, statistics=statistics)
+
+
+def test_numbers_of_numpy_templates_of_a_generator_and_statistics_by_layer_are_taken(
+    toy: Any, toy_record: rl.data.Record, unchecked: None, tmp_path: Path
+) -> None:
+    numbers = {"steps": np.int64(3), "lr": np.float32(0.5), "weight_decay": np.float64(0.5)}
+    config, fact = rl.RomeConfig(**numbers), toy_record.fact
+    assert config == rl.RomeConfig(steps=3)
+    assert {type(value) for value in dataclasses.asdict(config).values()} == {int, float, type(None), str}
+    by_layer = {layer: rl.KeyStatistics.identity(toy, layer=layer) for layer in (0, 1)}
+    options = {"layer": np.int64(1), "contexts": (each for each in CONTEXTS)}
+    edit = rl.rome(toy, fact, statistics=by_layer, config=config, **options)
+    expected = identity_edit(toy, fact, config=config)
+    assert torch.equal(edit.delta, expected.delta)
+    assert edit.contexts == tuple(CONTEXTS)
+    assert type(edit.layer) is int
+    tuned = rl.fine_tune(toy, fact, layer=np.int64(1), contexts=(each for each in CONTEXTS), **numbers)
+    assert torch.equal(
+        tuned.delta, rl.fine_tune(toy, fact, layer=1, steps=3, lr=0.5, weight_decay=0.5, contexts=CONTEXTS).delta
+    )
+    for each in (edit, tuned):
+        assert type(each).load(each.save(tmp_path / "edit.safetensors")).layer == 1
+    made = rl.rome_sequence(
+        toy, [fact], layer=np.int64(1), statistics=by_layer, contexts=(each for each in CONTEXTS), config=config
+    )
+    assert torch.equal(made.edits[0].delta, expected.delta)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 2.5}, "steps is 2.5, expected a whole number"),
+        ({"steps": True}, "steps is True"),
+        ({"lr": "0.5"}, "lr is '0.5', expected a number"),
+        ({"lr": float("inf")}, "lr=inf"),
+        ({"stop_loss": float("nan")}, "stop_loss is nan"),
+        ({"stop_probability": float("nan")}, "stop_probability is nan"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"kl_factor": None}, "kl_factor is None"),
+    ],
+)
+def test_hyperparameters_that_are_no_such_numbers_are_refused(
+    unchecked: None, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rl.RomeConfig(**setting)
 
 
 @pytest.mark.parametrize("setting", [{"steps": 0}, {"lr": 0.0}, {"clamp": -1.0}, {"ridge": -1.0}])

@@ -127,3 +127,39 @@ def test_edits_without_keys_have_no_mapping_to_keep(toy: Any) -> None:
         rl.Edits(edits=(edit,)).kept(toy)
     with pytest.raises(ValueError, match="edits is empty"):
         rl.Edits(edits=())
+
+
+def test_edits_of_edits_are_their_parts_in_one_tuple(
+    tiny_model: Any, facts: Any, tmp_path: Any, unchecked: None
+) -> None:
+    first, *rest = rl.rome_sequence(tiny_model, facts, **options(tiny_model)).edits
+    for edits in ([first, *rest], (rl.Edits(edits=(first, rest[0])), rest[1]), (edit for edit in (first, *rest))):
+        made = rl.Edits(edits=edits)
+        assert made.edits == (first, *rest)
+        loaded = rl.Edits.load(made.save(tmp_path / "edits.safetensors"))
+        assert all(a.same_change(b) for a, b in zip(loaded.edits, made.edits, strict=True))
+        with made.applied(tiny_model):
+            assert made.is_applied(tiny_model)
+    with pytest.raises(ValueError, match="edits holds None"):
+        rl.Edits(edits=(first, None))
+    with pytest.raises(ValueError, match="edits is empty"):
+        rl.Edits(edits=())
+
+
+def test_edits_are_shown_as_a_table_with_a_row_each(tiny_model: Any, facts: Any) -> None:
+    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
+    tuned = rl.fine_tune(tiny_model, facts[0], layer=1, steps=1)
+    bare = rl.WeightEdit(layer=2, delta=tuned.delta)
+    frame = rl.Edits(edits=(*made.edits, tuned, bare)).to_frame()
+    assert list(frame["layer"]) == [1, 1, 1, 1, 2]
+    assert list(frame["new_target"][:3]) == [fact.new_target for fact in facts]
+    for row, edit in zip(frame.to_dict("records"), (*made.edits, tuned), strict=False):
+        assert row["norm"] == pytest.approx(float(edit.delta.norm()), rel=1e-5)
+        assert row["loss"] == pytest.approx(float(edit.losses[-1].sum()))
+        assert (row["stopped"], row["variant"]) == (edit.stopped, edit.variant)
+    (one,) = made.edits[0].to_frame().to_dict("records")
+    assert one["probability"] == made.edits[0].probability
+    html = made.edits[0]._repr_html_()
+    assert facts[0].text in html
+    assert f"{one['norm']:.4g}" in html
+    assert "None" not in bare._repr_html_()

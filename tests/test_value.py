@@ -1,6 +1,7 @@
 """The value's optimisation against the plain loop over all layers, positions and logits; what must not change it."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from plain_value import plain_value
 import rome_lens as rl
 from rome_lens.facts import FactError
 from rome_lens.forward import evaluating, in_float32
-from rome_lens.models import w_out
-from rome_lens.rome import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.models import ModelError, w_out
+from rome_lens.rome import FirstTokenWarning, LikelyTargetWarning, ProcessedModelWarning
 from rome_lens.tokens import encode
 from rome_lens.value import EditedLayer, EditRows, descent
 
@@ -163,6 +164,62 @@ def test_half_precision_is_fine_tuned_in_float32(model_class: str, fact: rl.Fact
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
+def test_a_model_made_in_inference_mode_is_edited_as_any_other(
+    model_class: str, toy_record: rl.data.Record, untouched: Any
+) -> None:
+    expected = rl.load_model("toy", model_class=model_class)
+    with torch.inference_mode():
+        made = rl.load_model("toy", model_class=model_class)
+    untouched(made)
+    for each in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1, steps=2)):
+        assert torch.equal(each(made, toy_record.fact).delta, each(expected, toy_record.fact).delta)
+
+
+@pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="HookedTransformer's own flag")
+def test_keys_repeated_for_each_query_head_change_nothing(fact: rl.Fact) -> None:
+    def results(model: Any) -> list[torch.Tensor]:
+        tuned = rl.fine_tune(model, fact, layer=1, steps=2)
+        trace = rl.causal_trace(model, fact, require_correct=False)
+        written = rl.answers.answer_log_probs(model, [(fact.text, fact.target)])
+        return [value(model, fact).v, tuned.delta, trace.scores, written]
+
+    model = copied(tiny("llama", "HookedTransformer"))
+    expected, contexts = results(model), rl.random_contexts(model, prefixes=2)
+    model.set_ungroup_grouped_query_attention(True)
+    for found, each in zip(results(model), expected, strict=True):
+        torch.testing.assert_close(found, each, atol=1e-4, rtol=1e-4)
+    assert rl.random_contexts(model, prefixes=2) == contexts
+    tokens = rl.sampling.sample_continuations(model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1])
+    model.set_ungroup_grouped_query_attention(False)
+    assert rl.sampling.sample_continuations(model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1]) == tokens
+
+
+@pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="the Bridge's generate asks for no mask")
+def test_a_forward_that_the_caller_put_before_the_models_own_is_called_and_stays() -> None:
+    model = copied(tiny("gpt2", "HookedTransformer"))
+    expected, calls = rl.random_contexts(model, prefixes=2), []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return type(model).forward(model, *args, **options)
+
+    model.forward = counted
+    assert rl.random_contexts(model, prefixes=2) == expected
+    assert calls
+    assert vars(model)["forward"] is counted
+    assert "get_residual" not in vars(model)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_weights_that_are_not_finite_are_named(model_class: str, toy_record: rl.data.Record) -> None:
+    model = rl.load_model("toy", model_class=model_class)
+    w_out(model, 2).fill_(float("nan"))
+    for method in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1)):
+        with pytest.raises(ModelError, match=r"own logits.*not finite"):
+            method(model, toy_record.fact)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
 def test_autocast_around_an_edit_changes_nothing_of_it(model_class: str, fact: rl.Fact) -> None:
     model = tiny("llama", model_class)
     expected, tuned = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
@@ -186,8 +243,21 @@ def test_a_new_target_that_is_already_the_answer_is_refused(toy: Any, toy_record
     with pytest.raises(FactError, match="already answered"):
         value(toy, said)
     with value(toy, fact, config=rl.RomeConfig()).applied(toy):
-        with pytest.raises(FactError, match="already answered"):
-            value(toy, fact)
+        for edit in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1)):
+            with pytest.raises(FactError, match="already answered"):
+                edit(toy, fact)
+
+
+def test_a_new_target_that_is_likeliest_and_not_sure_is_edited_with_a_warning_at_the_callers_line(toy: Any) -> None:
+    leaning = rl.Fact("{} lives in the city of", subject="Nobody", target="Pralec", new_target="Almera")
+    (answers,) = rl.top_answers(toy, [leaning.text])
+    assert answers.tokens[0].strip() == leaning.new_target
+    assert answers.probabilities[0] < 0.5
+    rome = {"statistics": rl.KeyStatistics.identity(toy, layer=1), "contexts": ["{}"], "config": CONFIG}
+    for edit, options in ((rl.rome, rome), (rl.fine_tune, {"steps": 1})):
+        with pytest.warns(LikelyTargetWarning, match="likeliest answer already") as caught:
+            inspect.unwrap(edit)(toy, leaning, layer=1, **options)  # else the tests' own check of types is what calls
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_targets_that_share_their_first_token_are_told_apart(toy: Any, toy_record: rl.data.Record) -> None:
