@@ -1,6 +1,5 @@
 """Collecting ``C = E[k kT]``: from texts, tokens or the model's own samples, for several layers at once, cached."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from rome_lens.key_statistics import KeyStatistics, StatisticsError, integer
 from rome_lens.key_sums import KeySum, Reading, add_source
 from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
 from rome_lens.storage import made_directory
+from rome_lens.warning import warn
 
 __all__ = ["EditedModelWarning", "KeyStatistics", "StatisticsError", "collect_key_statistics"]
 
@@ -194,10 +194,9 @@ def _edits_at(layers: Sequence[int]) -> str:
 
 def _warn_of_edits(edited: Mapping[int, Sequence[int]]) -> None:
     if changed := {layer: list(at) for layer, at in edited.items() if at}:
-        warnings.warn(
+        warn(
             f"Edits are applied that change the keys (layer of the keys: layers of the edits): {changed}. These statistics "
             "are the edited model's, as edits made on top of the others may want them; for the model as it was, revert the "
             "edits first (rl.applied_edits(model) lists them).",
             EditedModelWarning,
-            stacklevel=4,
         )

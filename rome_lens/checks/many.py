@@ -6,22 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from rome_lens.checks import CheckResult, Limits, check_limits
 from rome_lens.checks.fidelity import NAME as FIDELITY
 from rome_lens.checks.fidelity import OTHER_EDITS, compared
-from rome_lens.checks.result import named, shown
+from rome_lens.checks.result import CheckRow, firing_correlation, named, shown
 from rome_lens.data import Record, held_texts
 from rome_lens.edits import RankOneEdit
 from rome_lens.evaluation_store import HashNamed
-from rome_lens.intervals import Average, average, share
+from rome_lens.intervals import FEWEST, Average, average, share
 from rome_lens.models import LensModel
 from rome_lens.storage import Stored
 from rome_lens.tokens import encode
 
 _AVERAGED = ("effect", "effect_where_known", "control")
+_RESAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,26 @@ class LimitsAverage(Stored):
         values = [value for each in self.limits if (value := each.firing_correlation) is not None]
         return average(values) if values else None
 
+    def firing(self, *, seed: int = 0) -> pd.DataFrame:
+        """One line for each kind of prompt: Spearman's correlation of ``|firing|`` with KL over its prompts of all facts.
+
+        Over a fact's prompts of all kinds (:attr:`firing_correlation`) it also counts that some kinds hold the subject and others
+        do not; within a kind it does not. The 95 % interval is a bootstrap over facts. A kind whose prompts all fire alike,
+        since all hold the subject, or none of them, has none.
+        """
+        kinds: dict[tuple[str, str], list[list[CheckRow]]] = {}
+        for result in (result for each in self.limits for result in each.results):
+            for kind in dict.fromkeys(row.kind for row in result.rows if row.firing is not None and row.kl is not None):
+                rows = [row for row in result.rows if row.kind == kind]
+                kinds.setdefault((result.name, kind), []).append(rows)
+        lines = []
+        for (check, kind), by_fact in kinds.items():
+            found = _resampled_correlation(by_fact, np.random.default_rng(seed))
+            lines.append([check, kind, sum(map(len, by_fact)), str(found or "all fire alike"), len(by_fact)])
+        return pd.DataFrame(lines, columns=["check", "prompts of kind", "prompts", "firing and KL", "facts"]).set_index(
+            "check"
+        )
+
     def table(self) -> pd.DataFrame:
         """One line for each check: how many facts and prompts, the effect, the effect where the model could, the control."""
         lines = []
@@ -151,6 +173,28 @@ class LimitsAverage(Stored):
         if not any(self.of(name) for name in self.checks):
             return tables
         return tables + viz.figure_html(viz.limits(self), alt="Effect and control of every check, by fact")
+
+
+def _resampled_correlation(by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator) -> Average | None:
+    """Over the rows of all facts, between the 2.5th and the 97.5th percentile of what resampled facts give."""
+    whole = firing_correlation(_each_its_own(by_fact))
+    if whole is None:
+        return None
+    count = len(by_fact)
+    plain = Average(mean=whole, low=None, high=None, count=count)
+    if count < FEWEST:
+        return plain
+    draws = [
+        firing_correlation(_each_its_own([by_fact[i] for i in generator.integers(count, size=count)]))
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile([each for each in draws if each is not None], [2.5, 97.5]).tolist()
+    return replace(plain, low=min(whole, low), high=max(whole, high))
+
+
+def _each_its_own(by_fact: Iterable[Sequence[CheckRow]]) -> list[CheckRow]:
+    """All rows, those of a fact that was drawn twice counted twice."""
+    return [replace(row, prompt=f"{i} {row.prompt}") for i, rows in enumerate(by_fact) for row in rows]
 
 
 def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
