@@ -77,7 +77,8 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
     if path.suffix not in (".html", ".md"):
         raise ValueError(f"The path is {str(path)!r}, expected one that ends in .html or .md.")
     if path.suffix == ".md":
-        page = f"{markdown(average.table())}\n\n{markdown(average.further())}\n"
+        tables = (average.table(), average.further(), average.firing())
+        page = "\n\n".join(map(markdown, tables)) + "\n"
     else:
         page = _template("limits.html").render(
             model_name=model_name,
@@ -85,6 +86,7 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
             figure=viz.figure_html(viz.limits(average), alt="Effects and controls of every check, by fact"),
             table=average.table().to_html(escape=True),
             further=average.further().to_html(escape=True),
+            firing=average.firing().to_html(escape=True),
             versions=installed_versions(),
         )
     with whole_or_nothing(path) as unfinished:

@@ -62,6 +62,26 @@ def test_averages_are_over_facts_and_not_over_prompts() -> None:
     assert (found.table().loc["direction", "facts"], found.table().loc["direction", "prompts"]) == (2, 4)
 
 
+def test_firing_is_compared_with_kl_within_each_kind_of_prompt() -> None:
+    """Two kinds far apart in both; within one firing tells the KL, within the other nothing can, since all fire alike."""
+
+    def fact(shift: float) -> Limits:
+        def row(kind: str, firing: float, kl: float) -> CheckRow:
+            return CheckRow(kind=kind, prompt=f"{kl}", answer="", before=0.0, after=0.0, firing=firing, kl=kl)
+
+        rows = [row("alias", x + shift, x + shift) for x in (0.1, 0.2)] + [row("forward", 1.0, x) for x in (3.0, 4.0)]
+        result = CheckResult(name="a", asks="", measured="", effect_is="", control_is="", rows=tuple(rows))
+        return Limits(record_id="r", relation="", results=(result,))
+
+    table = rl.average_limits([fact(0.01 * i) for i in range(5)]).firing()
+    assert list(table["prompts of kind"]) == ["alias", "forward"]
+    assert list(table["prompts"]) == [10, 10]
+    assert list(table["facts"]) == [5, 5]
+    assert list(table["firing and KL"]) == ["1.000 [1.000, 1.000]", "all fire alike"]
+    few = rl.average_limits([fact(0.0), fact(0.1), fact(0.2)]).firing()
+    assert few["firing and KL"].iloc[0] == "1.000 (n = 3, too few for an interval)"
+
+
 def test_a_check_goes_by_its_function_s_name_too_and_a_wrong_name_is_told() -> None:
     one, other = made_up([1.0], name="bleed-over"), made_up([3.0], name="bleed-over")
     assert one["bleed_over"] is one["bleed-over"]
