@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rome_lens.edits import Edit, LayerEdit
 from rome_lens.facts import Fact
-from rome_lens.models import Hook, LensModel, ModelError, has_hooks_where_edits_add
+from rome_lens.models import Hook, LensModel, ModelError, has_hooks_where_edits_add, hook_behind_edits
 from rome_lens.rows import row_hooks
 
 HooksOfRows = Callable[[Sequence[int]], Sequence[Hook]]
@@ -62,8 +62,9 @@ class NumberedEdits:
             if isinstance(part, LayerEdit) and has_hooks_where_edits_add(self._model, part.layer):
                 raise ModelError(
                     f"The model has a hook on the MLP's output at layer {part.layer}, where the edit's own hook adds to it and "
-                    "comes after: it would not act on what the edit adds, as it does on edited weights. Remove it, or evaluate by "
-                    "hand inside edit.applied(model)."
+                    "comes after: it would not see what the edit adds, as it does on edited weights. Put it on "
+                    f"{hook_behind_edits(self._model, part.layer)!r}, which does; or remove it, or evaluate by hand inside "
+                    "edit.applied(model)."
                 )
         hooks = edit.fwd_hooks(self._model)
         if not hooks:

@@ -185,6 +185,12 @@ def has_hooks_where_edits_add(model: LensModel, layer: int) -> bool:
     return any(not _is_own(handle) and handle.user_hook.__module__ != __name__ for handle in handles)
 
 
+def hook_behind_edits(model: LensModel, layer: int) -> str:
+    """Name of the first hook that :func:`has_hooks_where_edits_add` does not count and that sees what an edit adds."""
+    has_hook_of_its_own = is_bridge(model) or post_norm(model, layer) is not None
+    return component_hook("mlp" if has_hook_of_its_own else "resid", layer)
+
+
 def _is_own(handle: Any) -> bool:
     """Whether TransformerLens itself put the hook in, as wiring."""
     return handle.is_permanent and getattr(handle.user_hook, "__module__", "").startswith("transformer_lens.")

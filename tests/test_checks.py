@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -332,9 +333,15 @@ def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(edi
     name = next(name for name, _ in reversed(edit.fwd_hooks(model)))
     with (
         model.hooks(fwd_hooks=[(name, lambda value, hook: 0.0 * value)]),
-        pytest.raises(ValueError, match="comes after"),
+        pytest.raises(ValueError, match="comes after") as refused,
     ):
         rl.check_limits(model, edit, record)
+    (behind,) = re.findall("Put it on '(.*?)'", str(refused.value))
+    question = (record.fact.text, record.fact.new_target)
+    with model.hooks(fwd_hooks=[(behind, lambda value, hook: 0.5 * value)]):
+        (found,) = before_and_after(model, edit, [question])
+        with edit.applied(model):
+            assert found.after == pytest.approx(math.log(plain_p(model, *question)), rel=1e-3, abs=1e-4)
     again = dataclasses.replace(edit, v=0.1 * edit.v, value=None)
     with model.hooks(fwd_hooks=again.fwd_hooks(model)):
         assert rl.checks.direction(model, edit, record).asked
