@@ -66,7 +66,7 @@ class Preset:
 PRESETS = {
     each.model: each
     for each in (
-        Preset(model="gemma-3-270m", layer=3, config=RomeConfig(clamp=1.0, stop_probability=0.5)),
+        Preset(model="gemma-3-270m", layer=3, config=RomeConfig(clamp=1.0, stop_probability=0.5), bound=2e-4),
         Preset(model="smollm2-135m", layer=5, config=RomeConfig(clamp=2.0, stop_probability=0.7), bound=5e-3),
         Preset(model="toy", layer=2, config=RomeConfig(stop_probability=0.9), bound=2e-2, reads_text=False),
     )
