@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rome_lens.facts import FactError
 from rome_lens.forward import attending_to_all, evaluating, full_precision, last_position_logits
-from rome_lens.models import Hook, LensModel, at_least_float32, device
+from rome_lens.models import Hook, LensModel, at_least_float32, device, has_hooks
 from rome_lens.past import caches_fit
 from rome_lens.tokens import pad_right, token_ids
 
@@ -32,7 +32,7 @@ def sample_tokens(
     The random state outside stays as it was.
     """
     options: dict[str, Any] = {"do_sample": True, "top_k": top_k, "temperature": temperature, "stop_at_eos": False}
-    options["use_past_kv_cache"] = caches_fit(model)
+    options["use_past_kv_cache"] = _goes_on_from_keys(model)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
@@ -145,7 +145,7 @@ def _sampled(
 
     tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
     options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "prepend_bos": False, "verbose": False}
-    options["use_past_kv_cache"] = caches_fit(model)
+    options["use_past_kv_cache"] = _goes_on_from_keys(model)
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
         with attending_to_all(model), _choosing(model, choose):
             model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
@@ -168,6 +168,11 @@ def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[
         yield
     finally:
         handle.remove()
+
+
+def _goes_on_from_keys(model: LensModel) -> bool:
+    """Not under hooks of the user's, which may act on a position by its number: then all positions are run for each token."""
+    return caches_fit(model) and not has_hooks(model)
 
 
 def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:

@@ -315,6 +315,26 @@ def test_tables_show_means_intervals_and_what_was_not_asked() -> None:
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 
+def test_a_user_s_hook_on_a_position_by_its_number_acts_on_it_alone_while_sampling(toy: Any) -> None:
+    start = toy.to_tokens("Wanda Brandt lives in the city of")[0].tolist()
+
+    def push(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, 3] = -3.0 * value[:, 3]
+        return value
+
+    point = "blocks.1.hook_resid_post"
+    plain = sample_tokens(toy, [start], new_tokens=2, seed=0, top_k=1)[0].tolist()
+    expected = list(start)
+    with toy.hooks(fwd_hooks=[(point, push)]), torch.no_grad():
+        found = sample_tokens(toy, [start], new_tokens=2, seed=0, top_k=1)[0].tolist()
+        for _ in range(2):
+            expected.append(int(toy(torch.tensor([expected]))[0, -1].argmax()))
+        text = sample_continuations(toy, ["Wanda Brandt lives in the city of"], new_tokens=2, seeds=[1], top_k=1)
+    assert found == expected != plain
+    assert text == [toy.tokenizer.decode(expected)[len(toy.tokenizer.decode(start)) :]]
+
+
 def test_texts_are_those_of_a_plain_sampling_loop(tiny_model: Any, untouched: Any) -> None:
     """Prompts of unlike length in one batch, each under another edit, against one forward for each token."""
     untouched(tiny_model)
