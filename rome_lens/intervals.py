@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -69,6 +69,16 @@ def share(values: list[float]) -> Average:
     assert adjusted.high is not None
     low, high = min(plain.mean, max(0.0, adjusted.low)), max(plain.mean, min(1.0, adjusted.high))
     return Average(mean=plain.mean, low=low, high=high, count=plain.count)
+
+
+def average_correlation(values: list[float]) -> Average | None:
+    """The average of correlations, its interval cut to [-1, 1]; None where there is none."""
+    if not values:
+        return None
+    plain = average(values)
+    if plain.low is None or plain.high is None:
+        return plain
+    return replace(plain, low=max(-1.0, plain.low), high=min(1.0, plain.high))
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
-from rome_lens.intervals import FEWEST, Average, average, share
+from rome_lens.intervals import FEWEST, Average, average_correlation, share
 
 NEAR = 0.05
 _RESAMPLES = 2000
@@ -212,12 +212,7 @@ def _rank_correlation(
         for x, y in zip(effects, success, strict=True)
         if np.ptp(x) > _EQUAL and np.ptp(y) > _EQUAL
     ]
-    if not found:
-        return None
-    plain = average(found)
-    if plain.low is None or plain.high is None:
-        return plain
-    return replace(plain, low=max(-1.0, plain.low), high=min(1.0, plain.high))
+    return average_correlation(found)
 
 
 def _share_at(near: Bool[np.ndarray, "fact layer"], layers: Int[np.ndarray, " fact"]) -> Average:

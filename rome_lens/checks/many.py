@@ -17,7 +17,7 @@ from rome_lens.checks.result import CheckRow, firing_correlation, named, shown
 from rome_lens.data import Record, held_texts
 from rome_lens.edits import RankOneEdit
 from rome_lens.evaluation_store import HashNamed
-from rome_lens.intervals import FEWEST, Average, average, share
+from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
 from rome_lens.models import LensModel
 from rome_lens.storage import Stored
 from rome_lens.tokens import encode
@@ -94,8 +94,7 @@ class LimitsAverage(Stored):
     @property
     def firing_correlation(self) -> Average | None:
         """The mean over facts of :attr:`Limits.firing_correlation`."""
-        values = [value for each in self.limits if (value := each.firing_correlation) is not None]
-        return average(values) if values else None
+        return average_correlation([value for each in self.limits if (value := each.firing_correlation) is not None])
 
     def firing(self, *, seed: int = 0) -> pd.DataFrame:
         """One line for each kind of prompt: Spearman's correlation of ``|firing|`` with KL over its prompts of all facts.
@@ -131,7 +130,7 @@ class LimitsAverage(Stored):
             effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
             correlation = [value for result in asked if (value := result.firing_correlation) is not None]
             line = [name, len(asked), prompts, effect_is, cells[0], cells[1], known or "", control_is, cells[2]]
-            lines.append([*line, str(average(correlation)) if correlation else ""])
+            lines.append([*line, str(average_correlation(correlation) or "")])
         columns = [
             "check",
             "facts",
