@@ -4,7 +4,7 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?"
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
