@@ -13,16 +13,8 @@ from torch import Tensor
 
 from rome_lens import applying
 from rome_lens.facts import Fact
-from rome_lens.models import (
-    Hook,
-    LensModel,
-    ModelError,
-    fingerprint,
-    raw_output,
-    raw_output_hooks,
-    state_entries,
-    w_out,
-)
+from rome_lens.fingerprints import fingerprint
+from rome_lens.models import Hook, LensModel, ModelError, raw_output, raw_output_hooks, state_entries, w_out
 from rome_lens.storage import Stored, installed_versions
 
 

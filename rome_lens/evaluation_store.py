@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rome_lens.models import LensModel, has_hooks, weights_fingerprint
+from rome_lens.fingerprints import weights_fingerprint
+from rome_lens.models import LensModel, has_hooks
 from rome_lens.scores import Evaluation, PromptScore
 from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
 from rome_lens.tokens import tokenizer_fingerprint

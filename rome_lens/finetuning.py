@@ -12,8 +12,9 @@ from rome_lens.arguments import real_number, templates, whole_number
 from rome_lens.contexts import ContextRows
 from rome_lens.edits import WeightEdit
 from rome_lens.facts import Fact, check_fact
+from rome_lens.fingerprints import fingerprint
 from rome_lens.forward import differentiating, in_float32, layer_states
-from rome_lens.models import LensModel, check_layer, fingerprint, mlp_contribution, starts_with_bos, w_out
+from rome_lens.models import LensModel, check_layer, mlp_contribution, starts_with_bos, w_out
 from rome_lens.partial import PartialForward
 from rome_lens.rome import refuse_what_is_said_already
 from rome_lens.tokens import encode, pad_right

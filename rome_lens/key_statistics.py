@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.fingerprints import fingerprint
 from rome_lens.forward import agreement
-from rome_lens.models import LensModel, fingerprint, w_out
+from rome_lens.models import LensModel, w_out
 from rome_lens.storage import Stored
 
 UNNAMED = "unnamed"  # begins the name of a source that nobody named, of which there may be several

@@ -8,10 +8,11 @@ from typing import Any, SupportsIndex
 from torch import Tensor
 
 from rome_lens.applying import edited_layers
+from rome_lens.fingerprints import fingerprint, w_out_fingerprint
 from rome_lens.key_sources import KeySource, sample_source, short_hash, text_source, token_source
 from rome_lens.key_statistics import KeyStatistics, StatisticsError, integer
 from rome_lens.key_sums import KeySum, Reading, add_source
-from rome_lens.models import LensModel, fingerprint, has_hooks, w_out, w_out_fingerprint
+from rome_lens.models import LensModel, has_hooks, w_out
 from rome_lens.storage import made_directory
 from rome_lens.warning import warn
 

@@ -17,10 +17,11 @@ from rome_lens.data import Record
 from rome_lens.edit_sweeps import EditSweep, sweep_edits
 from rome_lens.evaluation import check_prompts
 from rome_lens.facts import Fact, FactError
+from rome_lens.fingerprints import fingerprint
 from rome_lens.grid import named_layers
 from rome_lens.keys import KeyStatistics, StatisticsError, collect_key_statistics
 from rome_lens.layer_sweeps import MEASURES, LayerSweep
-from rome_lens.models import LensModel, fingerprint
+from rome_lens.models import LensModel
 from rome_lens.rome import Choice
 from rome_lens.sampling import random_contexts
 from rome_lens.scores import Evaluation

@@ -17,9 +17,10 @@ from torch import Tensor
 from rome_lens.arguments import templates
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact, FactError, check_fact
+from rome_lens.fingerprints import fingerprint
 from rome_lens.forward import chosen_logits, differentiating, in_float32, log_probabilities
 from rome_lens.keys import KeyStatistics, StatisticsError
-from rome_lens.models import LensModel, check_layer, fingerprint, has_centred_w_out, starts_with_bos, w_out
+from rome_lens.models import LensModel, check_layer, has_centred_w_out, starts_with_bos, w_out
 from rome_lens.sampling import random_contexts
 from rome_lens.tokens import FactTokens, encode
 from rome_lens.value import EditedLayer, EditRows, OptimisationError, RomeConfig, Step, descent

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from rome_lens.corruption import GaussianNoise, Replacement
 from rome_lens.facts import Fact, FactError
+from rome_lens.fingerprints import weights_fingerprint
 from rome_lens.grid import check_options, named_layers
-from rome_lens.models import LensModel, weights_fingerprint
+from rome_lens.models import LensModel
 from rome_lens.recall import tokens_to_run
 from rome_lens.storage import StorageError, whole_or_nothing
 from rome_lens.traces import CausalTrace, position_of

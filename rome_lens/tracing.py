@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from rome_lens.corruption import CorruptedPrompt, GaussianNoise, noise_for
 from rome_lens.facts import Fact
+from rome_lens.fingerprints import fingerprint
 from rome_lens.forward import evaluating
 from rome_lens.grid import Grid, grid
-from rome_lens.models import LensModel, fingerprint
+from rome_lens.models import LensModel
 from rome_lens.recall import FactNotKnownError, Recall, recall
 from rome_lens.restoring import Restorer, corrupted_run
 from rome_lens.traces import CausalTrace

@@ -15,8 +15,8 @@ import pytest
 import rome_lens as rl
 from rome_lens.__main__ import main
 from rome_lens.data import Record
+from rome_lens.fingerprints import fingerprint
 from rome_lens.loading import TOY
-from rome_lens.models import fingerprint
 
 
 class Run(NamedTuple):

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import rome_lens as rl
+from rome_lens.fingerprints import fingerprint
 from rome_lens.models import ModelError, mlp_output, w_out
 
 
@@ -191,10 +192,10 @@ def test_an_edit_of_another_model_is_refused(toy: Any, toy_record: rl.data.Recor
 
 
 def test_the_fingerprint_tells_weights_apart_but_not_edits(toy: Any) -> None:
-    before = rl.models.fingerprint(toy)
+    before = fingerprint(toy)
     with random_edit(toy).applied(toy):
-        assert rl.models.fingerprint(toy) == before
-    assert rl.models.fingerprint(tiny("gpt2", CLASSES[0])) != before
+        assert fingerprint(toy) == before
+    assert fingerprint(tiny("gpt2", CLASSES[0])) != before
 
 
 def test_an_edit_fires_fully_on_its_own_fact(toy: Any, toy_record: rl.data.Record) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 import rome_lens as rl
 from rome_lens import loading
 from rome_lens.data import Record
+from rome_lens.fingerprints import fingerprint
 from rome_lens.loading import TOY, lay_out_for_speed, load_model
-from rome_lens.models import ModelError, fingerprint, is_bridge, w_out
+from rome_lens.models import ModelError, is_bridge, w_out
 from rome_lens.weights import SOURCES
 
 both_classes = pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class only")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rome_lens.checks.asking import before_and_after, continuations, fact_of, row
+from rome_lens.checks.asking import Answered, before_and_after, continuations, fact_of, row
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data import Record
 from rome_lens.facts import SLOT
@@ -53,43 +53,14 @@ def dominance(
     really = [prompt.replace(SLOT, name) for prompt in record.open_prompts for name in record.exemplars]
     questions = [(p, new) for p in prompts] + [(p, fact.target) for p in prompts] + [(p, new) for p in really]
     answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
-    n, each = len(prompts), len(record.exemplars)
+    n = len(prompts)
     now, once, exemplars = answered[:n], answered[n : 2 * n], answered[2 * n :]
     names = " / ".join(record.exemplars) or None
     rows = [
-        CheckRow(
-            kind="open prompt",
-            prompt=a.prompt,
-            answer=f"{fact.target} -> {new}",
-            before=t.p_before,
-            after=a.p_after,
-            effect=a.p_after - t.p_before,
-            control_prompt=names,
-            control=sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each - t.p_before if each else None,
-            kl=a.kl,
-            firing=a.firing,
-            fires_at=a.fires_at,
-            rank_before=t.rank_before,
-            rank_after=a.rank_after,
-        )
+        _row(a, t, fact.target, names, exemplars[i * len(exemplars) // n : (i + 1) * len(exemplars) // n])
         for i, (a, t) in enumerate(zip(now, once, strict=True))
     ]
-    further = [
-        Measure(name="rank of the true target, before", values=tuple(float(t.rank_before) for t in once)),
-        Measure(name="rank of the new target, after", values=tuple(float(a.rank_after) for a in now)),
-        Measure(name="p(true target), before", values=tuple(t.p_before for t in once)),
-        Measure(name="p(new target), after", values=tuple(a.p_after for a in now)),
-        Measure(name="change of p(new target)", values=tuple(a.p_change for a in now)),
-        Measure(name="change of p(true target)", values=tuple(t.p_change for t in once)),
-    ]
-    if exemplars:
-        further += [
-            Measure(name="p(new target), of which it is true", values=tuple(x.p_before for x in exemplars)),
-            Measure(
-                name="rank of the new target, of which it is true",
-                values=tuple(float(x.rank_before) for x in exemplars),
-            ),
-        ]
+    further = _numbers(now, once, exemplars)
     if samples:
         jobs = [(prompt, False) for prompt in (*prompts, *really)] + [(prompt, True) for prompt in prompts]
         texts = continuations(
@@ -106,6 +77,41 @@ def dominance(
         further=tuple(further),
     )
     return result.with_reading(_reading(result, fact.target, new, names))
+
+
+def _row(now: Answered, once: Answered, target: str, names: str | None, exemplars: Sequence[Answered]) -> CheckRow:
+    """An open prompt: the true target before, the new one after, beside what is said of subjects of which that is true."""
+    really = sum(each.p_before for each in exemplars) / len(exemplars) if exemplars else None
+    return CheckRow(
+        kind="open prompt",
+        prompt=now.prompt,
+        answer=f"{target} -> {now.answer}",
+        before=once.p_before,
+        after=now.p_after,
+        effect=now.p_after - once.p_before,
+        control_prompt=names,
+        control=None if really is None else really - once.p_before,
+        kl=now.kl,
+        firing=now.firing,
+        fires_at=now.fires_at,
+        rank_before=once.rank_before,
+        rank_after=now.rank_after,
+    )
+
+
+def _numbers(now: Sequence[Answered], once: Sequence[Answered], exemplars: Sequence[Answered]) -> list[Measure]:
+    """Ranks and probabilities of the two targets, and of the new one where it is true."""
+    numbers = {
+        "rank of the true target, before": [float(t.rank_before) for t in once],
+        "rank of the new target, after": [float(a.rank_after) for a in now],
+        "p(true target), before": [t.p_before for t in once],
+        "p(new target), after": [a.p_after for a in now],
+        "change of p(new target)": [a.p_change for a in now],
+        "change of p(true target)": [t.p_change for t in once],
+        "p(new target), of which it is true": [x.p_before for x in exemplars],
+        "rank of the new target, of which it is true": [float(x.rank_before) for x in exemplars],
+    }
+    return [Measure(name=name, values=tuple(values)) for name, values in numbers.items() if values]
 
 
 def _naming(
