@@ -31,10 +31,10 @@ from rome_lens.value import EditRows, RomeConfig
 
 def layer_sweep(
     model: LensModel,
-    facts: Iterable[Fact | Record | CounterFactRecord],
+    facts: Fact | Record | CounterFactRecord | Iterable[Fact | Record | CounterFactRecord],
     *,
     layers: Iterable[int],
-    statistics: Mapping[int, KeyStatistics] | None = None,
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = None,
     config: RomeConfig = RomeConfig(),
     variant: str = "rome",
     contexts: Sequence[str] | None = None,
@@ -54,7 +54,7 @@ def layer_sweep(
     Source: Hase et al. 2023, who restore windows of MLP outputs at the subject's last token.
 
     Args:
-        facts: with new targets; a bare fact is evaluated on its own prompt only.
+        facts: one or several, with new targets; a bare fact is evaluated on its own prompt only.
         statistics: by layer, such as ``collect_key_statistics(model, layer=(3, 4))`` gives them. None collects just these, from
             samples of the model's own, which takes minutes on a model of some size; they are kept in ``directory/keys``.
         config, variant, contexts: as for :func:`rome`; None samples contexts once for all facts.
@@ -74,17 +74,18 @@ def layer_sweep(
     records = _records(facts)
     chosen = tuple(sorted(set(named_layers(model, layers))))
     parts = dict.fromkeys(("keys", "traces", "edits")) if directory is None else _directories(Path(directory))
-    if statistics is not None:
-        _check_statistics(model, statistics, chosen, config, variant)
+    given = {statistics.layer: statistics} if isinstance(statistics, KeyStatistics) else statistics
+    if given is not None:
+        _check_statistics(model, given, chosen, config, variant)
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
     for record in records:
         check_prompts(model, record, prepend_bos=prepend_bos)
         EditRows.of(model, record.fact, contexts, prepend_bos)
-    if statistics is None:
-        statistics = collect_key_statistics(model, layer=chosen, cache=parts["keys"], progress=progress)
-        _check_statistics(model, statistics, chosen, config, variant)
-    moments = {layer: statistics[layer] for layer in chosen}
+    if given is None:
+        given = collect_key_statistics(model, layer=chosen, cache=parts["keys"], progress=progress)
+        _check_statistics(model, given, chosen, config, variant)
+    moments = {layer: given[layer] for layer in chosen}
     traced = trace_facts(
         model,
         [record.fact for record in records],
@@ -128,10 +129,12 @@ def layer_sweep(
     )
 
 
-def _records(facts: Iterable[Fact | Record | CounterFactRecord]) -> list[CounterFactRecord]:
+def _records(
+    facts: Fact | Record | CounterFactRecord | Iterable[Fact | Record | CounterFactRecord],
+) -> list[CounterFactRecord]:
     """The facts as records; one that was given twice is refused, since it would count twice."""
     records = []
-    for fact in facts:
+    for fact in [facts] if isinstance(facts, (Fact, Record, CounterFactRecord)) else facts:
         if isinstance(fact, Fact):
             records.append(CounterFactRecord(case_id=fact.text, fact=fact))
         else:

@@ -105,6 +105,8 @@ def rome_sequence(
         FactError: there is no fact, or one has no new target or cannot be encoded; before anything is computed.
         StatisticsError, ModelError, OptimisationError: as for :func:`rome`.
     """
+    if isinstance(facts, Fact):
+        raise FactError(f"facts is the one fact {facts.text!r}, expected a list of them: write [fact], or rl.rome.")
     facts = [check_fact(fact) for fact in facts]
     contexts = None if contexts is None else templates(contexts)
     if not facts:

@@ -113,6 +113,14 @@ def test_statistics_that_are_not_given_are_collected_for_all_layers_at_once_and_
     assert found.edits == given.edits
 
 
+def test_one_fact_and_the_statistics_of_one_layer_need_no_list(
+    toy: Any, records: list[rl.CounterFactRecord], options: dict[str, Any], identity: dict[int, rl.KeyStatistics]
+) -> None:
+    one = {**options, "layers": [4]}
+    found = rl.layer_sweep(toy, records[0].fact, **{**one, "statistics": identity[4]})
+    assert torch.equal(found.EM, rl.layer_sweep(toy, [records[0].fact], **one).EM)
+
+
 def test_a_sweep_leaves_the_model_as_it_was(
     toy: Any, records: list[rl.CounterFactRecord], options: dict[str, Any], untouched: Any
 ) -> None:

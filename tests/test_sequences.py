@@ -1,5 +1,6 @@
 """Laws of edits made one after the other."""
 
+import inspect
 from contextlib import ExitStack
 from typing import Any
 
@@ -116,6 +117,8 @@ def test_what_cannot_be_edited_is_refused_before_anything_is_computed(toy: Any, 
     monkeypatch.setattr("rome_lens.sequences.rome", None)
     with pytest.raises(FactError, match="facts is empty"):
         rl.rome_sequence(toy, [], **options(toy))
+    with pytest.raises(FactError, match=r"one fact 'A is in', expected a list"):
+        inspect.unwrap(rl.rome_sequence)(toy, rl.Fact("{} is in", subject="A", target="B"), **options(toy))
     without = rl.Fact("{} is in", subject="A", target="B")
     with pytest.raises(FactError, match="Fact 3, 'A is in', has no new target"):
         rl.rome_sequence(toy, [*facts, without], **options(toy))
