@@ -8,6 +8,7 @@ from rome_lens.edits import Edit, LayerEdit
 from rome_lens.facts import Fact
 from rome_lens.models import Hook, LensModel, ModelError, has_hooks_where_edits_add, hook_behind_edits
 from rome_lens.rows import row_hooks
+from rome_lens.warning import warn
 
 HooksOfRows = Callable[[Sequence[int]], Sequence[Hook]]
 
@@ -20,6 +21,10 @@ class Edited(Protocol):
 
     def fwd_hooks(self, model: LensModel) -> list[Hook]:
         """The hooks, for ``run_with_hooks``."""
+
+
+class OtherPromptWarning(UserWarning):
+    """An edit evaluated or checked with a record whose prompt is not the one that it was made with."""
 
 
 class NumberedEdits:
@@ -100,14 +105,21 @@ def prefixed(edit: Any, prompt: str) -> str:
 
 
 def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
-    """Raise ValueError where the edit says what it changes, and that is another fact than the record's."""
+    """Refuse an edit that says what it changes, where that is another subject or new target than the record's.
+
+    Where only the prompt is another, it may be the same relation in other words, or another relation: that gives a warning.
+    """
     of = getattr(edit, "fact", None)
-    if isinstance(of, Fact) and _said(of) != _said(fact):
-        raise ValueError(
-            f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
-            f"{fact.new_target!r}. Evaluate an edit with its own record."
+    if not isinstance(of, Fact) or (of.text, of.subject, of.new_target) == (fact.text, fact.subject, fact.new_target):
+        return
+    if (of.subject, of.new_target) == (fact.subject, fact.new_target):
+        warn(
+            "The edit was made with another prompt than the record's. If that is not the same relation in other words, evaluate "
+            "the edit with its own record.",
+            OtherPromptWarning,
         )
-
-
-def _said(fact: Fact) -> tuple[str, str, str | None]:
-    return fact.text, fact.subject, fact.new_target
+        return
+    raise ValueError(
+        f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
+        f"{fact.new_target!r}. Evaluate an edit with its own record."
+    )
