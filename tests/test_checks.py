@@ -363,24 +363,24 @@ def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(edited: Any) 
     assert abs(found.before - plain.before) > 1e-3
 
 
-def test_a_hook_that_fails_while_sampling_is_named_and_sampling_can_be_left_out(
-    edited: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a hook on a position by its number fails; nothing is said of hooks where there are none."""
+def test_a_hook_on_a_position_by_its_number_stays_on_while_sampling(edited: Any) -> None:
     model, record, edit = edited
 
-    def fail(*_: Any, **__: Any) -> Any:
-        raise IndexError("index 1 is out of bounds")
+    def push(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, 2] *= -3.0
+        return value
 
-    monkeypatch.setattr("rome_lens.checks.asking.sample_continuations", fail)
-    with pytest.raises(IndexError, match="out of bounds"):
-        rl.checks.dominance(model, edit, record)
-    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: None)]):
-        with pytest.raises(ValueError, match=r"with hooks of yours on the model: index 1.*samples=0"):
-            rl.checks.dominance(model, edit, record)
-        with pytest.raises(ValueError, match="new_tokens=0"):
-            rl.checks.fidelity(model, edit, record, texts=TEXTS)
-        assert rl.checks.dominance(model, edit, record, samples=0).asked
+    before = plain_p(model, record.fact.text, record.fact.target)
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", push)]):
+        found = rl.check_limits(model, edit, record, texts=TEXTS, samples=1, new_tokens=2)
+        hooked = plain_p(model, record.fact.text, record.fact.new_target)
+        unsaid = plain_p(model, record.fact.text, record.fact.target)
+    forward = next(row for row in found["direction"].rows if row.kind == "forward")
+    assert forward.before == pytest.approx(math.log(hooked), rel=1e-3)
+    assert abs(unsaid - before) > 0.1
+    assert found["dominance"]["continuations that name the new target, after"].count == len(record.open_prompts)
+    assert sum(row.kind == "generation" for row in found["fidelity"].rows) == len(TEXTS)
 
 
 def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: Any) -> None:

@@ -1,8 +1,7 @@
 """Questions without and with an edit, both in one batch, and how strongly the edit fires on each."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -18,7 +17,7 @@ from rome_lens.data import Record
 from rome_lens.editors import NumberedEdits, check_same_fact, prefixed
 from rome_lens.edits import RankOneEdit
 from rome_lens.facts import Fact, FactError
-from rome_lens.models import LensModel, has_hooks
+from rome_lens.models import LensModel
 from rome_lens.sampling import sample_continuations
 
 Question = tuple[str, str]
@@ -205,44 +204,24 @@ def continuations(
     seed: int,
     prepend_bos: bool | None = None,
 ) -> list[list[str]]:
-    """For each prompt, without the edit (False) or with it, so many continuations; the same draws either way.
-
-    Raises:
-        ValueError: a hook of the caller's failed, as one does that names a position: sampling runs the model token by token.
-    """
+    """For each prompt, without the edit (False) or with it, so many continuations; the same draws either way."""
     numbered = NumberedEdits(model, [None, edit])
     each = [(prompt, edited, k) for prompt, edited in jobs for k in range(samples)]
     numbers = [numbered.numbers[edited] for _, edited, _ in each]
     texts = [""] * len(each)
     for some, hooks_of_rows in numbered.together(numbers):
-        with _naming_hooks(model):
-            found = sample_continuations(
-                model,
-                [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
-                new_tokens=new_tokens,
-                seeds=[crc32(f"{seed} {each[i][0]} {each[i][2]}".encode()) for i in some],
-                marks=[numbers[i] for i in some],
-                hooks_of_rows=hooks_of_rows,
-                prepend_bos=prepend_bos,
-            )
+        found = sample_continuations(
+            model,
+            [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
+            new_tokens=new_tokens,
+            seeds=[crc32(f"{seed} {each[i][0]} {each[i][2]}".encode()) for i in some],
+            marks=[numbers[i] for i in some],
+            hooks_of_rows=hooks_of_rows,
+            prepend_bos=prepend_bos,
+        )
         for i, text in zip(some, found, strict=True):
             texts[i] = text
     return [texts[i : i + samples] for i in range(0, len(texts), samples)]
-
-
-@contextmanager
-def _naming_hooks(model: LensModel) -> Iterator[None]:
-    """Inside, an error of shapes or places on a model with hooks says that these may be its cause."""
-    try:
-        yield
-    except (IndexError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not has_hooks(model):
-            raise
-        raise ValueError(
-            f"Sampling failed with hooks of yours on the model: {error}. It keeps what it has read, and after the prompt a hook "
-            "sees one position at a time: one that acts on a position by its number fails, or acts on every new token. Remove "
-            "it, or leave sampling out: samples=0 for dominance, new_tokens=0 for fidelity (check_limits takes both)."
-        ) from error
 
 
 def strongest_firing(
