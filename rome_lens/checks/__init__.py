@@ -68,8 +68,8 @@ class Limits(Stored):
     def firing_correlation(self) -> float | None:
         """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)`` over all prompts of all checks.
 
-        Where it is high, the edit acts where its key comes, and where an alias fails, the key never came. None below five
-        prompts, and of an edit without a key.
+        Where it is high, the edit acts where its key is present. That is a correlation: it does not explain why a single
+        alias fails. None with fewer than five prompts, and for an edit that has no key.
         """
         return firing_correlation([row for result in self.results for row in result.rows])
 
