@@ -9,12 +9,10 @@ so that no rounding piles up, what stays does not depend on what has gone, and w
 bit. The record is an attribute of the MLP module: ``copy.deepcopy`` of the model takes it along, ``state_dict`` does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -22,8 +20,9 @@ from torch import Tensor
 
 from rome_lens.models import LensModel, ModelError, at_least_float32, mlp_module, w_out
 
-if TYPE_CHECKING:
-    from rome_lens.edits import LayerEdit
+# Anything with ``layer``, ``delta`` and ``same_change(other)``. A Protocol would be the class to name, but a run-time check
+# of a Protocol with the data member ``delta`` computes that outer product at every call.
+LayerEdit: TypeAlias = Any
 
 _ATTRIBUTE = "_rome_lens_edits"
 
