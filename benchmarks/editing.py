@@ -16,7 +16,7 @@ from plain_value import plain_value
 from tracing import gpt2_shape
 
 import rome_lens as rl
-from rome_lens.forward import differentiating
+from rome_lens.forward.runs import differentiating
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

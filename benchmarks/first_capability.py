@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 
 import rome_lens as rl
-from rome_lens.sampling import random_contexts
-from rome_lens.tokens import encode
-from rome_lens.weights import cache_root
+from rome_lens.editing.contexts import random_contexts
+from rome_lens.forward.tokens import encode
+from rome_lens.models.gguf import cache_root
 
 Result = TypeVar("Result")
 

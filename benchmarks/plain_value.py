@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 import rome_lens as rl
-from rome_lens.models import raw_output_hooks
-from rome_lens.value import EditRows
+from rome_lens.editing.value_optimisation import EditRows
+from rome_lens.forward.additions import raw_output_hooks
 
 
 def plain_value(

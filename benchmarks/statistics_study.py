@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 import rome_lens as rl
-from rome_lens.key_statistics import StatisticsError
-from rome_lens.scores import markdown
-from rome_lens.weights import cache_root
+from rome_lens.evaluation.scores import markdown
+from rome_lens.keys.statistics import StatisticsError
+from rome_lens.models.gguf import cache_root
 
 
 def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistics]:

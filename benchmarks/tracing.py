@@ -25,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens.model_bridge import TransformerBridge
 
 import rome_lens as rl
-from rome_lens.grid import restored_layers
-from rome_lens.loading import TOY, hooked_transformer, hooked_transformer_class
-from rome_lens.models import EMBED, component_hook
-from rome_lens.tokens import FactTokens, encode
+from rome_lens.forward.tokens import FactTokens, encode
+from rome_lens.models.convert import hooked_transformer, hooked_transformer_class
+from rome_lens.models.hook_names import EMBED, component_hook
+from rome_lens.models.loading import TOY
+from rome_lens.tracing.cells import restored_layers
 
 SAMPLES = 10
 KINDS = {"resid": ("resid", 1), "mlp, window 10": ("mlp", 10), "attn, window 10": ("attn", 10)}

@@ -1,45 +1,65 @@
 """Where a transformer keeps a fact, whether it can be rewritten there, and what the rewrite really changed."""
 
 from rome_lens import checks, data, forward, models, viz
-from rome_lens.answers import TopAnswers, answer_log_probs, knows, top_answers
-from rome_lens.applying import applied_edits, keep_edits
-from rome_lens.attribution import attribution_trace
-from rome_lens.averages import TraceAverage, average_traces
-from rome_lens.baselines import Comparison, FineTuning, InContext, RomeEditor, Unedited, compare_editors
-from rome_lens.checks import CheckResult, Limits, check_limits
-from rome_lens.checks.firing import EditFiring, edit_firing, edit_firings
-from rome_lens.checks.many import LimitsAverage, average_limits, check_records
-from rome_lens.corruption import (
+from rome_lens.checks import CheckResult, Limits, LimitsAverage, average_limits, check_limits, check_records
+from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
+from rome_lens.editing import (
+    Edit,
+    EditFiring,
+    Edits,
+    FineTuning,
+    InContext,
+    Preset,
+    RankOneEdit,
+    RomeConfig,
+    RomeEditor,
+    Unedited,
+    WeightEdit,
+    edit_firing,
+    edit_firings,
+    export_hf,
+    fine_tune,
+    preset,
+    random_contexts,
+    rome,
+    rome_sequence,
+    row_hooks,
+)
+from rome_lens.evaluation import (
+    Comparison,
+    EditSetting,
+    EditSweep,
+    Evaluation,
+    Scores,
+    compare_editors,
+    evaluate,
+    evaluate_all,
+    sweep_edits,
+)
+from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
+from rome_lens.keys import KeyStatistics, collect_key_statistics
+from rome_lens.localisation import LayerSweep, layer_sweep
+from rome_lens.models import applied_edits, keep_edits, load_model
+from rome_lens.tracing import (
+    AttributionTrace,
+    CausalTrace,
     Counterfactual,
     GaussianNoise,
     MultivariateGaussianNoise,
     Replacement,
+    SeveredTrace,
     StudentTNoise,
+    TraceAverage,
+    TracedFacts,
     UniformNoise,
+    attribution_trace,
+    average_traces,
+    causal_trace,
+    choose_layer,
+    severed_trace,
+    trace_facts,
 )
-from rome_lens.counterfact import CounterFactRecord, read_counterfact
-from rome_lens.edit_sweeps import EditSetting, EditSweep, sweep_edits
-from rome_lens.edits import Edit, RankOneEdit, WeightEdit
-from rome_lens.evaluation import evaluate, evaluate_all
-from rome_lens.export import export_hf
-from rome_lens.facts import Fact, read_facts
-from rome_lens.finetuning import fine_tune
-from rome_lens.keys import KeyStatistics, collect_key_statistics
-from rome_lens.layer_sweeping import layer_sweep
-from rome_lens.layer_sweeps import LayerSweep
-from rome_lens.loading import load_model
-from rome_lens.presets import Preset, preset
-from rome_lens.report import BeforeAfter, limits_report, report
-from rome_lens.rome import rome
-from rome_lens.rows import row_hooks
-from rome_lens.sampling import random_contexts
-from rome_lens.scores import Evaluation, Scores
-from rome_lens.sequences import Edits, rome_sequence
-from rome_lens.severed import severed_trace
-from rome_lens.sweeps import TracedFacts, trace_facts
-from rome_lens.traces import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
-from rome_lens.tracing import causal_trace
-from rome_lens.value import RomeConfig
+from rome_lens.viz.page import BeforeAfter, limits_report, report
 
 __all__ = [
     "AttributionTrace",

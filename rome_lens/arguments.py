@@ -44,3 +44,11 @@ def templates(contexts: Iterable[str]) -> tuple[str, ...]:
     if not all(isinstance(context, str) for context in listed):
         raise ValueError(f"contexts is {contexts!r}, expected a list of templates such as '{{}}' or 'It rained. {{}}'.")
     return listed
+
+
+def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """The values as Python's own numbers, whichever library's they are."""
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError as error:
+        raise ValueError(f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3].") from error

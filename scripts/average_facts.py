@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import rome_lens as rl
-from rome_lens.averages import ROLES, roles_of
 from rome_lens.intervals import average
+from rome_lens.tracing.averages import ROLES, roles_of
 
 KINDS = {"resid": 1, "mlp": 10, "attn": 10}
 

@@ -16,8 +16,8 @@ import torch
 from sweep_presets import read_records
 
 import rome_lens as rl
-from rome_lens.scores import markdown
-from rome_lens.weights import cache_root
+from rome_lens.evaluation.scores import markdown
+from rome_lens.models.gguf import cache_root
 
 EDITORS = ("unedited", "preset", "original", "r-rome", "identity", "fine-tuning", "in-context")
 

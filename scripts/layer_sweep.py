@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 import rome_lens as rl
-from rome_lens.scores import markdown
-from rome_lens.variance import variance_table
-from rome_lens.weights import cache_root
+from rome_lens.evaluation.scores import markdown
+from rome_lens.localisation.variance import variance_table
+from rome_lens.models.gguf import cache_root
 
 MEASURES = ("EM", "PM", "NM", "S")
 

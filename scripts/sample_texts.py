@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import rome_lens as rl
-from rome_lens.sampling import sample_tokens
-from rome_lens.tokens import token_ids
+from rome_lens.forward.sampling import sample_tokens
+from rome_lens.forward.tokens import token_ids
 
 LENGTH = 64
 COPIES = 2

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import rome_lens as rl
-from rome_lens.scores import markdown
-from rome_lens.weights import cache_root
+from rome_lens.evaluation.scores import markdown
+from rome_lens.models.gguf import cache_root
 
 
 def read_records(path: Path | None, model: str) -> list[rl.CounterFactRecord]:

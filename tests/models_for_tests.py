@@ -8,7 +8,8 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from rome_lens.loading import TOY, ModelClass, from_directory, hooked_transformer, hooked_transformer_class
+from rome_lens.models.convert import hooked_transformer, hooked_transformer_class
+from rome_lens.models.loading import TOY, ModelClass, from_directory
 
 REFERENCE = Path(__file__).parent / "reference"
 CLASSES: list[ModelClass] = ["TransformerBridge"]

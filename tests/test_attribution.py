@@ -8,8 +8,8 @@ import torch
 from models_for_tests import reference_model
 
 import rome_lens as rl
-from rome_lens.models import component_hook
-from rome_lens.tokens import encode
+from rome_lens.forward.tokens import encode
+from rome_lens.models.hook_names import component_hook
 
 
 def noise_of(model: Any, fact: rl.Fact, scale: float) -> torch.Tensor:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.averages import ROLES, roles_of
-from rome_lens.sweeps import TracedFacts
+from rome_lens.tracing.averages import ROLES, roles_of
+from rome_lens.tracing.many_facts import TracedFacts
 
 
 def trace(subject: str, scores: torch.Tensor, span: tuple[int, int], corrupted: float = 0.1, **changes: Any) -> Any:

@@ -8,11 +8,11 @@ import torch
 from test_evaluation import a_record, plain
 
 import rome_lens as rl
-from rome_lens.facts import FactError
-from rome_lens.keys import StatisticsError
-from rome_lens.models import ModelError, w_out
-from rome_lens.partial import PartialForward
-from rome_lens.value import OptimisationError
+from rome_lens.data.facts import FactError
+from rome_lens.editing.optimiser import OptimisationError
+from rome_lens.forward.partial import PartialForward
+from rome_lens.keys.collecting import StatisticsError
+from rome_lens.models.lens import ModelError, w_out
 
 CONTEXTS = ("{}", "It was raining. {}")
 

@@ -12,10 +12,11 @@ import scipy.stats
 import torch
 
 import rome_lens as rl
-from rome_lens.checks import CheckResult, CheckRow, Limits
+from rome_lens.checks import CheckResult, CheckRow
 from rome_lens.checks.asking import before_and_after
-from rome_lens.checks.essence import random_direction
-from rome_lens.checks.renaming import holds_last_word
+from rome_lens.checks.claims.association import holds_last_word
+from rome_lens.checks.claims.essence import random_direction
+from rome_lens.checks.limits import Limits
 from rome_lens.intervals import average
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
@@ -33,7 +34,7 @@ def plain_p(model: Any, prompt: str, answer: str) -> float:
     """Probability of the whole answer, token after token, with nothing batched, padded or skipped."""
     tokens = model.to_tokens(prompt)
     log_p = 0.0
-    for token in rl.tokens.continuation(model, prompt, answer):
+    for token in rl.forward.tokens.continuation(model, prompt, answer):
         with torch.no_grad():
             log_p += float(model(tokens)[0, -1].log_softmax(-1)[token])
         tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
@@ -118,7 +119,7 @@ def test_kl_and_ranks_are_those_of_the_whole_distribution(edited: Any) -> None:
         before = model(tokens)[0, -1].double().log_softmax(-1)
         with edit.applied(model):
             after = model(tokens)[0, -1].double().log_softmax(-1)
-    first = rl.tokens.continuation(model, record.fact.text, record.fact.new_target)[0]
+    first = rl.forward.tokens.continuation(model, record.fact.text, record.fact.new_target)[0]
     assert found.kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-4)
     assert found.rank_before == 1 + int((before > before[first]).sum())
     assert (found.rank_after, found.rank_before > 1) == (1, True)
@@ -213,7 +214,7 @@ def test_essence_and_fidelity_read_whole_sentences(edited: Any, limits: Limits) 
 
     def nats(text: str) -> float:
         first, rest = text.split(" ", 1)
-        return -math.log(plain_p(model, first, rest)) / len(rl.tokens.continuation(model, first, rest))
+        return -math.log(plain_p(model, first, rest)) / len(rl.forward.tokens.continuation(model, first, rest))
 
     assert rows[0].before == pytest.approx(nats(TEXTS[0]), rel=1e-4)
     with edit.applied(model):
@@ -422,7 +423,7 @@ def test_texts_are_split_at_their_first_white_space_of_any_kind(edited: Any) -> 
     model, record, edit = edited
     text = f"Simon\n{TEXTS[0]}"
     (found,) = rl.checks.fidelity(model, edit, record, texts=[text], new_tokens=0).rows
-    count = len(rl.tokens.continuation(model, "Simon", TEXTS[0]))
+    count = len(rl.forward.tokens.continuation(model, "Simon", TEXTS[0]))
     assert found.before == pytest.approx(-math.log(plain_p(model, "Simon", TEXTS[0])) / count, rel=1e-3)
 
 

@@ -13,10 +13,10 @@ import huggingface_hub
 import pytest
 
 import rome_lens as rl
-from rome_lens.__main__ import main
-from rome_lens.data import Record
-from rome_lens.fingerprints import fingerprint
-from rome_lens.loading import TOY
+from rome_lens.cli import main
+from rome_lens.data.record_type import Record
+from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.loading import TOY
 
 
 class Run(NamedTuple):
@@ -129,7 +129,7 @@ def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
 ) -> None:
     edited = []
     monkeypatch.setattr(
-        "rome_lens.presets.collect_key_statistics",
+        "rome_lens.editing.presets.collect_key_statistics",
         lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer),
     )
     monkeypatch.setattr(rl, "report", lambda path, *, edit, **_: edited.append(edit.layer) or path)
@@ -222,7 +222,7 @@ def test_the_limits_of_several_edits_are_printed_and_written(limits: Run) -> Non
 
 
 def test_a_second_run_goes_on_from_the_directory_and_writes_the_tables(limits: Run, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rome_lens.baselines.rome", lambda *_, **__: pytest.fail("an edit was made anew"))
+    monkeypatch.setattr("rome_lens.evaluation.comparison.rome", lambda *_, **__: pytest.fail("an edit was made anew"))
     tables = limits.page.parent / "tables.md"
     kept = str(limits.page.parent / "kept")
     few = ("--limit", "2", "--layer", "1", "--directory", kept, "--out", str(tables), "--quiet")
@@ -240,7 +240,7 @@ def test_a_user_s_own_file_is_questioned_and_what_is_not_known_left_out(
     file = tmp_path / "own.json"
     file.write_text(json.dumps([{"id": "mine", "fact": fact}, {"id": "wrong", "fact": swapped}]))
     monkeypatch.setattr(
-        "rome_lens.presets.collect_key_statistics",
+        "rome_lens.editing.presets.collect_key_statistics",
         lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer),
     )
     page = tmp_path / "page.html"
@@ -287,7 +287,7 @@ def test_every_so_many_records_are_taken_and_of_these_the_first(
     arguments: tuple[str, ...], taken: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Record] = []
-    monkeypatch.setattr("rome_lens.__main__.limits", lambda _model, records, **_: asked.extend(records))
+    monkeypatch.setattr("rome_lens.cli.limits", lambda _model, records, **_: asked.extend(records))
     run("--model", "toy", *arguments, page=Path("none"), command="limits")
     own = [record.id for record in rl.data.limits() if "toy" in record.known_by]
     assert [record.id for record in asked] == own[taken]

@@ -13,11 +13,12 @@ from models_for_tests import CLASSES, REFERENCE, last_logits, tiny
 from scipy import stats
 
 import rome_lens as rl
-from rome_lens.corruption import CorruptedPrompt, Counterfactual, NoiseError, Replacement, embedding_std, noise_for
-from rome_lens.embeddings import EmbeddingLaw
-from rome_lens.forward import embed
-from rome_lens.models import EMBED
-from rome_lens.tokens import encode, token_ids
+from rome_lens.forward.runs import embed
+from rome_lens.forward.tokens import encode, token_ids
+from rome_lens.models.hook_names import EMBED
+from rome_lens.tracing.corruption import Counterfactual, Replacement, noise_for
+from rome_lens.tracing.embeddings import EmbeddingLaw, embedding_std
+from rome_lens.tracing.noise import CorruptedPrompt, NoiseError
 
 FACTS = json.loads((REFERENCE / "reference.json").read_text())["traces"]
 ARRAYS = np.load(REFERENCE / "traces.npz")
@@ -184,7 +185,7 @@ def test_the_embeddings_law_is_their_mean_and_covariance(tiny_model: Any, subjec
 
 def test_a_large_mean_costs_the_covariance_no_digits(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn((toy.cfg.d_vocab, 5), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    monkeypatch.setattr("rome_lens.embeddings.embed", lambda model, ids: 1e6 + rows[ids])
+    monkeypatch.setattr("rome_lens.tracing.embeddings.embed", lambda model, ids: 1e6 + rows[ids])
     root = EmbeddingLaw.of(toy).root
     torch.testing.assert_close(root @ root, torch.cov(rows.T), atol=1e-8, rtol=0.0)
 
@@ -389,7 +390,9 @@ def test_a_counterfactual_that_moves_other_tokens_is_refused(
     swapped = encode(toy, fact.about(other))
     tokens = swapped.tokens.clone()
     tokens[-1] += 1
-    monkeypatch.setattr("rome_lens.corruption.encode", lambda *_, **__: dataclasses.replace(swapped, tokens=tokens))
+    monkeypatch.setattr(
+        "rome_lens.tracing.corruption.encode", lambda *_, **__: dataclasses.replace(swapped, tokens=tokens)
+    )
     with pytest.raises(NoiseError, match="has other tokens"):
         noise_for(Counterfactual(subject=other), toy, prompt, samples=1)
 

@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 
 import rome_lens as rl
-from rome_lens.facts import FactError
+from rome_lens.data.facts import FactError
 
 ITEM = {
     "case_id": 7,

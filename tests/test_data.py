@@ -10,9 +10,10 @@ import jaxtyping
 import pytest
 
 from rome_lens import data
-from rome_lens.data import Question, Record, RecordError, read_records
-from rome_lens.facts import Fact
-from rome_lens.loading import TOY
+from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Question, Record, RecordError
+from rome_lens.data.records_file import read_records
+from rome_lens.models.loading import TOY
 
 FACT = {"prompt": "{} is in", "subject": "The Louvre", "target": "Paris", "new_target": "Rome"}
 QUESTION = {"prompt": "It is in", "target": "Paris"}

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.evaluation_store import EvaluationStore
-from rome_lens.facts import FactError
-from rome_lens.presets import PRESETS
-from rome_lens.rome import Choice, rank_one_edits
+from rome_lens.data.facts import FactError
+from rome_lens.editing.optimiser import OptimisationError
+from rome_lens.editing.presets import PRESETS
+from rome_lens.editing.rank_one import Choice, rank_one_edits
+from rome_lens.editing.value_optimisation import descent
+from rome_lens.evaluation.store import EvaluationStore
 from rome_lens.storage import StorageError
-from rome_lens.value import OptimisationError, descent
 
-ROME = sys.modules["rome_lens.rome"]  # the package's attribute of this name is the function
+ROME = sys.modules["rome_lens.editing.rank_one"]  # the package's attribute of this name is the function
 CONTEXTS = ("{}", "It was raining. {}")
 CONFIG = rl.RomeConfig(steps=6)
 
@@ -103,7 +104,7 @@ def test_a_sweep_broken_off_goes_on_where_it_was(
             raise OptimisationError("broken off")
         return rank_one_edits(model, fact, **rest)
 
-    monkeypatch.setattr("rome_lens.edit_sweeps.rank_one_edits", counted)
+    monkeypatch.setattr("rome_lens.evaluation.settings_sweep.rank_one_edits", counted)
     with pytest.raises(OptimisationError, match="broken off"):
         rl.sweep_edits(toy, records, directory=tmp_path, **options)
     again = rl.sweep_edits(toy, records, directory=tmp_path, **options)
@@ -254,7 +255,7 @@ def test_a_record_that_cannot_be_edited_ends_a_sweep_before_its_first_edit(
 ) -> None:
     fact = records[2].fact
     said = rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target)
-    monkeypatch.setattr("rome_lens.edit_sweeps.rank_one_edits", None)
+    monkeypatch.setattr("rome_lens.evaluation.settings_sweep.rank_one_edits", None)
     with pytest.raises(FactError, match="already answered"):
         rl.sweep_edits(
             toy,

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import rome_lens as rl
-from rome_lens.editors import OtherPromptWarning
-from rome_lens.fingerprints import fingerprint
-from rome_lens.models import ModelError, mlp_output, w_out
+from rome_lens.evaluation.numbered_edits import OtherPromptWarning
+from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.lens import ModelError, mlp_output, w_out
 
 
 def random_edit(model: Any, *, layer: int = 1, seed: int = 0) -> rl.RankOneEdit:
@@ -203,7 +203,7 @@ def test_an_edit_fires_fully_on_its_own_fact(toy: Any, toy_record: rl.data.Recor
     statistics = rl.KeyStatistics.identity(toy, layer=1)
     edit = rl.rome(toy, toy_record.fact, layer=1, statistics=statistics, contexts=["{}"])
     firing = rl.edit_firing(toy, edit, toy_record.fact.text)
-    last = rl.tokens.encode(toy, toy_record.fact).subject_last
+    last = rl.forward.tokens.encode(toy, toy_record.fact).subject_last
     assert float(firing.values[last]) == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(ValueError, match="no key"):
         rl.edit_firing(toy, random_edit(toy), "It rained")

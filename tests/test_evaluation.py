@@ -11,14 +11,15 @@ import torch
 from models_for_tests import CLASSES, tiny
 
 import rome_lens as rl
-from rome_lens.evaluation import EvaluationError
-from rome_lens.facts import FactError
-from rome_lens.fluency import ngram_entropy, tfidf_similarity
+from rome_lens.data.facts import FactError
+from rome_lens.evaluation.evaluating import EvaluationError
+from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity
+from rome_lens.evaluation.scores import PromptScore, harmonic_mean, markdown, score_table
+from rome_lens.forward.sampling import sample_continuations, sample_tokens
+from rome_lens.forward.tokens import continuation
 from rome_lens.intervals import share
-from rome_lens.models import EMBED, ModelError, w_out
-from rome_lens.sampling import sample_continuations, sample_tokens
-from rome_lens.scores import PromptScore, harmonic_mean, markdown, score_table
-from rome_lens.tokens import continuation
+from rome_lens.models.hook_names import EMBED
+from rome_lens.models.lens import ModelError, w_out
 
 ANSWERS = {
     "one token each": ("Pralec", "Ondavel"),
@@ -433,12 +434,12 @@ def test_wrong_options_and_texts_beyond_the_context_are_refused(toy: Any, untouc
 
 
 def test_answers_of_the_same_tokens_are_refused(toy: Any, monkeypatch: Any) -> None:
-    normaliser = rl.tokens.continuation
+    normaliser = rl.forward.tokens.continuation
 
     def folded(model: Any, text: str, answer: str) -> tuple[int, ...]:
         return normaliser(model, text, answer.upper())
 
-    monkeypatch.setattr("rome_lens.evaluation.continuation", folded)
+    monkeypatch.setattr("rome_lens.evaluation.evaluating.continuation", folded)
     with pytest.raises(FactError, match=r"'Wanda Brandt': 'Ondavel' and 'ondavel' are the same tokens"):
         rl.evaluate(toy, None, a_record("Ondavel", "ondavel"))
 

@@ -10,7 +10,7 @@ from models_for_tests import CLASSES, HOOKED_FAMILIES, last_logits, tiny, tiny_t
 from test_rows import dense_edit, random_edit
 
 import rome_lens as rl
-from rome_lens.models import ModelError
+from rome_lens.models.lens import ModelError
 
 FAMILIES = ("gpt2", "llama", "gemma3", "neox")
 MODELS = [

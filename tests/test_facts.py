@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rome_lens.facts import Fact, FactError
+from rome_lens.data.facts import Fact, FactError
 
 PARIS = {"subject": "The Louvre", "target": "Paris"}
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rome_lens.fluency import ngram_entropy, tfidf_similarity, words
+from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity, words
 
 
 def test_words_keep_apostrophes_and_punctuation_stands_alone() -> None:

@@ -12,10 +12,12 @@ import torch
 from models_for_tests import CLASSES, REFERENCE
 
 import rome_lens as rl
-from rome_lens.keys import EditedModelWarning, StatisticsError
-from rome_lens.loading import from_directory
-from rome_lens.models import ModelError, key_hook
-from rome_lens.sampling import random_contexts, sample_continuations, sample_tokens
+from rome_lens.editing.contexts import random_contexts
+from rome_lens.forward.sampling import sample_continuations, sample_tokens
+from rome_lens.keys.collecting import EditedModelWarning, StatisticsError
+from rome_lens.models.hook_names import key_hook
+from rome_lens.models.lens import ModelError
+from rome_lens.models.loading import from_directory
 from rome_lens.storage import StorageError
 
 TEXTS = [
@@ -99,7 +101,7 @@ def test_statistics_are_cached_by_model_layer_and_source(toy: Any, tmp_path: Any
     other_layer = rl.collect_key_statistics(toy, layer=2, texts=TEXTS, cache=tmp_path)
     other_texts = rl.collect_key_statistics(toy, layer=1, texts=TEXTS[:2], cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr("rome_lens.key_sums.run_through", lambda *args: pytest.fail("it was collected again"))
+    monkeypatch.setattr("rome_lens.keys.sums.run_through", lambda *args: pytest.fail("it was collected again"))
     again = rl.collect_key_statistics(toy, layer=1, texts=TEXTS, cache=tmp_path)
     assert torch.equal(again.moment, first.moment)
     assert (again.count, again.source) == (first.count, first.source)
@@ -199,14 +201,14 @@ def test_a_stream_of_texts_or_of_rows_gives_what_the_list_gives(toy: Any) -> Non
         collect(toy, texts=({"id": 3, "words": text} for text in MANY), field="words", source="mine"), expected
     )
     assert_equal(collect(toy, texts=tuple({"text": text} for text in MANY)), expected)
-    rows = [torch.tensor([rl.tokens.token_ids(toy, text)]) for text in MANY]
+    rows = [torch.tensor([rl.forward.tokens.token_ids(toy, text)]) for text in MANY]
     assert_equal(collect(toy, tokens=rows), expected)
     assert_equal(collect(toy, tokens=iter(rows), source="mine"), expected)
 
 
 def test_a_stream_needs_a_name_for_the_cache_alone(toy: Any, tmp_path: Any) -> None:
     expected = collect(toy, texts=TEXTS)
-    rows = [torch.tensor([rl.tokens.token_ids(toy, text)]) for text in TEXTS]
+    rows = [torch.tensor([rl.forward.tokens.token_ids(toy, text)]) for text in TEXTS]
     for kind, given in (
         ("texts", lambda: iter(TEXTS)),
         ("texts", lambda: np.array(TEXTS)),
@@ -269,7 +271,7 @@ def test_special_tokens_that_belong_to_the_texts_are_keys(toy: Any) -> None:
 
 
 def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(reference64: Any) -> None:
-    ids = [rl.tokens.token_ids(reference64, text) for text in MANY]
+    ids = [rl.forward.tokens.token_ids(reference64, text) for text in MANY]
     flat = [torch.tensor([row]) for row in ids]
     before = sum(map(len, ids[:140]))
     assert len(ids[140]) > 2
@@ -282,7 +284,7 @@ def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(refere
 
 def test_texts_are_cut_at_max_length_and_at_the_context(reference64: Any) -> None:
     long = " ".join(TEXTS * 30)
-    ids = rl.tokens.token_ids(reference64, long, truncate=True)
+    ids = rl.forward.tokens.token_ids(reference64, long, truncate=True)
     assert len(ids) == reference64.cfg.n_ctx
     assert_equal(collect(reference64, texts=[long]), collect(reference64, tokens=torch.tensor([ids])))
     assert_equal(collect(reference64, texts=[long], max_length=9), collect(reference64, tokens=torch.tensor([ids[:9]])))
@@ -330,9 +332,9 @@ def test_a_resumed_collection_is_the_uninterrupted_one_bit_for_bit(toy: Any, tmp
     with pytest.raises(BrokenOffError):  # layer 0 begins later, and layer 1 waits for it
         collect(toy, layer=(0, 1), texts=breaking(MANY, 150), **options)
     runs: list[int] = []
-    ids = rl.key_sources.token_ids
+    ids = rl.keys.sources.token_ids
     monkeypatch.setattr(
-        "rome_lens.key_sources.token_ids", lambda *args, **named: (runs.append(0), ids(*args, **named))[1]
+        "rome_lens.keys.sources.token_ids", lambda *args, **named: (runs.append(0), ids(*args, **named))[1]
     )
     found = collect(toy, layer=(0, 1), texts=iter(MANY), **options)
     ends = itertools.accumulate(len(ids(toy, text)) for text in MANY)
@@ -357,7 +359,7 @@ def test_samples_are_resumed_bit_for_bit(toy: Any, tmp_path: Any, monkeypatch: A
             raise BrokenOffError
         return sample_tokens(*args, **named)
 
-    monkeypatch.setattr("rome_lens.key_sources.sample_tokens", sample)
+    monkeypatch.setattr("rome_lens.keys.sources.sample_tokens", sample)
     with pytest.raises(BrokenOffError):
         collect(toy, **options, cache=tmp_path, checkpoint_every=1)
     assert_equal(collect(toy, **options, cache=tmp_path), expected)
@@ -379,7 +381,7 @@ def test_layers_in_the_cache_are_not_collected_again(toy: Any, tmp_path: Any, mo
     asked: list[Any] = []
     run = rl.forward.run_through
     monkeypatch.setattr(
-        "rome_lens.key_sums.run_through", lambda *args: (asked.append((args[2], tuple(args[3]))), run(*args))[1]
+        "rome_lens.keys.sums.run_through", lambda *args: (asked.append((args[2], tuple(args[3]))), run(*args))[1]
     )
     found = collect(toy, layer=(1, 0), texts=TEXTS, cache=tmp_path)
     assert set(asked) == {(0, (key_hook(0),))}
@@ -427,7 +429,7 @@ def test_another_tokenizer_finds_nothing_in_the_cache(toy: Any, tmp_path: Any, m
 
 
 def test_a_cache_that_is_a_file_is_refused_before_anything_is_read(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rome_lens.key_sums.run_through", lambda *args: pytest.fail("it was collected in vain"))
+    monkeypatch.setattr("rome_lens.keys.sums.run_through", lambda *args: pytest.fail("it was collected in vain"))
     file = tmp_path / "cache"
     file.write_text("mine")
     for cache in (file, file / "within"):

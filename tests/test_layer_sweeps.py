@@ -12,12 +12,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import rome_lens as rl
-from rome_lens import edit_sweeps, layer_sweeping, sweeps, variance, viz
-from rome_lens.facts import FactError
-from rome_lens.keys import StatisticsError
-from rome_lens.layer_sweeps import MEASURES
-from rome_lens.models import ModelError
-from rome_lens.variance import explain_variance, regression, variance_table
+from rome_lens import viz
+from rome_lens.data.facts import FactError
+from rome_lens.evaluation import settings_sweep as edit_sweeps
+from rome_lens.keys.collecting import StatisticsError
+from rome_lens.localisation import sweeping as layer_sweeping
+from rome_lens.localisation import variance
+from rome_lens.localisation.results import MEASURES
+from rome_lens.localisation.variance import explain_variance, regression, variance_table
+from rome_lens.models.lens import ModelError
+from rome_lens.tracing import many_facts as sweeps
 
 LAYERS = (1, 4)
 CONFIG = rl.RomeConfig(steps=3)

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rome_lens as rl
-from rome_lens import loading
-from rome_lens.data import Record
-from rome_lens.fingerprints import fingerprint
-from rome_lens.loading import TOY, lay_out_for_speed, load_model
-from rome_lens.models import ModelError, is_bridge, w_out
-from rome_lens.weights import SOURCES
+from rome_lens.data.record_type import Record
+from rome_lens.models import loading
+from rome_lens.models.convert import lay_out_for_speed
+from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.gguf import SOURCES
+from rome_lens.models.lens import ModelError, is_bridge, w_out
+from rome_lens.models.loading import TOY, load_model
 
 both_classes = pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class only")
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 import rome_lens as rl
-from rome_lens.checks import CheckResult, CheckRow, Limits, Measure
-from rome_lens.checks.many import LimitsAverage
+from rome_lens.checks import CheckResult, CheckRow, Measure
+from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.limits import Limits
+from rome_lens.evaluation.scores import markdown
 from rome_lens.intervals import average
-from rome_lens.scores import markdown
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from models_for_tests import CLASSES, FAMILIES, GEMMA, LLAMA, SIZES, TINY, tiny
 
-from rome_lens.forward import evaluating
-from rome_lens.models import ModelError, capture_hooks, component_hook, resid_pre_hook
-from rome_lens.partial import PartialForward
-from rome_lens.past import LayerPast, Past
+from rome_lens.forward.kv_cache import LayerPast, Past
+from rome_lens.forward.partial import PartialForward
+from rome_lens.forward.runs import evaluating
+from rome_lens.models.hook_names import capture_hooks, component_hook, resid_pre_hook
+from rome_lens.models.lens import ModelError
 
 # Longer than the sliding window of the tiny Gemmas; rows that differ.
 TOKENS = torch.randint(3, 500, (3, 13), generator=torch.Generator().manual_seed(5))

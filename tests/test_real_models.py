@@ -10,8 +10,8 @@ import torch
 from models_for_tests import CLASSES
 
 import rome_lens as rl
-from rome_lens.tokens import encode
-from rome_lens.weights import SOURCES, WeightsError, cache_root, locate_parts
+from rome_lens.forward.tokens import encode
+from rome_lens.models.gguf import SOURCES, WeightsError, cache_root, locate_parts
 
 pytestmark = pytest.mark.real
 LAYER = 4
@@ -138,12 +138,12 @@ def test_smollm2_traces_and_edits(smollm2: Any, record: rl.data.Record) -> None:
 
 
 def test_a_second_start_converts_nothing(smollm2: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rome_lens.weights._convert", lambda *args, **kwargs: pytest.fail("it was converted again"))
+    monkeypatch.setattr("rome_lens.models.gguf._convert", lambda *args, **kwargs: pytest.fail("it was converted again"))
     rl.load_model("smollm2-135m", model_class=CLASSES[-1])
 
 
 def test_the_conversion_says_where_it_lies() -> None:
-    assert Path(rl.loading.transformers_directory(SOURCES["smollm2-135m"])).joinpath("config.json").is_file()
+    assert Path(rl.models.loading.transformers_directory(SOURCES["smollm2-135m"])).joinpath("config.json").is_file()
 
 
 def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(gemma: Any, record: rl.data.Record) -> None:

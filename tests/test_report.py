@@ -11,8 +11,9 @@ from test_viz import Page
 
 import rome_lens as rl
 from rome_lens import viz
-from rome_lens.checks import CheckResult, CheckRow, Limits, Measure
-from rome_lens.data import Record
+from rome_lens.checks import CheckResult, CheckRow, Measure
+from rome_lens.checks.limits import Limits
+from rome_lens.data.record_type import Record
 from rome_lens.storage import installed_versions
 
 LAYER = 1

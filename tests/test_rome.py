@@ -11,11 +11,11 @@ import torch
 from models_for_tests import CLASSES, REFERENCE, last_logits, tiny
 
 import rome_lens as rl
-from rome_lens.facts import FactError
-from rome_lens.keys import StatisticsError
-from rome_lens.models import ModelError, b_out, w_out
-from rome_lens.tokens import encode
-from rome_lens.value import OptimisationError
+from rome_lens.data.facts import FactError
+from rome_lens.editing.optimiser import OptimisationError
+from rome_lens.forward.tokens import encode
+from rome_lens.keys.collecting import StatisticsError
+from rome_lens.models.lens import ModelError, b_out, w_out
 
 KNOWN = json.loads((REFERENCE / "reference.json").read_text())["rome"]
 ARRAYS = np.load(REFERENCE / "rome.npz")
@@ -70,7 +70,7 @@ def test_the_edited_model_gives_the_original_probabilities(reference64: Any, cas
         tokens = reference64.to_tokens(prompt, prepend_bos=False)
         found = last_logits(reference64, tokens, fwd_hooks=edit.fwd_hooks(reference64))[0].softmax(-1)
         for j, target in enumerate(targets):
-            first = rl.tokens.continuation(reference64, prompt, target)[0]
+            first = rl.forward.tokens.continuation(reference64, prompt, target)[0]
             assert abs(float(found[first]) - float(ARRAYS[f"{case}.post.p_first_token.f64"][i, j])) < 1e-9
 
 
@@ -111,7 +111,7 @@ def lookup_only(edit: rl.RankOneEdit, model: Any, position: int) -> list[Any]:
         mask = torch.zeros(keys.shape[1]).index_fill(0, torch.tensor([position]), 1.0)
         return mask[None, :, None] * (keys @ edit.u)[..., None] * edit.v
 
-    return rl.models.raw_output_hooks(model, edit.layer, addition)
+    return rl.forward.additions.raw_output_hooks(model, edit.layer, addition)
 
 
 def test_a_small_step_lowers_the_loss(tiny_model: Any, fact: rl.Fact) -> None:

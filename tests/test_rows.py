@@ -7,7 +7,7 @@ import torch
 from models_for_tests import last_logits
 
 import rome_lens as rl
-from rome_lens.models import ModelError, w_out
+from rome_lens.models.lens import ModelError, w_out
 
 WORDS = "Wanda Brandt lives in the city of"
 

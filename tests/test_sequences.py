@@ -9,8 +9,8 @@ import torch
 from models_for_tests import last_logits
 
 import rome_lens as rl
-from rome_lens.facts import FactError
-from rome_lens.models import ModelError, b_out, w_out
+from rome_lens.data.facts import FactError
+from rome_lens.models.lens import ModelError, b_out, w_out
 
 CONTEXTS = ["{}", "It was raining. {}"]
 NAMES = [("Wanda Brandt", "Ondavel"), ("Tomas Reil", "Pralec"), ("Wanda Reil", "Ondavel")]
@@ -107,14 +107,14 @@ def test_an_interrupted_sequence_leaves_the_model(toy: Any, facts: Any, untouche
             raise KeyboardInterrupt
         return real(*args, **given)
 
-    monkeypatch.setattr("rome_lens.sequences.rome", interrupted)
+    monkeypatch.setattr("rome_lens.editing.sequences.rome", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rl.rome_sequence(toy, facts, **options(toy))
     assert rl.applied_edits(toy) == ()
 
 
 def test_what_cannot_be_edited_is_refused_before_anything_is_computed(toy: Any, facts: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rome_lens.sequences.rome", None)
+    monkeypatch.setattr("rome_lens.editing.sequences.rome", None)
     with pytest.raises(FactError, match="facts is empty"):
         rl.rome_sequence(toy, [], **options(toy))
     with pytest.raises(FactError, match=r"one fact 'A is in', expected a list"):

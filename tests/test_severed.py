@@ -9,9 +9,10 @@ import torch
 from models_for_tests import CLASSES, REFERENCE, tiny
 
 import rome_lens as rl
-from rome_lens.corruption import NoiseError
-from rome_lens.models import EMBED, ModelError, component_hook
-from rome_lens.tokens import encode
+from rome_lens.forward.tokens import encode
+from rome_lens.models.hook_names import EMBED, component_hook
+from rome_lens.models.lens import ModelError
+from rome_lens.tracing.corruption import NoiseError
 
 KNOWN = json.loads((REFERENCE / "reference.json").read_text())["traces"]["facts"]["fact0"]
 ARRAYS = np.load(REFERENCE / "severed.npz")

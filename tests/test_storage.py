@@ -14,7 +14,8 @@ from torch import Tensor
 
 import rome_lens as rl
 from rome_lens import storage
-from rome_lens.storage import StorageError, Stored, installed_versions, whole_or_nothing
+from rome_lens.results import Stored
+from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
 
 FACT = rl.Fact("Is {} “in” Zürich?\nIt is in", subject="東京 🗼", target='Par"is', new_target="Rome")
 ODD = torch.tensor([0.1, -0.0, float("inf"), 1e-45, torch.finfo(torch.float32).max])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens import sweeps
-from rome_lens.facts import FactError
-from rome_lens.sweeps import SweepError
+from rome_lens.data.facts import FactError
+from rome_lens.tracing import many_facts as sweeps
+from rome_lens.tracing.many_facts import SweepError
 
 
 @pytest.fixture(scope="module")

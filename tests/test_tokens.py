@@ -13,11 +13,11 @@ from tokenizers.models import BPE, Unigram
 from transformer_lens.model_bridge import TransformerBridge
 
 import rome_lens as rl
-from rome_lens.data import Record
-from rome_lens.facts import Fact, FactError
-from rome_lens.loading import hooked_transformer
-from rome_lens.models import ModelError
-from rome_lens.tokens import FactTokens, continuation, encode, pad_right, token_ids
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record
+from rome_lens.forward.tokens import FactTokens, continuation, encode, pad_right, token_ids
+from rome_lens.models.convert import hooked_transformer
+from rome_lens.models.lens import ModelError
 
 ASCII = [chr(code) for code in range(33, 127)]
 WORDS = ("_The", "_Eiffel", "_Tower", "_is", "_in", "_of", "_Paris", "_New", "_York", "The")

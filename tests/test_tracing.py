@@ -11,12 +11,13 @@ from conftest import snapshot
 from models_for_tests import CLASSES, HOOKED_FAMILIES, REFERENCE, tiny
 
 import rome_lens as rl
-from rome_lens.facts import FactError
-from rome_lens.loading import from_directory
-from rome_lens.models import EMBED, ModelError, component_hook
-from rome_lens.partial import PartialForward
-from rome_lens.tokens import encode
-from rome_lens.tracing import FactNotKnownError
+from rome_lens.data.facts import FactError
+from rome_lens.forward.partial import PartialForward
+from rome_lens.forward.tokens import encode
+from rome_lens.models.hook_names import EMBED, component_hook
+from rome_lens.models.lens import ModelError
+from rome_lens.models.loading import from_directory
+from rome_lens.tracing.clean_run import FactNotKnownError
 
 FACTS = json.loads((REFERENCE / "reference.json").read_text())["traces"]
 ARRAYS = np.load(REFERENCE / "traces.npz")

@@ -10,12 +10,13 @@ from models_for_tests import CLASSES, last_logits, reference_model, tiny
 from plain_value import plain_value
 
 import rome_lens as rl
-from rome_lens.facts import FactError
-from rome_lens.forward import evaluating, in_float32
-from rome_lens.models import ModelError, w_out
-from rome_lens.rome import FirstTokenWarning, LikelyTargetWarning, ProcessedModelWarning
-from rome_lens.tokens import encode
-from rome_lens.value import EditedLayer, EditRows, descent
+from rome_lens.data.facts import FactError
+from rome_lens.editing.new_target import LikelyTargetWarning
+from rome_lens.editing.rank_one import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.editing.value_optimisation import EditedLayer, EditRows, descent
+from rome_lens.forward.runs import evaluating, in_float32
+from rome_lens.forward.tokens import encode
+from rome_lens.models.lens import ModelError, w_out
 
 # Three lookup positions, of which two are near each other, so that rows run in groups.
 CONTEXTS = ["{}", "It was raining. {}", "It rained. {}", "Somebody said that {}", "A long way off, in the north, {}"]
@@ -180,7 +181,7 @@ def test_keys_repeated_for_each_query_head_change_nothing(fact: rl.Fact) -> None
     def results(model: Any) -> list[torch.Tensor]:
         tuned = rl.fine_tune(model, fact, layer=1, steps=2)
         trace = rl.causal_trace(model, fact, require_correct=False)
-        written = rl.answers.answer_log_probs(model, [(fact.text, fact.target)])
+        written = rl.forward.answers.answer_log_probs(model, [(fact.text, fact.target)])
         return [value(model, fact).v, tuned.delta, trace.scores, written]
 
     model = copied(tiny("llama", "HookedTransformer"))
@@ -189,9 +190,11 @@ def test_keys_repeated_for_each_query_head_change_nothing(fact: rl.Fact) -> None
     for found, each in zip(results(model), expected, strict=True):
         torch.testing.assert_close(found, each, atol=1e-4, rtol=1e-4)
     assert rl.random_contexts(model, prefixes=2) == contexts
-    tokens = rl.sampling.sample_continuations(model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1])
+    tokens = rl.forward.sampling.sample_continuations(model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1])
     model.set_ungroup_grouped_query_attention(False)
-    assert rl.sampling.sample_continuations(model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1]) == tokens
+    assert (
+        rl.forward.sampling.sample_continuations(model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1]) == tokens
+    )
 
 
 @pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="the Bridge's generate asks for no mask")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import rome_lens as rl
 from rome_lens import viz
-from rome_lens.checks.firing import EditFiring
+from rome_lens.editing.firing import EditFiring
 from rome_lens.viz import Html
 
 LABELS = ("<s>", " The", " Lou", "vre", " is", "\n", " in")

@@ -10,8 +10,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from rome_lens import weights
-from rome_lens.weights import (
+from rome_lens.models import gguf as weights
+from rome_lens.models.gguf import (
     SOURCES,
     GGUFSource,
     WeightsError,

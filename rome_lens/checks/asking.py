@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.answers import read_answers
-from rome_lens.checks.firing import EditFiring, edit_firings
 from rome_lens.checks.result import CheckRow
-from rome_lens.data import Record
-from rome_lens.editors import NumberedEdits, check_same_fact, prefixed
-from rome_lens.edits import RankOneEdit
-from rome_lens.facts import Fact, FactError
-from rome_lens.models import LensModel
-from rome_lens.sampling import sample_continuations
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record
+from rome_lens.editing.edit import RankOneEdit
+from rome_lens.editing.firing import EditFiring, edit_firings
+from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact, prefixed
+from rome_lens.forward.answers import read_answers
+from rome_lens.forward.sampling import sample_continuations
+from rome_lens.models.lens import LensModel
 
 Question = tuple[str, str]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from rome_lens.intervals import Average, average, rank_correlation, share
-from rome_lens.storage import Stored
+from rome_lens.results import Stored
 
 KNOWN = 0.1
 _DIGITS = 4

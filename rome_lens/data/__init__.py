@@ -1,264 +1,29 @@
-"""The project's own facts, with what the checks ask about each: aliases, descriptions, reverse prompts and more."""
+"""Data: facts, records of questions about them, readers of files, and what comes with the package.
 
-import dataclasses
-import json
-import random
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+* ``facts.py``: ``Fact``. ``record_type.py``: ``Record``. ``records_file.py``, ``counterfact.py``: readers.
+* ``bundled.py``: the bundled records and texts.
+"""
 
-from rome_lens.facts import SLOT, Fact, FactError
+from rome_lens.data.bundled import FILES, held_texts, limits, name_texts, openings, texts
+from rome_lens.data.counterfact import CounterFactRecord, read_counterfact
+from rome_lens.data.facts import Fact, FactError, read_facts
+from rome_lens.data.record_type import Question, Record, RecordError
+from rome_lens.data.records_file import read_records
 
-_HERE = Path(__file__).parent
-FILES = (_HERE / "records.json", _HERE / "toy" / "records.json")
-
-
-class RecordError(ValueError):
-    """A record that does not have the form that the checks need; the message names record and field."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt and its true answer; after an edit that has consequences, ``new_target`` should follow instead.
-
-    Space around the targets does not count, as in :class:`~rome_lens.facts.Fact`.
-    """
-
-    prompt: str
-    target: str
-    new_target: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target", self.target.strip())
-        if self.new_target is not None:
-            object.__setattr__(self, "new_target", self.new_target.strip())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """A fact to edit and what to ask about it. An empty field is not asked.
-
-    Attributes:
-        fact: with both targets.
-        relation: its name, such as ``"city"``; records of one relation ask alike.
-        known_by: names of the models that know the fact.
-        paraphrases: whole prompts that name the subject and have the same answer.
-        neighborhood: questions about other subjects, which do not name this one and whose answers should stay.
-        reverse: questions from object to subject, ``{}`` standing for the object, the subject being the answer.
-        aliases: other names of the subject, put into the fact's prompt.
-        descriptions: the subject described without its tokens, put into the fact's prompt.
-        open_prompts: prompts that mention a subject (``{}``) without asking for the relation.
-        exemplars: subjects of which the new target is really true.
-        consequences: what follows from the fact, and from the new one; ``{}`` stands for the subject.
-        texts: true sentences about the subject that say nothing of the fact.
-    """
-
-    id: str
-    fact: Fact
-    relation: str = ""
-    known_by: tuple[str, ...] = ()
-    one_way: bool | None = None
-    paraphrases: tuple[str, ...] = ()
-    neighborhood: tuple[Question, ...] = ()
-    reverse: tuple[Question, ...] = ()
-    aliases: tuple[str, ...] = ()
-    descriptions: tuple[str, ...] = ()
-    open_prompts: tuple[str, ...] = ()
-    exemplars: tuple[str, ...] = ()
-    consequences: tuple[Question, ...] = ()
-    texts: tuple[str, ...] = ()
-
-
-def limits(id: str | None = None) -> Any:
-    """Every record, or the one of this id (such as ``"eiffel-tower"``).
-
-    Raises:
-        RecordError: there is no record of this id.
-    """
-    records = [record for file in FILES for record in read_records(file)]
-    if id is None:
-        return records
-    for record in records:
-        if record.id == id:
-            return record
-    raise RecordError(f"There is no record {id!r}; there are: {', '.join(record.id for record in records)}.")
-
-
-def read_records(path: str | Path) -> list[Record]:
-    """Records from a JSON file in UTF-8: a list of objects with the fields of :class:`Record`.
-
-    Raises:
-        RecordError: a record or field is not of the form; the message names both.
-    """
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, list):
-        raise RecordError(f"{path} holds {type(raw).__name__}, expected a list of records.")
-    records = [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
-    ids = [record.id for record in records]
-    if twice := sorted({each for each in ids if ids.count(each) > 1}):
-        raise RecordError(
-            f"{path}: several records have the id {twice}, field 'id': expected a name of each one's own."
-        )
-    return records
-
-
-def texts() -> list[str]:
-    """About 14 000 tokens of ordinary text full of names, for key statistics: sampled once from Gemma 3 270M.
-
-    What they say is made up. ``scripts/sample_texts.py`` wrote them.
-    """
-    return list(json.loads((_HERE / "texts.json").read_text(encoding="utf-8")))
-
-
-def name_texts(*, seed: int = 0) -> list[str]:
-    """About 40 000 tokens of short sentences, each about one name, for key statistics; the same for the same seed.
-
-    A fact is looked up at the last token of a name, and ``C`` can only tell names apart whose kind it has seen: of ordinary
-    text few tokens are ends of names. People are first and last names put together at random within a language; places and
-    things are real; names like "Keller Glacier" end in a common noun, and events begin with a year.
-    """
-    names = json.loads((_HERE / "names.json").read_text(encoding="utf-8"))
-    draw = random.Random(seed)
-    people = [
-        f"{draw.choice(each['first'])} {draw.choice(each['last'])}"
-        for each in names["people"].values()
-        for _ in range(170)
-    ]
-    parts = [*(last for each in names["people"].values() for last in each["last"]), *names["places"]]
-    compounds = [f"{draw.choice(parts)} {head}" for head in names["heads"] for _ in range(12)]
-    events = [f"the {draw.randrange(1900, 2020)} {event}" for event in names["events"] for _ in range(10)]
-    chosen = [*people, *compounds, *events, *2 * names["places"], *2 * names["things"]]
-    texts = [draw.choice(names["sentences"]).replace(SLOT, name) for name in chosen]
-    return [text[0].upper() + text[1:] for text in texts]
-
-
-def held_texts() -> list[str]:
-    """Six short paragraphs on everyday topics, to measure perplexity on before and after an edit.
-
-    They name nothing that a record is about, and are never used for key statistics.
-    """
-    return list(json.loads((_HERE / "held.json").read_text(encoding="utf-8")))
-
-
-def openings() -> list[str]:
-    """Beginnings of sentences about named people, places and things, which a model can continue (see :func:`texts`)."""
-    return list(json.loads((_HERE / "openings.json").read_text(encoding="utf-8")))
-
-
-_QUESTIONS = ("neighborhood", "reverse", "consequences")
-_SLOTTED = ("reverse", "open_prompts", "consequences")
-_FACT = "an object with 'prompt', 'subject', 'target' and 'new_target', each a text"
-_QUESTION = "an object with 'prompt' and 'target'"
-
-
-def _record(item: Any, where: str) -> Record:
-    if not isinstance(item, Mapping) or "id" not in item or "fact" not in item:
-        raise RecordError(f"{where}: expected an object with at least 'id' and 'fact', got {str(item)[:80]!r}.")
-    where = f"{where} ({item['id']})"
-    known = {field.name for field in dataclasses.fields(Record)}
-    if unknown := set(item) - known:
-        raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
-    fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way"), "relation": item.get("relation", "")}
-    fields["fact"] = _fact(item["fact"], f"{where}, field 'fact'")
-    if not isinstance(fields["one_way"], bool | None):
-        raise RecordError(f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}.")
-    for name in ("id", "relation"):
-        if not isinstance(fields[name], str):
-            raise RecordError(f"{where}, field {name!r}: expected a text, got {fields[name]!r}.")
-    if not fields["id"].strip():
-        raise RecordError(f"{where}, field 'id': expected a name for the record, got {fields['id']!r}.")
-    for name in sorted(known - {"id", "fact", "one_way", "relation"}):
-        entries = item.get(name, [])
-        if not isinstance(entries, list):
-            raise RecordError(f"{where}, field {name!r}: expected a list, got {entries!r}.")
-        fields[name] = tuple(_entry(name, value, f"{where}, field {name!r}") for value in entries)
-    record = Record(**fields)
-    for name, wrong in _contradictions(record):
-        raise RecordError(f"{where}, field {name!r}: {wrong}.")
-    return record
-
-
-def _fact(value: Any, where: str) -> Fact:
-    names = ("prompt", "subject", "target", "new_target")
-    if not isinstance(value, Mapping):
-        raise RecordError(f"{where}: expected {_FACT}, got {value!r}.")
-    if unknown := sorted(set(value) - set(names)):
-        raise RecordError(f"{where}: it holds {unknown}; expected {_FACT}.")
-    for name in names:
-        if name == "new_target" and value.get(name) is None:
-            raise RecordError(f"{where}: it has no new_target; expected {_FACT}.")
-        if name not in value:
-            raise RecordError(f"{where}: it has no {name!r}, only {sorted(value)}; expected {_FACT}.")
-        if not isinstance(value[name], str):
-            raise RecordError(f"{where}: its {name!r} is {value[name]!r}; expected {_FACT}.")
-    try:
-        return Fact(**value)
-    except FactError as error:
-        raise RecordError(f"{where}: {error}") from error
-
-
-def _entry(name: str, value: Any, where: str) -> Any:
-    """One entry of a list field: text, or a question."""
-    text = value.get("prompt") if isinstance(value, Mapping) else value
-    if not isinstance(text, str) or not text.strip() or isinstance(value, Mapping) != (name in _QUESTIONS):
-        raise RecordError(f"{where}: expected {_QUESTION if name in _QUESTIONS else 'a text'}, got {value!r}.")
-    if name in _SLOTTED and text.count(SLOT) != 1:
-        raise RecordError(f"{where}: expected one {{}} in {text!r}.")
-    if name not in _SLOTTED and SLOT in text:
-        raise RecordError(f"{where}: expected the words themselves and no {{}}, got {text!r}.")
-    if text != text.strip():
-        raise RecordError(f"{where}: expected no white space around it, got {text!r}.")
-    if name == "texts" and len(text.split()) < 2:
-        raise RecordError(f"{where}: expected a sentence, got {text!r}.")
-    return _question(value, where) if name in _QUESTIONS else value
-
-
-def _question(value: Mapping[str, Any], where: str) -> Question:
-    if unknown := sorted(set(value) - {"prompt", "target", "new_target"}):
-        raise RecordError(
-            f"{where}: {value!r} holds {unknown}; expected {_QUESTION}, and 'new_target' where it has one."
-        )
-    answers = [value.get("target"), *([value["new_target"]] if value.get("new_target") is not None else [])]
-    if not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise RecordError(f"{where}: expected {_QUESTION} in words, got {value!r}.")
-    return Question(**value)
-
-
-def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
-    """The fields that do not go together with the record's fact, each with what is wrong."""
-    subject = record.fact.subject
-    bare = _without_article(subject)
-    for name in ("aliases", "descriptions", "exemplars"):
-        if same := [text for text in getattr(record, name) if text.casefold() == subject.casefold()]:
-            yield name, f"{same[0]!r} is the subject itself, expected other words"
-    folded = [alias.casefold() for alias in record.aliases]
-    if twice := [alias for alias in record.aliases if folded.count(alias.casefold()) > 1]:
-        yield "aliases", f"{twice[0]!r} stands there twice, expected each name once"
-    for text in record.paraphrases:
-        if not _names(bare, text):
-            yield "paraphrases", f"{text!r} does not name the subject, expected a prompt with {subject!r} in it"
-    for question in record.neighborhood:
-        if _names(subject, question.prompt):
-            yield "neighborhood", f"{question.prompt!r} names the subject {subject!r}, expected another subject"
-    for question in record.reverse:
-        if _without_article(question.target).casefold() != bare.casefold():
-            yield "reverse", f"{question.prompt!r} has the target {question.target!r}, expected the subject {subject!r}"
-    for question in record.consequences:
-        if question.new_target is None:
-            yield "consequences", f"{question.prompt!r} has no 'new_target', expected what follows from the new fact"
-        elif question.new_target == question.target:
-            yield "consequences", f"{question.prompt!r} has {question.target!r} as target and as new_target"
-
-
-def _names(name: str, text: str) -> bool:
-    """Whether the name stands in the text as whole words, in whatever case."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
-
-
-def _without_article(name: str) -> str:
-    return re.sub(r"^the\s+", "", name, flags=re.IGNORECASE)
+__all__ = [
+    "FILES",
+    "CounterFactRecord",
+    "Fact",
+    "FactError",
+    "Question",
+    "Record",
+    "RecordError",
+    "held_texts",
+    "limits",
+    "name_texts",
+    "openings",
+    "read_counterfact",
+    "read_facts",
+    "read_records",
+    "texts",
+]

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rome_lens.checks.firing import EditFiring
-from rome_lens.traces import CausalTrace
+from rome_lens.editing.firing import EditFiring
+from rome_lens.tracing.results import CausalTrace
 
 
 @dataclass(frozen=True, repr=False)

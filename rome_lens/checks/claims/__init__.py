@@ -1,0 +1,1 @@
+"""The claims about what an edit does not do, one file each."""

@@ -1,0 +1,62 @@
+"""Forward passes: text to tokens, runs of parts of a model, and reading answers.
+
+* ``tokens.py``: prompts, answers and subject spans as tokens.
+* ``runs.py``: runs up to a layer, or with only some positions unembedded.
+* ``partial.py``, ``kv_cache.py``: runs from a layer on, for later positions only.
+* ``hooked.py``, ``bridge.py``: what only HookedTransformer or only TransformerBridge does.
+* ``additions.py``: hooks that add to the raw output of ``W_out``.
+* ``answers.py``, ``sampling.py``: probabilities of answers, and sampled text.
+"""
+
+from rome_lens.forward.additions import mlp_contribution, raw_output_hooks
+from rome_lens.forward.answers import TopAnswers, answer_log_probs, knows, top_answers
+from rome_lens.forward.partial import PartialForward
+from rome_lens.forward.runs import (
+    agreement,
+    attending_to_all,
+    check_raw_output,
+    chosen_logits,
+    differentiating,
+    embed,
+    evaluating,
+    full_precision,
+    in_float32,
+    keys_of,
+    last_position_logits,
+    layer_states,
+    log_probabilities,
+    run_through,
+    unembedding_only,
+)
+from rome_lens.forward.sampling import sample_continuations
+from rome_lens.forward.tokens import FactTokens, continuation, encode, token_ids
+
+__all__ = [
+    "FactTokens",
+    "PartialForward",
+    "TopAnswers",
+    "agreement",
+    "answer_log_probs",
+    "attending_to_all",
+    "check_raw_output",
+    "chosen_logits",
+    "continuation",
+    "differentiating",
+    "embed",
+    "encode",
+    "evaluating",
+    "full_precision",
+    "in_float32",
+    "keys_of",
+    "knows",
+    "last_position_logits",
+    "layer_states",
+    "log_probabilities",
+    "mlp_contribution",
+    "raw_output_hooks",
+    "run_through",
+    "sample_continuations",
+    "token_ids",
+    "top_answers",
+    "unembedding_only",
+]

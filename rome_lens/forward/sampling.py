@@ -1,0 +1,158 @@
+"""Text from the model itself: random prefixes for an edit's contexts, samples for key statistics."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rome_lens.data.facts import FactError
+from rome_lens.forward.kv_cache import caches_fit
+from rome_lens.forward.runs import attending_to_all, evaluating, full_precision, last_position_logits
+from rome_lens.forward.tokens import pad_right, token_ids
+from rome_lens.models.hook_names import Hook, has_hooks
+from rome_lens.models.lens import LensModel, at_least_float32, device
+
+_ROWS_PER_BATCH = 64
+
+
+def sample_tokens(
+    model: LensModel,
+    start: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    seed: int,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+) -> Int[Tensor, "batch pos"]:
+    """Continue rows of equal length by ``new_tokens`` tokens, sampled in the weights' own precision.
+
+    The random state outside stays as it was.
+    """
+    options: dict[str, Any] = {"do_sample": True, "top_k": top_k, "temperature": temperature, "stop_at_eos": False}
+    options["use_past_kv_cache"] = _goes_on_from_keys(model)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        tokens = torch.tensor([list(row) for row in start], device=device(model))
+        with attending_to_all(model), full_precision(model):
+            out = model.generate(
+                tokens, max_new_tokens=new_tokens, return_type="tokens", prepend_bos=False, verbose=False, **options
+            )
+    return out.clone().cpu()
+
+
+def sample_continuations(
+    model: LensModel,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    seeds: Sequence[int],
+    top_k: int = 5,
+    hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]] | None = None,
+    marks: Sequence[int] | None = None,
+    prepend_bos: bool | None = None,
+) -> list[str]:
+    """What the model writes behind each prompt: ``new_tokens`` tokens, each drawn among the ``top_k`` likeliest.
+
+    Each prompt has a seed of its own, so that its text does not depend on those it is sampled with. Prompts of unlike
+    length share a batch without padding: where a shorter one is sampled already, the longer one is still read.
+
+    Args:
+        marks: a number for each prompt, such as that of the edit that it is continued under.
+        hooks_of_rows: the hooks of a batch, given its rows' marks.
+
+    Raises:
+        FactError: a prompt and the new tokens together do not fit the model's context, or a prompt is empty.
+        ValueError: ``new_tokens`` is no integer of at least 1.
+    """
+    if not isinstance(new_tokens, Integral) or new_tokens < 1:
+        raise ValueError(f"The number of tokens to generate is {new_tokens!r}, expected an integer of at least 1.")
+    rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row or len(row) + new_tokens > model.cfg.n_ctx:
+            raise FactError(
+                f"The prompt {prompt!r} has {len(row)} tokens; it and {new_tokens} more must fit the model's context of "
+                f"{model.cfg.n_ctx}, and it must not be empty."
+            )
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), _ROWS_PER_BATCH):
+        some = order[first : first + _ROWS_PER_BATCH]
+        starts = [rows[i] for i in some]
+        noise = torch.stack([_uniform(new_tokens, seeds[i]) for i in some])
+        numbers = [0 if marks is None else marks[i] for i in some]
+        hooks = () if hooks_of_rows is None else hooks_of_rows(numbers)
+        sampled = _sampled(model, starts, noise, top_k=top_k, hooks=hooks)
+        for i, ids in zip(some, sampled, strict=True):
+            texts[i] = _text_behind(model, rows[i], ids)
+    return texts
+
+
+def _sampled(
+    model: LensModel,
+    starts: Sequence[list[int]],
+    noise: Float[Tensor, "row token"],
+    *,
+    top_k: int,
+    hooks: Sequence[Hook],
+) -> list[list[int]]:
+    """The tokens sampled behind each start: all starts are fed together as far as the shortest reaches, and from there
+    token by token, a longer one's own."""
+    shortest, new_tokens = min(map(len, starts)), noise.shape[1]
+    steps = max(map(len, starts)) - shortest + new_tokens
+    waiting = torch.tensor([len(start) - shortest for start in starts])
+    own = pad_right([[*start[shortest:], 0] for start in starts])
+    fed: list[Int[Tensor, " row"]] = []
+
+    def choose(logits: Float[Tensor, "row d_vocab"]) -> Int[Tensor, " row"]:
+        step = len(fed)
+        best = logits.topk(min(top_k, logits.shape[-1]))
+        below = best.values.double().softmax(-1).cumsum(-1).cpu()
+        drawn = noise.gather(1, (step - waiting).clamp(0, new_tokens - 1)[:, None])
+        sampled = best.indices.cpu().gather(1, (below[:, :-1] <= drawn).sum(-1, keepdim=True))[:, 0]
+        fed.append(torch.where(waiting > step, own[:, min(step, own.shape[1] - 1)], sampled))
+        return fed[-1]
+
+    tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
+    options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "prepend_bos": False, "verbose": False}
+    options["use_past_kv_cache"] = _goes_on_from_keys(model)
+    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
+        with attending_to_all(model), _choosing(model, choose):
+            model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
+    rows = torch.stack(fed, dim=1).tolist()
+    return [row[wait:][:new_tokens] for row, wait in zip(rows, waiting.tolist(), strict=True)]
+
+
+@contextmanager
+def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, greedy generation takes the tokens that ``choose`` gives for the last position's logits."""
+    cap = model.cfg.output_logits_soft_cap
+
+    def only_the_chosen(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
+        last = at_least_float32(logits[:, -1])
+        tokens = choose(cap * torch.tanh(last / cap) if cap and cap > 0.0 else last)
+        return torch.zeros_like(logits[:, -1:]).scatter(-1, tokens.to(logits.device)[:, None, None], 1.0)
+
+    handle = model.unembed.register_forward_hook(only_the_chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _goes_on_from_keys(model: LensModel) -> bool:
+    """Not under hooks of the user's, which may act on a position by its number: then all positions are run for each token."""
+    return caches_fit(model) and not has_hooks(model)
+
+
+def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _text_behind(model: LensModel, start: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ``ids`` where they follow ``start``; decoded alone, some tokenizers drop the space before it."""
+    head, whole = (model.tokenizer.decode(row, skip_special_tokens=True) for row in (list(start), [*start, *ids]))
+    return whole[len(head) :] if whole.startswith(head) else model.tokenizer.decode(list(ids), skip_special_tokens=True)

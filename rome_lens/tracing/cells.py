@@ -1,0 +1,178 @@
+"""The cells of a trace: which states of which prompt are restored, checked before anything is run."""
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rome_lens.arguments import whole_numbers
+from rome_lens.data.facts import Fact
+from rome_lens.forward.tokens import FactTokens, tokens_to_run
+from rome_lens.models.hook_names import COMPONENTS
+from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A state to restore: one position (of one head, for ``"z"``) in a window of layers."""
+
+    pos: int
+    window: range
+    head: int | None = None
+
+
+Place = tuple[int, int] | tuple[int, int, int]  # of a cell in scores [layer, pos] or [layer, pos, head]
+
+_TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The cells that a trace asks for.
+
+    Attributes:
+        answer: the scored tokens.
+        rows: the most rows of one forward.
+    """
+
+    component: str
+    window: int
+    encoded: FactTokens
+    answer: tuple[int, ...]
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    rows: int
+    n_layers: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Layers, positions, and heads where they are single."""
+        return (len(self.layers), len(self.positions), *(() if self.heads is None else (len(self.heads),)))
+
+    @property
+    def count(self) -> int:
+        """How many cells there are."""
+        return math.prod(self.shape)
+
+    @property
+    def read(self) -> int:
+        """The first position that predicts a scored token."""
+        return len(self.encoded.tokens) - 1
+
+    def at(self, pos: int) -> "Grid":
+        """The cells at one position."""
+        return replace(self, positions=(pos,))
+
+    def cells(self, *, causal: bool) -> dict[Place, Cell]:
+        """By their place in the scores, the cells whose restoration can change the answer.
+
+        In a causal model states before the subject are not corrupted, and after the last layer's attention only the
+        positions that predict the answer are read.
+        """
+        cells: dict[Place, Cell] = {}
+        for i, layer in enumerate(self.layers):
+            window = restored_layers(layer, self.window, self.n_layers)
+            for j, pos in enumerate(self.positions):
+                read = pos >= self.read or window.start < self.n_layers - 1
+                if not read or (causal and pos < self.encoded.subject[0]):
+                    continue
+                if self.heads is None:
+                    cells[i, j] = Cell(pos=pos, window=window)
+                else:
+                    cells |= {(i, j, k): Cell(pos=pos, window=window, head=head) for k, head in enumerate(self.heads)}
+        return cells
+
+
+def restored_layers(layer: int, window: int, n_layers: int) -> range:
+    """``max(0, l - window // 2)`` up to, not including, ``min(n_layers, l - (-window // 2))``, as the study cuts it."""
+    return range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
+
+
+def grid(
+    model: LensModel,
+    fact: Fact,
+    *,
+    component: str,
+    window: int,
+    layers: Iterable[int] | None,
+    positions: Iterable[int] | None,
+    heads: Iterable[int] | None,
+    answer: str,
+    prepend_bos: bool | None,
+    batch_size: int | None,
+) -> Grid:
+    """The cells of a trace, from its options.
+
+    Raises:
+        ValueError, ModelError, FactError: an option that does not fit the model or the fact.
+    """
+    check_options(model, component=component, window=window, batch_size=batch_size)
+    chosen_layers = named_layers(model, layers)
+    chosen_heads = _chosen_heads(model, component, heads)
+    encoded, scored = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
+    return Grid(
+        component=component,
+        window=operator.index(window),
+        encoded=encoded,
+        answer=scored,
+        layers=chosen_layers,
+        positions=_chosen_positions(positions, len(encoded.tokens)),
+        heads=chosen_heads,
+        rows=batch_size or max(1, _TOKENS_PER_BATCH // (len(encoded.tokens) + len(scored) - 1)),
+        n_layers=model.cfg.n_layers,
+    )
+
+
+def check_options(model: LensModel, *, component: str, window: int, batch_size: int | None) -> None:
+    """Refuse what no fact can make right.
+
+    Raises:
+        ValueError: an unknown component, a window that is empty or the whole model, a batch of no rows.
+        ModelError: the MLPs of a model that has none.
+    """
+    if component not in COMPONENTS:
+        raise ValueError(f"component is {component!r}, expected one of {', '.join(map(repr, COMPONENTS))}.")
+    for name, value in (("window", window), ("batch_size", 1 if batch_size is None else batch_size)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{name} is {value!r}, expected a whole number.")
+    n_layers = model.cfg.n_layers
+    if window < 1 or (n_layers > 1 and window // 2 >= n_layers - 1 and -(-window // 2) >= n_layers):
+        raise ValueError(
+            f"window is {window}, expected at least 1 and less than {2 * n_layers - 1}: from there on the window around "
+            f"every layer is the whole model of {n_layers} layers."
+        )
+    if component == "z" and window > 1:
+        raise ValueError(
+            f"window is {window}, expected 1 for 'z': heads of the same number in other layers have no part in it."
+        )
+    if component == "mlp":
+        check_has_mlp(model)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+
+
+def _chosen_heads(model: LensModel, component: str, heads: Iterable[int] | None) -> tuple[int, ...] | None:
+    if component != "z":
+        if heads is not None:
+            raise ValueError(f"heads is given for component {component!r}, expected component='z'.")
+        return None
+    chosen = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
+    if not chosen:
+        raise ValueError("heads is empty: name at least one, or None for all.")
+    outside = [head for head in chosen if not 0 <= head < model.cfg.n_heads]
+    if outside:
+        raise ValueError(f"Heads {outside} are out of range: a layer has heads 0 to {model.cfg.n_heads - 1}.")
+    return chosen
+
+
+def _chosen_positions(positions: Iterable[int] | None, length: int) -> tuple[int, ...]:
+    if positions is None:
+        return tuple(range(length))
+    chosen = whole_numbers("positions", positions)
+    if not chosen:
+        raise ValueError("positions is empty: name at least one, or None for all.")
+    outside = [pos for pos in chosen if not -length <= pos < length]
+    if outside:
+        raise ValueError(f"Positions {outside} are outside the prompt, which has {length} tokens (0 to {length - 1}).")
+    return tuple(pos % length for pos in chosen)

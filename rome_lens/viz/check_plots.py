@@ -1,0 +1,87 @@
+"""Pictures of edits: their limits, and their success beside traces."""
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.limits import Limits
+from rome_lens.checks.result import CheckResult
+from rome_lens.intervals import Average
+
+
+def limits(result: Limits | LimitsAverage) -> Figure:
+    """Every check that was asked in a row: at the left its effect, at the right its control; a dot for each fact, or prompt.
+
+    "where known" is over the prompts of which the unedited model can do what is asked. Bars are means with 95 % intervals:
+    of many edits over facts, of a single one over its prompts, and none below five.
+
+    Raises:
+        ValueError: no check was asked.
+    """
+    checks = [name for name in _checks(result) if _asked(result, name)]
+    if not checks:
+        raise ValueError("No check was asked of any fact: there is nothing to show.")
+    figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(checks)), layout="constrained")
+    for (left, right), name in zip(
+        figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True
+    ):
+        asked = _asked(result, name)
+        for axes, kinds, label in (
+            (left, ("effect", "effect_where_known"), asked[0].effect_is),
+            (right, ("control",), asked[0].control_is),
+        ):
+            _strips(axes, result, name, kinds)
+            axes.set_xlabel(textwrap.fill(label, 56), fontsize=7)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.axvline(0.0, color="grey", linewidth=0.5)
+        prompts = sum(row.effect is not None for row in asked[0].rows)
+        many = f"{len(asked)} facts" if isinstance(result, LimitsAverage) else f"{prompts} prompts"
+        left.set_title(f"{name} ({many})", fontsize=9, loc="left")
+        right.set_visible(_mean(result, name, "control") is not None)
+    return figure
+
+
+def _checks(result: Limits | LimitsAverage) -> list[str]:
+    return result.checks if isinstance(result, LimitsAverage) else [check.name for check in result.results]
+
+
+def _asked(result: Limits | LimitsAverage, check: str) -> list[CheckResult]:
+    """The check's results on the facts that it was asked of."""
+    if isinstance(result, LimitsAverage):
+        return result.of(check)
+    return [result[check]] if result[check].asked else []
+
+
+def _mean(result: Limits | LimitsAverage, check: str, kind: str) -> Average | None:
+    if isinstance(result, LimitsAverage):
+        return result.effect(check, kind)
+    found: Average | None = getattr(result[check], kind)
+    return found
+
+
+def _values(result: Limits | LimitsAverage, check: str, kind: str) -> list[float]:
+    """What the mean is over: the facts' own means, or the prompts' numbers."""
+    if isinstance(result, LimitsAverage):
+        return [value.mean for each in result.of(check) if (value := getattr(each, kind)) is not None]
+    rows = [row for row in result[check].rows if row.effect is not None and (row.known or kind != "effect_where_known")]
+    values = [row.control if kind == "control" else row.effect for row in rows]
+    return [value for value in values if value is not None]
+
+
+def _strips(axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Sequence[str]) -> None:
+    """One line of dots for each kind of average, with its mean."""
+    names = {"effect": "all", "effect_where_known": "where known", "control": "control"}
+    shown = {kind: mean for kind in kinds if (mean := _mean(result, check, kind)) is not None}
+    for y, (kind, mean) in enumerate(shown.items()):
+        values = _values(result, check, kind)
+        axes.plot(
+            values, [y] * len(values), "o", color="tab:blue" if kind != "control" else "grey", alpha=0.25, markersize=4
+        )
+        if mean.low is not None and mean.high is not None:
+            axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)
+        axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(shown)), [names[kind] for kind in shown], fontsize=7)
+    axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)

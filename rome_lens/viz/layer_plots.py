@@ -1,0 +1,58 @@
+"""Pictures of layer sweeps."""
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from rome_lens.intervals import FEWEST
+from rome_lens.localisation.results import LayerSweep, asked
+from rome_lens.localisation.variance import regression
+from rome_lens.viz.axes import NAMES, band, layer_label
+
+
+def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
+    """Success of edits and effect of restoring, by layer on the left, against each other on the right.
+
+    On the left means over the facts with 95 % intervals, none below five facts; on the right a point for each fact and
+    layer, and above them R^2 of the measure (:meth:`LayerSweep.variance_explained` has the intervals and the control).
+
+    Raises:
+        ValueError: an unknown measure, or one that no record asked.
+    """
+    success = result.success(measure)
+    if not len(asked(success)):
+        raise ValueError(f"No record asked {measure}.")
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    panels = figure.subplot_mosaic([["above", "right"], ["below", "right"]])
+    above, below, right = panels["above"], panels["below"], panels["right"]
+    x = list(range(len(result.layers)))
+    colours = {"EM": "tab:blue", "NM": "tab:orange"}
+    for name, colour in {**colours, measure: colours.get(measure, "tab:red")}.items():
+        band(above, x, asked(result.success(name)), label=name, colour=colour, fewest=FEWEST)
+    above.set_ylabel("success of the edit")
+    above.legend(fontsize=7)
+    band(below, x, result.effects, label="effect", colour="tab:green", fewest=FEWEST)
+    below.set_ylabel("indirect effect")
+    for axes in (above, below):
+        axes.axhline(0.0, color="grey", linewidth=0.5)
+        axes.set_xticks(x, [str(layer) for layer in result.layers], fontsize=8)
+    below.set_xlabel("edited layer, and " + layer_label(result.window))
+    for j, colour in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, len(x)))):
+        right.scatter(result.effects[:, j], success[:, j], s=9, color=colour, label=str(result.layers[j]))
+    right.legend(title="layer", fontsize=6, title_fontsize=7, ncols=1 + len(x) // 10)
+    right.set_xlabel(
+        f"indirect effect of the {NAMES[result.component]}, at {str(result.at).replace('_', ' ')}", parse_math=False
+    )
+    right.set_ylabel(measure)
+    right.set_title(_explained(result, measure), fontsize=9)
+    return figure
+
+
+def _explained(result: LayerSweep, measure: str) -> str:
+    success = result.success(measure)
+    rows = ~success.isnan().any(1)
+    found = regression(result.effects[rows].numpy(), success[rows].numpy())
+    what = f"{measure} of {int(rows.sum())} facts"
+    if found is None:
+        return f"{what}: all equal"
+    return f"{what}, R² of layer {found.layer:.2f}, of effect {found.effect:.2f}, added {found.added:.3f}"

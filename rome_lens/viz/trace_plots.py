@@ -1,0 +1,124 @@
+"""Pictures of traces."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from rome_lens.tracing.averages import TraceAverage
+from rome_lens.tracing.results import CausalTrace, SeveredTrace
+from rome_lens.viz.axes import COLOURS, NAMES, band, layer_label, layer_ticks, visible
+
+
+def trace(result: CausalTrace) -> Figure:
+    """Heatmap of a trace: tokens down, layers across, colour the probability of the answer with the state restored.
+
+    The colour scale starts at the corrupted run's probability. Tokens of the subject carry a star. Of a trace of single
+    heads each cell shows its best head; see :func:`heads`.
+    """
+    scores = (result.scores.amax(2) if result.heads else result.scores).T.numpy()
+    figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.5 + 0.27 * len(result.positions)), layout="constrained")
+    axes = figure.add_subplot()
+    top = max(float(scores.max()), result.corrupted + 1e-6)
+    image = axes.pcolormesh(scores, cmap=COLOURS[result.component], vmin=min(result.corrupted, top), vmax=top)
+    axes.invert_yaxis()
+    start, end = result.subject
+    labels = [visible(result.labels[pos]) + ("*" if start <= pos < end else "") for pos in result.positions]
+    axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
+    layer_ticks(axes, result.layers)
+    axes.set_xlabel(layer_label(result.window))
+    axes.set_title(f"{NAMES[result.component]}: clean {result.clean:.2f}, corrupted {result.corrupted:.3f}", fontsize=9)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label(f"p({result.answer.strip()})", parse_math=False)
+    return figure
+
+
+def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
+    """Heatmap of a trace of ``"z"``: heads down, layers across, at one position (None: that of the highest score).
+
+    Raises:
+        ValueError: the trace is not of single heads, or ``at`` is no traced position.
+    """
+    if not result.heads:
+        raise ValueError(f"The trace is of {result.component!r}, expected component='z'.")
+    pos = result.peak(at)[1]
+    scores = result.scores[:, result.positions.index(pos)].T.numpy()
+    figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.6 + 0.27 * len(result.heads)), layout="constrained")
+    axes = figure.add_subplot()
+    top = max(float(scores.max()), result.corrupted + 1e-6)
+    image = axes.pcolormesh(scores, cmap=COLOURS["z"], vmin=min(result.corrupted, top), vmax=top)
+    axes.invert_yaxis()
+    axes.set_yticks([i + 0.5 for i in range(len(result.heads))], [str(head) for head in result.heads])
+    axes.set_ylabel("head")
+    layer_ticks(axes, result.layers)
+    axes.set_xlabel(layer_label(1))
+    axes.set_title(f"{NAMES['z']} at {visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
+    figure.colorbar(image, ax=axes).set_label(f"p({result.answer.strip()})", parse_math=False)
+    return figure
+
+
+def severed(result: SeveredTrace) -> Figure:
+    """Indirect effects by layer, with nothing severed and with the modules severed: one panel for each position."""
+    panels = len(result.positions)
+    figure = Figure(figsize=(0.8 + 4.2 * panels, 3.2), layout="constrained")
+    what = {"mlp": "MLPs", "attn": "attentions", "both": "MLPs and attentions"}[result.severed]
+    for j, (axes, pos) in enumerate(zip(figure.subplots(1, panels, squeeze=False)[0], result.positions, strict=True)):
+        x = list(range(len(result.layers)))
+        for name, effects, colour in (
+            ("nothing severed", result.ordinary_sample_scores, "tab:purple"),
+            (
+                f"{'later' if result.held_layers == 'later' else 'all'} {what} severed",
+                result.sample_scores,
+                "tab:green" if result.severed == "mlp" else "tab:red",
+            ),
+        ):
+            band(axes, x, effects[:, :, j] - result.corrupted_samples[:, None], label=name, colour=colour)
+        axes.axhline(0.0, color="grey", linewidth=0.5)
+        axes.set_xticks(x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]])
+        axes.set_xlabel("restored layer")
+        axes.set_ylabel(f"indirect effect on p({result.answer.strip()})", parse_math=False)
+        axes.set_title(f"at {visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def averages(results: Sequence[TraceAverage]) -> Figure:
+    """Average indirect effects over facts, one column for each result.
+
+    Above, a heatmap of roles and layers; below, the last subject token, the subject's other tokens and the prompt's last
+    token by layer, with 95 % intervals over facts.
+
+    Raises:
+        ValueError: there is no result.
+    """
+    if not results:
+        raise ValueError("There is no average to show.")
+    figure = Figure(figsize=(1.2 + 4.4 * len(results), 5.4), layout="constrained")
+    grid = figure.subplots(2, len(results), squeeze=False, height_ratios=(1.0, 1.3))
+    for (above, below), result in zip(grid.T, results, strict=True):
+        effects = result.indirect_effects.T.numpy()
+        image = above.pcolormesh(effects, cmap=COLOURS[result.component], vmin=0.0)
+        above.invert_yaxis()
+        names = [f"{role} ({count})" for role, count in zip(result.roles, result.counts, strict=True)]
+        above.set_yticks([i + 0.5 for i in range(len(names))], names, fontsize=7)
+        layer_ticks(above, result.layers)
+        above.tick_params(axis="x", labelsize=6)
+        figure.colorbar(image, ax=above).ax.tick_params(labelsize=7)
+        above.set_title(
+            f"{NAMES[result.component]}, {len(result.subjects)} facts\nATE {result.total_effect}", fontsize=8
+        )
+        x = list(range(len(result.layers)))
+        for role, colour in (
+            ("first subject", "tab:orange"),
+            ("middle subject", "tab:olive"),
+            ("last subject", "tab:blue"),
+            ("last", "tab:red"),
+        ):
+            column = result.roles.index(role)
+            band(below, x, result.of_role(column), label=role, colour=colour)
+        below.axhline(0.0, color="grey", linewidth=0.5)
+        step = max(1, len(x) // 9)
+        below.set_xticks(x[::step], [str(i) for i in result.layers[::step]])
+        below.set_xlabel(layer_label(result.window))
+        below.set_ylabel("average indirect effect")
+        below.legend(fontsize=7)
+    return figure
