@@ -15,6 +15,7 @@ from rich.table import Table
 import rome_lens as rl
 from rome_lens.data.record_type import Record
 from rome_lens.editing.presets import PRESETS, Preset
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.answers import top_answers
 from rome_lens.models.gguf import cache_root
 from rome_lens.models.hook_names import Hook
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore", FutureWarning)
         try:
             if args.out.is_dir():
-                raise ValueError(f"--out {args.out} is a directory, expected the name of a page, such as report.html.")
+                raise ArgumentError(
+                    f"--out {args.out} is a directory, expected the name of a page, such as report.html."
+                )
             if args.quiet:
                 transformers.utils.logging.disable_progress_bar()
             args.run(args)
@@ -85,13 +88,13 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 def _run_limits(args: argparse.Namespace) -> None:
     if args.out.suffix not in (".html", ".md"):
-        raise ValueError(f"--out {args.out}: expected a name that ends in .html (a page) or .md (tables).")
+        raise ArgumentError(f"--out {args.out}: expected a name that ends in .html (a page) or .md (tables).")
     for name, number in (("--limit", args.limit), ("--every", args.every)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} is {number}, expected 1 or more.")
+            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
     records = _records(args.model, args.records, args.only)[:: args.every][: args.limit]
     if not records:
-        raise ValueError("There is no record to take: see --records and --only.")
+        raise ArgumentError("There is no record to take: see --records and --only.")
     limits(args.model, records, layer=args.layer, directory=args.directory, out=args.out, progress=not args.quiet)
 
 
@@ -162,7 +165,7 @@ def limits(
     if unknown:
         console.print(f"Not known to {model_name}, left out: {', '.join(unknown)}", markup=False, soft_wrap=True)
     if not records:
-        raise ValueError(f"{model_name} knows none of these facts: there is nothing to edit.")
+        raise ArgumentError(f"{model_name} knows none of these facts: there is nothing to edit.")
     if layer is None and model_name not in PRESETS:
         window = max(1, min(5, model.cfg.n_layers // 3))
         layer = rl.choose_layer(
@@ -215,7 +218,7 @@ def _records(model_name: str, file: Path | None, only: Sequence[str] | None) -> 
     if only is None:
         return records
     if missing := set(only) - {record.id for record in records}:
-        raise ValueError(
+        raise ArgumentError(
             f"There is no record {sorted(missing)}; there are: {', '.join(record.id for record in records)}."
         )
     return [record for record in records if record.id in only]

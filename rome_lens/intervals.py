@@ -9,6 +9,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from rome_lens.errors import ArgumentError
+
 FEWEST = 5
 
 
@@ -34,7 +36,7 @@ def average(values: list[float]) -> Average:
         ValueError: there is no value.
     """
     if not values:
-        raise ValueError("There is no value to average.")
+        raise ArgumentError("There is no value to average.")
     mean = math.fsum(values) / len(values)
     if len(values) < FEWEST:
         return Average(mean=mean, low=None, high=None, count=len(values))
@@ -60,7 +62,7 @@ def share(values: list[float]) -> Average:
         ValueError: there is no value, or one is not between 0 and 1.
     """
     if not all(0.0 <= value <= 1.0 for value in values):
-        raise ValueError(f"Expected values between 0 and 1, got {min(values)} to {max(values)}.")
+        raise ArgumentError(f"Expected values between 0 and 1, got {min(values)} to {max(values)}.")
     plain = average(values)
     if plain.low is None:
         return plain

@@ -7,10 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
 
+from rome_lens.errors import RomeLensError
+
 _VERSIONED = ("rome-lens", "torch", "transformer-lens", "transformers")
 
 
-class StorageError(ValueError):
+class StorageError(RomeLensError):
     """A file that does not hold what it was opened for, or a path at which there can be none."""
 
 

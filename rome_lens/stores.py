@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import tokenizer_fingerprint
 from rome_lens.models.fingerprints import weights_fingerprint
 from rome_lens.models.hook_names import has_hooks
@@ -24,7 +25,7 @@ class HashNamed:
         self.model = ""
         if directory is not None:
             if has_hooks(model):
-                raise ValueError(
+                raise ArgumentError(
                     "The model has hooks, which change what is found and cannot be told from the files: remove them, or give "
                     "no directory."
                 )
@@ -41,7 +42,7 @@ class HashNamed:
         """
         words = f"{self.model}\n{made_with!r}\n{what!r}"
         if self.directory is not None and " at 0x" in words:
-            raise ValueError(
+            raise ArgumentError(
                 f"{made_with!r} does not name its settings, so that a later run cannot be compared with it: give its class "
                 "a __repr__ that does (a dataclass has one), or no directory."
             )

@@ -15,6 +15,7 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.firing import EditFiring, edit_firings
+from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact, prefixed
 from rome_lens.forward.answers import read_answers
 from rome_lens.forward.sampling import sample_continuations
@@ -138,19 +139,19 @@ def fact_of(edit: Any, record: Any) -> tuple[Fact, str]:
         ValueError: the edit is none, or the record; the record has no new target, or is about another fact than the edit.
     """
     if edit is not None and not callable(getattr(edit, "fwd_hooks", None)):
-        raise ValueError(
+        raise ArgumentError(
             f"The edit is of type {type(edit).__name__}, expected what an editor gives, such as rl.rome(model, fact, ...): a "
             "check takes model, edit and record, in this order."
         )
     if not isinstance(record, Record):
         given = f"the text {record!r}" if isinstance(record, str) else f"of type {type(record).__name__}"
-        raise ValueError(
+        raise ArgumentError(
             f'The record is {given}, expected a record such as rl.data.limits("eiffel-tower"), or one of your own from '
             "rl.data.read_records(path): a check takes model, edit and record, in this order."
         )
     fact = record.fact
     if fact.new_target is None:
-        raise ValueError(f"The record {record.id!r} has no new target: its fact needs one.")
+        raise ArgumentError(f"The record {record.id!r} has no new target: its fact needs one.")
     check_same_fact(edit, fact, record.id)
     return fact, fact.new_target
 

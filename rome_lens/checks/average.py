@@ -17,6 +17,7 @@ from rome_lens.checks.result import CheckResult, CheckRow, firing_correlation, n
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import RankOneEdit
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
 from rome_lens.models.lens import LensModel
@@ -39,10 +40,10 @@ class LimitsAverage(Stored):
 
     def __post_init__(self) -> None:
         if not self.limits:
-            raise ValueError("limits is empty, expected what check_limits gave for at least one edit.")
+            raise ArgumentError("limits is empty, expected what check_limits gave for at least one edit.")
         models = {each.model_fingerprint for each in self.limits} - {None}
         if len(models) > 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"The edits were made on {len(models)} models ({sorted(map(str, models))}): average each on its own."
             )
 
@@ -73,7 +74,7 @@ class LimitsAverage(Stored):
             ValueError: ``which`` is none of the three.
         """
         if which not in _AVERAGED:
-            raise ValueError(f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}.")
+            raise ArgumentError(f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}.")
         asked = self.of(check)
         if which == "control" and check == FIDELITY:
             return None
@@ -205,7 +206,7 @@ def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
     """
     each = (limits,) if isinstance(limits, Limits) or not isinstance(limits, Iterable) else tuple(limits)
     if wrong := [type(one).__name__ for one in each if not isinstance(one, Limits)]:
-        raise ValueError(f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit.")
+        raise ArgumentError(f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit.")
     return LimitsAverage(limits=each)
 
 
@@ -236,13 +237,13 @@ def check_records(
     """
     records = [records] if isinstance(records, Record) or not isinstance(records, Iterable) else list(records)
     if not records:
-        raise ValueError("records is empty, expected at least one.")
+        raise ArgumentError("records is empty, expected at least one.")
     if wrong := [record for record in records if not isinstance(record, Record)]:
-        raise ValueError(
+        raise ArgumentError(
             f"records holds {wrong[0]!r:.60}, expected records such as rl.data.limits() gives, or rl.data.read_records(path)."
         )
     if not callable(editor):
-        raise ValueError(
+        raise ArgumentError(
             f"The editor is of type {type(editor).__name__}, expected what makes an edit from (model, fact), such as "
             "rl.preset(...).editor(model)."
         )

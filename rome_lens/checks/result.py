@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from rome_lens.errors import UnknownNameError
 from rome_lens.intervals import Average, average, rank_correlation, share
 from rome_lens.results import Stored
 
@@ -138,7 +139,7 @@ class CheckResult(Stored):
         for measure in self.further:
             if measure.name == name:
                 return measure.average
-        raise KeyError(f"There is no number {name!r}; there are {[measure.name for measure in self.further]}.")
+        raise UnknownNameError(f"There is no number {name!r}; there are {[measure.name for measure in self.further]}.")
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each prompt."""
@@ -183,7 +184,7 @@ def named(name: str, checks: Sequence[str]) -> str:
     for check in checks:
         if check.replace("_", "-") == name.replace("_", "-"):
             return check
-    raise KeyError(f"There is no check {name!r}; there are {list(checks)}.")
+    raise UnknownNameError(f"There is no check {name!r}; there are {list(checks)}.")
 
 
 def not_asked(name: str, asks: str, lacking: str) -> CheckResult:

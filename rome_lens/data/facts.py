@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rome_lens.errors import RomeLensError
+
 SLOT = "{}"
 
 
-class FactError(ValueError):
+class FactError(RomeLensError):
     """A fact that cannot be asked: no slot, no subject, no answer, or nothing to change."""
 
 

@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 
 from rome_lens.data.facts import Fact
+from rome_lens.errors import RomeLensError
 
 
-class RecordError(ValueError):
+class RecordError(RomeLensError):
     """A record that does not have the form that the checks need; the message names record and field."""
 
 

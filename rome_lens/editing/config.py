@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.arguments import real_number, whole_number
+from rome_lens.errors import ArgumentError
 
 NORMS = ("plain", "centred")
 
@@ -47,15 +48,17 @@ class RomeConfig:
         if self.stop_probability is not None:
             object.__setattr__(self, "stop_probability", real_number("stop_probability", self.stop_probability))
         if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
-            raise ValueError(
+            raise ArgumentError(
                 f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."
             )
         factors = (self.weight_decay, self.kl_factor, self.ridge)
         finite = all(0 <= factor < math.inf for factor in factors) and 0 < self.lr < math.inf
         if not (self.steps >= 1 and self.clamp > 0 and finite):
-            raise ValueError(f"Expected steps >= 1, lr and clamp > 0, factors >= 0, all but clamp finite; got {self}.")
+            raise ArgumentError(
+                f"Expected steps >= 1, lr and clamp > 0, factors >= 0, all but clamp finite; got {self}."
+            )
         if self.norms not in NORMS:
-            raise ValueError(f"norms is {self.norms!r}, expected one of {', '.join(NORMS)}.")
+            raise ArgumentError(f"norms is {self.norms!r}, expected one of {', '.join(NORMS)}.")
 
     def norm(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
         """``||x||`` or ``||x - mean(x)||``."""

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rome_lens.data.facts import SLOT, Fact, FactError
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.sampling import sample_tokens
 from rome_lens.forward.tokens import encode, token_ids
 from rome_lens.models.lens import LensModel
@@ -66,7 +67,7 @@ def random_contexts(
         ModelError: the model has no tokenizer.
     """
     if not 0 <= prefixes <= 20:
-        raise ValueError(f"prefixes is {prefixes}, expected 0 to 20.")
+        raise ArgumentError(f"prefixes is {prefixes}, expected 0 to 20.")
     start = token_ids(model, "The", prepend_bos=prepend_bos)
     skipped = len(start) - len(token_ids(model, "The", prepend_bos=False))
     contexts = ["{}"]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models import apply_and_revert
 from rome_lens.models.fingerprints import fingerprint
@@ -322,10 +323,10 @@ class Edits(Edit):
         edits = tuple(self.edits)
         for edit in edits:
             if not isinstance(edit, Edit):
-                raise ValueError(f"edits holds {edit!r}, expected edits, such as what rome(...) gives.")
+                raise ArgumentError(f"edits holds {edit!r}, expected edits, such as what rome(...) gives.")
         object.__setattr__(self, "edits", tuple(part for edit in edits for part in edit.parts))
         if not self.edits:
-            raise ValueError("edits is empty, expected at least one edit.")
+            raise ArgumentError("edits is empty, expected at least one edit.")
 
     def __repr__(self) -> str:
         return f"Edits({len(self.edits)} at layers {sorted({edit.layer for edit in self.edits})})"
@@ -355,7 +356,7 @@ class Edits(Edit):
                     stack.enter_context(edit.applied(model))
             for edit in self.edits:
                 if not isinstance(edit, RankOneEdit) or edit.key is None or edit.value is None:
-                    raise ValueError(f"{edit!r} does not name its key k* and value v*: there is no mapping to keep.")
+                    raise ArgumentError(f"{edit!r} does not name its key k* and value v*: there is no mapping to keep.")
                 missed = mlp_output(model, edit.layer, edit.key) - edit.value
                 gaps.append(missed.norm() / ((edit.u @ edit.key) * edit.v).norm())
         return torch.stack(gaps)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
 from rome_lens.models.lens import LensModel, ModelError, has_processed_weights, unwrapped_names, w_out
 
@@ -49,7 +50,7 @@ def export_hf(
         edit.check(model)
     out = Path(out_directory)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty directory: give a new one.")
+        raise ArgumentError(f"{out} exists and is not an empty directory: give a new one.")
     hf_model, tokenizer = _opened(source, tokenizer)
     state = _plain_state(hf_model, model)
     for layer in sorted({part.layer for part in parts} | set(apply_and_revert.edited_layers(model))):
@@ -66,7 +67,7 @@ def export_hf(
 def _parts(edits: Edit | Sequence[Edit]) -> tuple[LayerEdit, ...]:
     parts = edits.parts if isinstance(edits, Edit) else tuple(part for edit in edits for part in edit.parts)
     if not parts:
-        raise ValueError("edits is empty, expected at least one edit to write.")
+        raise ArgumentError("edits is empty, expected at least one edit to write.")
     return parts
 
 
@@ -77,13 +78,13 @@ def _opened(source: Any, tokenizer: Any) -> tuple[Any, Any]:
     if isinstance(source, PreTrainedModel):
         return source, tokenizer
     if not isinstance(source, str | Path) or not Path(source).is_dir():
-        raise ValueError(
+        raise ArgumentError(
             f"source is {str(source)[:200]!r}, expected a transformers model or a directory that holds one."
         )
     try:
         hf_model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{source} does not hold a model in transformers' format: {error}") from error
+        raise ArgumentError(f"{source} does not hold a model in transformers' format: {error}") from error
     if tokenizer is None and any(Path(source).glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     return hf_model, tokenizer

@@ -14,6 +14,7 @@ from rome_lens.editing.contexts import ContextRows
 from rome_lens.editing.edit import WeightEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.optimiser import OptimisationError, adam_step
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import mlp_contribution
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import differentiating, in_float32, layer_states
@@ -66,7 +67,7 @@ def fine_tune(
     lr, weight_decay = real_number("lr", lr), real_number("weight_decay", weight_decay)
     norm_constraint = real_number("norm_constraint", norm_constraint)
     if steps < 1 or not (0 < lr < math.inf and norm_constraint > 0 and 0 <= weight_decay < math.inf):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected steps >= 1, a finite lr > 0, norm_constraint > 0, a finite weight_decay >= 0; got steps={steps}, "
             f"lr={lr}, norm_constraint={norm_constraint}, weight_decay={weight_decay}."
         )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.editing.edit import RankOneEdit
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import keys_of
 from rome_lens.forward.tokens import pad_right, token_ids, token_labels
 from rome_lens.models.lens import LensModel
@@ -66,15 +67,15 @@ def edit_firings(
         ValueError: the edit is not of rank one, or does not name its key; there is no text, or one without words.
     """
     if not isinstance(edit, RankOneEdit):
-        raise ValueError(
+        raise ArgumentError(
             f"The edit is of type {type(edit).__name__}, expected a RankOneEdit as rl.rome(model, fact, ...) gives it: only its "
             "firing is one number a token. Of several edits, ask each one alone (edits.edits)."
         )
     edit.check(model)
     if edit.key is None:
-        raise ValueError("The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...).")
+        raise ArgumentError("The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...).")
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(
+        raise ArgumentError(
             f"The texts are {texts!r}, expected a list of at least one, and none empty: there is no token to fire at."
         )
     rows = [token_ids(model, text, prepend_bos=prepend_bos) for text in texts]

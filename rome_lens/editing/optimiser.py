@@ -4,8 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.errors import RomeLensError
 
-class OptimisationError(ValueError):
+
+class OptimisationError(RomeLensError):
     """The optimisation of the value left the finite numbers."""
 
 

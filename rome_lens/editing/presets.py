@@ -7,6 +7,7 @@ from rome_lens import data
 from rome_lens.editing.config import RomeConfig
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.editors import FineTuning, RomeEditor
+from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.lens import LensModel
@@ -83,7 +84,7 @@ def preset(model: str) -> Preset:
         ValueError: there is no preset for it.
     """
     if model not in PRESETS:
-        raise ValueError(
+        raise ArgumentError(
             f"There is no preset for {model!r}, there are {', '.join(PRESETS)}: choose a layer with sweep_edits, or take "
             "the original's hyperparameters, RomeConfig()."
         )

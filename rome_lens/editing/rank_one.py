@@ -22,6 +22,7 @@ from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.value_optimisation import EditedLayer, EditRows, Step, descent
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import differentiating, in_float32
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
@@ -85,7 +86,7 @@ def rome(
     """
     layer, fact = check_layer(model, layer), check_fact(fact)
     if not isinstance(config, RomeConfig):
-        raise ValueError(f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1).")
+        raise ArgumentError(f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1).")
     statistics = _of_layer(statistics, layer)
     choice = Choice(statistics=statistics, variant=variant, stop_probability=config.stop_probability)
     (found,) = rank_one_edits(
@@ -121,7 +122,7 @@ class Choice:
     def check(self, model: LensModel, layer: int) -> KeyStatistics:
         """The statistics, where they fit the model; ValueError where they or the variant do not."""
         if self.variant not in VARIANTS:
-            raise ValueError(f"variant is {self.variant!r}, expected one of {', '.join(map(repr, VARIANTS))}.")
+            raise ArgumentError(f"variant is {self.variant!r}, expected one of {', '.join(map(repr, VARIANTS))}.")
         if self.statistics is None:
             raise StatisticsError(
                 "statistics is None: collect them with collect_key_statistics(model, layer=...), or say C = I on purpose "

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.editing.edit import Edit, LayerEdit, RankOneEdit
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel, w_out
@@ -31,7 +32,7 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
         ModelError: an edit was made on another model.
     """
     if not edits:
-        raise ValueError("edits is empty, expected one edit, or None, for each row of the batch.")
+        raise ArgumentError("edits is empty, expected one edit, or None, for each row of the batch.")
     for edit in {id(edit): edit for edit in edits if edit is not None}.values():
         edit.check(model)
     hooks = []
@@ -58,7 +59,7 @@ def _hooks_at(model: LensModel, layer: int, edits: Sequence[LayerEdit | None]) -
 
     def addition(keys: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_model"]:
         if len(keys) != len(edits):
-            raise ValueError(
+            raise ArgumentError(
                 f"The batch has {len(keys)} rows, row_hooks was given {len(edits)} edits: give one, or None, for each row."
             )
         added = keys.new_zeros(*keys.shape[:2], d_model)

@@ -15,6 +15,7 @@ from rome_lens.data.counterfact import CounterFactRecord
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
 from rome_lens.editing.optimiser import OptimisationError
+from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
 from rome_lens.evaluation.scores import Evaluation, Scores, markdown, score_table
 from rome_lens.evaluation.store import EvaluationStore
@@ -103,11 +104,13 @@ def compare_editors(
     records, editors = list(records), list(editors)
     names = [getattr(editor, "name", None) for editor in editors]
     if not records or not editors or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(
+        raise ArgumentError(
             f"There are {len(records)} records and the editors {names!r}: expected some of both, and editors with a name."
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I').")
+        raise ArgumentError(
+            f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I')."
+        )
     for case in map(CounterFactRecord.of, records):  # what cannot be asked fails before anything is edited
         encode(model, case.fact, prepend_bos=prepend_bos)
         check_prompts(model, case, prepend_bos=prepend_bos)

@@ -11,6 +11,7 @@ from zlib import crc32
 from rome_lens.data.counterfact import CounterFactRecord
 from rome_lens.data.facts import FactError
 from rome_lens.data.record_type import Record
+from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact, prefixed
 from rome_lens.evaluation.scores import Evaluation, PromptScore
@@ -20,7 +21,7 @@ from rome_lens.forward.tokens import continuation, token_ids
 from rome_lens.models.lens import LensModel
 
 
-class EvaluationError(ValueError):
+class EvaluationError(RomeLensError):
     """A probability that is no number, so that no score may count it."""
 
 
@@ -70,11 +71,11 @@ def evaluate_all(
     """
     edits, records = list(edits), list(records)
     if len(edits) != len(records) or not records:
-        raise ValueError(
+        raise ArgumentError(
             f"There are {len(edits)} edits for {len(records)} records: give one (or None) for each record."
         )
     if not isinstance(generate, int) or generate < 0:
-        raise ValueError(f"generate is {generate!r}, expected a number of tokens, or 0.")
+        raise ArgumentError(f"generate is {generate!r}, expected a number of tokens, or 0.")
     cases = [CounterFactRecord.of(record) for record in records]
     for edit, case in zip(edits, cases, strict=True):
         check_same_fact(edit, case.fact, case.case_id)

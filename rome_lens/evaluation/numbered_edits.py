@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from rome_lens.data.facts import Fact
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.rows import row_hooks
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import has_hooks_where_edits_add, hook_behind_edits
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel, ModelError
@@ -53,7 +54,7 @@ class NumberedEdits:
         if edit is None:
             return 0
         if not callable(getattr(edit, "fwd_hooks", None)):
-            raise ValueError(
+            raise ArgumentError(
                 f"The edit is {edit!r}, expected None (the model as it stands) or an object with fwd_hooks(model), such as "
                 "what rome(...) gives."
             )
@@ -121,7 +122,7 @@ def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
             OtherPromptWarning,
         )
         return
-    raise ValueError(
+    raise ArgumentError(
         f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
         f"{fact.new_target!r}. Evaluate an edit with its own record."
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, share
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
@@ -175,7 +176,7 @@ class Scores:
             ValueError: there is no evaluation, and nothing failed.
         """
         if not evaluations and not failed:
-            raise ValueError("There is no evaluation to average.")
+            raise ArgumentError("There is no evaluation to average.")
         means = {}
         for name in NAMES[1:]:
             values = [value for each in evaluations if (value := getattr(each, name)) is not None]

@@ -16,6 +16,7 @@ from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.rank_one import Choice, rank_one_edits
+from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
 from rome_lens.evaluation.scores import Evaluation, Scores, score_table
 from rome_lens.evaluation.store import EvaluationStore
@@ -72,7 +73,7 @@ class EditSweep:
         known = {setting: each for setting, each in whole.items() if each.S is not None and each.ES is not None}
         good = {setting: each.S.mean for setting, each in known.items() if each.ES.mean >= least_efficacy}  # type: ignore[union-attr]
         if not good:
-            raise ValueError(f"No setting has S, ES of at least {least_efficacy}, and no failed edit: see table().")
+            raise ArgumentError(f"No setting has S, ES of at least {least_efficacy}, and no failed edit: see table().")
         return max(good, key=lambda setting: good[setting])
 
     def table(self) -> pd.DataFrame:
@@ -115,7 +116,7 @@ def sweep_edits(
     records = list(records)
     settings = _settings(statistics, variants, stop_probabilities)
     if not records or not settings:
-        raise ValueError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
+        raise ArgumentError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
     for case in map(CounterFactRecord.of, records):  # what cannot be asked or edited fails before anything is edited
         check_prompts(model, case, prepend_bos=prepend_bos)
         refuse_what_is_said_already(model, case.fact, encode(model, case.fact, prepend_bos=prepend_bos))

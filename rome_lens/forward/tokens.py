@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
 
 
@@ -161,7 +162,7 @@ def tokens_to_run(
         FactError: as :func:`encode` says.
     """
     if answer not in ("first_token", "whole"):
-        raise ValueError(f"answer is {answer!r}, expected 'first_token' (the study's) or 'whole'.")
+        raise ArgumentError(f"answer is {answer!r}, expected 'first_token' (the study's) or 'whole'.")
     encoded = encode(model, fact, prepend_bos=prepend_bos)
     scored = encoded.answer if answer == "whole" else encoded.answer[:1]
     return encoded, scored

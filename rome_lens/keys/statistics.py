@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.errors import RomeLensError
 from rome_lens.forward.runs import agreement
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, w_out
@@ -22,7 +23,7 @@ _ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which 
 _ROWS = 256  # of the moment compared at once, so that no copy of it is made
 
 
-class StatisticsError(ValueError):
+class StatisticsError(RomeLensError):
     """Key statistics that cannot be collected, do not fit the edit or each other, or cannot be inverted."""
 
 

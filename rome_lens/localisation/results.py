@@ -6,6 +6,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import average, share
 from rome_lens.localisation.variance import VarianceExplained, explain_variance
 from rome_lens.results import Stored
@@ -61,7 +62,7 @@ class LayerSweep(Stored):
             ValueError: an unknown name.
         """
         if measure not in MEASURES:
-            raise ValueError(f"measure is {measure!r}, expected one of {', '.join(map(repr, MEASURES))}.")
+            raise ArgumentError(f"measure is {measure!r}, expected one of {', '.join(map(repr, MEASURES))}.")
         found: Tensor = getattr(self, measure)
         return found
 

@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average_correlation, share
 
 NEAR = 0.05
@@ -108,12 +109,12 @@ def explain_variance(
     effects, success = effects[asked].astype(np.float64), success[asked].astype(np.float64)
     facts, layers = success.shape
     if facts < 2 or layers < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"{measure} was asked of {facts} facts at {layers} layers; expected at least two of both, or there is nothing "
             "to compare."
         )
     if shuffles < 1:
-        raise ValueError(f"shuffles is {shuffles}, expected at least 1.")
+        raise ArgumentError(f"shuffles is {shuffles}, expected at least 1.")
     near = success >= success.max(1, keepdims=True) - NEAR
     others = (success.sum(0) - success) / (facts - 1)
     return VarianceExplained(

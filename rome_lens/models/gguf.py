@@ -15,12 +15,13 @@ from pathlib import Path
 import platformdirs
 import torch
 
+from rome_lens.errors import RomeLensError
 from rome_lens.storage import whole_or_nothing
 
 _BLOCK = 1 << 20
 
 
-class WeightsError(ValueError):
+class WeightsError(RomeLensError):
     """Weights are missing, truncated or not the ones that were tested."""
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from rome_lens.arguments import whole_number, whole_numbers
+from rome_lens.errors import ArgumentError, RomeLensError
 
 
-class ModelError(ValueError):
+class ModelError(RomeLensError):
     """A model that lacks what is asked of it: a tokenizer, a layer, a dense MLP."""
 
 
@@ -167,5 +168,5 @@ def named_layers(model: LensModel, layers: Iterable[int] | None) -> tuple[int, .
     """The layers asked for, all for None; ValueError where they are none, or no layers of the model."""
     chosen = whole_numbers("layers", range(model.cfg.n_layers) if layers is None else layers)
     if not chosen:
-        raise ValueError("layers is empty: name at least one, or None for all.")
+        raise ArgumentError("layers is empty: name at least one, or None for all.")
     return tuple(check_layer(model, layer) for layer in chosen)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import evaluating, log_probabilities, unembedding_only
 from rome_lens.models.hook_names import EMBED, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
@@ -52,9 +53,9 @@ def attribution_trace(
         FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
     """
     if component == "resid" and window != 1:
-        raise ValueError(f"window is {window}, expected 1 for 'resid': its states do not add up over layers.")
+        raise ArgumentError(f"window is {window}, expected 1 for 'resid': its states do not add up over layers.")
     if torch.is_inference_mode_enabled():
-        raise ValueError(
+        raise ArgumentError(
             "Attribution patching takes a gradient, which torch.inference_mode() rules out: call it outside."
         )
     cells = grid(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, half_width
 from rome_lens.results import Stored
 from rome_lens.tracing.many_facts import TracedFacts
@@ -89,10 +90,10 @@ class TraceAverage(Stored):
             ValueError: an unknown role, or one that no fact has.
         """
         if role not in self.roles:
-            raise ValueError(f"The role is {role!r}, expected one of {', '.join(map(repr, self.roles))}.")
+            raise ArgumentError(f"The role is {role!r}, expected one of {', '.join(map(repr, self.roles))}.")
         column = self.roles.index(role)
         if not self.counts[column]:
-            raise ValueError(f"No fact has a token of the role {role!r}.")
+            raise ArgumentError(f"No fact has a token of the role {role!r}.")
         return self.layers[int(self.indirect_effects[:, column].argmax())]
 
     def to_frame(self) -> pd.DataFrame:
@@ -157,7 +158,7 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
     listed = tuple(traces)
     unknown = traces.unknown if isinstance(traces, TracedFacts) else ()
     if not listed:
-        raise ValueError(f"There is no trace to average; facts not known: {len(unknown)}.")
+        raise ArgumentError(f"There is no trace to average; facts not known: {len(unknown)}.")
     _check_alike(listed)
     first = listed[0]
     return TraceAverage(
@@ -187,21 +188,23 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
     for trace in traces:
         for name in ("component", "window", "layers", "noise", "answer_tokens", "model_fingerprint"):
             if getattr(trace, name) != getattr(first, name):
-                raise ValueError(
+                raise ArgumentError(
                     f"The trace of {trace.fact.text!r} has {name} {getattr(trace, name)!r}, that of {first.fact.text!r} "
                     f"{getattr(first, name)!r}: only traces made alike can be averaged."
                 )
         if trace.heads:
-            raise ValueError("Traces of single heads have no average by role: average 'attn'.")
+            raise ArgumentError("Traces of single heads have no average by role: average 'attn'.")
         if len(trace.corrupted_samples) != len(first.corrupted_samples):
-            raise ValueError(
+            raise ArgumentError(
                 f"{trace.fact.text!r} has {len(trace.corrupted_samples)} samples, expected as many as the first."
             )
         if sorted(trace.positions) != list(range(len(trace.labels))):
-            raise ValueError(f"{trace.fact.text!r} was traced at positions {list(trace.positions)}, expected all.")
+            raise ArgumentError(f"{trace.fact.text!r} was traced at positions {list(trace.positions)}, expected all.")
         if not trace.sample_scores.isfinite().all():
-            raise ValueError(f"The scores of {trace.fact.text!r} hold NaN or infinity: leave it out, or find out why.")
+            raise ArgumentError(
+                f"The scores of {trace.fact.text!r} hold NaN or infinity: leave it out, or find out why."
+            )
         question = (trace.fact.text, trace.fact.target)
         if question in seen:
-            raise ValueError(f"{trace.fact.text!r} is there twice: a fact counts once.")
+            raise ArgumentError(f"{trace.fact.text!r} is there twice: a fact counts once.")
         seen.add(question)

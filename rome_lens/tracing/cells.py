@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from rome_lens.arguments import whole_numbers
 from rome_lens.data.facts import Fact
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import FactTokens, tokens_to_run
 from rome_lens.models.hook_names import COMPONENTS
 from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
@@ -132,37 +133,37 @@ def check_options(model: LensModel, *, component: str, window: int, batch_size: 
         ModelError: the MLPs of a model that has none.
     """
     if component not in COMPONENTS:
-        raise ValueError(f"component is {component!r}, expected one of {', '.join(map(repr, COMPONENTS))}.")
+        raise ArgumentError(f"component is {component!r}, expected one of {', '.join(map(repr, COMPONENTS))}.")
     for name, value in (("window", window), ("batch_size", 1 if batch_size is None else batch_size)):
         if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise ValueError(f"{name} is {value!r}, expected a whole number.")
+            raise ArgumentError(f"{name} is {value!r}, expected a whole number.")
     n_layers = model.cfg.n_layers
     if window < 1 or (n_layers > 1 and window // 2 >= n_layers - 1 and -(-window // 2) >= n_layers):
-        raise ValueError(
+        raise ArgumentError(
             f"window is {window}, expected at least 1 and less than {2 * n_layers - 1}: from there on the window around "
             f"every layer is the whole model of {n_layers} layers."
         )
     if component == "z" and window > 1:
-        raise ValueError(
+        raise ArgumentError(
             f"window is {window}, expected 1 for 'z': heads of the same number in other layers have no part in it."
         )
     if component == "mlp":
         check_has_mlp(model)
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+        raise ArgumentError(f"batch_size is {batch_size}, expected at least 1.")
 
 
 def _chosen_heads(model: LensModel, component: str, heads: Iterable[int] | None) -> tuple[int, ...] | None:
     if component != "z":
         if heads is not None:
-            raise ValueError(f"heads is given for component {component!r}, expected component='z'.")
+            raise ArgumentError(f"heads is given for component {component!r}, expected component='z'.")
         return None
     chosen = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     if not chosen:
-        raise ValueError("heads is empty: name at least one, or None for all.")
+        raise ArgumentError("heads is empty: name at least one, or None for all.")
     outside = [head for head in chosen if not 0 <= head < model.cfg.n_heads]
     if outside:
-        raise ValueError(f"Heads {outside} are out of range: a layer has heads 0 to {model.cfg.n_heads - 1}.")
+        raise ArgumentError(f"Heads {outside} are out of range: a layer has heads 0 to {model.cfg.n_heads - 1}.")
     return chosen
 
 
@@ -171,8 +172,10 @@ def _chosen_positions(positions: Iterable[int] | None, length: int) -> tuple[int
         return tuple(range(length))
     chosen = whole_numbers("positions", positions)
     if not chosen:
-        raise ValueError("positions is empty: name at least one, or None for all.")
+        raise ArgumentError("positions is empty: name at least one, or None for all.")
     outside = [pos for pos in chosen if not -length <= pos < length]
     if outside:
-        raise ValueError(f"Positions {outside} are outside the prompt, which has {length} tokens (0 to {length - 1}).")
+        raise ArgumentError(
+            f"Positions {outside} are outside the prompt, which has {length} tokens (0 to {length - 1})."
+        )
     return tuple(pos % length for pos in chosen)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import embed
 from rome_lens.forward.tokens import token_ids
 from rome_lens.models.lens import LensModel, at_least_float32
@@ -55,10 +56,10 @@ class EmbeddingLaw:
         """
         ids = torch.arange(model.cfg.d_vocab) if subjects is None else subject_ids(model, subjects)
         if len(ids) < 2:
-            raise ValueError(f"The subjects {subjects!r} have one token in all: a covariance needs at least two.")
+            raise ArgumentError(f"The subjects {subjects!r} have one token in all: a covariance needs at least two.")
         mean, covariance = _moments(model, ids)
         if not torch.isfinite(covariance).all():
-            raise ValueError("The model's token embeddings hold NaN or infinity: they have no covariance.")
+            raise ArgumentError("The model's token embeddings hold NaN or infinity: they have no covariance.")
         variances, directions = torch.linalg.eigh(covariance)
         root = (directions * variances.clamp(min=0.0).sqrt()) @ directions.T
         return cls(subjects=None if subjects is None else tuple(subjects), tokens=len(ids), mean=mean, root=root)
@@ -71,7 +72,7 @@ def subject_ids(model: LensModel, subjects: Sequence[str]) -> Int[Tensor, " toke
         ValueError: there is no subject.
     """
     if not subjects:
-        raise ValueError("The list of subjects is empty: the statistics of their embeddings need at least one.")
+        raise ArgumentError("The list of subjects is empty: the statistics of their embeddings need at least one.")
     return torch.tensor([i for subject in subjects for i in token_ids(model, subject, prepend_bos=False)])
 
 

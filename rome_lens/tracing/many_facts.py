@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.forward.tokens import tokens_to_run
 from rome_lens.models.fingerprints import weights_fingerprint
 from rome_lens.models.lens import LensModel, named_layers
@@ -25,7 +26,7 @@ from rome_lens.tracing.results import CausalTrace, position_of
 _SETTINGS = "settings.json"
 
 
-class SweepError(ValueError):
+class SweepError(RomeLensError):
     """A directory whose finished traces were made on another model or with other settings."""
 
 
@@ -84,9 +85,9 @@ def trace_facts(
     if not chosen:
         raise FactError("The list of facts is empty: give at least one.")
     if isinstance(noise, Tensor) or (isinstance(noise, Replacement) and isinstance(noise.noise, Tensor)):
-        raise ValueError("noise is a tensor, which fits one subject: give a kind of noise, such as GaussianNoise().")
+        raise ArgumentError("noise is a tensor, which fits one subject: give a kind of noise, such as GaussianNoise().")
     if directory is not None and " at 0x" in repr(noise):
-        raise ValueError(
+        raise ArgumentError(
             f"noise is {noise!r}, which a later run cannot be compared with: give its class a __repr__ that names its "
             "settings (a dataclass has one), or no directory."
         )

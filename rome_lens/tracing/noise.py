@@ -17,6 +17,7 @@ from scipy.special import chdtri
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
+from rome_lens.errors import RomeLensError
 from rome_lens.forward.tokens import FactTokens
 from rome_lens.models.lens import LensModel, at_least_float32
 from rome_lens.tracing.embeddings import EmbeddingLaw, embedding_std
@@ -24,7 +25,7 @@ from rome_lens.tracing.embeddings import EmbeddingLaw, embedding_std
 _SCALE = 3.0
 
 
-class NoiseError(ValueError):
+class NoiseError(RomeLensError):
     """A noise tensor or setting that does not fit the subject."""
 
 

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import half_width
 from rome_lens.results import Stored
 
@@ -95,7 +96,7 @@ class Trace(Stored):
         """
         wanted = None if at is None else position_of(at, self.subject, len(self.labels))
         if wanted is not None and wanted not in self.positions:
-            raise ValueError(f"Position {wanted} was not traced; the traced ones are {list(self.positions)}.")
+            raise ArgumentError(f"Position {wanted} was not traced; the traced ones are {list(self.positions)}.")
         columns = [i for i, pos in enumerate(self.positions) if wanted is None or pos == wanted]
         scores = self.scores[:, columns]
         layer, column, *head = (int(i) for i in torch.unravel_index(scores.argmax(), scores.shape))
@@ -222,14 +223,14 @@ class AttributionTrace(CausalTrace):
         names = ("fact", "component", "window", "heads", "labels", "subject", "answer", "noise", "model_fingerprint")
         for name in names:
             if getattr(self, name) != getattr(exact, name):
-                raise ValueError(
+                raise ArgumentError(
                     f"The exact trace has {name} {getattr(exact, name)!r}, the estimate {getattr(self, name)!r}: "
                     "a correlation compares the same cells."
                 )
         layers = sorted(set(self.layers) & set(exact.layers))
         positions = sorted(set(self.positions) & set(exact.positions))
         if not layers or not positions:
-            raise ValueError("The two traces have no cell in common.")
+            raise ArgumentError("The two traces have no cell in common.")
         ours, theirs = (
             trace._sample_effects[:, [trace.layers.index(layer) for layer in layers]][
                 :, :, [trace.positions.index(pos) for pos in positions]
@@ -250,10 +251,10 @@ def position_of(at: str | int, subject: tuple[int, int], length: int) -> int:
     """
     named = {"subject_first": subject[0], "subject_last": subject[1] - 1, "last": length - 1}
     if isinstance(at, str) and at not in named:
-        raise ValueError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
+        raise ArgumentError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
     pos = named[at] if isinstance(at, str) else at
     if not -length <= pos < length:
-        raise ValueError(f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1}).")
+        raise ArgumentError(f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1}).")
     return pos % length
 
 
@@ -268,8 +269,10 @@ def choose_layer(trace: CausalTrace) -> int:
         ValueError: the trace is not of MLP outputs, or no token of the subject was traced.
     """
     if trace.component != "mlp":
-        raise ValueError(f"The trace is of {trace.component!r}; a layer to edit is chosen from component='mlp'.")
+        raise ArgumentError(f"The trace is of {trace.component!r}; a layer to edit is chosen from component='mlp'.")
     columns = [i for i, pos in enumerate(trace.positions) if trace.subject[0] <= pos < trace.subject[1]]
     if not columns:
-        raise ValueError(f"The traced positions {list(trace.positions)} hold no token of the subject {trace.subject}.")
+        raise ArgumentError(
+            f"The traced positions {list(trace.positions)} hold no token of the subject {trace.subject}."
+        )
     return trace.layers[int(trace.scores[:, columns].amax(1).argmax())]

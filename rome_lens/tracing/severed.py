@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import evaluating
 from rome_lens.forward.tokens import encode
 from rome_lens.models.hook_names import Hook, capture_hooks, component_hook
@@ -146,8 +147,8 @@ def _run_with_held(
 
 def _check_severed(model: LensModel, severed: str, held_layers: str) -> None:
     if severed not in _SEVERED:
-        raise ValueError(f"severed is {severed!r}, expected one of {', '.join(map(repr, _SEVERED))}.")
+        raise ArgumentError(f"severed is {severed!r}, expected one of {', '.join(map(repr, _SEVERED))}.")
     if held_layers not in ("later", "all"):
-        raise ValueError(f"held_layers is {held_layers!r}, expected 'later' or 'all'.")
+        raise ArgumentError(f"held_layers is {held_layers!r}, expected 'later' or 'all'.")
     if "mlp" in _SEVERED[severed]:
         check_has_mlp(model)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import Average
 
 
@@ -23,7 +24,7 @@ def limits(result: Limits | LimitsAverage) -> Figure:
     """
     checks = [name for name in _checks(result) if _asked(result, name)]
     if not checks:
-        raise ValueError("No check was asked of any fact: there is nothing to show.")
+        raise ArgumentError("No check was asked of any fact: there is nothing to show.")
     figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(checks)), layout="constrained")
     for (left, right), name in zip(
         figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True

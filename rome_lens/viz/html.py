@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rome_lens.editing.firing import EditFiring
+from rome_lens.errors import ArgumentError
 from rome_lens.tracing.results import CausalTrace
 
 
@@ -35,7 +36,7 @@ def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float
         ValueError: there are not as many values as tokens.
     """
     if len(labels) != len(values):
-        raise ValueError(f"There are {len(labels)} tokens and {len(values)} values, expected as many.")
+        raise ArgumentError(f"There are {len(labels)} tokens and {len(values)} values, expected as many.")
     # CircuitsVis puts labels into the page as HTML, in which "<bos>" would be an element and not be seen.
     rendered = colored_tokens([html.escape(label) for label in labels], [float(value) for value in values])
     return Html(f"<div>{rendered.local_src}</div></div>")  # CircuitsVis leaves its own div open

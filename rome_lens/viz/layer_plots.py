@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
 from rome_lens.localisation.results import LayerSweep, asked
 from rome_lens.localisation.variance import regression
@@ -21,7 +22,7 @@ def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
     """
     success = result.success(measure)
     if not len(asked(success)):
-        raise ValueError(f"No record asked {measure}.")
+        raise ArgumentError(f"No record asked {measure}.")
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     panels = figure.subplot_mosaic([["above", "right"], ["below", "right"]])
     above, below, right = panels["above"], panels["below"], panels["right"]

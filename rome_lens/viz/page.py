@@ -12,6 +12,7 @@ from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.firing import EditFiring
+from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.scores import markdown
 from rome_lens.forward.answers import TopAnswers
 from rome_lens.storage import installed_versions, whole_or_nothing
@@ -48,7 +49,7 @@ def report(
         ValueError: there is no trace.
     """
     if not traces:
-        raise ValueError("The report needs at least one trace.")
+        raise ArgumentError("The report needs at least one trace.")
     path = Path(path)
     page = _template("report.html").render(
         title=_title(traces[0], edit),
@@ -75,7 +76,7 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
     """
     path = Path(path)
     if path.suffix not in (".html", ".md"):
-        raise ValueError(f"The path is {str(path)!r}, expected one that ends in .html or .md.")
+        raise ArgumentError(f"The path is {str(path)!r}, expected one that ends in .html or .md.")
     if path.suffix == ".md":
         tables = (average.table(), average.further(), average.firing())
         page = "\n\n".join(map(markdown, tables)) + "\n"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from rome_lens.errors import ArgumentError
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.results import CausalTrace, SeveredTrace
 from rome_lens.viz.axes import COLOURS, NAMES, band, layer_label, layer_ticks, visible
@@ -39,7 +40,7 @@ def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
         ValueError: the trace is not of single heads, or ``at`` is no traced position.
     """
     if not result.heads:
-        raise ValueError(f"The trace is of {result.component!r}, expected component='z'.")
+        raise ArgumentError(f"The trace is of {result.component!r}, expected component='z'.")
     pos = result.peak(at)[1]
     scores = result.scores[:, result.positions.index(pos)].T.numpy()
     figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.6 + 0.27 * len(result.heads)), layout="constrained")
@@ -91,7 +92,7 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
         ValueError: there is no result.
     """
     if not results:
-        raise ValueError("There is no average to show.")
+        raise ArgumentError("There is no average to show.")
     figure = Figure(figsize=(1.2 + 4.4 * len(results), 5.4), layout="constrained")
     grid = figure.subplots(2, len(results), squeeze=False, height_ratios=(1.0, 1.3))
     for (above, below), result in zip(grid.T, results, strict=True):

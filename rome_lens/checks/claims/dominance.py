@@ -8,6 +8,7 @@ from rome_lens.checks.asking import Answered, before_and_after, continuations, f
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data.facts import SLOT
 from rome_lens.data.record_type import Record
+from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel
 
 NAME = "dominance"
@@ -46,7 +47,7 @@ def dominance(
     """
     fact, new = fact_of(edit, record)
     if samples < 0 or new_tokens < 1:
-        raise ValueError(f"samples is {samples} and new_tokens {new_tokens}, expected 0 or more and 1 or more.")
+        raise ArgumentError(f"samples is {samples} and new_tokens {new_tokens}, expected 0 or more and 1 or more.")
     if not record.open_prompts:
         return not_asked(NAME, ASKS, "the record has no open prompts")
     prompts = [prompt.replace(SLOT, fact.subject) for prompt in record.open_prompts]

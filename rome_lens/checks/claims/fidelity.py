@@ -12,6 +12,7 @@ from rome_lens.data.facts import FactError
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import LayerEdit, RankOneEdit
 from rome_lens.editing.firing import edit_firings
+from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.fluency import ngram_entropy
 from rome_lens.evaluation.numbered_edits import NumberedEdits
 from rome_lens.forward.tokens import token_ids
@@ -61,9 +62,9 @@ def fidelity(
     fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # refused, if so, before the texts are looked at
     if any(other is edit for other in others):
-        raise ValueError("others holds the edit itself, which is no control of its own: leave it out.")
+        raise ArgumentError("others holds the edit itself, which is no control of its own: leave it out.")
     if new_tokens < 0:
-        raise ValueError(f"new_tokens is {new_tokens}, expected 0 or more.")
+        raise ArgumentError(f"new_tokens is {new_tokens}, expected 0 or more.")
     if texts is None:
         texts = _default_texts(model, record, prepend_bos)
     if not texts:

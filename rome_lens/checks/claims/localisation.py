@@ -3,6 +3,7 @@
 import numpy as np
 
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
+from rome_lens.errors import ArgumentError
 from rome_lens.localisation.results import LayerSweep
 
 NAME = "localisation"
@@ -33,7 +34,7 @@ def localisation(
     """
     if more or not isinstance(sweep, LayerSweep):
         given = ", ".join(type(each).__name__ for each in (sweep, *more))
-        raise ValueError(
+        raise ArgumentError(
             f"localisation was given {given}, expected what rl.layer_sweep(model, records, ...) gives, alone: whether tracing "
             "tells where to edit is asked of many facts, each traced and edited at every layer, and not of one edit."
         )
