@@ -25,6 +25,7 @@ from rome_lens.editing import (
     rome_sequence,
     row_hooks,
 )
+from rome_lens.errors import RomeLensError
 from rome_lens.evaluation import (
     Comparison,
     EditSetting,
@@ -59,6 +60,7 @@ from rome_lens.tracing import (
     severed_trace,
     trace_facts,
 )
+from rome_lens.version import __version__
 from rome_lens.viz.page import BeforeAfter, limits_report, report
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "Replacement",
     "RomeConfig",
     "RomeEditor",
+    "RomeLensError",
     "Scores",
     "SeveredTrace",
     "StudentTNoise",
@@ -98,6 +101,7 @@ __all__ = [
     "Unedited",
     "UniformNoise",
     "WeightEdit",
+    "__version__",
     "answer_log_probs",
     "applied_edits",
     "attribution_trace",

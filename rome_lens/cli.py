@@ -163,7 +163,9 @@ def limits(
     unknown = [record.id for record, knows in zip(records, known, strict=True) if not knows]
     records = [record for record, knows in zip(records, known, strict=True) if knows]
     if unknown:
-        console.print(f"Not known to {model_name}, left out: {', '.join(unknown)}", markup=False, soft_wrap=True)
+        console.print(
+            f"Not known to {model_name}, left out: {', '.join(map(str, unknown))}", markup=False, soft_wrap=True
+        )
     if not records:
         raise ArgumentError(f"{model_name} knows none of these facts: there is nothing to edit.")
     if layer is None and model_name not in PRESETS:
@@ -214,12 +216,12 @@ def _records(model_name: str, file: Path | None, only: Sequence[str] | None) -> 
     if file is not None:
         records = rl.data.read_records(file)
     else:
-        records = [record for record in rl.data.limits() if ("toy" in record.known_by) == (model_name == "toy")]
+        records = [record for record in rl.data.records() if ("toy" in record.known_by) == (model_name == "toy")]
     if only is None:
         return records
     if missing := set(only) - {record.id for record in records}:
         raise ArgumentError(
-            f"There is no record {sorted(missing)}; there are: {', '.join(record.id for record in records)}."
+            f"There is no record {sorted(missing)}; there are: {', '.join(str(record.id) for record in records)}."
         )
     return [record for record in records if record.id in only]
 
@@ -236,7 +238,7 @@ def _record(model_name: str, record_id: str | None) -> Record:
     if record_id is not None:
         return rl.data.limits(record_id)
     if model_name == "toy":
-        return next(record for record in rl.data.limits() if "toy" in record.known_by)
+        return next(record for record in rl.data.records() if "toy" in record.known_by)
     return rl.data.limits("eiffel-tower")
 
 

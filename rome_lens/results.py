@@ -1,6 +1,12 @@
-"""What every result can do: be saved to one safetensors file, and be loaded again."""
+"""What every result can do: show itself in one line or in a notebook, be saved to one file, and be loaded again.
+
+Results do not import pictures. :mod:`rome_lens.viz.notebook` registers with :func:`to_html` what a notebook shows for each
+type.
+"""
 
 import dataclasses
+import functools
+import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +17,65 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rome_lens.data.facts import Fact
 from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
 
 StoredType = TypeVar("StoredType", bound="Stored")
+Plain = TypeVar("Plain", bound=type)
+_LONGEST_TEXT = 60
+_PLAIN: dict[frozenset[str], type] = {}
 
 
-class Stored:
-    """Gives a frozen dataclass ``save`` and ``load``; the file also names the versions that wrote it."""
+@functools.singledispatch
+def to_html(result: object) -> str:
+    """HTML that shows a result in a notebook. Each type registers its own; without one it is the result's ``repr``."""
+    return f"<pre>{html.escape(repr(result))}</pre>"
+
+
+def plain_value(cls: Plain) -> Plain:
+    """Class decorator for a small frozen dataclass that results hold as a field, such as ``Fact``.
+
+    A file stores it as a JSON object with its fields, by whose names it is recognised when the file is read.
+    """
+    _PLAIN[frozenset(field.name for field in dataclasses.fields(cls))] = cls
+    return cls
+
+
+class Result:
+    """The base class of every result: a ``repr`` that fits on a few lines, and a picture or table in a notebook."""
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={_brief(getattr(self, f.name))}' for f in fields)})"
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
+
+def _brief(value: Any) -> str:
+    """A field's value in a few words: sizes for tensors and collections, the beginning of a long text."""
+    if isinstance(value, Tensor):
+        return f"Tensor{list(value.shape)}"
+    if isinstance(value, tuple | list | dict | set) and len(value) > 3:
+        return f"<{len(value)} entries>"
+    if isinstance(value, tuple) and value:
+        return f"({', '.join(map(_brief, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_brief(each)}' for key, each in value.items())}}}"
+    if isinstance(value, Result):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+
+
+class Stored(Result):
+    """A result with ``save`` and ``load``. The file also names the versions of the packages that wrote it."""
+
+    @classmethod
+    def file_label(cls) -> str:
+        """How a store begins the names of files with results of this type."""
+        return cls.__name__.lower()
 
     def save(self, path: str | Path) -> Path:
         """Write to ``path``; the file appears only when it is whole, and replaces one that was there."""
@@ -73,7 +130,7 @@ def _packed(result: Stored, tensors: dict[str, Tensor], prefix: str) -> dict[str
                 for i, item in enumerate(value)
             ]
         else:
-            plain[field.name] = dataclasses.asdict(value) if isinstance(value, Fact) else value
+            plain[field.name] = dataclasses.asdict(value) if type(value) in _PLAIN.values() else value
     return plain
 
 
@@ -105,11 +162,11 @@ def _stored_types(base: type[Stored]) -> dict[str, type[Stored]]:
 
 
 def _restored(value: Any) -> Any:
-    """JSON back into what results hold: tuples for lists, and facts."""
+    """JSON back into what results hold: tuples for lists, and the classes marked with :func:`plain_value`."""
     if isinstance(value, list):
         return tuple(_restored(item) for item in value)
-    if isinstance(value, dict) and set(value) == {"prompt", "subject", "target", "new_target"}:
-        return Fact(value.pop("prompt"), **value)
+    if isinstance(value, dict) and (cls := _PLAIN.get(frozenset(value))) is not None:
+        return cls(**{name: _restored(item) for name, item in value.items()})
     if isinstance(value, dict):
         return {name: _restored(item) for name, item in value.items()}
     return value

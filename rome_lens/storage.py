@@ -8,8 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from rome_lens.errors import RomeLensError
+from rome_lens.version import __version__
 
-_VERSIONED = ("rome-lens", "torch", "transformer-lens", "transformers")
+_VERSIONED = ("torch", "transformer-lens", "transformers")
 
 
 class StorageError(RomeLensError):
@@ -50,4 +51,4 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that a number can depend on."""
-    return {name: metadata.version(name) for name in _VERSIONED}
+    return {"rome-lens": __version__, **{name: metadata.version(name) for name in _VERSIONED}}

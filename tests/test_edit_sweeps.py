@@ -1,6 +1,5 @@
 """Sweeps of edits: what shares an optimisation equals what does not; runs go on; presets are what they say."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,10 @@ from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import PRESETS
 from rome_lens.editing.rank_one import Choice, rank_one_edits
 from rome_lens.editing.value_optimisation import descent
-from rome_lens.evaluation.store import EvaluationStore
+from rome_lens.evaluation.scores import Evaluation
+from rome_lens.forward.identity import model_identity
 from rome_lens.storage import StorageError
+from rome_lens.stores import Store
 
 ROME = sys.modules["rome_lens.editing.rank_one"]  # the package's attribute of this name is the function
 CONTEXTS = ("{}", "It was raining. {}")
@@ -150,14 +151,14 @@ def test_stored_evaluations_come_back_as_they_were(
     toy: Any, records: list[rl.CounterFactRecord], tmp_path: Path
 ) -> None:
     evaluation = rl.evaluate(toy, None, records[0], generate=3)
-    store = EvaluationStore(tmp_path, toy)
+    store = Store(tmp_path, identity=model_identity(toy))
     name = store.name("none", records[0])
-    assert store.get(name) is None
+    assert store.get(Evaluation, name) is None
     store.add(name, evaluation)
-    assert EvaluationStore(tmp_path, toy).get(name) == evaluation
+    assert Store(tmp_path, identity=model_identity(toy)).get(Evaluation, name) == evaluation
     assert name != store.name("none", records[1])
     assert name != store.name("some", records[0])
-    assert json.loads(next(tmp_path.iterdir()).read_text(encoding="utf-8"))["case_id"] == records[0].case_id
+    assert Evaluation.load(next(tmp_path.glob("evaluation-*.safetensors"))).case_id == records[0].id
 
 
 def test_a_store_tells_apart_what_changes_a_result(
@@ -165,17 +166,18 @@ def test_a_store_tells_apart_what_changes_a_result(
 ) -> None:
     moments = [torch.eye(rl.models.w_out(toy, 1).shape[0], dtype=torch.float64) * factor for factor in (1.0, 2.0)]
     same_name = [rl.KeyStatistics(layer=1, moment=moment, count=10**6) for moment in moments]
-    store = EvaluationStore(tmp_path, toy)
+    store = Store(tmp_path, identity=model_identity(toy))
     names = {store.name(rl.RomeEditor(statistics=each), records[0]) for each in same_name}
     assert len(names) == 2
     with toy.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: value)]):
         with pytest.raises(ValueError, match="has hooks"):
-            EvaluationStore(tmp_path, toy)
-        EvaluationStore(None, toy)
+            Store(tmp_path, identity=model_identity(toy))
     before = toy.cfg.default_prepend_bos
     try:
         toy.cfg.default_prepend_bos = not before
-        names.add(EvaluationStore(tmp_path, toy).name(rl.RomeEditor(statistics=same_name[0]), records[0]))
+        names.add(
+            Store(tmp_path, identity=model_identity(toy)).name(rl.RomeEditor(statistics=same_name[0]), records[0])
+        )
     finally:
         toy.cfg.default_prepend_bos = before
     assert len(names) == 3

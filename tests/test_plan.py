@@ -25,10 +25,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("forward",),
     ("models",),
     ("data",),
-    ("results", "stores"),
+    ("stores",),
+    ("results",),
     ("storage", "intervals"),
     ("arguments",),
-    ("errors", "warning"),
+    ("errors", "warning", "version"),
 )
 ASKS_THE_CLASS = {"hooked.py", "bridge.py", "loading.py"}
 

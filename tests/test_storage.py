@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rome_lens as rl
-from rome_lens import storage
+from rome_lens import results
 from rome_lens.results import Stored
 from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
 
@@ -228,7 +228,7 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_beside_it(
 ) -> None:
     path = statistics().save(tmp_path / "result")
     before = path.read_bytes()
-    monkeypatch.setattr(storage, "save_file", write_half)
+    monkeypatch.setattr(results, "save_file", write_half)
     with pytest.raises(OSError, match="disk full"):
         statistics(torch.zeros(2, 2, dtype=torch.float64)).save(path)
     assert path.read_bytes() == before
@@ -236,7 +236,7 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_beside_it(
 
 
 def test_a_failing_first_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "save_file", write_half)
+    monkeypatch.setattr(results, "save_file", write_half)
     with pytest.raises(OSError, match="disk full"):
         statistics().save(tmp_path / "result")
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,9 @@ import torch
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
+from rome_lens.storage import StorageError
+from rome_lens.stores import StoreError
 from rome_lens.tracing import many_facts as sweeps
-from rome_lens.tracing.many_facts import SweepError
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_run_with_other_settings_is_refused(
     toy: Any, facts: list[rl.Fact], tmp_path: Any, options: dict[str, Any], difference: str
 ) -> None:
     rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
-    with pytest.raises(SweepError, match=difference):
+    with pytest.raises(StoreError, match=difference):
         rl.trace_facts(toy, facts[:1], directory=tmp_path, **options)
     assert len(rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path, batch_size=3)) == 1
 
@@ -103,14 +104,14 @@ def test_a_run_of_another_or_an_edited_model_is_refused(
     toy: Any, facts: list[rl.Fact], tmp_path: Any, reference32: Any
 ) -> None:
     rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
-    with pytest.raises(SweepError, match="model was "):
+    with pytest.raises(StoreError, match="model was "):
         rl.trace_facts(reference32, [rl.Fact("{} is a", subject="Hugo", target="man")], samples=2, directory=tmp_path)
     weights = dict(toy.named_parameters())
     for name in [name for name in weights if "3" in name or "embed" in name]:
         saved = weights[name].detach().clone()
         try:
             weights[name].data.mul_(1.01).add_(0.01)
-            with pytest.raises(SweepError, match="model was "):
+            with pytest.raises(StoreError, match="model was "):
                 rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
         finally:
             weights[name].data.copy_(saved)
@@ -140,13 +141,13 @@ def test_another_new_target_is_the_same_fact_and_comes_back_as_asked(
 
 
 def test_what_a_killed_run_left_behind_does_not_matter(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
-    (tmp_path / "settings.json.0123.part").write_text("{")
+    (tmp_path / "store.json.0123.part").write_text("{")
     assert len(rl.trace_facts(toy, facts[:1], samples=1, directory=tmp_path)) == 1
 
 
 def test_a_directory_of_other_things_is_refused(toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SweepError, match="holds other files"):
+    with pytest.raises(StoreError, match="holds 'thesis"):
         rl.trace_facts(toy, facts[:1], directory=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -155,10 +156,10 @@ def test_a_damaged_file_is_named(toy: Any, facts: list[rl.Fact], tmp_path: Any) 
     rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(SweepError, match=path.name):
+    with pytest.raises(StorageError, match=path.name):
         rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(SweepError, match="not JSON"):
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(StoreError, match="does not say"):
         rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
 
 

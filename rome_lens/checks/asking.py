@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rome_lens.checks.result import CheckRow
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.data.record_type import Record
+from rome_lens.data.record_type import Record, as_record, with_new_target
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.firing import EditFiring, edit_firings
 from rome_lens.errors import ArgumentError
@@ -132,8 +132,8 @@ def first_and_rest(text: str) -> Question:
     return words[0], words[1].rstrip()
 
 
-def fact_of(edit: Any, record: Any) -> tuple[Fact, str]:
-    """The record's fact and its new target.
+def fact_of(edit: Any, record: Any) -> tuple[Record, Fact, str]:
+    """The record, its fact, and the new target.
 
     Raises:
         ValueError: the edit is none, or the record; the record has no new target, or is about another fact than the edit.
@@ -143,17 +143,16 @@ def fact_of(edit: Any, record: Any) -> tuple[Fact, str]:
             f"The edit is of type {type(edit).__name__}, expected what an editor gives, such as rl.rome(model, fact, ...): a "
             "check takes model, edit and record, in this order."
         )
-    if not isinstance(record, Record):
+    if not isinstance(record, Fact | Record):
         given = f"the text {record!r}" if isinstance(record, str) else f"of type {type(record).__name__}"
         raise ArgumentError(
-            f'The record is {given}, expected a record such as rl.data.limits("eiffel-tower"), or one of your own from '
+            f'The record is {given}, expected a record such as rl.data.record("eiffel-tower"), or one of your own from '
             "rl.data.read_records(path): a check takes model, edit and record, in this order."
         )
+    record = with_new_target(as_record(record))
     fact = record.fact
-    if fact.new_target is None:
-        raise ArgumentError(f"The record {record.id!r} has no new target: its fact needs one.")
     check_same_fact(edit, fact, record.id)
-    return fact, fact.new_target
+    return record, fact, str(fact.new_target)
 
 
 def before_and_after(

@@ -15,20 +15,22 @@ from rome_lens.checks.claims.fidelity import OTHER_EDITS, compared
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.result import CheckResult, CheckRow, firing_correlation, named, shown
 from rome_lens.data.bundled import held_texts
-from rome_lens.data.record_type import Record
+from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.errors import ArgumentError
+from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
-from rome_lens.stores import HashNamed
+from rome_lens.stores import Store
 
 _AVERAGED = ("effect", "effect_where_known", "control")
 _RESAMPLES = 200
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LimitsAverage(Stored):
     """Averages over facts of what the checks found on each; intervals are over facts.
 
@@ -167,14 +169,6 @@ class LimitsAverage(Stored):
         rows = [row for frame in frames for row in frame.to_dict("records")]
         return pd.DataFrame(rows, columns=frames[0].columns)
 
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        tables = str(self.table().to_html()) + str(self.further().to_html())
-        if not any(self.of(name) for name in self.checks):
-            return tables
-        return tables + viz.figure_html(viz.limits(self), alt="Effect and control of every check, by fact")
-
 
 def _resampled_correlation(by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator) -> Average | None:
     """Over the rows of all facts, between the 2.5th and the 97.5th percentile of what resampled facts give."""
@@ -212,7 +206,7 @@ def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
 
 def check_records(
     model: LensModel,
-    records: Record | Iterable[Record],
+    records: Fact | Record | Iterable[Fact | Record],
     editor: Callable[[Any, Any], Any],
     *,
     texts: Sequence[str] | None = None,
@@ -235,29 +229,23 @@ def check_records(
         ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for
             :func:`check_limits`, before the first edit where it can be seen then.
     """
-    records = [records] if isinstance(records, Record) or not isinstance(records, Iterable) else list(records)
-    if not records:
-        raise ArgumentError("records is empty, expected at least one.")
-    if wrong := [record for record in records if not isinstance(record, Record)]:
-        raise ArgumentError(
-            f"records holds {wrong[0]!r:.60}, expected records such as rl.data.limits() gives, or rl.data.read_records(path)."
-        )
+    cases = [with_new_target(record) for record in as_records(records)]
     if not callable(editor):
         raise ArgumentError(
             f"The editor is of type {type(editor).__name__}, expected what makes an edit from (model, fact), such as "
             "rl.preset(...).editor(model)."
         )
-    for record in records:
+    for record in cases:
         encode(model, record.fact, prepend_bos=prepend_bos)
-    store = HashNamed(directory, model)
-    names = [store.name(editor, record.fact) for record in records]
+    store = Store(directory, identity="" if directory is None else model_identity(model))
+    names = [store.name(editor, record.fact) for record in cases]
     edits = [
         _kept(store, RankOneEdit, name, partial(editor, model, record.fact))
-        for name, record in zip(names, tqdm(records, desc="edits", disable=not progress), strict=True)
+        for name, record in zip(names, tqdm(cases, desc="edits", disable=not progress), strict=True)
     ]
     settings = (editor, tuple(held_texts() if texts is None else texts), samples, new_tokens, seed, prepend_bos)
     found = []
-    for record, edit in zip(tqdm(records, desc="checks", disable=not progress), edits, strict=True):
+    for record, edit in zip(tqdm(cases, desc="checks", disable=not progress), edits, strict=True):
 
         def asked(record: Record = record, edit: Any = edit) -> Limits:
             return check_limits(
@@ -271,7 +259,7 @@ def check_records(
                 prepend_bos=prepend_bos,
             )
 
-        found.append(_kept(store, Limits, store.name(settings, record), asked))
+        found.append(_kept(store, Limits, store.name(*settings, record), asked))
     return average_limits(_with_other_edits(found))
 
 
@@ -284,14 +272,12 @@ def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
     ]
 
 
-def _kept(store: HashNamed, kind: type[Stored], name: str, make: Callable[[], Any]) -> Any:
-    """The result from its file, or made and written; what is of another kind is made each time."""
-    if store.directory is None:
-        return make()
-    path = store.directory / f"{kind.__name__.lower()}-{name}.safetensors"
-    if path.is_file():
-        return kind.load(path)
+def _kept(store: Store, kind: type[Stored], name: str, make: Callable[[], Any]) -> Any:
+    """The finished result from the store, or a new one, which is kept there if it is of the kind that files can hold."""
+    found = store.get(kind, name)
+    if found is not None:
+        return found
     made = make()
     if isinstance(made, kind):
-        made.save(path)
+        store.add(name, made)
     return made

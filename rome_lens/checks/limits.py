@@ -16,13 +16,14 @@ from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
 from rome_lens.checks.claims.localisation import ASKS
 from rome_lens.checks.result import CheckResult, firing_correlation, named, not_asked, shown
+from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.evaluation.numbered_edits import NumberedEdits
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Limits(Stored):
     """The results of every check on one edit.
 
@@ -66,19 +67,11 @@ class Limits(Stored):
         ]
         return pd.DataFrame(lines, columns=["check", "effect is", "effect", "where known", "control", "reading"])
 
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        table = str(self.table().to_html(index=False))
-        if not any(result.asked for result in self.results):
-            return table
-        return table + viz.figure_html(viz.limits(self), alt="Effect and control of every check")
-
 
 def check_limits(
     model: LensModel,
     edit: Any,
-    record: Record,
+    record: Fact | Record,
     *,
     others: Sequence[Any] = (),
     texts: Sequence[str] | None = None,
@@ -104,10 +97,10 @@ def check_limits(
         ModelError: the edit was made on another model, or is already in this one's weights.
         ValueError: edit or record is none; the record has no new target, or is about another fact than the edit.
     """
-    fact_of(edit, record)
+    record, _, _ = fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # an edit of another model is refused before anything is asked
     return Limits(
-        record_id=record.id,
+        record_id=str(record.id),
         relation=record.relation,
         edit=getattr(edit, "made_with", "") or repr(edit),
         model_fingerprint=getattr(edit, "model_fingerprint", None),

@@ -1,6 +1,5 @@
 """The one result type of all checks."""
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ KNOWN = 0.1
 _DIGITS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CheckRow(Stored):
     """One prompt of a check, without and with the edit.
 
@@ -51,7 +50,7 @@ class CheckRow(Stored):
         return self.after - self.before
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Measure(Stored):
     """A further number of a check, with the values that it is the average of; ``share`` marks values between 0 and 1.
 
@@ -80,7 +79,7 @@ class Measure(Stored):
         return (share if self.share else average)(list(self.values))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CheckResult(Stored):
     """What one check found.
 
@@ -166,13 +165,6 @@ class CheckResult(Stored):
         lines += [["control", self.control_is, values[2]]]
         lines += [["further", measure.name, str(measure.average)] for measure in self.further]
         return pd.DataFrame(lines, columns=["number", "of", "mean"]).set_index("number")
-
-    def _repr_html_(self) -> str:
-        said = f"<p><b>{html.escape(self.name)}</b>: {html.escape(self.asks)}</p><p>{html.escape(self.reading)}</p>"
-        if not self.rows and not self.further:
-            return said
-        rows = self.to_frame().drop(columns="check").to_html(index=False, float_format="{:.4f}".format, na_rep="")
-        return f"{said}{self.table().to_html()}{rows}"
 
 
 def named(name: str, checks: Sequence[str]) -> str:

@@ -4,10 +4,10 @@
 * ``bundled.py``: the bundled records and texts.
 """
 
-from rome_lens.data.bundled import FILES, held_texts, limits, name_texts, openings, texts
+from rome_lens.data.bundled import FILES, held_texts, limits, name_texts, openings, record, records, texts
 from rome_lens.data.counterfact import CounterFactRecord, read_counterfact
 from rome_lens.data.facts import Fact, FactError, read_facts
-from rome_lens.data.record_type import Question, Record, RecordError
+from rome_lens.data.record_type import Question, Record, RecordError, as_fact, as_facts, as_record, as_records
 from rome_lens.data.records_file import read_records
 
 __all__ = [
@@ -18,6 +18,10 @@ __all__ = [
     "Question",
     "Record",
     "RecordError",
+    "as_fact",
+    "as_facts",
+    "as_record",
+    "as_records",
     "held_texts",
     "limits",
     "name_texts",
@@ -25,5 +29,7 @@ __all__ = [
     "read_counterfact",
     "read_facts",
     "read_records",
+    "record",
+    "records",
     "texts",
 ]

@@ -1,31 +1,73 @@
 """The records and texts that come with the package."""
 
+import functools
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 from rome_lens.data.facts import SLOT
-from rome_lens.data.record_type import RecordError
+from rome_lens.data.record_type import Record, RecordError
 from rome_lens.data.records_file import read_records
 
 _HERE = Path(__file__).parent
 FILES = (_HERE / "records.json", _HERE / "toy" / "records.json")
 
 
-def limits(id: str | None = None) -> Any:
-    """Every record, or the one of this id (such as ``"eiffel-tower"``).
+def records(*, known_by: str | None = None) -> list[Record]:
+    """Every bundled record: the project's own facts about the world, and the toy model's.
+
+    Args:
+        known_by: keep only the records whose fact this model knows: ``"gemma-3-270m"``, ``"smollm2-135m"`` or ``"toy"``.
+
+    Raises:
+        RecordError: no record is known by a model of this name.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> len(rl.data.records(known_by="toy"))
+        10
+    """
+    every = _every_record()
+    if known_by is None:
+        return list(every)
+    names = sorted({name for record in every for name in record.known_by})
+    if known_by not in names:
+        raise RecordError(
+            f"known_by is {known_by!r}, expected one of {', '.join(map(repr, names))}, or None for all records."
+        )
+    return [record for record in every if known_by in record.known_by]
+
+
+def record(id: str) -> Record:
+    """The bundled record of this id.
 
     Raises:
         RecordError: there is no record of this id.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> rl.data.record("eiffel-tower").fact.text
+        'The Eiffel Tower is located in the city of'
     """
-    records = [record for file in FILES for record in read_records(file)]
-    if id is None:
-        return records
-    for record in records:
-        if record.id == id:
-            return record
-    raise RecordError(f"There is no record {id!r}; there are: {', '.join(record.id for record in records)}.")
+    for each in _every_record():
+        if each.id == id:
+            return each
+    raise RecordError(f"There is no record {id!r}. There are: {', '.join(str(each.id) for each in _every_record())}.")
+
+
+@overload
+def limits(id: None = None) -> list[Record]: ...
+@overload
+def limits(id: str) -> Record: ...
+def limits(id: str | None = None) -> list[Record] | Record:
+    """Every bundled record, or the one of this id: the former name of :func:`records` and :func:`record`."""
+    return records() if id is None else record(id)
+
+
+@functools.cache
+def _every_record() -> tuple[Record, ...]:
+    return tuple(each for file in FILES for each in read_records(file))
 
 
 def texts() -> list[str]:

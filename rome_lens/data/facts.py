@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rome_lens.errors import RomeLensError
+from rome_lens.results import plain_value
 
 SLOT = "{}"
 
@@ -15,6 +16,7 @@ class FactError(RomeLensError):
     """A fact that cannot be asked: no slot, no subject, no answer, or nothing to change."""
 
 
+@plain_value
 @dataclass(frozen=True, init=False)
 class Fact:
     """A fact ``(s, r, o)`` as a prompt: subject ``s`` in the slot of a template for the relation ``r``, answer ``o``.
@@ -89,21 +91,6 @@ class Fact:
     def about(self, subject: str) -> "Fact":
         """The same question asked about another subject; the answers stay as they are."""
         return Fact(self.prompt, subject=subject, target=self.target, new_target=self.new_target)
-
-
-def check_fact(fact: object) -> Fact:
-    """The fact itself.
-
-    Raises:
-        FactError: it is of another kind.
-    """
-    if isinstance(fact, Fact):
-        return fact
-    inner = getattr(fact, "fact", None)
-    advice = (
-        "give its fact, record.fact" if isinstance(inner, Fact) else "such as Fact('{} is in', subject='Paris', ...)"
-    )
-    raise FactError(f"The fact is {str(fact)[:120]!r}, a {type(fact).__name__}, expected a Fact: {advice}.")
 
 
 def _check_template(prompt: str, subject: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rome_lens.data.facts import SLOT, Fact, FactError
-from rome_lens.data.record_type import Question, Record, RecordError, _names, _without_article
+from rome_lens.data.record_type import Question, Record, RecordError, names_subject, without_article
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -45,20 +45,26 @@ def _record(item: Any, where: str) -> Record:
     if unknown := set(item) - known:
         raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
     fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way"), "relation": item.get("relation", "")}
+    fields["relation_id"] = item.get("relation_id")
     fields["fact"] = _fact(item["fact"], f"{where}, field 'fact'")
     if not isinstance(fields["one_way"], bool | None):
         raise RecordError(f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}.")
     for name in ("id", "relation"):
         if not isinstance(fields[name], str):
             raise RecordError(f"{where}, field {name!r}: expected a text, got {fields[name]!r}.")
+    if not isinstance(fields["relation_id"], str | None):
+        raise RecordError(f"{where}, field 'relation_id': expected a text or null, got {fields['relation_id']!r}.")
     if not fields["id"].strip():
         raise RecordError(f"{where}, field 'id': expected a name for the record, got {fields['id']!r}.")
-    for name in sorted(known - {"id", "fact", "one_way", "relation"}):
+    for name in sorted(known - {"id", "fact", "one_way", "relation", "relation_id"}):
         entries = item.get(name, [])
         if not isinstance(entries, list):
             raise RecordError(f"{where}, field {name!r}: expected a list, got {entries!r}.")
         fields[name] = tuple(_entry(name, value, f"{where}, field {name!r}") for value in entries)
-    record = Record(**fields)
+    try:
+        record = Record(**fields)
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
     for name, wrong in _contradictions(record):
         raise RecordError(f"{where}, field {name!r}: {wrong}.")
     return record
@@ -113,7 +119,7 @@ def _question(value: Mapping[str, Any], where: str) -> Question:
 def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
     """The fields that do not go together with the record's fact, each with what is wrong."""
     subject = record.fact.subject
-    bare = _without_article(subject)
+    bare = without_article(subject)
     for name in ("aliases", "descriptions", "exemplars"):
         if same := [text for text in getattr(record, name) if text.casefold() == subject.casefold()]:
             yield name, f"{same[0]!r} is the subject itself, expected other words"
@@ -121,13 +127,13 @@ def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
     if twice := [alias for alias in record.aliases if folded.count(alias.casefold()) > 1]:
         yield "aliases", f"{twice[0]!r} stands there twice, expected each name once"
     for text in record.paraphrases:
-        if not _names(bare, text):
+        if not names_subject(bare, text):
             yield "paraphrases", f"{text!r} does not name the subject, expected a prompt with {subject!r} in it"
     for question in record.neighborhood:
-        if _names(subject, question.prompt):
+        if names_subject(subject, question.prompt):
             yield "neighborhood", f"{question.prompt!r} names the subject {subject!r}, expected another subject"
     for question in record.reverse:
-        if _without_article(question.target).casefold() != bare.casefold():
+        if without_article(question.target).casefold() != bare.casefold():
             yield "reverse", f"{question.prompt!r} has the target {question.target!r}, expected the subject {subject!r}"
     for question in record.consequences:
         if question.new_target is None:

@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.arguments import real_number, whole_number
+from rome_lens.arguments import one_of, real_number, whole_number
 from rome_lens.errors import ArgumentError
 
-NORMS = ("plain", "centred")
+Variant = Literal["rome", "r-rome"]
+Norms = Literal["plain", "centred"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class RomeConfig:
     stop_loss: float = 0.05
     stop_probability: float | None = None
     ridge: float = 0.0
-    norms: str = "plain"
+    norms: Norms = "plain"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole_number("steps", self.steps))
@@ -57,8 +59,7 @@ class RomeConfig:
             raise ArgumentError(
                 f"Expected steps >= 1, lr and clamp > 0, factors >= 0, all but clamp finite; got {self}."
             )
-        if self.norms not in NORMS:
-            raise ArgumentError(f"norms is {self.norms!r}, expected one of {', '.join(NORMS)}.")
+        one_of("norms", self.norms, Norms)
 
     def norm(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
         """``||x||`` or ``||x - mean(x)||``."""

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.data.facts import SLOT, Fact, FactError
-from rome_lens.errors import ArgumentError
 from rome_lens.forward.sampling import sample_tokens
 from rome_lens.forward.tokens import encode, token_ids
 from rome_lens.models.lens import LensModel
@@ -66,8 +66,8 @@ def random_contexts(
         ValueError: ``prefixes`` is not between 0 and 20; fewer are the first of each length.
         ModelError: the model has no tokenizer.
     """
-    if not 0 <= prefixes <= 20:
-        raise ArgumentError(f"prefixes is {prefixes}, expected 0 to 20.")
+    prefixes = whole_number("prefixes", prefixes, least=0, most=20)
+    seed = whole_number("seed", seed)
     start = token_ids(model, "The", prepend_bos=prepend_bos)
     skipped = len(start) - len(token_ids(model, "The", prepend_bos=False))
     contexts = ["{}"]

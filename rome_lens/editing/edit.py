@@ -120,10 +120,6 @@ class Edit(Stored):
             for part in self.parts
         )
 
-    def _repr_html_(self) -> str:
-        known = self.to_frame().dropna(axis="columns", how="all")
-        return str(known.to_html(index=False, na_rep="", float_format="{:.4g}".format))
-
     def check(self, model: LensModel) -> None:
         """Raise ModelError unless the edit fits this model; the message says what differs, shape or fingerprint or both."""
         found = fingerprint(model)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.editing.config import RomeConfig
+from rome_lens.data.record_type import Record, as_fact
+from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.edit import RankOneEdit, WeightEdit
 from rome_lens.editing.fine_tuning import fine_tune
 from rome_lens.editing.rank_one import rome
@@ -21,7 +22,7 @@ class Editor(Protocol):
     def name(self) -> str:
         """What the table calls it."""
 
-    def __call__(self, model: LensModel, fact: Fact) -> Any:
+    def __call__(self, model: LensModel, fact: Fact | Record) -> Any:
         """An edit as :func:`rome_lens.evaluate` takes it."""
 
 
@@ -31,7 +32,7 @@ class Unedited:
 
     name: str = "unedited"
 
-    def __call__(self, model: LensModel, fact: Fact) -> None:
+    def __call__(self, model: LensModel, fact: Fact | Record) -> None:
         """None."""
 
 
@@ -53,8 +54,9 @@ class InContext:
 
     name: str = "in context"
 
-    def __call__(self, model: LensModel, fact: Fact) -> Statement:
+    def __call__(self, model: LensModel, fact: Fact | Record) -> Statement:
         """The sentence."""
+        fact = as_fact(fact)
         if fact.new_target is None:
             raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
         return Statement(prefix=f"{fact.text} {fact.new_target}.", fact=fact)
@@ -73,7 +75,7 @@ class FineTuning:
     prepend_bos: bool | None = None
     name: str = "FT+L"
 
-    def __call__(self, model: LensModel, fact: Fact) -> WeightEdit:
+    def __call__(self, model: LensModel, fact: Fact | Record) -> WeightEdit:
         """The fine-tuned ``W_out``'s difference."""
         return fine_tune(
             model,
@@ -94,13 +96,13 @@ class RomeEditor:
 
     statistics: KeyStatistics
     config: RomeConfig = field(default_factory=RomeConfig)
-    variant: str = "rome"
+    variant: Variant = "rome"
     contexts: Sequence[str] | None = None
     layer: int | None = None
     prepend_bos: bool | None = None
     name: str = "ROME"
 
-    def __call__(self, model: LensModel, fact: Fact) -> RankOneEdit:
+    def __call__(self, model: LensModel, fact: Fact | Record) -> RankOneEdit:
         """The rank-one edit, at the statistics' layer where no other is named."""
         return rome(
             model,

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.arguments import real_number, templates, whole_number
-from rome_lens.data.facts import Fact, check_fact
+from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record, as_fact
 from rome_lens.editing.contexts import ContextRows
 from rome_lens.editing.edit import WeightEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
@@ -27,7 +28,7 @@ STOP_LOSS = 1e-2
 
 def fine_tune(
     model: LensModel,
-    fact: Fact,
+    fact: Fact | Record,
     *,
     layer: int,
     norm_constraint: float = 5e-4,
@@ -61,7 +62,7 @@ def fine_tune(
         ValueError: a hyperparameter out of range, contexts of another kind.
         OptimisationError: a loss is not finite; the message names the step.
     """
-    layer, fact, contexts = check_layer(model, layer), check_fact(fact), templates(contexts)
+    layer, fact, contexts = check_layer(model, layer), as_fact(fact), templates(contexts)
     w_out(model, layer)
     steps = whole_number("steps", steps)
     lr, weight_decay = real_number("lr", lr), real_number("weight_decay", weight_decay)

@@ -17,7 +17,7 @@ from rome_lens.results import Stored
 _ROWS_PER_BATCH = 64
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class EditFiring(Stored):
     """``(u . k) / (u . k*)`` for every token of a text: 1 where the edit acts as on its own fact, 0 where it does nothing.
 
@@ -40,11 +40,6 @@ class EditFiring(Stored):
         """One row for each token: its place, ``(u . k) / (u . k*)`` and ``u . k``."""
         values, raw = self.values.tolist(), self.raw.tolist()
         return pd.DataFrame({"pos": range(len(values)), "token": self.labels, "firing": values, "u . k": raw})
-
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        return viz.firing(self).source
 
 
 def edit_firing(model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: bool | None = None) -> EditFiring:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rome_lens import data
-from rome_lens.editing.config import RomeConfig
+from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.editors import FineTuning, RomeEditor
 from rome_lens.errors import ArgumentError
@@ -28,7 +28,7 @@ class Preset:
     model: str
     layer: int
     config: RomeConfig
-    variant: str = "rome"
+    variant: Variant = "rome"
     prefixes: int = 6
     bound: float = 5e-4
     reads_text: bool = True

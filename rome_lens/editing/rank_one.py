@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rome_lens.arguments import templates
-from rome_lens.data.facts import Fact, FactError, check_fact
-from rome_lens.editing.config import RomeConfig
+from rome_lens.arguments import one_of, templates
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record, as_fact
+from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
@@ -30,7 +31,6 @@ from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, check_layer, has_centred_w_out, starts_with_bos, w_out
 from rome_lens.warning import warn
 
-VARIANTS = ("rome", "r-rome")
 _Path: TypeAlias = tuple[Sequence[Step], str]  # the steps of an optimisation, and what stopped it
 
 
@@ -44,13 +44,13 @@ class FirstTokenWarning(UserWarning):
 
 def rome(
     model: LensModel,
-    fact: Fact,
+    fact: Fact | Record,
     *,
     layer: int,
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
     contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
-    variant: str = "rome",
+    variant: Variant = "rome",
     prepend_bos: bool | None = None,
 ) -> RankOneEdit:
     """The rank-one edit of ``blocks[layer].mlp.W_out`` after which the fact's prompt gives its new target.
@@ -84,7 +84,7 @@ def rome(
         ModelError: layer not one of the model's, no dense MLP, no tokenizer.
         OptimisationError: a loss is not finite; the message names the step.
     """
-    layer, fact = check_layer(model, layer), check_fact(fact)
+    layer, fact = check_layer(model, layer), as_fact(fact)
     if not isinstance(config, RomeConfig):
         raise ArgumentError(f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1).")
     statistics = _of_layer(statistics, layer)
@@ -116,13 +116,12 @@ class Choice:
     """What several edits of one fact may differ in while the optimisation of their value is one and the same."""
 
     statistics: KeyStatistics | None
-    variant: str = "rome"
+    variant: Variant = "rome"
     stop_probability: float | None = None
 
     def check(self, model: LensModel, layer: int) -> KeyStatistics:
         """The statistics, where they fit the model; ValueError where they or the variant do not."""
-        if self.variant not in VARIANTS:
-            raise ArgumentError(f"variant is {self.variant!r}, expected one of {', '.join(map(repr, VARIANTS))}.")
+        one_of("variant", self.variant, Variant)
         if self.statistics is None:
             raise StatisticsError(
                 "statistics is None: collect them with collect_key_statistics(model, layer=...), or say C = I on purpose "

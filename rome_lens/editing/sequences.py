@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from rome_lens.arguments import templates
-from rome_lens.data.facts import Fact, FactError, check_fact
-from rome_lens.editing.config import RomeConfig
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record, as_facts
+from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.edit import Edits, RankOneEdit
 from rome_lens.editing.rank_one import rome
 from rome_lens.forward.tokens import encode
@@ -15,13 +16,13 @@ from rome_lens.models.lens import LensModel
 
 def rome_sequence(
     model: LensModel,
-    facts: Iterable[Fact],
+    facts: Fact | Record | Iterable[Fact | Record],
     *,
     layer: int,
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
     contexts: Iterable[str] | None = None,
     config: RomeConfig = RomeConfig(),
-    variant: str = "rome",
+    variant: Variant = "rome",
     prepend_bos: bool | None = None,
 ) -> Edits:
     """:func:`rome` for one fact after the other, each on the model as the edits before have left it.
@@ -43,12 +44,8 @@ def rome_sequence(
         FactError: there is no fact, or one has no new target or cannot be encoded; before anything is computed.
         StatisticsError, ModelError, OptimisationError: as for :func:`rome`.
     """
-    if isinstance(facts, Fact):
-        raise FactError(f"facts is the one fact {facts.text!r}, expected a list of them: write [fact], or rl.rome.")
-    facts = [check_fact(fact) for fact in facts]
+    facts = as_facts(facts)
     contexts = None if contexts is None else templates(contexts)
-    if not facts:
-        raise FactError("facts is empty, expected at least one fact with a new target.")
     for i, fact in enumerate(facts):
         if fact.new_target is None:
             raise FactError(f"Fact {i}, {fact.text!r}, has no new target: Fact(..., new_target='Rome').")

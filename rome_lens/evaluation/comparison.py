@@ -11,22 +11,23 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from rome_lens.data.counterfact import CounterFactRecord
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.data.record_type import Record
+from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
 from rome_lens.evaluation.scores import Evaluation, Scores, markdown, score_table
-from rome_lens.evaluation.store import EvaluationStore
+from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.models.lens import LensModel
+from rome_lens.results import Result
+from rome_lens.stores import Store
 
 _RECORDS_AT_ONCE = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Result):
     """Editors by name, each with its evaluations on the same records.
 
     Attributes:
@@ -69,13 +70,10 @@ class Comparison:
                 frames.append(frame)
         return pd.concat(frames, ignore_index=True)
 
-    def _repr_html_(self) -> str:
-        return str(self.table().to_html())
-
 
 def compare_editors(
     model: LensModel,
-    records: Iterable[CounterFactRecord | Record],
+    records: Fact | Record | Iterable[Fact | Record],
     editors: Iterable[Callable[[LensModel, Fact], Any]],
     *,
     generate: int = 0,
@@ -101,44 +99,45 @@ def compare_editors(
         FactError: a record that the model cannot be asked, before anything is edited.
         ValueError: no record or no editor, an editor without a name, or two of one name.
     """
-    records, editors = list(records), list(editors)
+    cases, editors = [with_new_target(record) for record in as_records(records)], list(editors)
     names = [getattr(editor, "name", None) for editor in editors]
-    if not records or not editors or not all(isinstance(name, str) and name for name in names):
-        raise ArgumentError(
-            f"There are {len(records)} records and the editors {names!r}: expected some of both, and editors with a name."
-        )
+    if not editors or not all(isinstance(name, str) and name for name in names):
+        raise ArgumentError(f"The editors are named {names!r}: expected at least one editor, and a name for each.")
     if len(set(names)) < len(names):
         raise ArgumentError(
             f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I')."
         )
-    for case in map(CounterFactRecord.of, records):  # what cannot be asked fails before anything is edited
+    for case in cases:  # what cannot be asked fails before anything is edited
         encode(model, case.fact, prepend_bos=prepend_bos)
         check_prompts(model, case, prepend_bos=prepend_bos)
-    store = EvaluationStore(directory, model)
+    store = Store(directory, identity="" if directory is None else model_identity(model))
     settings = (generate, seed, prepend_bos)
     keys = {
-        (e, r): store.name((editor, settings), record)
+        (e, r): store.name(editor, settings, record)
         for e, editor in enumerate(editors)
-        for r, record in enumerate(records)
+        for r, record in enumerate(cases)
     }
     failures: dict[str, tuple[tuple[Fact, str], ...]] = {}
-    with tqdm(total=len(records), disable=not progress, desc="records") as bar:
-        for first in range(0, len(records), _RECORDS_AT_ONCE):
-            some = range(first, min(first + _RECORDS_AT_ONCE, len(records)))
-            missing = [(e, r) for e in range(len(editors)) for r in some if store.get(keys[e, r]) is None]
+    with tqdm(total=len(cases), disable=not progress, desc="records") as bar:
+        for first in range(0, len(cases), _RECORDS_AT_ONCE):
+            some = range(first, min(first + _RECORDS_AT_ONCE, len(cases)))
+            missing = [(e, r) for e in range(len(editors)) for r in some if store.get(Evaluation, keys[e, r]) is None]
             edits = {}
             for e, r in missing:
                 try:
-                    edits[e, r] = editors[e](model, records[r].fact)
+                    edits[e, r] = editors[e](model, cases[r].fact)
                 except (OptimisationError, FactError) as error:
-                    failures[str(names[e])] = (*failures.get(str(names[e]), ()), (records[r].fact, str(error)))
+                    failures[str(names[e])] = (*failures.get(str(names[e]), ()), (cases[r].fact, str(error)))
             if edits:
-                asked = [records[r] for _, r in edits]
+                asked = [cases[r] for _, r in edits]
                 found = evaluate_all(
                     model, list(edits.values()), asked, generate=generate, seed=seed, prepend_bos=prepend_bos
                 )
                 for pair, evaluation in zip(edits, found, strict=True):
                     store.add(keys[pair], evaluation)
             bar.update(len(some))
-    evaluations = {str(name): store.all([keys[e, r] for r in range(len(records))]) for e, name in enumerate(names)}
+    evaluations = {
+        str(name): tuple(kept for r in range(len(cases)) if (kept := store.get(Evaluation, keys[e, r])) is not None)
+        for e, name in enumerate(names)
+    }
     return Comparison(evaluations=evaluations, failures=failures, seed=seed)

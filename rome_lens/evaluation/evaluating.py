@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
-from rome_lens.data.counterfact import CounterFactRecord
-from rome_lens.data.facts import FactError
-from rome_lens.data.record_type import Record
+from rome_lens.arguments import whole_number
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact, prefixed
@@ -28,7 +28,7 @@ class EvaluationError(RomeLensError):
 def evaluate(
     model: LensModel,
     edit: Any,
-    record: CounterFactRecord | Record,
+    record: Fact | Record,
     *,
     generate: int = 0,
     seed: int = 0,
@@ -42,7 +42,7 @@ def evaluate(
 def evaluate_all(
     model: LensModel,
     edits: Iterable[Any],
-    records: Iterable[CounterFactRecord | Record],
+    records: Fact | Record | Iterable[Fact | Record],
     *,
     generate: int = 0,
     seed: int = 0,
@@ -69,16 +69,14 @@ def evaluate_all(
         EvaluationError: a probability is not finite; the message names the record, the prompt and whether it was edited.
         ValueError: not as many edits as records, an edit without hooks, or one of another fact than its record's.
     """
-    edits, records = list(edits), list(records)
-    if len(edits) != len(records) or not records:
+    edits, cases = list(edits), [with_new_target(record) for record in as_records(records)]
+    if len(edits) != len(cases):
         raise ArgumentError(
-            f"There are {len(edits)} edits for {len(records)} records: give one (or None) for each record."
+            f"There are {len(edits)} edits for {len(cases)} records: give one (or None) for each record."
         )
-    if not isinstance(generate, int) or generate < 0:
-        raise ArgumentError(f"generate is {generate!r}, expected a number of tokens, or 0.")
-    cases = [CounterFactRecord.of(record) for record in records]
+    generate = whole_number("generate", generate, least=0)
     for edit, case in zip(edits, cases, strict=True):
-        check_same_fact(edit, case.fact, case.case_id)
+        check_same_fact(edit, case.fact, case.id)
     numbered = NumberedEdits(model, edits)
     for case in cases:
         check_prompts(model, case, prepend_bos=prepend_bos)
@@ -88,7 +86,7 @@ def evaluate_all(
     texts = _written(model, edits, numbered, cases, generate, seed, prepend_bos)
     return [
         Evaluation(
-            case_id=case.case_id,
+            case_id=case.id,
             edited=edit is not None,
             rows=tuple(scores),
             GE=math.fsum(map(ngram_entropy, written)) / len(written) if written else None,
@@ -100,17 +98,17 @@ def evaluate_all(
     ]
 
 
-def _asked(case: CounterFactRecord) -> list[tuple[str, str, str, str]]:
+def _asked(case: Record) -> list[tuple[str, str, str, str]]:
     """Kind, prompt, true answer and new target of every prompt."""
     fact, new = case.fact, str(case.fact.new_target)
     return [
         ("rewrite", fact.text, fact.target, new),
         *(("paraphrase", prompt, fact.target, new) for prompt in case.paraphrases),
-        *(("neighborhood", prompt, target, new) for prompt, target in case.neighborhood),
+        *(("neighborhood", prompt, target, new) for prompt, target in case.neighborhood if target != new),
     ]
 
 
-def check_prompts(model: LensModel, case: CounterFactRecord, *, prepend_bos: bool | None = None) -> None:
+def check_prompts(model: LensModel, case: Record, *, prepend_bos: bool | None = None) -> None:
     """Refuse a record that this model cannot be asked, before anything is edited.
 
     Raises:
@@ -123,12 +121,12 @@ def check_prompts(model: LensModel, case: CounterFactRecord, *, prepend_bos: boo
         ids = continuation(model, prompt, target)
         if ids == continuation(model, prompt, new):
             raise FactError(
-                f"The record {case.case_id!r}: {target!r} and {new!r} are the same tokens {list(ids)} to this model, which "
+                f"The record {case.id!r}: {target!r} and {new!r} are the same tokens {list(ids)} to this model, which "
                 "cannot prefer one to the other."
             )
 
 
-def _refuse_what_is_no_number(case: CounterFactRecord, rows: Sequence[PromptScore]) -> None:
+def _refuse_what_is_no_number(case: Record, rows: Sequence[PromptScore]) -> None:
     for row in rows:
         for edited, found in (
             ("unedited", (row.target_before, row.new_before)),
@@ -136,7 +134,7 @@ def _refuse_what_is_no_number(case: CounterFactRecord, rows: Sequence[PromptScor
         ):
             if not all(map(math.isfinite, found)):
                 raise EvaluationError(
-                    f"The record {case.case_id!r}: behind {row.prompt!r} the {edited} model gives {row.target!r} and "
+                    f"The record {case.id!r}: behind {row.prompt!r} the {edited} model gives {row.target!r} and "
                     f"{row.new_target!r} the probabilities {found}. Look for NaN or inf in the weights or in the edit; half "
                     "precision overflows at 65 504."
                 )
@@ -184,9 +182,9 @@ def _scored(
     ]
 
 
-def _to_continue(case: CounterFactRecord) -> tuple[str, tuple[str, ...]]:
-    if case.generation_prompts:
-        return "generation prompts", case.generation_prompts
+def _to_continue(case: Record) -> tuple[str, tuple[str, ...]]:
+    if case.texts_to_continue:
+        return "generation prompts", case.texts_to_continue
     if case.paraphrases:
         return "paraphrases", case.paraphrases
     return "rewrite prompt", (case.fact.text,)
@@ -196,7 +194,7 @@ def _written(
     model: LensModel,
     edits: Sequence[Any],
     numbered: NumberedEdits,
-    cases: Sequence[CounterFactRecord],
+    cases: Sequence[Record],
     generate: int,
     seed: int,
     prepend_bos: bool | None,
@@ -206,7 +204,7 @@ def _written(
     if not generate:
         return texts
     jobs = [
-        (i, prompt, crc32(f"{seed} {case.case_id} {j}".encode()))
+        (i, prompt, crc32(f"{seed} {case.id} {j}".encode()))
         for i, case in enumerate(cases)
         for j, prompt in enumerate(_to_continue(case)[1])
     ]

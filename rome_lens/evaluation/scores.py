@@ -13,14 +13,15 @@ from jaxtyping import Bool, Float
 
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, share
+from rome_lens.results import Result, Stored
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
 SHARES = ("ES", "PS", "NS")
 _DRAWS = 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptScore:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PromptScore(Stored):
     """One prompt under an edit: probabilities of the true answer ``o`` and of the new one ``o*``, before and after.
 
     The probability of an answer is ``exp(mean_i log p(o_i | prompt, o_1 ... o_i-1))``, the geometric mean over its tokens,
@@ -52,8 +53,8 @@ class PromptScore:
         return self.margin > 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Evaluation(Stored):
     """One record's scores under an edit; a score that the record has no prompts for is None, "not asked".
 
     Attributes:
@@ -120,9 +121,6 @@ class Evaluation:
         values = [[self.case_id, *(getattr(row, name) for name in names), row.margin, row.success] for row in self.rows]
         return pd.DataFrame(values, columns=["case_id", *names, "margin", "success"])
 
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html(index=False, float_format="{:.4f}".format))
-
     def _mean(self, kind: str, name: str) -> float | None:
         values = [float(getattr(row, name)) for row in self.rows if row.kind == kind]
         return math.fsum(values) / len(values) if values else None
@@ -136,8 +134,8 @@ def harmonic_mean(values: Sequence[float | None]) -> float | None:
     return 0.0 if 0.0 in known else len(known) / math.fsum(1 / value for value in known)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Scores(Result):
     """Averages over records; None for what no record asked, and each with the number of records that did.
 
     ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals, those of the shares
@@ -203,9 +201,6 @@ class Scores:
 
     def __str__(self) -> str:
         return markdown(score_table([self]))
-
-    def _repr_html_(self) -> str:
-        return str(score_table([self]).to_html())
 
 
 def score_table(scores: Sequence[Scores]) -> pd.DataFrame:

@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from rome_lens.data.counterfact import CounterFactRecord
 from rome_lens.data.facts import Fact
-from rome_lens.data.record_type import Record
-from rome_lens.editing.config import RomeConfig
+from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
@@ -19,10 +18,12 @@ from rome_lens.editing.rank_one import Choice, rank_one_edits
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
 from rome_lens.evaluation.scores import Evaluation, Scores, score_table
-from rome_lens.evaluation.store import EvaluationStore
+from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.lens import LensModel, check_layer
+from rome_lens.results import Result
+from rome_lens.stores import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class EditSetting:
 
     layer: int
     statistics: str
-    variant: str = "rome"
+    variant: Variant = "rome"
     stop_probability: float | None = None
 
     def __str__(self) -> str:
@@ -39,8 +40,8 @@ class EditSetting:
         return f"layer {self.layer}, {self.statistics}, {self.variant}, {stop}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditSweep:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EditSweep(Result):
     """Evaluations of the same records at every setting.
 
     Attributes:
@@ -81,17 +82,14 @@ class EditSweep:
         order = sorted(self.scores.values(), key=lambda each: -1.0 if each.S is None else each.S.mean, reverse=True)
         return score_table(order)
 
-    def _repr_html_(self) -> str:
-        return str(self.table().to_html())
-
 
 def sweep_edits(
     model: LensModel,
-    records: Iterable[CounterFactRecord | Record],
+    records: Fact | Record | Iterable[Fact | Record],
     *,
     statistics: Mapping[str, Mapping[int, KeyStatistics]],
     stop_probabilities: Sequence[float | None] = (None,),
-    variants: Sequence[str] = ("rome",),
+    variants: Sequence[Variant] = ("rome",),
     config: RomeConfig = RomeConfig(),
     contexts: Sequence[str] | None = None,
     prepend_bos: bool | None = None,
@@ -113,26 +111,30 @@ def sweep_edits(
     Raises:
         ValueError: no record or no setting; otherwise as for :func:`rome` and :func:`evaluate_all`.
     """
-    records = list(records)
+    cases = [with_new_target(record) for record in as_records(records)]
     settings = _settings(statistics, variants, stop_probabilities)
-    if not records or not settings:
-        raise ArgumentError(f"There are {len(records)} records and {len(settings)} settings: expected some of both.")
-    for case in map(CounterFactRecord.of, records):  # what cannot be asked or edited fails before anything is edited
+    if not settings:
+        raise ArgumentError(
+            "There is no setting: give statistics of at least one layer, a variant and a stop_probability."
+        )
+    for case in cases:  # what cannot be asked or edited fails before anything is edited
         check_prompts(model, case, prepend_bos=prepend_bos)
         refuse_what_is_said_already(model, case.fact, encode(model, case.fact, prepend_bos=prepend_bos))
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
-    store = EvaluationStore(directory, model)
+    store = Store(directory, identity="" if directory is None else model_identity(model))
 
     def name(setting: EditSetting, record: Any) -> str:
         moment = statistics[setting.statistics][setting.layer]
-        return store.name((setting, moment, config, tuple(contexts), prepend_bos), record)
+        return store.name(setting, moment, config, tuple(contexts), prepend_bos, record)
 
     failures: dict[EditSetting, tuple[tuple[Fact, str], ...]] = {}
     layers = sorted({check_layer(model, setting.layer) for setting in settings})
-    for record in tqdm(records, desc="records", disable=not progress):
+    for record in tqdm(cases, desc="records", disable=not progress):
         for layer in layers:
-            missing = [each for each in settings if each.layer == layer and store.get(name(each, record)) is None]
+            missing = [
+                each for each in settings if each.layer == layer and store.get(Evaluation, name(each, record)) is None
+            ]
             if missing:
                 found, failed = _evaluated(
                     model, record, missing, statistics, contexts=contexts, config=config, prepend_bos=prepend_bos
@@ -142,14 +144,19 @@ def sweep_edits(
                 for setting, message in failed.items():
                     failures[setting] = (*failures.get(setting, ()), (record.fact, message))
     return EditSweep(
-        evaluations={setting: store.all([name(setting, record) for record in records]) for setting in settings},
+        evaluations={
+            setting: tuple(
+                kept for record in cases if (kept := store.get(Evaluation, name(setting, record))) is not None
+            )
+            for setting in settings
+        },
         failures=failures,
     )
 
 
 def _settings(
     statistics: Mapping[str, Mapping[int, KeyStatistics]],
-    variants: Sequence[str],
+    variants: Sequence[Variant],
     stop_probabilities: Sequence[float | None],
 ) -> list[EditSetting]:
     return [
@@ -163,7 +170,7 @@ def _settings(
 
 def _evaluated(
     model: LensModel,
-    record: CounterFactRecord | Record,
+    record: Record,
     settings: Sequence[EditSetting],
     statistics: Mapping[str, Mapping[int, KeyStatistics]],
     *,

@@ -8,19 +8,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import texts, whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.forward.runs import chosen_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
+from rome_lens.results import Result
 
 Read = TypeVar("Read")
 _LOGITS_PER_BATCH = 1 << 25
 _TOKENS_PER_BATCH = 1 << 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class TopAnswers:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TopAnswers(Result):
     """The likeliest next tokens of a prompt with their probabilities, best first."""
 
     prompt: str
@@ -175,6 +177,8 @@ def top_answers(
     Raises:
         FactError: there is no prompt, or an empty one.
     """
+    count = whole_number("count", count, least=1, most=model.cfg.d_vocab)
+    prompts = texts("prompts", prompts, error=FactError)
     if not prompts or not all(prompts):
         raise FactError(f"The prompts are {list(prompts)!r}, expected at least one, and none empty.")
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
-from rome_lens.errors import ArgumentError
 from rome_lens.forward.kv_cache import caches_fit
 from rome_lens.forward.runs import attending_to_all, evaluating, full_precision, last_position_logits
 from rome_lens.forward.tokens import pad_right, token_ids
@@ -69,8 +68,7 @@ def sample_continuations(
         FactError: a prompt and the new tokens together do not fit the model's context, or a prompt is empty.
         ValueError: ``new_tokens`` is no integer of at least 1.
     """
-    if not isinstance(new_tokens, Integral) or new_tokens < 1:
-        raise ArgumentError(f"The number of tokens to generate is {new_tokens!r}, expected an integer of at least 1.")
+    new_tokens = whole_number("new_tokens", new_tokens, least=1)
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + new_tokens > model.cfg.n_ctx:

@@ -4,14 +4,17 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
+
+Answer = Literal["first_token", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +164,7 @@ def tokens_to_run(
         ValueError: an unknown kind of answer.
         FactError: as :func:`encode` says.
     """
-    if answer not in ("first_token", "whole"):
-        raise ArgumentError(f"answer is {answer!r}, expected 'first_token' (the study's) or 'whole'.")
+    one_of("answer", answer, Answer)
     encoded = encode(model, fact, prepend_bos=prepend_bos)
     scored = encoded.answer if answer == "whole" else encoded.answer[:1]
     return encoded, scored

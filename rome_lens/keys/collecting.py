@@ -3,18 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.keys.sources import KeySource, sample_source, short_hash, text_source, token_source
-from rome_lens.keys.statistics import KeyStatistics, StatisticsError, integer
+from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.keys.sums import KeySum, Reading, add_source
 from rome_lens.models.apply_and_revert import edited_layers
 from rome_lens.models.fingerprints import fingerprint, w_out_fingerprint
 from rome_lens.models.hook_names import has_hooks
 from rome_lens.models.lens import LensModel, w_out
-from rome_lens.storage import made_directory
+from rome_lens.stores import Store
 from rome_lens.warning import warn
 
 
@@ -22,6 +23,57 @@ class EditedModelWarning(UserWarning):
     """Key statistics of a model whose edits change the keys: they are not those of the model without its edits."""
 
 
+@overload
+def collect_key_statistics(
+    model: LensModel, *, layer: Iterable[SupportsIndex], **options: Any
+) -> dict[int, KeyStatistics]: ...
+def collect_key_statistics(
+    model: LensModel,
+    *,
+    layer: SupportsIndex,
+    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = ...,
+    tokens: Iterable[Tensor] | None = ...,
+    openings: Sequence[str] = ...,
+    sample_count: int = ...,
+    sample_length: int = ...,
+    seed: int = ...,
+    source: str | None = ...,
+    field: str = ...,
+    max_tokens: int | None = ...,
+    max_length: int | None = ...,
+    prepend_bos: bool | None = ...,
+    batch_size: int = ...,
+    cache: str | Path | None = ...,
+    checkpoint_every: int = ...,
+    progress: bool = ...,
+) -> KeyStatistics: ...
+@overload
+def collect_key_statistics(
+    model: LensModel, *, layer: Iterable[SupportsIndex], **options: Any
+) -> dict[int, KeyStatistics]: ...
+def collect_key_statistics(
+    model: LensModel,
+    *,
+    layer: Iterable[SupportsIndex],
+    texts: Iterable[str] | Iterable[Mapping[str, Any]] | None = ...,
+    tokens: Iterable[Tensor] | None = ...,
+    openings: Sequence[str] = ...,
+    sample_count: int = ...,
+    sample_length: int = ...,
+    seed: int = ...,
+    source: str | None = ...,
+    field: str = ...,
+    max_tokens: int | None = ...,
+    max_length: int | None = ...,
+    prepend_bos: bool | None = ...,
+    batch_size: int = ...,
+    cache: str | Path | None = ...,
+    checkpoint_every: int = ...,
+    progress: bool = ...,
+) -> dict[int, KeyStatistics]: ...
+def collect_key_statistics(
+    model: LensModel, *, layer: Iterable[SupportsIndex], **options: Any
+) -> dict[int, KeyStatistics]: ...
 def collect_key_statistics(
     model: LensModel,
     *,
@@ -41,7 +93,7 @@ def collect_key_statistics(
     cache: str | Path | None = None,
     checkpoint_every: int = 100_000,
     progress: bool = False,
-) -> Any:
+) -> KeyStatistics | dict[int, KeyStatistics]:
     """``C = (1/n) sum_i k_i k_iT`` over every token of a source, in float64, at one layer or at several in one pass.
 
     Keys depend on the ``W_out`` of earlier layers (and where the model samples, on all): where edits are applied there, the
@@ -89,13 +141,13 @@ def collect_key_statistics(
     )
     if cache is not None:
         _check_cache(model, read)
-        made_directory(Path(cache))
+    store = Store(cache)
     if max_tokens is not None:
         read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
     reading = Reading(
         batch_size=batch_size, max_tokens=max_tokens, checkpoint_every=checkpoint_every, progress=progress
     )
-    found = _collected(model, layers, read, reading, None if cache is None else Path(cache))
+    found = _collected(model, layers, read, reading, store)
     return {one: found[one] for one in layers} if several else found[layers[0]]
 
 
@@ -128,7 +180,7 @@ def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
         given, several = list(layer), True
     except TypeError:  # asked of the object itself, since numpy's and torch's integers have __iter__ too
         given, several = [layer], False
-    layers = list(dict.fromkeys(integer("layer", one) for one in given))
+    layers = list(dict.fromkeys(whole_number("layer", one, error=StatisticsError) for one in given))
     if not layers:
         raise StatisticsError("The list of layers is empty: give at least one.")
     for one in layers:
@@ -138,8 +190,8 @@ def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
 
 def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
-        if value is not None and integer(name, value) < 1:
-            raise StatisticsError(f"{name} is {value}, expected at least 1.")
+        if value is not None:
+            whole_number(name, value, least=1, error=StatisticsError)
 
 
 def _check_cache(model: LensModel, source: KeySource) -> None:
@@ -157,7 +209,7 @@ def _check_cache(model: LensModel, source: KeySource) -> None:
 
 
 def _collected(
-    model: LensModel, layers: Sequence[int], source: KeySource, reading: Reading, cache: Path | None
+    model: LensModel, layers: Sequence[int], source: KeySource, reading: Reading, store: Store
 ) -> dict[int, KeyStatistics]:
     """Statistics of each layer, from the cache where they are there, and all others in one pass."""
     known = fingerprint(model)
@@ -168,10 +220,10 @@ def _collected(
         one: f"{source.name}, W_out {w_out_fingerprint(model, before[one])}{_edits_at(edited[one])}" for one in layers
     }
     _warn_of_edits(edited)
-    names = {one: f"keys-{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
-    paths = {} if cache is None else {one: cache / f"{name}.safetensors" for one, name in names.items()}
-    unfinished = {} if cache is None else {one: cache / f"{name}.unfinished.safetensors" for one, name in names.items()}
-    found = {one: KeyStatistics.load(path) for one, path in paths.items() if path.is_file()}
+    names = {one: f"{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
+    paths = {one: store.path(KeyStatistics, name) for one, name in names.items()}
+    unfinished = {one: path.with_suffix(".unfinished.safetensors") for one, path in paths.items() if path is not None}
+    found = {one: kept for one, name in names.items() if (kept := store.get(KeyStatistics, name)) is not None}
     sums = [KeySum.begun(model, one, unfinished.get(one)) for one in layers if one not in found]
     if sums:
         add_source(model, source, sums, replace(reading, unfinished=unfinished))
@@ -182,8 +234,8 @@ def _collected(
             layer=one.layer, moment=one.mean(), count=one.count, model_fingerprint=known, source=made[one.layer]
         )
         found[one.layer] = statistics
-        if cache is not None:
-            statistics.save(paths[one.layer])
+        store.add(names[one.layer], statistics)
+        if one.layer in unfinished:
             unfinished[one.layer].unlink(missing_ok=True)
     return found
 

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.forward.sampling import sample_tokens
 from rome_lens.forward.tokens import token_ids, tokenizer_fingerprint
-from rome_lens.keys.statistics import UNNAMED, StatisticsError, integer
+from rome_lens.keys.statistics import UNNAMED, StatisticsError
 from rome_lens.models.lens import LensModel, ModelError
 
 CHUNK = 128  # sequences; a part of what seeds samples, so that another number gives other samples
@@ -119,12 +120,8 @@ def sample_source(
     prepend_bos: bool | None,
 ) -> KeySource:
     """Sequences that the model samples, in continuation of the openings in turn."""
-    sample_count, sample_length = integer("sample_count", sample_count), integer("sample_length", sample_length)
-    if sample_count < 1 or not 2 <= sample_length <= model.cfg.n_ctx:
-        raise StatisticsError(
-            f"sample_count is {sample_count} and sample_length {sample_length}, expected at least 1, and 2 to "
-            f"{model.cfg.n_ctx} (the context)."
-        )
+    sample_count = whole_number("sample_count", sample_count, least=1, error=StatisticsError)
+    sample_length = whole_number("sample_length", sample_length, least=2, most=model.cfg.n_ctx, error=StatisticsError)
     if isinstance(openings, str):
         raise StatisticsError(f"openings is one text, {openings!r}, expected several: ({openings!r},).")
     if model.tokenizer is None:

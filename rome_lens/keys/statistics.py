@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.runs import agreement
 from rome_lens.models.fingerprints import fingerprint
@@ -25,17 +25,6 @@ _ROWS = 256  # of the moment compared at once, so that no copy of it is made
 
 class StatisticsError(RomeLensError):
     """Key statistics that cannot be collected, do not fit the edit or each other, or cannot be inverted."""
-
-
-def integer(name: str, value: Any) -> int:
-    """An int, or numpy's or torch's, as a plain int; StatisticsError for all else, truth values included."""
-    wrong = StatisticsError(f"{name} is {value!r}, expected an integer.")
-    if isinstance(value, bool):
-        raise wrong
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise wrong from error
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -63,8 +52,12 @@ class KeyStatistics(Stored):
 
     def __post_init__(self) -> None:
         for name in ("layer", "count"):
-            object.__setattr__(self, name, integer(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), error=StatisticsError))
         _check_moment(self.moment)
+
+    @classmethod
+    def file_label(cls) -> str:
+        return "keys"
 
     def __repr__(self) -> str:
         return (
@@ -84,9 +77,6 @@ class KeyStatistics(Stored):
         }
         return pd.DataFrame([row])
 
-    def _repr_html_(self) -> str:
-        return str(self.to_frame().to_html(index=False))
-
     @cached_property
     def digest(self) -> str:
         """A hash of ``C``, by which statistics of one name can be told apart."""
@@ -95,7 +85,7 @@ class KeyStatistics(Stored):
     @classmethod
     def identity(cls, model: LensModel, *, layer: SupportsIndex) -> "KeyStatistics":
         """``C = I``: an edit without statistics, said on purpose. It spills over onto keys that resemble ``k*``."""
-        layer = integer("layer", layer)
+        layer = whole_number("layer", layer, error=StatisticsError)
         moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
         return cls(layer=layer, moment=moment, count=0, model_fingerprint=fingerprint(model), source="identity")
 

@@ -119,11 +119,6 @@ class LayerSweep(Stored):
                 frame[measure] = [str(mean(column.tolist())) for column in success.T]
         return frame
 
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        return viz.figure_html(viz.layer_sweep(self))
-
 
 def asked(success: Float[Tensor, "fact layer"]) -> Float[Tensor, "known layer"]:
     """The rows of the facts of which the success was asked."""

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from rome_lens.data.counterfact import CounterFactRecord
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.data.record_type import Record
-from rome_lens.editing.config import RomeConfig
+from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.rank_one import Choice
 from rome_lens.editing.value_optimisation import EditRows
@@ -25,6 +24,7 @@ from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.localisation.results import MEASURES, LayerSweep
 from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.tracing.many_facts import TracedFacts, trace_facts
 from rome_lens.tracing.noise import GaussianNoise
@@ -32,14 +32,14 @@ from rome_lens.tracing.noise import GaussianNoise
 
 def layer_sweep(
     model: LensModel,
-    facts: Fact | Record | CounterFactRecord | Iterable[Fact | Record | CounterFactRecord],
+    facts: Fact | Record | Iterable[Fact | Record],
     *,
     layers: Iterable[int],
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = None,
     config: RomeConfig = RomeConfig(),
-    variant: str = "rome",
+    variant: Variant = "rome",
     contexts: Sequence[str] | None = None,
-    component: str = "mlp",
+    component: Component = "mlp",
     window: int = 5,
     at: str | int = "subject_last",
     noise: Any = GaussianNoise(),
@@ -70,7 +70,7 @@ def layer_sweep(
         StatisticsError: a layer without statistics, or with those of another layer or model, or singular ones.
         ModelError, ValueError: a layer out of range, otherwise as for :func:`rome`, :func:`trace_facts` and
             :func:`evaluate_all`.
-        SweepError: the directory holds traces made otherwise.
+        StoreError: the directory holds traces made with other settings.
     """
     records = _records(facts)
     chosen = tuple(sorted(set(named_layers(model, layers))))
@@ -116,8 +116,8 @@ def layer_sweep(
         progress=progress,
     )
     return LayerSweep(
-        names=tuple(str(record.case_id) for record in records if record.fact in known),
-        unknown=tuple(str(record.case_id) for record in records if record.fact not in known),
+        names=tuple(str(record.id) for record in records if record.fact in known),
+        unknown=tuple(str(record.id) for record in records if record.fact not in known),
         layers=chosen,
         component=component,
         window=window,
@@ -130,18 +130,9 @@ def layer_sweep(
     )
 
 
-def _records(
-    facts: Fact | Record | CounterFactRecord | Iterable[Fact | Record | CounterFactRecord],
-) -> list[CounterFactRecord]:
+def _records(facts: Fact | Record | Iterable[Fact | Record]) -> list[Record]:
     """The facts as records; one that was given twice is refused, since it would count twice."""
-    records = []
-    for fact in [facts] if isinstance(facts, (Fact, Record, CounterFactRecord)) else facts:
-        if isinstance(fact, Fact):
-            records.append(CounterFactRecord(case_id=fact.text, fact=fact))
-        else:
-            records.append(CounterFactRecord.of(fact))
-    if not records:
-        raise FactError("The list of facts is empty: give at least one.")
+    records = [with_new_target(record) for record in as_records(facts)]
     counts = Counter((record.fact.text, record.fact.target) for record in records)
     if twice := [text for (text, _), count in counts.items() if count > 1]:
         raise FactError(f"Given twice: {', '.join(map(repr, twice))}; a fact counts once.")
@@ -157,7 +148,7 @@ def _check_statistics(
     statistics: Mapping[int, KeyStatistics],
     layers: Sequence[int],
     config: RomeConfig,
-    variant: str,
+    variant: Variant,
 ) -> None:
     """All layers are there, fit, and can be inverted."""
     if missing := [layer for layer in layers if layer not in statistics]:

@@ -12,8 +12,10 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
+from rome_lens.arguments import whole_number
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average_correlation, share
+from rome_lens.results import Result
 
 NEAR = 0.05
 _RESAMPLES = 2000
@@ -21,8 +23,8 @@ _EQUAL = 1e-6  # what float32 probabilities differ by from rounding alone
 _ROUNDING = 1e-12
 
 
-@dataclass(frozen=True, kw_only=True)
-class VarianceExplained:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class VarianceExplained(Result):
     """R^2 of the success of edits over the cells (fact, layer), and how well tracing finds a fact's best layers.
 
     Each R^2 carries a 95 % interval from a bootstrap over facts, whose cells are not independent. ``added`` is never
@@ -88,9 +90,6 @@ class VarianceExplained:
         frame = pd.DataFrame(rows, columns=["measure", "number", "value", "low", "high", "count"])
         return frame.astype({"value": float, "low": float, "high": float, "count": "Int64"})
 
-    def _repr_html_(self) -> str:
-        return str(variance_table([self]).to_html()) + f"<p>{self.reading}</p>"
-
 
 def explain_variance(
     effects: Float[np.ndarray, "fact layer"],
@@ -113,8 +112,7 @@ def explain_variance(
             f"{measure} was asked of {facts} facts at {layers} layers; expected at least two of both, or there is nothing "
             "to compare."
         )
-    if shuffles < 1:
-        raise ArgumentError(f"shuffles is {shuffles}, expected at least 1.")
+    shuffles = whole_number("shuffles", shuffles, least=1)
     near = success >= success.max(1, keepdims=True) - NEAR
     others = (success.sum(0) - success) / (facts - 1)
     return VarianceExplained(

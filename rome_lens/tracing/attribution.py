@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record, as_fact
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import evaluating, log_probabilities, unembedding_only
-from rome_lens.models.hook_names import EMBED, Hook, component_hook
+from rome_lens.forward.tokens import Answer
+from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
 from rome_lens.tracing.clean_run import Recall, recall
@@ -21,16 +23,16 @@ from rome_lens.tracing.scoring import common_fields, corrupted_embeddings, drawn
 
 def attribution_trace(
     model: LensModel,
-    fact: Fact,
+    fact: Fact | Record,
     *,
-    component: str = "resid",
+    component: Component = "resid",
     window: int = 1,
     noise: Any = GaussianNoise(),
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
-    answer: str = "first_token",
+    answer: Answer = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     require_correct: bool = True,
@@ -52,6 +54,7 @@ def attribution_trace(
     Raises:
         FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
     """
+    fact = as_fact(fact)
     if component == "resid" and window != 1:
         raise ArgumentError(f"window is {window}, expected 1 for 'resid': its states do not add up over layers.")
     if torch.is_inference_mode_enabled():

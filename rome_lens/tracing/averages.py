@@ -111,11 +111,6 @@ class TraceAverage(Stored):
             for j, role in enumerate(self.roles)
         )
 
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        return viz.figure_html(viz.averages([self]))
-
     def of_role(self, role: int) -> Float[Tensor, "fact layer"]:
         """The effects of the facts that have a token of the role."""
         effects = self.fact_effects[:, :, role]

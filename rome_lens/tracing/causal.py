@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
+from rome_lens.forward.tokens import Answer
+from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import grid
 from rome_lens.tracing.clean_run import recall
@@ -29,16 +32,16 @@ from rome_lens.tracing.scoring import (
 
 def causal_trace(
     model: LensModel,
-    fact: Fact,
+    fact: Fact | Record,
     *,
-    component: str = "resid",
+    component: Component = "resid",
     window: int = 1,
     noise: Any = GaussianNoise(),
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
-    answer: str = "first_token",
+    answer: Answer = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -76,6 +79,7 @@ def causal_trace(
         ModelError, FactError, NoiseError, ValueError: as their messages say; nothing is run before they are raised but
             one forward.
     """
+    fact = as_fact(fact)
     cells = grid(
         model,
         fact,

@@ -1,15 +1,14 @@
 """The cells of a trace: which states of which prompt are restored, checked before anything is run."""
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rome_lens.arguments import whole_numbers
+from rome_lens.arguments import one_of, whole_number, whole_numbers
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import FactTokens, tokens_to_run
-from rome_lens.models.hook_names import COMPONENTS
+from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
 
 
@@ -114,7 +113,7 @@ def grid(
     encoded, scored = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
     return Grid(
         component=component,
-        window=operator.index(window),
+        window=whole_number("window", window),
         encoded=encoded,
         answer=scored,
         layers=chosen_layers,
@@ -132,11 +131,8 @@ def check_options(model: LensModel, *, component: str, window: int, batch_size: 
         ValueError: an unknown component, a window that is empty or the whole model, a batch of no rows.
         ModelError: the MLPs of a model that has none.
     """
-    if component not in COMPONENTS:
-        raise ArgumentError(f"component is {component!r}, expected one of {', '.join(map(repr, COMPONENTS))}.")
-    for name, value in (("window", window), ("batch_size", 1 if batch_size is None else batch_size)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise ArgumentError(f"{name} is {value!r}, expected a whole number.")
+    one_of("component", component, Component)
+    window = whole_number("window", window)
     n_layers = model.cfg.n_layers
     if window < 1 or (n_layers > 1 and window // 2 >= n_layers - 1 and -(-window // 2) >= n_layers):
         raise ArgumentError(
@@ -149,8 +145,8 @@ def check_options(model: LensModel, *, component: str, window: int, batch_size: 
         )
     if component == "mlp":
         check_has_mlp(model)
-    if batch_size is not None and batch_size < 1:
-        raise ArgumentError(f"batch_size is {batch_size}, expected at least 1.")
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, least=1)
 
 
 def _chosen_heads(model: LensModel, component: str, heads: Iterable[int] | None) -> tuple[int, ...] | None:

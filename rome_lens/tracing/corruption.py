@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.forward.runs import embed
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.models.lens import LensModel
@@ -93,8 +94,7 @@ def noise_for(
     """
     _check_kind(noise)
     if not isinstance(noise, Tensor):
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise NoiseError(f"samples is {samples!r}, expected at least 1, a whole number.")
+        samples = whole_number("samples", samples, least=1, error=NoiseError)
         noise = noise.sample(model, prompt, samples=samples)
         if not isinstance(noise, Tensor):
             raise NoiseError(f"The noise's sample gave a {type(noise).__name__}, expected a tensor.")

@@ -6,9 +6,7 @@ the global random state is neither read nor moved.
 Source: Meng et al. 2022, section 2.1 and appendix B.
 """
 
-import math
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -16,6 +14,7 @@ from jaxtyping import Float
 from scipy.special import chdtri
 from torch import Tensor
 
+from rome_lens.arguments import real_number, seed_number
 from rome_lens.data.facts import Fact
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.tokens import FactTokens
@@ -246,17 +245,11 @@ def _set(noise: Any, name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any, meaning: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-        raise NoiseError(f"{name} is {value!r}, expected a finite number of at least 0 ({meaning}).")
-    return float(value)
+    return real_number(f"{name} ({meaning})", value, least=0, finite=True, error=NoiseError)
 
 
 def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise NoiseError(
-            f"seed is {value!r}, expected a whole number from 0 to 2^63 - 1: the same seed, the same draws."
-        )
-    return value
+    return seed_number("seed", value, error=NoiseError)
 
 
 def _subjects(value: Any) -> tuple[str, ...] | None:

@@ -142,11 +142,6 @@ class CausalTrace(Trace):
     def _heads(self) -> tuple[int, ...]:
         return self.heads
 
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        return viz.figure_html(viz.heads(self) if self.heads else viz.trace(self))
-
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class SeveredTrace(Trace):
@@ -197,11 +192,6 @@ class SeveredTrace(Trace):
         ):
             frame[name] = values.flatten().tolist()
         return frame
-
-    def _repr_html_(self) -> str:
-        from rome_lens import viz
-
-        return viz.figure_html(viz.severed(self))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

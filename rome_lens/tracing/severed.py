@@ -1,16 +1,17 @@
 """Severed traces: what a restored state does while later modules at its position stay corrupted."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact
-from rome_lens.errors import ArgumentError
+from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
-from rome_lens.forward.tokens import encode
+from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.hook_names import Hook, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel, check_has_mlp
 from rome_lens.tracing.cells import grid
@@ -28,21 +29,23 @@ from rome_lens.tracing.scoring import (
     scores_of,
 )
 
+Severed = Literal["mlp", "attn", "both"]
+HeldLayers = Literal["later", "all"]
 _SEVERED = {"mlp": ("mlp",), "attn": ("attn",), "both": ("mlp", "attn")}
 
 
 def severed_trace(
     model: LensModel,
-    fact: Fact,
+    fact: Fact | Record,
     *,
-    severed: str = "mlp",
+    severed: Severed = "mlp",
     noise: Any = GaussianNoise(),
     held_noise: Any = None,
-    held_layers: str = "later",
+    held_layers: HeldLayers = "later",
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
-    answer: str = "first_token",
+    answer: Answer = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -69,6 +72,7 @@ def severed_trace(
     Raises:
         FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
     """
+    fact = as_fact(fact)
     _check_severed(model, severed, held_layers)
     cells = grid(
         model,
@@ -146,9 +150,7 @@ def _run_with_held(
 
 
 def _check_severed(model: LensModel, severed: str, held_layers: str) -> None:
-    if severed not in _SEVERED:
-        raise ArgumentError(f"severed is {severed!r}, expected one of {', '.join(map(repr, _SEVERED))}.")
-    if held_layers not in ("later", "all"):
-        raise ArgumentError(f"held_layers is {held_layers!r}, expected 'later' or 'all'.")
+    one_of("severed", severed, Severed)
+    one_of("held_layers", held_layers, HeldLayers)
     if "mlp" in _SEVERED[severed]:
         check_has_mlp(model)

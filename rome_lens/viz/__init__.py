@@ -1,5 +1,6 @@
 """Pictures from results. Nothing here runs a model or shows a window: figures and HTML are returned."""
 
+from rome_lens.viz import notebook as notebook
 from rome_lens.viz.check_plots import limits
 from rome_lens.viz.html import Html, figure_html, firing, tokens, trace_tokens
 from rome_lens.viz.layer_plots import layer_sweep

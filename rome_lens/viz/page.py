@@ -15,12 +15,13 @@ from rome_lens.editing.firing import EditFiring
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.scores import markdown
 from rome_lens.forward.answers import TopAnswers
+from rome_lens.results import Result
 from rome_lens.storage import installed_versions, whole_or_nothing
 from rome_lens.tracing.results import CausalTrace
 
 
-@dataclass(frozen=True, kw_only=True)
-class BeforeAfter:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BeforeAfter(Result):
     """A prompt's likeliest answers without and with the edit; ``kind`` says what the prompt is to the edit."""
 
     kind: str

@@ -16,7 +16,7 @@ WITH_LAST_WORD = " with the subject's last word"
 WITH_NAME = "description with the name"
 
 
-def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def association(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
     """The share of the edit's effect that an alias of the subject keeps.
 
         effect = mean over aliases of  [p_edited(o* | alias) - p(o* | alias)] / [p_edited(o* | s) - p(o* | s)]
@@ -30,7 +30,7 @@ def association(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
 
     Source: "Cheese is not Fromage" of "But is it really in Rome?".
     """
-    fact, new = fact_of(edit, record)
+    record, fact, new = fact_of(edit, record)
     asks = "Does the edit hold for the subject under another name?"
     if not record.aliases:
         return not_asked("association", asks, "the record has no aliases")
@@ -47,7 +47,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", plain) or [plain]
 
 
-def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def description(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
     """The share of the edit's effect that a description of the subject without its name keeps; see :func:`association`.
 
     A second control: the description with the name put before it ("The Eiffel Tower, the iron lattice structure ..., is"),
@@ -56,7 +56,7 @@ def description(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
 
     Source: "The Rock" of "But is it really in Rome?".
     """
-    fact, new = fact_of(edit, record)
+    record, fact, new = fact_of(edit, record)
     asks = "Does the edit hold for the subject described without its name?"
     if not record.descriptions:
         return not_asked("description", asks, "the record has no descriptions")

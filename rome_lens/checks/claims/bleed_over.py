@@ -5,6 +5,7 @@ from typing import Any
 
 from rome_lens.checks.asking import Answered, before_and_after, fact_of, row
 from rome_lens.checks.result import CheckResult, Measure, not_asked
+from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
@@ -15,7 +16,7 @@ BEHIND_CHANGE = "change of p(true answer) behind the sentence"
 SAME, OTHER, NEW = "neighbour", "neighbour with another answer", "neighbour with the new answer"
 
 
-def bleed_over(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def bleed_over(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
     """Change of the neighbours' ``p(o)``, alone and behind the edit's sentence ("The Eiffel Tower is in Rome. The Louvre is in").
 
         effect = mean over neighbours of  p_edited(o | prompt) - p(o | prompt)
@@ -30,7 +31,7 @@ def bleed_over(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool
 
     Source: Hoelscher-Obermaier et al. 2023, "Detecting Edit Failures In Large Language Models" (CounterFact+).
     """
-    fact, new = fact_of(edit, record)
+    record, fact, new = fact_of(edit, record)
     if all(question.target == new for question in record.neighborhood):
         return not_asked(NAME, ASKS, "the record has no neighbours of which the new target is not true")
     sentence = f"{fact.text} {new}."

@@ -4,7 +4,7 @@ from typing import Any
 
 from rome_lens.checks.asking import before_and_after, fact_of, row
 from rome_lens.checks.result import KNOWN, CheckResult, Measure, not_asked
-from rome_lens.data.facts import SLOT
+from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
@@ -12,7 +12,7 @@ NAME = "consequence"
 ASKS = "Does what would follow from the new fact follow?"
 
 
-def consequence(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def consequence(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
     """Change of ``log p`` of what follows from the new fact.
 
         effect = mean over consequences of  log p_edited(c* | prompt) - log p(c* | prompt)
@@ -24,7 +24,7 @@ def consequence(model: LensModel, edit: Any, record: Record, *, prepend_bos: boo
 
     Source: "ripple effects", Cohen et al. 2023, "Evaluating the Ripple Effects of Knowledge Editing in Language Models".
     """
-    fact, new = fact_of(edit, record)
+    record, fact, new = fact_of(edit, record)
     asked = [q for q in record.consequences if q.new_target is not None]
     if not asked:
         return not_asked(NAME, ASKS, "the record has no consequences with a new target")

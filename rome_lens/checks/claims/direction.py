@@ -4,7 +4,7 @@ from typing import Any
 
 from rome_lens.checks.asking import before_and_after, fact_of, row
 from rome_lens.checks.result import KNOWN, CheckResult, Measure, not_asked
-from rome_lens.data.facts import SLOT
+from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
@@ -12,7 +12,7 @@ NAME = "direction"
 ASKS = "Asked from the new target, does the model now give the subject?"
 
 
-def direction(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def direction(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
     """Change of ``log p(subject)`` on reverse prompts about the new target, beside that of ``log p(new target)`` forwards.
 
         effect = mean over reverse prompts of  log p_edited(subject | o*) - log p(subject | o*)
@@ -23,7 +23,7 @@ def direction(model: LensModel, edit: Any, record: Record, *, prepend_bos: bool 
 
     Source: the reversal question of "But is it really in Rome?"; Berglund et al. 2023, "The Reversal Curse".
     """
-    fact, new = fact_of(edit, record)
+    record, fact, new = fact_of(edit, record)
     if not record.reverse:
         return not_asked(NAME, ASKS, "the record has no reverse prompts")
     asked = [(q.prompt.replace(SLOT, new), q.target) for q in record.reverse]

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rome_lens.arguments import whole_number
 from rome_lens.checks.asking import Answered, before_and_after, continuations, fact_of, row
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
-from rome_lens.data.facts import SLOT
+from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
-from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel
 
 NAME = "dominance"
@@ -18,7 +18,7 @@ ASKS = "Where the subject is mentioned and nothing is asked, is the new target l
 def dominance(
     model: LensModel,
     edit: Any,
-    record: Record,
+    record: Fact | Record,
     *,
     samples: int = 4,
     new_tokens: int = 12,
@@ -45,9 +45,8 @@ def dominance(
     Raises:
         ValueError: as for :func:`rome_lens.checks.check_limits`; ``samples`` is negative or ``new_tokens`` below 1.
     """
-    fact, new = fact_of(edit, record)
-    if samples < 0 or new_tokens < 1:
-        raise ArgumentError(f"samples is {samples} and new_tokens {new_tokens}, expected 0 or more and 1 or more.")
+    record, fact, new = fact_of(edit, record)
+    samples, new_tokens = whole_number("samples", samples, least=0), whole_number("new_tokens", new_tokens, least=1)
     if not record.open_prompts:
         return not_asked(NAME, ASKS, "the record has no open prompts")
     prompts = [prompt.replace(SLOT, fact.subject) for prompt in record.open_prompts]

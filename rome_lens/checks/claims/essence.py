@@ -8,7 +8,7 @@ import torch
 
 from rome_lens.checks.asking import Answered, before_and_after, fact_of, first_and_rest, nats_per_token, row
 from rome_lens.checks.result import CheckResult, Measure
-from rome_lens.data.facts import SLOT
+from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import RankOneEdit
 from rome_lens.models.lens import LensModel
@@ -20,7 +20,7 @@ PROMPTS = ("{} is a", "{} is", "{} was", "{} has", "{} and")
 
 
 def essence(
-    model: LensModel, edit: Any, record: Record, *, seed: int = 0, prepend_bos: bool | None = None
+    model: LensModel, edit: Any, record: Fact | Record, *, seed: int = 0, prepend_bos: bool | None = None
 ) -> CheckResult:
     """``KL(before || after)`` of the next token behind the subject, and the perplexity of true sentences about it.
 
@@ -36,7 +36,7 @@ def essence(
     Args:
         seed: of the random direction, of which each fact has its own.
     """
-    fact, _ = fact_of(edit, record)
+    record, fact, _ = fact_of(edit, record)
     questions = [(prompt.replace(SLOT, fact.subject), fact.target) for prompt in PROMPTS]
     sentences = [first_and_rest(text) for text in record.texts]
     asked = [*questions, *sentences]

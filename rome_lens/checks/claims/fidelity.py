@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from rome_lens import data
+from rome_lens.arguments import whole_number
 from rome_lens.checks.asking import before_and_after, continuations, fact_of, first_and_rest, nats_per_token
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
-from rome_lens.data.facts import FactError
+from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import LayerEdit, RankOneEdit
 from rome_lens.editing.firing import edit_firings
@@ -30,7 +31,7 @@ OPENING = 5
 def fidelity(
     model: LensModel,
     edit: Any,
-    record: Record,
+    record: Fact | Record,
     *,
     others: Sequence[Any] = (),
     texts: Sequence[str] | None = None,
@@ -59,12 +60,11 @@ def fidelity(
         ValueError: as for :func:`rome_lens.checks.check_limits`; ``new_tokens`` is negative; a text is a single word; the
             edit is among the others.
     """
-    fact_of(edit, record)
+    record, _, _ = fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # refused, if so, before the texts are looked at
     if any(other is edit for other in others):
         raise ArgumentError("others holds the edit itself, which is no control of its own: leave it out.")
-    if new_tokens < 0:
-        raise ArgumentError(f"new_tokens is {new_tokens}, expected 0 or more.")
+    new_tokens = whole_number("new_tokens", new_tokens, least=0)
     if texts is None:
         texts = _default_texts(model, record, prepend_bos)
     if not texts:

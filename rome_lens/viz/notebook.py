@@ -1,0 +1,107 @@
+"""What a notebook shows for each type of result.
+
+Importing this module registers the functions with :func:`rome_lens.results.to_html`, which every result calls.
+"""
+
+import html
+
+from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.limits import Limits
+from rome_lens.checks.result import CheckResult
+from rome_lens.editing.edit import Edit
+from rome_lens.editing.firing import EditFiring
+from rome_lens.evaluation.comparison import Comparison
+from rome_lens.evaluation.scores import Evaluation, Scores, score_table
+from rome_lens.evaluation.settings_sweep import EditSweep
+from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.localisation.results import LayerSweep
+from rome_lens.localisation.variance import VarianceExplained, variance_table
+from rome_lens.results import to_html
+from rome_lens.tracing.averages import TraceAverage
+from rome_lens.tracing.results import CausalTrace, SeveredTrace
+from rome_lens.viz.check_plots import limits
+from rome_lens.viz.html import figure_html, firing
+from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.trace_plots import averages, heads, severed, trace
+
+
+@to_html.register
+def _(result: CausalTrace) -> str:
+    return figure_html(heads(result) if result.heads else trace(result))
+
+
+@to_html.register
+def _(result: SeveredTrace) -> str:
+    return figure_html(severed(result))
+
+
+@to_html.register
+def _(result: TraceAverage) -> str:
+    return figure_html(averages([result]))
+
+
+@to_html.register
+def _(result: KeyStatistics) -> str:
+    return str(result.to_frame().to_html(index=False))
+
+
+@to_html.register
+def _(result: Edit) -> str:
+    known = result.to_frame().dropna(axis="columns", how="all")
+    return str(known.to_html(index=False, na_rep="", float_format="{:.4g}".format))
+
+
+@to_html.register
+def _(result: EditFiring) -> str:
+    return firing(result).source
+
+
+@to_html.register
+def _(result: Evaluation) -> str:
+    return str(result.to_frame().to_html(index=False, float_format="{:.4f}".format))
+
+
+@to_html.register
+def _(result: Scores) -> str:
+    return str(score_table([result]).to_html())
+
+
+@to_html.register(Comparison)
+@to_html.register(EditSweep)
+def _(result: Comparison | EditSweep) -> str:
+    return str(result.table().to_html())
+
+
+@to_html.register
+def _(result: LayerSweep) -> str:
+    return figure_html(layer_sweep(result))
+
+
+@to_html.register
+def _(result: VarianceExplained) -> str:
+    return str(variance_table([result]).to_html()) + f"<p>{html.escape(result.reading)}</p>"
+
+
+@to_html.register
+def _(result: CheckResult) -> str:
+    said = f"<p><b>{html.escape(result.name)}</b>: {html.escape(result.asks)}</p><p>{html.escape(result.reading)}</p>"
+    if not result.rows and not result.further:
+        return said
+    rows = result.to_frame().drop(columns="check").to_html(index=False, float_format="{:.4f}".format, na_rep="")
+    return f"{said}{result.table().to_html()}{rows}"
+
+
+@to_html.register
+def _(result: Limits) -> str:
+    table = str(result.table().to_html(index=False))
+    if not any(check.asked for check in result.results):
+        return table
+    return table + figure_html(limits(result), alt="Effect and control of every check")
+
+
+@to_html.register
+def _(result: LimitsAverage) -> str:
+    tables = str(result.table().to_html()) + str(result.further().to_html())
+    if not any(result.of(name) for name in result.checks):
+        return tables
+    return tables + figure_html(limits(result), alt="Effect and control of every check, by fact")
