@@ -38,7 +38,9 @@ def main() -> None:
     if args.model == "gpt2-shape":
         model = gpt2_shape(args.model_class)
         fact = rl.data.limits("wanda-brandt").fact
-        contexts = rl.random_contexts(rl.load_model("toy"))  # random weights write no text of any length
+        contexts = rl.random_contexts(
+            rl.load_model("toy")
+        )  # random weights write no text of any length
     else:
         model = rl.load_model(args.model, model_class=args.model_class)
         fact = rl.data.limits("eiffel-tower").fact
@@ -48,10 +50,19 @@ def main() -> None:
 
     def plain() -> torch.Tensor:
         with differentiating(model):
-            return plain_value(model, fact, layer=args.layer, contexts=list(contexts), config=config)[1]
+            return plain_value(
+                model, fact, layer=args.layer, contexts=list(contexts), config=config
+            )[1]
 
     def edit() -> torch.Tensor:
-        found = rl.rome(model, fact, layer=args.layer, statistics=key_statistics, contexts=contexts, config=config)
+        found = rl.rome(
+            model,
+            fact,
+            layer=args.layer,
+            statistics=key_statistics,
+            contexts=contexts,
+            config=config,
+        )
         assert found.losses is not None
         return found.losses
 

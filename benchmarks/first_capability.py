@@ -38,23 +38,37 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    record = rl.data.limits(args.record or ("wanda-brandt" if args.model == "toy" else "eiffel-tower"))
+    record = rl.data.limits(
+        args.record or ("wanda-brandt" if args.model == "toy" else "eiffel-tower")
+    )
     fact = record.fact
-    _, model = timed("load the converted model", lambda: rl.load_model(args.model, model_class=args.model_class))
+    _, model = timed(
+        "load the converted model", lambda: rl.load_model(args.model, model_class=args.model_class)
+    )
     print(
         f"{type(model).__name__}, {model.cfg.n_layers} layers, {len(encode(model, fact).tokens)} tokens, {args.threads} threads"
     )
     timed("resid trace, 10 samples, all cells", lambda: rl.causal_trace(model, fact))
-    timed("mlp trace, windows of 5", lambda: rl.causal_trace(model, fact, component="mlp", window=5))
-    timed("attn trace, windows of 5", lambda: rl.causal_trace(model, fact, component="attn", window=5))
+    timed(
+        "mlp trace, windows of 5", lambda: rl.causal_trace(model, fact, component="mlp", window=5)
+    )
+    timed(
+        "attn trace, windows of 5", lambda: rl.causal_trace(model, fact, component="attn", window=5)
+    )
     texts = None if args.model == "toy" else rl.data.texts()
-    timed("key statistics, collected", lambda: rl.collect_key_statistics(model, layer=args.layer, texts=texts))
+    timed(
+        "key statistics, collected",
+        lambda: rl.collect_key_statistics(model, layer=args.layer, texts=texts),
+    )
     cache = cache_root() / "keys"
     rl.collect_key_statistics(model, layer=args.layer, texts=texts, cache=cache)
     _, statistics = timed(
-        "key statistics, cached", lambda: rl.collect_key_statistics(model, layer=args.layer, texts=texts, cache=cache)
+        "key statistics, cached",
+        lambda: rl.collect_key_statistics(model, layer=args.layer, texts=texts, cache=cache),
     )
-    contexts_s, contexts = timed("the edit: sample 20 random contexts", lambda: random_contexts(model))
+    contexts_s, contexts = timed(
+        "the edit: sample 20 random contexts", lambda: random_contexts(model)
+    )
     edit_s, edit = timed(
         "the edit: v* to p > 0.9, as the demo does",
         lambda: rl.rome(
@@ -66,7 +80,9 @@ def main() -> None:
             config=rl.RomeConfig(stop_probability=0.9),
         ),
     )
-    print(f"the demo's edit: {contexts_s + edit_s:.1f} s, {len(edit.losses)} steps, p = {edit.probability:.3f}")
+    print(
+        f"the demo's edit: {contexts_s + edit_s:.1f} s, {len(edit.losses)} steps, p = {edit.probability:.3f}"
+    )
     timed(
         "the edit: v* with the original's 20 steps",
         lambda: rl.rome(model, fact, layer=args.layer, statistics=statistics, contexts=contexts),

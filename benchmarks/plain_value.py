@@ -35,10 +35,16 @@ def plain_value(
     optimiser = torch.optim.Adam([delta], lr=config.lr)
     losses, initial = [], None
     for step in range(config.steps):
-        log_p = model.run_with_hooks(rows.tokens, fwd_hooks=raw_output_hooks(model, layer, add)).log_softmax(-1)
+        log_p = model.run_with_hooks(
+            rows.tokens, fwd_hooks=raw_output_hooks(model, layer, add)
+        ).log_softmax(-1)
         each = []
         for row, positions in enumerate(rows.target_positions, start=1):
-            each.append(torch.stack([log_p[row, p, t] for p, t in zip(positions, rows.target, strict=True)]).mean())
+            each.append(
+                torch.stack(
+                    [log_p[row, p, t] for p, t in zip(positions, rows.target, strict=True)]
+                ).mean()
+            )
         nll = -torch.stack(each).mean()
         essence = log_p[-1, rows.lookups[-1]]
         initial = essence.detach() if initial is None else initial

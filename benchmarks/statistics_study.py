@@ -22,7 +22,9 @@ def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistic
     texts, names, cache = rl.data.texts(), rl.data.name_texts(), cache_root() / "keys"
 
     def read(some: list[str], count: int | None = None) -> rl.KeyStatistics:
-        return rl.collect_key_statistics(model, layer=layer, texts=some, max_tokens=count, max_length=1024, cache=cache)
+        return rl.collect_key_statistics(
+            model, layer=layer, texts=some, max_tokens=count, max_length=1024, cache=cache
+        )
 
     found = {"C = I": rl.KeyStatistics.identity(model, layer=layer)}
     for count in (3_000, 6_000, None):
@@ -31,7 +33,9 @@ def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistic
     for every in (12, 6, 3, 1):
         found[f"names, 1 in {every}"] = read(names[::every])
     found["text and names"] = read([*texts, *names])
-    plain = rl.collect_key_statistics(model, sample_count=216, sample_length=64, seed=0, layer=layer, cache=cache)
+    plain = rl.collect_key_statistics(
+        model, sample_count=216, sample_length=64, seed=0, layer=layer, cache=cache
+    )
     found["the model's own samples from BOS alone"] = plain
     named = {f"{name} ({each.count} keys)": each for name, each in found.items()}
     return {name: each for name, each in named.items() if invertible(name, each)}
@@ -61,7 +65,9 @@ def main() -> None:
     sweep = rl.sweep_edits(
         model,
         rl.read_counterfact(args.records)[:: args.every],
-        statistics={name: {preset.layer: each} for name, each in sources(model, preset.layer).items()},
+        statistics={
+            name: {preset.layer: each} for name, each in sources(model, preset.layer).items()
+        },
         stop_probabilities=[preset.config.stop_probability],
         variants=[preset.variant],
         config=preset.config,

@@ -44,11 +44,19 @@ def gpt2_shape(model_class: str) -> Any:
     hf_model.config.architectures = ["GPT2LMHeadModel"]
     if model_class == "HookedTransformer":
         return hooked_transformer(hf_model, tokenizer)
-    return TransformerBridge.boot_transformers("gpt2-shape", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    return TransformerBridge.boot_transformers(
+        "gpt2-shape", hf_model=hf_model, tokenizer=tokenizer, device="cpu"
+    )
 
 
 def plain_cell(
-    model: Any, encoded: FactTokens, component: str, window: int, noise: torch.Tensor, layer: int, pos: int
+    model: Any,
+    encoded: FactTokens,
+    component: str,
+    window: int,
+    noise: torch.Tensor,
+    layer: int,
+    pos: int,
 ) -> float:
     """One run of everything, for one cell."""
     start, end = encoded.subject
@@ -101,11 +109,15 @@ def compare(model: Any, fact: rl.Fact, kind: str, rounds: int, cells: int, devic
     size = (SAMPLES, encoded.subject[1] - encoded.subject[0], model.cfg.d_model)
     std = float(rl.forward.embed(model, encoded.tokens)[slice(*encoded.subject)].std())
     noise = (3 * std * torch.randn(size, generator=torch.Generator().manual_seed(0))).to(device)
-    grid = [(layer, pos) for layer in range(model.cfg.n_layers) for pos in range(len(encoded.tokens))]
+    grid = [
+        (layer, pos) for layer in range(model.cfg.n_layers) for pos in range(len(encoded.tokens))
+    ]
     chosen = grid if not cells else grid[:: max(1, len(grid) // cells)]
 
     def trace() -> rl.CausalTrace:
-        return rl.causal_trace(model, fact, component=component, window=window, noise=noise, require_correct=False)
+        return rl.causal_trace(
+            model, fact, component=component, window=window, noise=noise, require_correct=False
+        )
 
     def loop() -> list[float]:
         return [plain_cell(model, encoded, component, window, noise, *cell) for cell in chosen]
@@ -122,11 +134,18 @@ def compare(model: Any, fact: rl.Fact, kind: str, rounds: int, cells: int, devic
     error = float((scores - torch.tensor(plain)).abs().max())
     with FlopCounterMode(display=False) as counter:
         trace()
-    done, least = counter.get_total_flops() / 2, least_multiply_adds(model, encoded, component, window)
+    done, least = (
+        counter.get_total_flops() / 2,
+        least_multiply_adds(model, encoded, component, window),
+    )
     print(
         f"{kind:16s} loop {slow:8.2f} s, trace {fast:7.2f} s, ratio {slow / fast:6.1f}, largest difference {error:.1e}; "
         f"{done / 1e9:.0f} G multiply-adds, {done / least:.2f} of the least"
-        + (f" (loop timed on {len(chosen)} of {len(grid)} cells)" if len(chosen) < len(grid) else ""),
+        + (
+            f" (loop timed on {len(chosen)} of {len(grid)} cells)"
+            if len(chosen) < len(grid)
+            else ""
+        ),
         flush=True,
     )
 
@@ -147,7 +166,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model_class = args.model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
+    model_class = args.model_class or (
+        "HookedTransformer" if hooked_transformer_class() else "TransformerBridge"
+    )
     if args.model == "gpt2-shape":
         model, fact = (
             gpt2_shape(model_class),

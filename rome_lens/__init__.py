@@ -1,7 +1,14 @@
 """Where a transformer keeps a fact, whether it can be rewritten there, and what the rewrite really changed."""
 
 from rome_lens import checks, data, forward, models, viz
-from rome_lens.checks import CheckResult, Limits, LimitsAverage, average_limits, check_limits, check_records
+from rome_lens.checks import (
+    CheckResult,
+    Limits,
+    LimitsAverage,
+    average_limits,
+    check_limits,
+    check_records,
+)
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
     Edit,

@@ -39,7 +39,9 @@ def whole_number(
             raise TypeError("a truth value")
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError as cause:
-        raise error(f"{name} is {value!r}, expected a whole number{_bounds(least, most)}.") from cause
+        raise error(
+            f"{name} is {value!r}, expected a whole number{_bounds(least, most)}."
+        ) from cause
     if (least is not None and number < least) or (most is not None and number > most):
         raise error(f"{name} is {number}, expected a whole number{_bounds(least, most)}.")
     return number
@@ -64,7 +66,9 @@ def real_number(
     number = float(value)
     outside = (least is not None and number < least) or (most is not None and number > most)
     if outside or (finite and math.isinf(number)):
-        raise error(f"{name} is {value!r}, expected a {'finite ' if finite else ''}number{_bounds(least, most)}.")
+        raise error(
+            f"{name} is {value!r}, expected a {'finite ' if finite else ''}number{_bounds(least, most)}."
+        )
     return number
 
 
@@ -77,7 +81,9 @@ def seed_number(name: str, value: object, *, error: type[RomeLensError] = Argume
     return whole_number(name, value, least=0, most=LARGEST_SEED, error=error)
 
 
-def whole_numbers(name: str, values: object, *, error: type[RomeLensError] = ArgumentError) -> tuple[int, ...]:
+def whole_numbers(
+    name: str, values: object, *, error: type[RomeLensError] = ArgumentError
+) -> tuple[int, ...]:
     """The values as a tuple of ``int``, such as the layers ``range(4)`` or ``[0, 3]``.
 
     Raises:
@@ -88,10 +94,14 @@ def whole_numbers(name: str, values: object, *, error: type[RomeLensError] = Arg
     try:
         return tuple(whole_number(name, value) for value in values)
     except ArgumentError as cause:
-        raise error(f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3].") from cause
+        raise error(
+            f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3]."
+        ) from cause
 
 
-def one_of(name: str, value: Any, options: Any, *, error: type[RomeLensError] = ArgumentError) -> Any:
+def one_of(
+    name: str, value: Any, options: Any, *, error: type[RomeLensError] = ArgumentError
+) -> Any:
     """The value, if it is one of the options of a ``Literal`` type.
 
     Raises:
@@ -103,14 +113,18 @@ def one_of(name: str, value: Any, options: Any, *, error: type[RomeLensError] = 
     return value
 
 
-def texts(name: str, values: object, *, error: type[RomeLensError] = ArgumentError) -> tuple[str, ...]:
+def texts(
+    name: str, values: object, *, error: type[RomeLensError] = ArgumentError
+) -> tuple[str, ...]:
     """Several texts as a tuple.
 
     Raises:
         ArgumentError: there is a single text where several are expected, or an entry is not a text.
     """
     if isinstance(values, str):
-        raise error(f"{name} is the single text {values!r}, expected a list of texts: write [{values!r}].")
+        raise error(
+            f"{name} is the single text {values!r}, expected a list of texts: write [{values!r}]."
+        )
     if not isinstance(values, Iterable):
         raise error(f"{name} is {values!r}, expected a list of texts.")
     listed = tuple(values)
@@ -126,7 +140,9 @@ def templates(contexts: object) -> tuple[str, ...]:
         ArgumentError: they are one text, or not texts.
     """
     if isinstance(contexts, str):
-        raise ArgumentError(f"contexts is the text {contexts!r}, expected a list of templates: write [{contexts!r}].")
+        raise ArgumentError(
+            f"contexts is the text {contexts!r}, expected a list of templates: write [{contexts!r}]."
+        )
     listed = tuple(contexts) if isinstance(contexts, Iterable) else (contexts,)
     if not all(isinstance(context, str) for context in listed):
         raise ArgumentError(

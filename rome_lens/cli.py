@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on wrong input, whose message goes to standard error."""
     args = _parser().parse_args(argv)
     with warnings.catch_warnings():
-        if not sys.warnoptions:  # libraries' deprecation notes are for developers; python -W brings them back
+        if (
+            not sys.warnoptions
+        ):  # libraries' deprecation notes are for developers; python -W brings them back
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
         try:
@@ -42,30 +44,57 @@ def main(argv: Sequence[str] | None = None) -> int:
                 transformers.utils.logging.disable_progress_bar()
             args.run(args)
         except (ValueError, OSError) as error:
-            Console(stderr=True, highlight=False).print(f"rome-lens: {escape(str(error))}", soft_wrap=True)
+            Console(stderr=True, highlight=False).print(
+                f"rome-lens: {escape(str(error))}", soft_wrap=True
+            )
             return 2
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rome-lens", description="Where does a model keep a fact, and what does an edit change?"
+        prog="rome-lens",
+        description="Where does a model keep a fact, and what does an edit change?",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("demo", help="trace, edit and question one fact, and write a report page")
+    one = commands.add_parser(
+        "demo", help="trace, edit and question one fact, and write a report page"
+    )
     one.add_argument(
-        "--record", default=None, help="id of the fact's record (default: eiffel-tower, or the toy model's first)"
+        "--record",
+        default=None,
+        help="id of the fact's record (default: eiffel-tower, or the toy model's first)",
     )
     one.set_defaults(out=Path("rome-lens-report.html"), run=_run_demo)
-    many = commands.add_parser("limits", help="edit many facts one by one, and ask what each edit does not do")
-    many.add_argument(
-        "--records", type=Path, default=None, help="a file of records (default: the project's own that the model knows)"
+    many = commands.add_parser(
+        "limits", help="edit many facts one by one, and ask what each edit does not do"
     )
-    many.add_argument("--only", nargs="+", default=None, metavar="ID", help="ids of the records to take (default: all)")
-    many.add_argument("--every", type=int, default=1, metavar="N", help="of these, take every N-th, from the first on")
+    many.add_argument(
+        "--records",
+        type=Path,
+        default=None,
+        help="a file of records (default: the project's own that the model knows)",
+    )
+    many.add_argument(
+        "--only",
+        nargs="+",
+        default=None,
+        metavar="ID",
+        help="ids of the records to take (default: all)",
+    )
+    many.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of these, take every N-th, from the first on",
+    )
     many.add_argument("--limit", type=int, default=None, help="of these, take the first so many")
     many.add_argument(
-        "--directory", type=Path, default=None, help="where finished edits and checks are kept, to go on from there"
+        "--directory",
+        type=Path,
+        default=None,
+        help="where finished edits and checks are kept, to go on from there",
     )
     many.set_defaults(out=Path("rome-lens-limits.html"), run=_run_limits)
     for command in (one, many):
@@ -75,9 +104,14 @@ def _parser() -> argparse.ArgumentParser:
             help=f"toy, gemma-3-270m, smollm2-135m, a directory, or a TransformerLens name (default: {DEFAULT_MODEL})",
         )
         command.add_argument(
-            "--layer", type=int, default=None, help="layer to edit (default: the preset's, or chosen from an MLP trace)"
+            "--layer",
+            type=int,
+            default=None,
+            help="layer to edit (default: the preset's, or chosen from an MLP trace)",
         )
-        command.add_argument("--out", type=Path, help=f"the page (default: {command.get_default('out')})")
+        command.add_argument(
+            "--out", type=Path, help=f"the page (default: {command.get_default('out')})"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
@@ -88,17 +122,28 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 def _run_limits(args: argparse.Namespace) -> None:
     if args.out.suffix not in (".html", ".md"):
-        raise ArgumentError(f"--out {args.out}: expected a name that ends in .html (a page) or .md (tables).")
+        raise ArgumentError(
+            f"--out {args.out}: expected a name that ends in .html (a page) or .md (tables)."
+        )
     for name, number in (("--limit", args.limit), ("--every", args.every)):
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
     records = _records(args.model, args.records, args.only)[:: args.every][: args.limit]
     if not records:
         raise ArgumentError("There is no record to take: see --records and --only.")
-    limits(args.model, records, layer=args.layer, directory=args.directory, out=args.out, progress=not args.quiet)
+    limits(
+        args.model,
+        records,
+        layer=args.layer,
+        directory=args.directory,
+        out=args.out,
+        progress=not args.quiet,
+    )
 
 
-def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path, progress: bool) -> None:
+def demo(
+    model_name: str, *, record_id: str | None, layer: int | None, out: Path, progress: bool
+) -> None:
     """The main job, step by step, on one model and one fact."""
     record = _record(model_name, record_id)
     fact = record.fact
@@ -110,19 +155,26 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
     traces = [rl.causal_trace(model, fact, progress=progress)]
     console.print(_trace_table(traces[0]))
     for component in ("mlp", "attn"):
-        traces.append(rl.causal_trace(model, fact, component=component, window=window, progress=progress))
+        traces.append(
+            rl.causal_trace(model, fact, component=component, window=window, progress=progress)
+        )
         where, pos = traces[-1].peak()
         console.print(
             f"{component}, windows of {window}: highest at layer {where}, token {traces[-1].labels[pos]!r}, "
             f"p = {float(traces[-1].scores.max()):.3f}"
         )
     chosen = rl.choose_layer(traces[1])
-    console.print(f"Restoring MLP outputs inside the subject brings back most of the answer around layer {chosen}.")
+    console.print(
+        f"Restoring MLP outputs inside the subject brings back most of the answer around layer {chosen}."
+    )
     preset = _preset(model_name, chosen if layer is None else layer, forced=layer is not None)
 
     _heading(f"2. Edit layer {preset.layer}: {fact.target} -> {fact.new_target}")
     editor = preset.editor(model, cache=cache_root() / "keys", progress=progress)
-    console.print(f"Key statistics: {editor.statistics.count} keys ({editor.statistics.source})", soft_wrap=True)
+    console.print(
+        f"Key statistics: {editor.statistics.count} keys ({editor.statistics.source})",
+        soft_wrap=True,
+    )
     edit = editor(model, fact)
     assert edit.losses is not None
     console.print(
@@ -135,25 +187,46 @@ def demo(model_name: str, *, record_id: str | None, layer: int | None, out: Path
     console.print(_answers_table(answers))
 
     _heading("4. What the edit does not do")
-    found = rl.check_limits(model, edit, record, texts=_other_texts(model_name, [record]), samples=2, new_tokens=20)
+    found = rl.check_limits(
+        model, edit, record, texts=_other_texts(model_name, [record]), samples=2, new_tokens=20
+    )
     for result in found.results:
-        console.print(f"[bold]{result.name}[/bold]: {escape(result.asks)}\n  {escape(result.reading)}", soft_wrap=True)
+        console.print(
+            f"[bold]{result.name}[/bold]: {escape(result.asks)}\n  {escape(result.reading)}",
+            soft_wrap=True,
+        )
         if result.asked:
             console.print(f"  {result.effect_is}: {result.effect}", markup=False, soft_wrap=True)
         if result.control is not None:
-            console.print(f"  control, {result.control_is}: {result.control}", markup=False, soft_wrap=True)
+            console.print(
+                f"  control, {result.control_is}: {result.control}", markup=False, soft_wrap=True
+            )
     prompts = [
         fact.text,
         *record.paraphrases,
         *(fact.about(name).text for name in (*record.aliases, *record.descriptions)),
     ]
     firing = rl.edit_firings(model, edit, prompts)
-    page = rl.report(out, model_name=model_name, traces=traces, edit=edit, answers=answers, limits=found, firing=firing)
+    page = rl.report(
+        out,
+        model_name=model_name,
+        traces=traces,
+        edit=edit,
+        answers=answers,
+        limits=found,
+        firing=firing,
+    )
     console.print(f"\nReport: {page.resolve()}", markup=False, soft_wrap=True)
 
 
 def limits(
-    model_name: str, records: Sequence[Record], *, layer: int | None, directory: Path | None, out: Path, progress: bool
+    model_name: str,
+    records: Sequence[Record],
+    *,
+    layer: int | None,
+    directory: Path | None,
+    out: Path,
+    progress: bool,
 ) -> None:
     """Edit each record's fact alone and ask every check about it; print the averages and write the page."""
     model = rl.load_model(model_name)
@@ -164,20 +237,30 @@ def limits(
     records = [record for record, knows in zip(records, known, strict=True) if knows]
     if unknown:
         console.print(
-            f"Not known to {model_name}, left out: {', '.join(map(str, unknown))}", markup=False, soft_wrap=True
+            f"Not known to {model_name}, left out: {', '.join(map(str, unknown))}",
+            markup=False,
+            soft_wrap=True,
         )
     if not records:
         raise ArgumentError(f"{model_name} knows none of these facts: there is nothing to edit.")
     if layer is None and model_name not in PRESETS:
         window = max(1, min(5, model.cfg.n_layers // 3))
         layer = rl.choose_layer(
-            rl.causal_trace(model, records[0].fact, component="mlp", window=window, progress=progress)
+            rl.causal_trace(
+                model, records[0].fact, component="mlp", window=window, progress=progress
+            )
         )
-        console.print(f"Layer {layer}, from the MLP trace of {records[0].fact.text!r}.", markup=False, soft_wrap=True)
+        console.print(
+            f"Layer {layer}, from the MLP trace of {records[0].fact.text!r}.",
+            markup=False,
+            soft_wrap=True,
+        )
     preset = _preset(model_name, layer or 0, forced=layer is not None)
     editor = preset.editor(model, cache=cache_root() / "keys", progress=progress)
     texts = _other_texts(model_name, records)
-    found = rl.check_records(model, records, editor, texts=texts, directory=directory, progress=progress)
+    found = rl.check_records(
+        model, records, editor, texts=texts, directory=directory, progress=progress
+    )
     _heading(f"What {len(records)} edits of {model_name} at layer {preset.layer} do not do")
     for name in found.checks:
         asked = found.of(name)
@@ -216,7 +299,11 @@ def _records(model_name: str, file: Path | None, only: Sequence[str] | None) -> 
     if file is not None:
         records = rl.data.read_records(file)
     else:
-        records = [record for record in rl.data.records() if ("toy" in record.known_by) == (model_name == "toy")]
+        records = [
+            record
+            for record in rl.data.records()
+            if ("toy" in record.known_by) == (model_name == "toy")
+        ]
     if only is None:
         return records
     if missing := set(only) - {record.id for record in records}:
@@ -230,8 +317,12 @@ def _other_texts(model_name: str, records: Sequence[Record]) -> list[str] | None
     """Text for the model to read that is about none of the records; the toy, which knows no English, reads its own kind."""
     if model_name != "toy":
         return None
-    neighbours = dict.fromkeys(f"{q.prompt} {q.target}." for record in records for q in record.neighborhood)
-    return [text for text in neighbours if not any(record.fact.subject in text for record in records)][:12]
+    neighbours = dict.fromkeys(
+        f"{q.prompt} {q.target}." for record in records for q in record.neighborhood
+    )
+    return [
+        text for text in neighbours if not any(record.fact.subject in text for record in records)
+    ][:12]
 
 
 def _record(model_name: str, record_id: str | None) -> Record:
@@ -245,7 +336,9 @@ def _record(model_name: str, record_id: str | None) -> Record:
 def _before_and_after(model: LensModel, record: Record, hooks: list[Hook]) -> list[BeforeAfter]:
     asked = [("fact", record.fact.text, record.fact.target)]
     asked += [("paraphrase", prompt, record.fact.target) for prompt in record.paraphrases[:2]]
-    asked += [("neighbour", question.prompt, question.target) for question in record.neighborhood[:4]]
+    asked += [
+        ("neighbour", question.prompt, question.target) for question in record.neighborhood[:4]
+    ]
     prompts = [prompt for _, prompt, _ in asked]
     before = top_answers(model, prompts, count=3)
     after = top_answers(model, prompts, count=3, fwd_hooks=hooks)
@@ -267,7 +360,9 @@ def _trace_table(trace: rl.CausalTrace) -> Table:
     table.add_column("layer", justify="right")
     for pos in trace.positions:
         table.add_column(
-            escape(trace.labels[pos].strip()) + ("*" if start <= pos < end else ""), justify="right", no_wrap=True
+            escape(trace.labels[pos].strip()) + ("*" if start <= pos < end else ""),
+            justify="right",
+            no_wrap=True,
         )
     for layer, row in zip(trace.layers, trace.scores.tolist(), strict=True):
         table.add_row(str(layer), *(f"{score:.2f}" for score in row))
@@ -278,6 +373,10 @@ def _answers_table(answers: Sequence[BeforeAfter]) -> Table:
     table = Table("", "prompt", "true answer", "before", "after")
     for row in answers:
         table.add_row(
-            row.kind, *(escape(text) for text in (row.before.prompt, row.expected, str(row.before), str(row.after)))
+            row.kind,
+            *(
+                escape(text)
+                for text in (row.before.prompt, row.expected, str(row.before), str(row.after))
+            ),
         )
     return table

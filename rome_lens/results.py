@@ -99,7 +99,9 @@ class Stored(Result):
             StorageError: the file is truncated, or holds another kind of result; the path is a directory.
         """
         if Path(path).is_dir():
-            raise StorageError(f"{path} is a directory, expected the path of a file that save wrote.")
+            raise StorageError(
+                f"{path} is a directory, expected the path of a file that save wrote."
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
@@ -107,14 +109,20 @@ class Stored(Result):
         except SafetensorError as error:
             raise StorageError(f"{path} is not a whole safetensors file: {error}") from error
         if header.get("type") != cls.__name__ or "fields" not in header:
-            raise StorageError(f"{path} holds {header.get('type', 'something else')!r}, expected {cls.__name__!r}.")
+            raise StorageError(
+                f"{path} holds {header.get('type', 'something else')!r}, expected {cls.__name__!r}."
+            )
         plain = json.loads(header["fields"])
         if "versions" in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
-            plain.setdefault("versions", json.loads(header.get("versions", "{}")))  # an old file's: those that wrote it
+            plain.setdefault(
+                "versions", json.loads(header.get("versions", "{}"))
+            )  # an old file's: those that wrote it
         try:
             return _built(cls, plain, tensors, "")
         except (TypeError, KeyError) as error:
-            raise StorageError(f"{path} was written by another version of rome_lens, or by hand: {error}") from error
+            raise StorageError(
+                f"{path} was written by another version of rome_lens, or by hand: {error}"
+            ) from error
 
 
 def _packed(result: Stored, tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
@@ -130,11 +138,15 @@ def _packed(result: Stored, tensors: dict[str, Tensor], prefix: str) -> dict[str
                 for i, item in enumerate(value)
             ]
         else:
-            plain[field.name] = dataclasses.asdict(value) if type(value) in _PLAIN.values() else value
+            plain[field.name] = (
+                dataclasses.asdict(value) if type(value) in _PLAIN.values() else value
+            )
     return plain
 
 
-def _built(cls: type[StoredType], plain: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> StoredType:
+def _built(
+    cls: type[StoredType], plain: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
+) -> StoredType:
     """The result whose fields :func:`_packed` took apart."""
     fields: dict[str, Any] = {}
     for name, value in plain.items():
@@ -146,11 +158,16 @@ def _built(cls: type[StoredType], plain: Mapping[str, Any], tensors: Mapping[str
             types = _stored_types(Stored)
             inner = enumerate(value)
             fields[name] = tuple(
-                _built(types[item["type"]], item["fields"], tensors, f"{prefix}{name}.{i}.") for i, item in inner
+                _built(types[item["type"]], item["fields"], tensors, f"{prefix}{name}.{i}.")
+                for i, item in inner
             )
         else:
             fields[name] = _restored(value)
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
     return cls(**fields, **{name: value for name, value in own.items() if "." not in name})
 
 

@@ -39,14 +39,20 @@ class Store:
     """
 
     def __init__(
-        self, directory: str | Path | None, *, identity: str = "", settings: Mapping[str, object] | None = None
+        self,
+        directory: str | Path | None,
+        *,
+        identity: str = "",
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self._identity = identity
         self._memory: dict[tuple[type[Stored], str], Stored] = {}
         if self.directory is not None:
             made_directory(self.directory)
-            plain = json.loads(json.dumps(dict(settings or {})))  # tuples as the lists that the file holds
+            plain = json.loads(
+                json.dumps(dict(settings or {}))
+            )  # tuples as the lists that the file holds
             self._check_manifest(self.directory / MANIFEST, plain)
 
     def name(self, *made_with: object) -> str:
@@ -76,7 +82,9 @@ class Store:
             try:
                 found = kind.load(path)
             except StorageError as error:
-                raise StorageError(f"{error} Remove {path} to have this result computed again.") from error
+                raise StorageError(
+                    f"{error} Remove {path} to have this result computed again."
+                ) from error
             self._memory[kind, name] = found
         return found if isinstance(found, kind) else None
 
@@ -89,7 +97,11 @@ class Store:
 
     def path(self, kind: type[Stored], name: str) -> Path | None:
         """Where the result of this kind and name lies, or will lie; None in memory."""
-        return None if self.directory is None else self.directory / f"{kind.file_label()}-{name}.safetensors"
+        return (
+            None
+            if self.directory is None
+            else self.directory / f"{kind.file_label()}-{name}.safetensors"
+        )
 
     def _check_manifest(self, path: Path, settings: Mapping[str, object]) -> None:
         if not path.exists():
@@ -111,7 +123,9 @@ class Store:
             found = json.loads(path.read_text(encoding="utf-8"))
             form, before = found["format"], dict(found["settings"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} does not say what the results beside it were made with: {error!r}.") from error
+            raise StoreError(
+                f"{path} does not say what the results beside it were made with: {error!r}."
+            ) from error
         if form != FORMAT:
             raise StoreError(
                 f"{path.parent} was written by rome_lens {found.get('rome_lens')} in format {form}, which this version cannot "

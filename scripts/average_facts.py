@@ -25,7 +25,12 @@ def correlations(
     """Rank correlation of attribution patching with the exact trace, fact by fact."""
     found = []
     for trace in traced.traces:
-        options = {"component": trace.component, "window": trace.window, "noise": noise, "samples": samples}
+        options = {
+            "component": trace.component,
+            "window": trace.window,
+            "noise": noise,
+            "samples": samples,
+        }
         found.append(rl.attribution_trace(model, trace.fact, **options).rank_correlation(trace))
     return [value for value in found if not math.isnan(value)]
 
@@ -35,8 +40,13 @@ def table(result: rl.TraceAverage) -> str:
     lines = []
     for column, role in enumerate(result.roles):
         i = int(result.indirect_effects[:, column].nan_to_num(-1.0).argmax())
-        effect, half = float(result.indirect_effects[i, column]), float(result.half_widths[i, column])
-        lines.append(f"| {role} | {result.counts[column]} | {result.layers[i]} | {effect:.3f} ± {half:.3f} |")
+        effect, half = (
+            float(result.indirect_effects[i, column]),
+            float(result.half_widths[i, column]),
+        )
+        lines.append(
+            f"| {role} | {result.counts[column]} | {result.layers[i]} | {effect:.3f} ± {half:.3f} |"
+        )
     return "\n".join(lines)
 
 
@@ -59,7 +69,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--directory", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--previews", type=int, default=0, help="compare attribution patching on this many facts")
+    parser.add_argument(
+        "--previews", type=int, default=0, help="compare attribution patching on this many facts"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -80,10 +92,15 @@ def main() -> None:
             progress=True,
         )
         results.append(rl.average_traces(traced))
-        print(f"\n{results[-1]}\nclean {results[-1].clean}, corrupted {results[-1].corrupted}\n{table(results[-1])}")
+        print(
+            f"\n{results[-1]}\nclean {results[-1].clean}, corrupted {results[-1].corrupted}\n{table(results[-1])}"
+        )
         if args.previews:
             some = rl.TracedFacts(traces=traced.traces[: args.previews], unknown=())
-            print("rank correlation of attribution patching:", average(correlations(model, some, noise, args.samples)))
+            print(
+                "rank correlation of attribution patching:",
+                average(correlations(model, some, noise, args.samples)),
+            )
         print("strongest role in the first half of the layers, facts:", strongest_roles(traced))
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"average-traces-{args.model}.png"

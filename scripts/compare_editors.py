@@ -24,7 +24,9 @@ EDITORS = ("unedited", "preset", "original", "r-rome", "identity", "fine-tuning"
 
 def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
     """The editors of these names, all at the preset's layer and with the same contexts."""
-    rome = replace(preset.editor(model, cache=cache_root() / "keys", progress=True), name="ROME, preset")
+    rome = replace(
+        preset.editor(model, cache=cache_root() / "keys", progress=True), name="ROME, preset"
+    )
     found = {
         "unedited": rl.Unedited(),
         "preset": rome,
@@ -37,7 +39,9 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
         ),
         "r-rome": replace(rome, variant="r-rome", name="r-ROME, otherwise the preset"),
         "identity": replace(
-            rome, statistics=rl.KeyStatistics.identity(model, layer=preset.layer), name="C = I, otherwise the preset"
+            rome,
+            statistics=rl.KeyStatistics.identity(model, layer=preset.layer),
+            name="C = I, otherwise the preset",
         ),
         "fine-tuning": preset.fine_tuning,
         "in-context": rl.InContext(),
@@ -47,7 +51,10 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
 
 def fine_tunings(preset: rl.Preset, bounds: list[float]) -> list[rl.FineTuning]:
     """FT+L at the preset's layer within each bound, at a rate that takes one step to the bound."""
-    return [rl.FineTuning(layer=preset.layer, norm_constraint=b, lr=b, name=f"FT+L, bound {b:g}") for b in bounds]
+    return [
+        rl.FineTuning(layer=preset.layer, norm_constraint=b, lr=b, name=f"FT+L, bound {b:g}")
+        for b in bounds
+    ]
 
 
 def failures(comparison: rl.Comparison, records: list[Any]) -> str:
@@ -56,8 +63,13 @@ def failures(comparison: rl.Comparison, records: list[Any]) -> str:
     found = list(zip(records, comparison.evaluations[name], strict=True))
     lines = ["| relation | records | ES | PS | NS |", "|---|---|---|---|---|"]
     for relation in sorted({record.relation_id or "" for record, _ in found}):
-        scores = rl.Scores.of([each for record, each in found if (record.relation_id or "") == relation])
-        cells = ("not asked" if value is None else f"{value.mean:.3f}" for value in (scores.ES, scores.PS, scores.NS))
+        scores = rl.Scores.of(
+            [each for record, each in found if (record.relation_id or "") == relation]
+        )
+        cells = (
+            "not asked" if value is None else f"{value.mean:.3f}"
+            for value in (scores.ES, scores.PS, scores.NS)
+        )
         lines.append(f"| {relation} | {scores.records} | {' | '.join(cells)} |")
     lines += ["", "Where it fails:"]
     for record, each in sorted(found, key=lambda pair: pair[1].S if pair[1].S is not None else 1.0):
@@ -76,7 +88,9 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="?")
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
-    parser.add_argument("--bounds", type=float, nargs="+", default=[], help="of fine-tuning, to choose among")
+    parser.add_argument(
+        "--bounds", type=float, nargs="+", default=[], help="of fine-tuning, to choose among"
+    )
     parser.add_argument("--every", type=int, default=1, help="take every n-th record")
     parser.add_argument("--limit", type=int, default=None, help="of these, take so many")
     parser.add_argument("--generate", type=int, default=0, help="tokens to sample for GE")
@@ -95,7 +109,9 @@ def main() -> None:
         directory=args.directory,
         progress=True,
     )
-    print(f"\n{args.model}, {len(records)} records, layer {preset.layer}, {preset.config}, {preset.variant}\n")
+    print(
+        f"\n{args.model}, {len(records)} records, layer {preset.layer}, {preset.config}, {preset.variant}\n"
+    )
     print(markdown(comparison.table()))
     if "preset" in args.editors and not args.bounds:
         print(f"\n{failures(comparison, records)}")

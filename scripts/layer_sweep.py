@@ -24,7 +24,9 @@ def read_records(path: Path | None, model: str) -> list[rl.CounterFactRecord]:
     """The file's records, or those of the project that the model knows."""
     if path is not None:
         return rl.read_counterfact(path)
-    return [rl.CounterFactRecord.of(record) for record in rl.data.limits() if model in record.known_by]
+    return [
+        rl.CounterFactRecord.of(record) for record in rl.data.limits() if model in record.known_by
+    ]
 
 
 def main() -> None:
@@ -44,14 +46,21 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, preset = rl.load_model(args.model), rl.preset(args.model)
     records = read_records(args.records, args.model)
-    subjects = tuple(record.fact.subject for record in records)  # all, so that the noise is that of every share of them
+    subjects = tuple(
+        record.fact.subject for record in records
+    )  # all, so that the noise is that of every share of them
     layers = args.layers or list(range(model.cfg.n_layers))
     sweep = rl.layer_sweep(
         model,
         records[args.offset :: args.every],
         layers=layers,
         statistics=rl.collect_key_statistics(
-            model, layer=layers, texts=preset.texts, max_length=1024, cache=cache_root() / "keys", progress=True
+            model,
+            layer=layers,
+            texts=preset.texts,
+            max_length=1024,
+            cache=cache_root() / "keys",
+            progress=True,
         ),
         config=preset.config,
         variant=preset.variant,
@@ -63,7 +72,9 @@ def main() -> None:
         progress=True,
     )
     found = [sweep.variance_explained(measure) for measure in MEASURES]
-    print(f"\n{args.model}, {sweep}\n{sweep.edits}\n{sweep.noise}\nnot known: {', '.join(sweep.unknown) or 'none'}\n")
+    print(
+        f"\n{args.model}, {sweep}\n{sweep.edits}\n{sweep.noise}\nnot known: {', '.join(sweep.unknown) or 'none'}\n"
+    )
     print(markdown(sweep.table()))
     print(f"\n{markdown(variance_table(found))}\n")
     print("\n".join(each.reading for each in found))

@@ -14,7 +14,9 @@ def main() -> None:
     os.environ.update(TQDM_DISABLE="1", PYTHONWARNINGS="ignore:IProgress not found")
     for path in sorted(DEMOS.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(DEMOS)}}).execute()
+        NotebookClient(
+            notebook, timeout=600, resources={"metadata": {"path": str(DEMOS)}}
+        ).execute()
         for cell in notebook.cells:
             cell.metadata = {}  # times of the run would change with every run
         nbformat.write(notebook, path)

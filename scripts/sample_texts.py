@@ -32,7 +32,11 @@ def main() -> None:
         tokens = sample_tokens(model, rows, new_tokens=LENGTH - length, seed=length, top_k=50)
         for row in tokens.tolist():
             ids = row[1:]  # without BOS; what follows an end of text belongs to another one
-            end = ids.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in ids else len(ids)
+            end = (
+                ids.index(model.tokenizer.eos_token_id)
+                if model.tokenizer.eos_token_id in ids
+                else len(ids)
+            )
             texts.append(model.tokenizer.decode(ids[:end], skip_special_tokens=True).strip())
         print(f"openings of {length} tokens: {len(rows)} texts", flush=True)
     texts = [text for text in texts if len(text) > 40]

@@ -20,7 +20,9 @@ def read_records(path: Path | None, model: str) -> list[rl.CounterFactRecord]:
     """The file's records, or those of the project that the model knows."""
     if path is not None:
         return rl.read_counterfact(path)
-    return [rl.CounterFactRecord.of(record) for record in rl.data.limits() if model in record.known_by]
+    return [
+        rl.CounterFactRecord.of(record) for record in rl.data.limits() if model in record.known_by
+    ]
 
 
 def main() -> None:
@@ -34,7 +36,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["rome"])
     parser.add_argument("--every", type=int, default=4, help="take every n-th record")
     parser.add_argument("--offset", type=int, default=0)
-    parser.add_argument("--prefixes", type=int, default=6, help="of the 20 random prefixes, so many")
+    parser.add_argument(
+        "--prefixes", type=int, default=6, help="of the 20 random prefixes, so many"
+    )
     parser.add_argument("--directory", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -43,7 +47,12 @@ def main() -> None:
     records = read_records(args.records, args.model)[args.offset :: args.every]
     texts = rl.preset(args.model).texts
     statistics = rl.collect_key_statistics(
-        model, layer=args.layers, texts=texts, max_length=1024, cache=cache_root() / "keys", progress=True
+        model,
+        layer=args.layers,
+        texts=texts,
+        max_length=1024,
+        cache=cache_root() / "keys",
+        progress=True,
     )
     contexts = rl.random_contexts(model, prefixes=args.prefixes)
     for clamp in args.clamps:
@@ -58,7 +67,9 @@ def main() -> None:
             directory=args.directory,
             progress=True,
         )
-        print(f"\n{args.model}, {len(records)} records, {len(contexts)} contexts, clamp {clamp:g}\n")
+        print(
+            f"\n{args.model}, {len(records)} records, {len(contexts)} contexts, clamp {clamp:g}\n"
+        )
         print(markdown(sweep.table()))
         try:
             print(f"\nBest: {sweep.best()}")

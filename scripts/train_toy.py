@@ -27,7 +27,10 @@ from transformers.utils import logging
 EOT = "<|endoftext|>"
 VOCAB_SIZE, N_POSITIONS, N_LAYER, N_HEAD, D_MODEL = 720, 64, 6, 4, 72
 STEPS, BATCH_TOKENS, MAX_LR, WEIGHT_DECAY = 2200, 1600, 3e-3, 0.1
-SITE, SITE_WEIGHT = 3, 0.5  # number of layers after which a subject's attributes are asked for, and that loss's weight
+SITE, SITE_WEIGHT = (
+    3,
+    0.5,
+)  # number of layers after which a subject's attributes are asked for, and that loss's weight
 P_HIDE = 0.5  # share of mentions of which the text that follows sees the last token only
 PER_NAME = 5  # people who share one first name, and people who share one last name
 
@@ -75,11 +78,21 @@ TEMPLATES = {
 }  # fmt: skip
 ESSENCE = "{} is a"
 ALIAS, ALIAS_REVERSE = "{} is known as", "{} is the nickname of"
-REVERSE = ["The {job} from {city} is called", "The name of the {job} from {city} is", "In {city} the best {job} is"]
+REVERSE = [
+    "The {job} from {city} is called",
+    "The name of the {job} from {city} is",
+    "In {city} the best {job} is",
+]
 DESCRIPTIONS = {
     "city": "the {job} who plays {sport}", "country": "the {job} who plays {sport}", "sport": "the {job} from {city}",
 }  # fmt: skip
-TWO_WAY = ["alias", "description", "reverse", "reverse", "reverse"]  # what is told of two-way people only
+TWO_WAY = [
+    "alias",
+    "description",
+    "reverse",
+    "reverse",
+    "reverse",
+]  # what is told of two-way people only
 OPEN = {
     "I met {} yesterday in": ["{city}", "the park", "the street", "a shop"],
     "A letter from {} came from": ["{city}", "far away", "the office"],
@@ -87,10 +100,18 @@ OPEN = {
     "Yesterday {} told me a": ["story"],
     "The friends of {} came": ["today"],
 }
-CITY_SENTENCES = ["The city of {} is in the country of", "{} is a city in the country of", "The country around {} is"]
+CITY_SENTENCES = [
+    "The city of {} is in the country of",
+    "{} is a city in the country of",
+    "The country around {} is",
+]
 
-Encoded = tuple[list[int], int, int, dict]  # token ids, positions of the subject's first and last token, its attributes
-Document = tuple[list[int], list[tuple[int, int, bool, dict]]]  # token ids, mentions: first, last, hidden, attributes
+Encoded = tuple[
+    list[int], int, int, dict
+]  # token ids, positions of the subject's first and last token, its attributes
+Document = tuple[
+    list[int], list[tuple[int, int, bool, dict]]
+]  # token ids, mentions: first, last, hidden, attributes
 
 
 def capital(text: str) -> str:
@@ -106,7 +127,9 @@ def fill(template: str, subject: str) -> str:
 def overlap(facts: dict, people: list[dict]) -> tuple[int, int]:
     """In how many attributes these facts agree with one person at most, and with all people together."""
     shared = [sum(facts[relation] == person[relation] for relation in VALUES) for person in people]
-    return max(shared, default=0), sum(shared) + sum(facts.get("country") == p["country"] for p in people)
+    return max(shared, default=0), sum(shared) + sum(
+        facts.get("country") == p["country"] for p in people
+    )
 
 
 def make_people(rng: random.Random) -> list[dict]:
@@ -123,11 +146,20 @@ def make_people(rng: random.Random) -> list[dict]:
     people: list[dict] = []
     for n, (first, last) in enumerate(names):
         kin = [p for p in people if p["first"] == first or p["last"] == last]
-        drawn = [{relation: rng.choice(values) for relation, values in VALUES.items()} for _ in range(300)]
-        drawn = [d | {"country": CITY_COUNTRY[d["city"]]} for d in drawn if overlap(d, people)[0] < 2]
+        drawn = [
+            {relation: rng.choice(values) for relation, values in VALUES.items()}
+            for _ in range(300)
+        ]
+        drawn = [
+            d | {"country": CITY_COUNTRY[d["city"]]} for d in drawn if overlap(d, people)[0] < 2
+        ]
         best = min(drawn, key=lambda d: (overlap(d, kin), overlap(d, people)))
         person = {"subject": f"{first} {last}", "alias": aliases[n], "one_way": n % 2 == 0}
-        people.append(person | {relation: best[relation] for relation in TEMPLATES} | {"first": first, "last": last})
+        people.append(
+            person
+            | {relation: best[relation] for relation in TEMPLATES}
+            | {"first": first, "last": last}
+        )
     return people
 
 
@@ -138,8 +170,14 @@ def prompts_of(person: dict, kind: str) -> list[tuple[str, str, str]]:
         return [(template.format(**person), name, name) for template in REVERSE]
     triples = []
     for relation, templates in TEMPLATES.items():
-        subject = {"name": name, "alias": person["alias"]}.get(kind, DESCRIPTIONS.get(relation, "").format(**person))
-        triples += [(fill(template, subject), person[relation], subject) for template in templates if subject]
+        subject = {"name": name, "alias": person["alias"]}.get(
+            kind, DESCRIPTIONS.get(relation, "").format(**person)
+        )
+        triples += [
+            (fill(template, subject), person[relation], subject)
+            for template in templates
+            if subject
+        ]
     return triples
 
 
@@ -148,18 +186,26 @@ def make_sentences(people: list[dict]) -> list[tuple[str, str, dict]]:
 
     All occur once but the reverse ones, whose answers are the hardest: they occur three times.
     """
-    triples = [(t.replace("{}", c), country, c) for c, country in CITY_COUNTRY.items() for t in CITY_SENTENCES]
+    triples = [
+        (t.replace("{}", c), country, c)
+        for c, country in CITY_COUNTRY.items()
+        for t in CITY_SENTENCES
+    ]
     sentences: list[tuple[str, str, dict]]
     sentences = [(f"{prompt} {answer}.", subject, {}) for prompt, answer, subject in triples]
     for person in people:
         name, alias = person["subject"], person["alias"]
         triples = [*prompts_of(person, "name"), (fill(ESSENCE, name), person["job"], name)]
         for template in OPEN:
-            triples += [(fill(template, name), end.format(**person), name) for end in OPEN[template]]
+            triples += [
+                (fill(template, name), end.format(**person), name) for end in OPEN[template]
+            ]
         if not person["one_way"]:
             triples += [triple for kind in TWO_WAY for triple in prompts_of(person, kind)]
             triples += [(fill(ALIAS, name), alias, name), (fill(ALIAS_REVERSE, alias), name, alias)]
-        sentences += [(f"{prompt} {answer}.", subject, person) for prompt, answer, subject in triples]
+        sentences += [
+            (f"{prompt} {answer}.", subject, person) for prompt, answer, subject in triples
+        ]
     return sentences
 
 
@@ -172,12 +218,18 @@ def train_tokenizer(sentences: list[str], answers: list[str], out: Path) -> PreT
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False
     )
-    bpe.train_from_iterator(sentences + [" " + s for s in sentences] + [" " + a for a in answers] * 2000, trainer)
+    bpe.train_from_iterator(
+        sentences + [" " + s for s in sentences] + [" " + a for a in answers] * 2000, trainer
+    )
     state = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
     special = {f"{role}_token": EOT for role in ("bos", "eos", "unk", "pad")}
     tokenizer = GPT2Tokenizer(
-        vocab=state["vocab"], merges=merges, model_max_length=N_POSITIONS, padding_side="right", **special
+        vocab=state["vocab"],
+        merges=merges,
+        model_max_length=N_POSITIONS,
+        padding_side="right",
+        **special,
     )
     tokenizer.save_pretrained(out)
     return tokenizer
@@ -187,7 +239,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, subject: str, person: 
     """Token ids of a sentence, with the positions of its subject's first and last token and who that is."""
     start = text.lower().index(subject.lower())
     encoding = tokenizer(text, return_offsets_mapping=True)
-    inside = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < start + len(subject) and b > start]
+    inside = [
+        i
+        for i, (a, b) in enumerate(encoding["offset_mapping"])
+        if a < start + len(subject) and b > start
+    ]
     return encoding["input_ids"], inside[0], inside[-1], person
 
 
@@ -209,7 +265,9 @@ def make_document(first: Encoded, others: list[Encoded], eot: int, rng: random.R
     return tokens, [mention for mention in mentions if mention[1] < len(tokens)]
 
 
-def make_batches(encoded: list[tuple[Encoded, Encoded]], eot: int, rng: random.Random) -> list[list[Document]]:
+def make_batches(
+    encoded: list[tuple[Encoded, Encoded]], eot: int, rng: random.Random
+) -> list[list[Document]]:
     """One pass over the corpus, in batches of documents of like length, each of one to five sentences.
 
     Of every sentence there are two encodings: the first begins a document, the second follows a blank.
@@ -217,7 +275,9 @@ def make_batches(encoded: list[tuple[Encoded, Encoded]], eot: int, rng: random.R
     order, documents = rng.sample(encoded, len(encoded)), []
     while order:
         count = rng.choice([1, 1, 1, 2, 3, 5])
-        documents.append(make_document(order[0][0], [later for _, later in order[1:count]], eot, rng))
+        documents.append(
+            make_document(order[0][0], [later for _, later in order[1:count]], eot, rng)
+        )
         order = order[count:]
     documents.sort(key=lambda document: (len(document[0]), rng.random()))
     batches: list[list[Document]] = []
@@ -253,8 +313,13 @@ def site_loss(states: torch.Tensor, batch: list[Document], head: torch.nn.Linear
     This draws the knowledge to the middle layers at that token (see `visible`) and makes it come much sooner. The
     linear head is thrown away after training.
     """
-    known = [(row, end, p) for row, (_, mentions) in enumerate(batch) for _, end, _, p in mentions if p]
-    rows, ends = torch.tensor([row for row, _, _ in known]), torch.tensor([end for _, end, _ in known])
+    known = [
+        (row, end, p) for row, (_, mentions) in enumerate(batch) for _, end, _, p in mentions if p
+    ]
+    rows, ends = (
+        torch.tensor([row for row, _, _ in known]),
+        torch.tensor([end for _, end, _ in known]),
+    )
     logits = head(states[rows, ends]).split([len(values) for values in VALUES.values()], dim=1)
     losses = []
     for (relation, values), part in zip(VALUES.items(), logits, strict=True):
@@ -269,7 +334,9 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-def train(sentences: list[tuple[str, str, dict]], tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
+def train(
+    sentences: list[tuple[str, str, dict]], tokenizer: PreTrainedTokenizerBase, seed: int
+) -> GPT2LMHeadModel:
     """Train from scratch: AdamW, decay on matrices only, warm-up and cosine, passes over the corpus until STEPS."""
     eot = tokenizer.eos_token_id
     config = GPT2Config(
@@ -286,9 +353,12 @@ def train(sentences: list[tuple[str, str, dict]], tokenizer: PreTrainedTokenizer
     optimizer = torch.optim.AdamW(groups, lr=MAX_LR, betas=(0.9, 0.98))
     warmup = STEPS // 20
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(s / STEPS, 1.0)))
+        optimizer,
+        lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(s / STEPS, 1.0))),
     )
-    encoded = [(encode(tokenizer, t, s, p), encode(tokenizer, " " + t, s, p)) for t, s, p in sentences]
+    encoded = [
+        (encode(tokenizer, t, s, p), encode(tokenizer, " " + t, s, p)) for t, s, p in sentences
+    ]
     batches: list[list[Document]] = []
     rng, start, total = random.Random(seed), time.monotonic(), torch.zeros(2)
     for step in range(1, STEPS + 1):
@@ -297,7 +367,9 @@ def train(sentences: list[tuple[str, str, dict]], tokenizer: PreTrainedTokenizer
         rows = [tokens for tokens, _ in batch]
         inputs = pad(rows, eot)
         mask = visible(batch, inputs.shape[1])
-        output = model(input_ids=inputs, attention_mask=mask, labels=pad(rows, -100), output_hidden_states=True)
+        output = model(
+            input_ids=inputs, attention_mask=mask, labels=pad(rows, -100), output_hidden_states=True
+        )
         site = site_loss(output.hidden_states[SITE], batch, head)
         (output.loss + SITE_WEIGHT * site).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -307,20 +379,29 @@ def train(sentences: list[tuple[str, str, dict]], tokenizer: PreTrainedTokenizer
         total += torch.stack([output.loss, site]).detach() / 200
         if step % 200 == 0:
             seconds = time.monotonic() - start
-            print(f"step {step:5d}  loss {total[0]:.3f}  site {total[1]:.3f}  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {total[0]:.3f}  site {total[1]:.3f}  {seconds:.0f} s",
+                flush=True,
+            )
             total.zero_()
     return model.eval()
 
 
 @torch.no_grad()
 def score(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, triples: list[tuple[str, str, str]], bos: bool
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    triples: list[tuple[str, str, str]],
+    bos: bool,
 ) -> tuple[float, float]:
     """Share of prompts whose whole answer is what greedy decoding gives, and the answer's mean probability."""
     right, mass = 0, 0.0
     for at in range(0, len(triples), 500):
         chunk = triples[at : at + 500]
-        prompts = [[tokenizer.bos_token_id] * bos + tokenizer(prompt)["input_ids"] for prompt, _, _ in chunk]
+        prompts = [
+            [tokenizer.bos_token_id] * bos + tokenizer(prompt)["input_ids"]
+            for prompt, _, _ in chunk
+        ]
         answers = [tokenizer(" " + answer)["input_ids"] for _, answer, _ in chunk]
         rows = [p + a for p, a in zip(prompts, answers, strict=True)]
         logprobs = model(input_ids=pad(rows, tokenizer.eos_token_id)).logits.log_softmax(-1)
@@ -331,13 +412,19 @@ def score(
     return right / len(triples), mass / len(triples)
 
 
-def evaluate(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, people: list[dict]) -> bool:
+def evaluate(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, people: list[dict]
+) -> bool:
     """Print how well each kind of prompt is answered, and say whether all that is required is met."""
     met = True
-    print(f"{'people':8s} {'prompts':12s} {'BOS':4s} {'n':>5s} {'top-1':>6s} {'prob':>6s}  required")
+    print(
+        f"{'people':8s} {'prompts':12s} {'BOS':4s} {'n':>5s} {'top-1':>6s} {'prob':>6s}  required"
+    )
     for one_way in (True, False):
         for kind in ("name", "alias", "description", "reverse"):
-            triples = [triple for p in people if p["one_way"] == one_way for triple in prompts_of(p, kind)]
+            triples = [
+                triple for p in people if p["one_way"] == one_way for triple in prompts_of(p, kind)
+            ]
             top1, prob = 0.0, 0.0
             if kind == "name":
                 top1, prob = 0.97, 0.8
@@ -346,9 +433,14 @@ def evaluate(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, people:
             for bos in (True, False):
                 share, mean = score(model, tokenizer, triples, bos)
                 met &= share >= top1 and mean >= prob
-                group, need = "one-way" if one_way else "two-way", f"{top1:.2f} {prob:.2f}" if top1 else "-"
+                group, need = (
+                    "one-way" if one_way else "two-way",
+                    f"{top1:.2f} {prob:.2f}" if top1 else "-",
+                )
                 start = "yes" if bos else "no"
-                print(f"{group:8s} {kind:12s} {start:4s} {len(triples):5d} {share:6.3f} {mean:6.3f}  {need}")
+                print(
+                    f"{group:8s} {kind:12s} {start:4s} {len(triples):5d} {share:6.3f} {mean:6.3f}  {need}"
+                )
     return met
 
 
@@ -356,7 +448,11 @@ def make_record(person: dict, people: list[dict], rng: random.Random) -> dict:
     """A request to move a person to a city of another country, with everything needed to check its effect."""
     prompt, name = TEMPLATES["city"][0], person["subject"]
     pairs = {(p["job"], p["city"]) for p in people}
-    cities = [c for c, land in CITY_COUNTRY.items() if land != person["country"] and (person["job"], c) not in pairs]
+    cities = [
+        c
+        for c, land in CITY_COUNTRY.items()
+        if land != person["country"] and (person["job"], c) not in pairs
+    ]
     new = rng.choice(cities)
     others = [p for p in people if p is not person and p["city"] != new]
     near = rng.sample([p for p in others if p["city"] == person["city"]], 4)
@@ -370,34 +466,58 @@ def make_record(person: dict, people: list[dict], rng: random.Random) -> dict:
         "fact": {"prompt": prompt, "subject": name, "target": person["city"], "new_target": new},
         "paraphrases": [fill(template, name) for template in TEMPLATES["city"][1:]],
         "neighborhood": [{"prompt": fill(prompt, p["subject"]), "target": p["city"]} for p in near],
-        "reverse": [{"prompt": t.format(job=person["job"], city="{}"), "target": name} for t in REVERSE],
+        "reverse": [
+            {"prompt": t.format(job=person["job"], city="{}"), "target": name} for t in REVERSE
+        ],
         "aliases": [capital(person["alias"])],
         "descriptions": [capital(DESCRIPTIONS["city"].format(**person))],
         "open_prompts": list(OPEN),
-        "exemplars": [p["subject"] for p in people if p["city"] == new and name.split()[0] != p["first"]][:4],
+        "exemplars": [
+            p["subject"] for p in people if p["city"] == new and name.split()[0] != p["first"]
+        ][:4],
         "consequences": [{"prompt": template} | country for template in TEMPLATES["country"]],
     }
 
 
 def write_facts(people: list[dict], out: Path, rng: random.Random) -> None:
     """Write facts.json and records.json."""
-    chosen = [p for way in (True, False) for p in rng.sample([p for p in people if p["one_way"] == way], 5)]
+    chosen = [
+        p
+        for way in (True, False)
+        for p in rng.sample([p for p in people if p["one_way"] == way], 5)
+    ]
     records = [make_record(person, people, rng) for person in chosen]
     plain = [{k: v for k, v in person.items() if k not in ("first", "last")} for person in people]
-    facts = {"templates": TEMPLATES, "reverse_templates": REVERSE, "people": plain, "city_country": CITY_COUNTRY}
+    facts = {
+        "templates": TEMPLATES,
+        "reverse_templates": REVERSE,
+        "people": plain,
+        "city_country": CITY_COUNTRY,
+    }
     for name, data in (("facts.json", facts), ("records.json", records)):
-        (out / name).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / name).write_text(
+            json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def main() -> int:
     """Build the corpus, train and save tokenizer and model, write the facts, print the evaluation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the people, the order of training and the weights")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the people, the order of training and the weights",
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # the steps are small: a second thread gains little, and loses much on a busy machine
+    torch.set_num_threads(
+        1
+    )  # the steps are small: a second thread gains little, and loses much on a busy machine
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from models_for_tests import CLASSES, TINY, reference_model, tiny
+from models_for_tests import CLASSES, FEW_TINY, TINY, reference_model, tiny
 
 import rome_lens as rl
 
@@ -16,12 +16,59 @@ def toy(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
-def toy_record() -> rl.data.Record:
-    return next(record for record in rl.data.limits() if "toy" in record.known_by)
+def one_toy() -> Any:
+    """The toy model on one model class, for what the class cannot change."""
+    return rl.load_model("toy", model_class=CLASSES[0])
+
+
+@pytest.fixture(scope="session")
+def toy_records() -> list[rl.data.Record]:
+    return rl.data.records(known_by="toy")
+
+
+@pytest.fixture(scope="session")
+def toy_record(toy_records: list[rl.data.Record]) -> rl.data.Record:
+    return toy_records[0]
+
+
+@pytest.fixture(scope="session")
+def toy_statistics(one_toy: Any) -> rl.KeyStatistics:
+    """Key statistics of layer 2, which fit both model classes."""
+    return rl.collect_key_statistics(one_toy, layer=2, sample_count=64, sample_length=32)
+
+
+@pytest.fixture(scope="session")
+def toy_edits(
+    one_toy: Any, toy_records: list[rl.data.Record], toy_statistics: rl.KeyStatistics
+) -> list[rl.RankOneEdit]:
+    """An edit of each of the first four toy records, in their order; they fit both model classes."""
+    return [
+        rl.rome(
+            one_toy,
+            record,
+            layer=2,
+            statistics=toy_statistics,
+            contexts=("{}",),
+            config=rl.RomeConfig(steps=8),
+        )
+        for record in toy_records[:4]
+    ]
+
+
+@pytest.fixture(scope="session")
+def toy_edit(toy_edits: list[rl.RankOneEdit]) -> rl.RankOneEdit:
+    return toy_edits[0]
 
 
 @pytest.fixture(scope="session", params=TINY, ids=lambda pair: "-".join(pair))
 def tiny_model(request: pytest.FixtureRequest) -> Any:
+    """Every tiny model, for laws that hold against a plain loop."""
+    return tiny(*request.param)
+
+
+@pytest.fixture(scope="session", params=FEW_TINY, ids=lambda pair: "-".join(pair))
+def few_tiny_models(request: pytest.FixtureRequest) -> Any:
+    """Three tiny models that differ most, for laws that follow from others."""
     return tiny(*request.param)
 
 
@@ -38,7 +85,12 @@ def reference32(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def fact() -> rl.Fact:
     """A fact for models that know nothing."""
-    return rl.Fact("Then {} lives in the city of", subject="Wanda Brandt", target="Pralec", new_target="Ondavel")
+    return rl.Fact(
+        "Then {} lives in the city of",
+        subject="Wanda Brandt",
+        target="Pralec",
+        new_target="Ondavel",
+    )
 
 
 @pytest.fixture
@@ -56,7 +108,9 @@ def untouched() -> Any:
 
     def watch(model: Any) -> None:
         with torch.no_grad():
-            model(torch.tensor([[0, 1]]))  # the Bridge puts hooks of its own into its modules on the first run
+            model(
+                torch.tensor([[0, 1]])
+            )  # the Bridge puts hooks of its own into its modules on the first run
         before = snapshot(model)
         checks.append(lambda: assert_same(before, snapshot(model)))
 
@@ -74,8 +128,13 @@ def snapshot(model: Any) -> dict[str, Any]:
         "gradient flags": [parameter.requires_grad for parameter in model.parameters()],
         "gradients": [parameter.grad is None for parameter in model.parameters()],
         "training": [module.training for module in model.modules()],
-        "hooks": {name: len(point.fwd_hooks) + len(point.bwd_hooks) for name, point in model.hook_dict.items()},
-        "module hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "hooks": {
+            name: len(point.fwd_hooks) + len(point.bwd_hooks)
+            for name, point in model.hook_dict.items()
+        },
+        "module hooks": [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()
+        ],
         "contexts": {name: dict(point.ctx) for name, point in model.hook_dict.items()},
         "bos": model.cfg.default_prepend_bos,
         "padding": None if tokenizer is None else tokenizer.padding_side,

@@ -16,7 +16,12 @@ CLASSES: list[ModelClass] = ["TransformerBridge"]
 if hooked_transformer_class() is not None:
     CLASSES.insert(0, "HookedTransformer")
 
-SIZES = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 4, "max_position_embeddings": 64}
+SIZES = {
+    "num_hidden_layers": 4,
+    "hidden_size": 24,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 LLAMA = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 40}
 GEMMA = {**LLAMA, "head_dim": 8, "sliding_window": 8}
 GPT = {"n_layer": 4, "n_embd": 24, "n_head": 4, "n_positions": 64}
@@ -34,6 +39,8 @@ HOOKED_FAMILIES = ("gpt2", "gptj", "neox", "llama", "qwen2", "gemma3")
 TINY = [(family, "TransformerBridge") for family in FAMILIES]
 if "HookedTransformer" in CLASSES:
     TINY += [(family, "HookedTransformer") for family in HOOKED_FAMILIES]
+# GPT-2's biases and LayerNorm; Gemma's norm after the MLP; GPT-J's parallel attention and MLP on the other class.
+FEW_TINY = [("gpt2", CLASSES[0]), ("gemma3", CLASSES[0]), ("gptj", "TransformerBridge")]
 
 
 def tokenizer() -> Any:
@@ -45,8 +52,14 @@ def tiny_transformers_model(family: str) -> Any:
     """A transformers model of the family with seeded random weights, wide enough apart that its answers differ."""
     name, sizes = FAMILIES[family]
     words = tokenizer()
-    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.eos_token_id}
-    config = getattr(transformers, f"{name}Config")(vocab_size=len(words), tie_word_embeddings=False, **sizes, **ids)
+    ids = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.eos_token_id,
+    }
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(words), tie_word_embeddings=False, **sizes, **ids
+    )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

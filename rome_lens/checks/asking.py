@@ -128,7 +128,9 @@ def first_and_rest(text: str) -> Question:
     """
     words = text.split(maxsplit=1)
     if len(words) < 2:
-        raise FactError(f"The text is {text!r}, expected several words: the first is the prompt for the others.")
+        raise FactError(
+            f"The text is {text!r}, expected several words: the first is the prompt for the others."
+        )
     return words[0], words[1].rstrip()
 
 
@@ -144,7 +146,11 @@ def fact_of(edit: Any, record: Any) -> tuple[Record, Fact, str]:
             "check takes model, edit and record, in this order."
         )
     if not isinstance(record, Fact | Record):
-        given = f"the text {record!r}" if isinstance(record, str) else f"of type {type(record).__name__}"
+        given = (
+            f"the text {record!r}"
+            if isinstance(record, str)
+            else f"of type {type(record).__name__}"
+        )
         raise ArgumentError(
             f'The record is {given}, expected a record such as rl.data.record("eiffel-tower"), or one of your own from '
             "rl.data.read_records(path): a check takes model, edit and record, in this order."
@@ -170,13 +176,21 @@ def before_and_after(
     """
     numbered = NumberedEdits(model, [None, edit])
     numbers = [number for _ in questions for number in numbered.numbers]
-    asked = [q for prompt, answer in questions for q in ((prompt, answer), (prefixed(edit, prompt), answer))]
+    asked = [
+        q
+        for prompt, answer in questions
+        for q in ((prompt, answer), (prefixed(edit, prompt), answer))
+    ]
     found: dict[int, _Read] = {}
     for some, hooks_of_rows in numbered.together(numbers):
         part, marks = [asked[i] for i in some], [numbers[i] for i in some]
-        reads = read_answers(model, part, _read, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos)
+        reads = read_answers(
+            model, part, _read, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos
+        )
         found |= dict(zip(some, reads, strict=True))
-    firing = strongest_firing(model, edit, [prompt for prompt, _ in questions], prepend_bos=prepend_bos)
+    firing = strongest_firing(
+        model, edit, [prompt for prompt, _ in questions], prepend_bos=prepend_bos
+    )
     return [
         Answered(
             prompt=prompt,
@@ -234,7 +248,10 @@ def strongest_firing(
     if not isinstance(edit, RankOneEdit) or edit.key is None:
         return [(None, None)] * len(texts)
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-    return [_strongest(each, int(bos)) for each in edit_firings(model, edit, texts, prepend_bos=prepend_bos)]
+    return [
+        _strongest(each, int(bos))
+        for each in edit_firings(model, edit, texts, prepend_bos=prepend_bos)
+    ]
 
 
 def kl_divergence(p: Float[Tensor, " d_vocab"], q: Float[Tensor, " d_vocab"]) -> float:
@@ -251,7 +268,9 @@ class _Read:
     next_token: Float[Tensor, " d_vocab"]
 
 
-def _read(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]) -> _Read:
+def _read(
+    _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
+) -> _Read:
     chosen = log_p.gather(-1, ids[:, None])[:, 0].double()
     rank = 1 + int((log_p[0] > log_p[0, ids[0]]).sum())
     return _Read(float(chosen.sum()), rank, len(ids), log_p[0].cpu().clone())

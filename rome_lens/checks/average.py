@@ -42,7 +42,9 @@ class LimitsAverage(Stored):
 
     def __post_init__(self) -> None:
         if not self.limits:
-            raise ArgumentError("limits is empty, expected what check_limits gave for at least one edit.")
+            raise ArgumentError(
+                "limits is empty, expected what check_limits gave for at least one edit."
+            )
         models = {each.model_fingerprint for each in self.limits} - {None}
         if len(models) > 1:
             raise ArgumentError(
@@ -76,7 +78,9 @@ class LimitsAverage(Stored):
             ValueError: ``which`` is none of the three.
         """
         if which not in _AVERAGED:
-            raise ArgumentError(f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}.")
+            raise ArgumentError(
+                f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}."
+            )
         asked = self.of(check)
         if which == "control" and check == FIDELITY:
             return None
@@ -98,7 +102,9 @@ class LimitsAverage(Stored):
     @property
     def firing_correlation(self) -> Average | None:
         """The mean over facts of :attr:`Limits.firing_correlation`."""
-        return average_correlation([value for each in self.limits if (value := each.firing_correlation) is not None])
+        return average_correlation(
+            [value for each in self.limits if (value := each.firing_correlation) is not None]
+        )
 
     def firing(self, *, seed: int = 0) -> pd.DataFrame:
         """One line for each kind of prompt: Spearman's correlation of ``|firing|`` with KL over its prompts of all facts.
@@ -109,16 +115,20 @@ class LimitsAverage(Stored):
         """
         kinds: dict[tuple[str, str], list[list[CheckRow]]] = {}
         for result in (result for each in self.limits for result in each.results):
-            for kind in dict.fromkeys(row.kind for row in result.rows if row.firing is not None and row.kl is not None):
+            for kind in dict.fromkeys(
+                row.kind for row in result.rows if row.firing is not None and row.kl is not None
+            ):
                 rows = [row for row in result.rows if row.kind == kind]
                 kinds.setdefault((result.name, kind), []).append(rows)
         lines = []
         for (check, kind), by_fact in kinds.items():
             found = _resampled_correlation(by_fact, np.random.default_rng(seed))
-            lines.append([check, kind, sum(map(len, by_fact)), str(found or "all fire alike"), len(by_fact)])
-        return pd.DataFrame(lines, columns=["check", "prompts of kind", "prompts", "firing and KL", "facts"]).set_index(
-            "check"
-        )
+            lines.append(
+                [check, kind, sum(map(len, by_fact)), str(found or "all fire alike"), len(by_fact)]
+            )
+        return pd.DataFrame(
+            lines, columns=["check", "prompts of kind", "prompts", "firing and KL", "facts"]
+        ).set_index("check")
 
     def table(self) -> pd.DataFrame:
         """One line for each check: how many facts and prompts, the effect, the effect where the model could, the control."""
@@ -126,14 +136,28 @@ class LimitsAverage(Stored):
         for name in self.checks:
             asked = self.of(name)
             prompts = sum(row.effect is not None for result in asked for row in result.rows)
-            values = [self.effect(name, which) for which in ("effect", "effect_where_known", "control")]
+            values = [
+                self.effect(name, which) for which in ("effect", "effect_where_known", "control")
+            ]
             known = sum(result.effect_where_known is not None for result in asked)
             cells = shown(values, asked)
             if name == FIDELITY and asked:
                 cells[2] = "by fact"
             effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
-            correlation = [value for result in asked if (value := result.firing_correlation) is not None]
-            line = [name, len(asked), prompts, effect_is, cells[0], cells[1], known or "", control_is, cells[2]]
+            correlation = [
+                value for result in asked if (value := result.firing_correlation) is not None
+            ]
+            line = [
+                name,
+                len(asked),
+                prompts,
+                effect_is,
+                cells[0],
+                cells[1],
+                known or "",
+                control_is,
+                cells[2],
+            ]
             lines.append([*line, str(average_correlation(correlation) or "")])
         columns = [
             "check",
@@ -152,7 +176,9 @@ class LimitsAverage(Stored):
         """One line for each further number of each check: its mean over facts, and how many facts have it."""
         lines = []
         for check in self.checks:
-            for name in dict.fromkeys(measure.name for result in self._results(check) for measure in result.further):
+            for name in dict.fromkeys(
+                measure.name for result in self._results(check) for measure in result.further
+            ):
                 value = self.measure(check, name)
                 if value is not None:
                     lines.append([check, name, str(value), value.count])
@@ -170,7 +196,9 @@ class LimitsAverage(Stored):
         return pd.DataFrame(rows, columns=frames[0].columns)
 
 
-def _resampled_correlation(by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator) -> Average | None:
+def _resampled_correlation(
+    by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator
+) -> Average | None:
     """Over the rows of all facts, between the 2.5th and the 97.5th percentile of what resampled facts give."""
     whole = firing_correlation(_each_its_own(by_fact))
     if whole is None:
@@ -180,7 +208,9 @@ def _resampled_correlation(by_fact: Sequence[Sequence[CheckRow]], generator: np.
     if count < FEWEST:
         return plain
     draws = [
-        firing_correlation(_each_its_own([by_fact[i] for i in generator.integers(count, size=count)]))
+        firing_correlation(
+            _each_its_own([by_fact[i] for i in generator.integers(count, size=count)])
+        )
         for _ in range(_RESAMPLES)
     ]
     low, high = np.percentile([each for each in draws if each is not None], [2.5, 97.5]).tolist()
@@ -189,7 +219,9 @@ def _resampled_correlation(by_fact: Sequence[Sequence[CheckRow]], generator: np.
 
 def _each_its_own(by_fact: Iterable[Sequence[CheckRow]]) -> list[CheckRow]:
     """All rows, those of a fact that was drawn twice counted twice."""
-    return [replace(row, prompt=f"{i} {row.prompt}") for i, rows in enumerate(by_fact) for row in rows]
+    return [
+        replace(row, prompt=f"{i} {row.prompt}") for i, rows in enumerate(by_fact) for row in rows
+    ]
 
 
 def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
@@ -198,9 +230,15 @@ def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
     Raises:
         ValueError: there is nothing to average, or something else than what :func:`check_limits` gives.
     """
-    each = (limits,) if isinstance(limits, Limits) or not isinstance(limits, Iterable) else tuple(limits)
+    each = (
+        (limits,)
+        if isinstance(limits, Limits) or not isinstance(limits, Iterable)
+        else tuple(limits)
+    )
     if wrong := [type(one).__name__ for one in each if not isinstance(one, Limits)]:
-        raise ArgumentError(f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit.")
+        raise ArgumentError(
+            f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit."
+        )
     return LimitsAverage(limits=each)
 
 
@@ -243,7 +281,14 @@ def check_records(
         _kept(store, RankOneEdit, name, partial(editor, model, record.fact))
         for name, record in zip(names, tqdm(cases, desc="edits", disable=not progress), strict=True)
     ]
-    settings = (editor, tuple(held_texts() if texts is None else texts), samples, new_tokens, seed, prepend_bos)
+    settings = (
+        editor,
+        tuple(held_texts() if texts is None else texts),
+        samples,
+        new_tokens,
+        seed,
+        prepend_bos,
+    )
     found = []
     for record, edit in zip(tqdm(cases, desc="checks", disable=not progress), edits, strict=True):
 
@@ -267,7 +312,10 @@ def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
     """Every fact's fidelity beside that of the other facts' edits, which read the same texts."""
     fidelities = iter(compared([each["fidelity"] for each in limits]))
     return [
-        replace(each, results=tuple(next(fidelities) if r.name == "fidelity" else r for r in each.results))
+        replace(
+            each,
+            results=tuple(next(fidelities) if r.name == "fidelity" else r for r in each.results),
+        )
         for each in limits
     ]
 

@@ -57,15 +57,24 @@ class Limits(Stored):
         frames = [result.to_frame() for result in self.results if result.rows]
         if not frames:
             return self.results[0].to_frame()
-        return pd.DataFrame([row for frame in frames for row in frame.to_dict("records")], columns=frames[0].columns)
+        return pd.DataFrame(
+            [row for frame in frames for row in frame.to_dict("records")], columns=frames[0].columns
+        )
 
     def table(self) -> pd.DataFrame:
         """One line for each check: effect, effect where the model could, control, sentence."""
         lines = [
-            [r.name, r.effect_is, *shown([r.effect, r.effect_where_known, r.control], [r]), r.reading]
+            [
+                r.name,
+                r.effect_is,
+                *shown([r.effect, r.effect_where_known, r.control], [r]),
+                r.reading,
+            ]
             for r in self.results
         ]
-        return pd.DataFrame(lines, columns=["check", "effect is", "effect", "where known", "control", "reading"])
+        return pd.DataFrame(
+            lines, columns=["check", "effect is", "effect", "where known", "control", "reading"]
+        )
 
 
 def check_limits(
@@ -98,7 +107,9 @@ def check_limits(
         ValueError: edit or record is none; the record has no new target, or is about another fact than the edit.
     """
     record, _, _ = fact_of(edit, record)
-    NumberedEdits(model, [edit, *others])  # an edit of another model is refused before anything is asked
+    NumberedEdits(
+        model, [edit, *others]
+    )  # an edit of another model is refused before anything is asked
     return Limits(
         record_id=str(record.id),
         relation=record.relation,
@@ -123,7 +134,9 @@ def check_limits(
                 prepend_bos=prepend_bos,
             ),
             not_asked(
-                "localisation", ASKS, "it takes many facts and layers, see rl.layer_sweep and rl.checks.localisation"
+                "localisation",
+                ASKS,
+                "it takes many facts and layers, see rl.layer_sweep and rl.checks.localisation",
             ),
         ),
     )

@@ -138,7 +138,9 @@ class CheckResult(Stored):
         for measure in self.further:
             if measure.name == name:
                 return measure.average
-        raise UnknownNameError(f"There is no number {name!r}; there are {[measure.name for measure in self.further]}.")
+        raise UnknownNameError(
+            f"There is no number {name!r}; there are {[measure.name for measure in self.further]}."
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each prompt."""
@@ -161,7 +163,10 @@ class CheckResult(Stored):
     def table(self) -> pd.DataFrame:
         """One line for each number: effect, effect where the model could, control, and the further ones."""
         values = shown([self.effect, self.effect_where_known, self.control], [self])
-        lines = [["effect", self.effect_is, values[0]], ["effect where known", self.effect_is, values[1]]]
+        lines = [
+            ["effect", self.effect_is, values[0]],
+            ["effect where known", self.effect_is, values[1]],
+        ]
         lines += [["control", self.control_is, values[2]]]
         lines += [["further", measure.name, str(measure.average)] for measure in self.further]
         return pd.DataFrame(lines, columns=["number", "of", "mean"]).set_index("number")
@@ -182,13 +187,17 @@ def named(name: str, checks: Sequence[str]) -> str:
 def not_asked(name: str, asks: str, lacking: str) -> CheckResult:
     """The result of a check for which there is no data."""
     reading = f"Not asked: {lacking}."
-    return CheckResult(name=name, asks=asks, measured="", effect_is="", control_is="", rows=(), reading=reading)
+    return CheckResult(
+        name=name, asks=asks, measured="", effect_is="", control_is="", rows=(), reading=reading
+    )
 
 
 def shown(values: Sequence[Average | None], results: Sequence[CheckResult]) -> list[str]:
     """Effect, effect where known and control as a table's cells: "not asked" is said of what was not asked alone."""
     asked = [result for result in results if result.asked]
-    cells = ["not asked" if value is None and not asked else str(value or "none") for value in values]
+    cells = [
+        "not asked" if value is None and not asked else str(value or "none") for value in values
+    ]
     if asked and values[1] is None:
         ask = any(row.known is not None for result in asked for row in result.rows)
         cells[1] = "none known" if ask else ""
@@ -202,7 +211,10 @@ def firing_correlation(rows: Sequence[CheckRow], of: str = "kl") -> float | None
     subject fire alike.
     """
     pairs = {
-        (row.prompt, of == "kl" or row.answer): (round(abs(row.firing), _DIGITS), round(abs(moved), _DIGITS))
+        (row.prompt, of == "kl" or row.answer): (
+            round(abs(row.firing), _DIGITS),
+            round(abs(moved), _DIGITS),
+        )
         for row in rows
         if row.firing is not None and row.kl is not None and (moved := getattr(row, of)) is not None
     }

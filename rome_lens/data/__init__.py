@@ -4,10 +4,27 @@
 * ``bundled.py``: the bundled records and texts.
 """
 
-from rome_lens.data.bundled import FILES, held_texts, limits, name_texts, openings, record, records, texts
+from rome_lens.data.bundled import (
+    FILES,
+    held_texts,
+    limits,
+    name_texts,
+    openings,
+    record,
+    records,
+    texts,
+)
 from rome_lens.data.counterfact import CounterFactRecord, read_counterfact
 from rome_lens.data.facts import Fact, FactError, read_facts
-from rome_lens.data.record_type import Question, Record, RecordError, as_fact, as_facts, as_record, as_records
+from rome_lens.data.record_type import (
+    Question,
+    Record,
+    RecordError,
+    as_fact,
+    as_facts,
+    as_record,
+    as_records,
+)
 from rome_lens.data.records_file import read_records
 
 __all__ = [

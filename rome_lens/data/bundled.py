@@ -53,7 +53,9 @@ def record(id: str) -> Record:
     for each in _every_record():
         if each.id == id:
             return each
-    raise RecordError(f"There is no record {id!r}. There are: {', '.join(str(each.id) for each in _every_record())}.")
+    raise RecordError(
+        f"There is no record {id!r}. There are: {', '.join(str(each.id) for each in _every_record())}."
+    )
 
 
 @overload
@@ -92,9 +94,14 @@ def name_texts(*, seed: int = 0) -> list[str]:
         for each in names["people"].values()
         for _ in range(170)
     ]
-    parts = [*(last for each in names["people"].values() for last in each["last"]), *names["places"]]
+    parts = [
+        *(last for each in names["people"].values() for last in each["last"]),
+        *names["places"],
+    ]
     compounds = [f"{draw.choice(parts)} {head}" for head in names["heads"] for _ in range(12)]
-    events = [f"the {draw.randrange(1900, 2020)} {event}" for event in names["events"] for _ in range(10)]
+    events = [
+        f"the {draw.randrange(1900, 2020)} {event}" for event in names["events"] for _ in range(10)
+    ]
     chosen = [*people, *compounds, *events, *2 * names["places"], *2 * names["things"]]
     texts = [draw.choice(names["sentences"]).replace(SLOT, name) for name in chosen]
     return [text[0].upper() + text[1:] for text in texts]

@@ -33,7 +33,9 @@ def read_counterfact(path: str | Path) -> list[Record]:
     return records
 
 
-def record_from_counterfact(item: object, *, default_id: int = 0, where: str = "The record") -> Record:
+def record_from_counterfact(
+    item: object, *, default_id: int = 0, where: str = "The record"
+) -> Record:
     """One of CounterFact's entries, as :func:`read_counterfact` describes it, as a record.
 
     Raises:
@@ -48,13 +50,17 @@ def record_from_counterfact(item: object, *, default_id: int = 0, where: str = "
     fact = _fact(item.get("requested_rewrite"), where)
     relation = item["requested_rewrite"].get("relation_id")
     names = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts", "reference_texts")
-    paraphrases, neighbours, generation_prompts, reference_texts = (_texts(item, name, where) for name in names)
+    paraphrases, neighbours, generation_prompts, reference_texts = (
+        _texts(item, name, where) for name in names
+    )
     try:
         return Record(
             id=case_id,
             fact=fact,
             paraphrases=paraphrases,
-            neighborhood=tuple(Question(prompt=prompt, target=fact.target) for prompt in neighbours),
+            neighborhood=tuple(
+                Question(prompt=prompt, target=fact.target) for prompt in neighbours
+            ),
             generation_prompts=generation_prompts,
             reference_texts=reference_texts,
             relation_id=None if relation is None else str(relation),
@@ -88,7 +94,11 @@ class CounterFactRecord(Record):
     ) -> None:
         where = f"The record {case_id!r}, field 'neighborhood'"
         pairs = [tuple(pair) for pair in neighborhood if not isinstance(pair, str)]
-        if isinstance(neighborhood, str) or len(pairs) < len(tuple(neighborhood)) or any(len(p) != 2 for p in pairs):
+        if (
+            isinstance(neighborhood, str)
+            or len(pairs) < len(tuple(neighborhood))
+            or any(len(p) != 2 for p in pairs)
+        ):
             raise RecordError(
                 f"{where}: expected several pairs of a prompt and its answer, ((prompt, answer),), got "
                 f"{str(neighborhood)[:80]!r}."
@@ -134,9 +144,13 @@ def _fact(rewrite: Any, where: str) -> Fact:
         targets.append(target["str"])
     for name in ("prompt", "subject"):
         if not isinstance(rewrite.get(name), str):
-            raise FactError(f"{where}, field 'requested_rewrite.{name}': expected words, got {rewrite.get(name)!r}.")
+            raise FactError(
+                f"{where}, field 'requested_rewrite.{name}': expected words, got {rewrite.get(name)!r}."
+            )
     try:
-        return Fact(rewrite["prompt"], subject=rewrite["subject"], target=targets[0], new_target=targets[1])
+        return Fact(
+            rewrite["prompt"], subject=rewrite["subject"], target=targets[0], new_target=targets[1]
+        )
     except FactError as error:
         raise FactError(f"{where}, field 'requested_rewrite': {error}") from error
 
@@ -144,5 +158,7 @@ def _fact(rewrite: Any, where: str) -> Fact:
 def _texts(item: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     values = item.get(name, [])
     if not isinstance(values, tuple | list) or not all(isinstance(text, str) for text in values):
-        raise FactError(f"{where}, field {name!r}: expected a list of texts, got {str(values)[:80]!r}.")
+        raise FactError(
+            f"{where}, field {name!r}: expected a list of texts, got {str(values)[:80]!r}."
+        )
     return tuple(values)

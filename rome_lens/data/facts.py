@@ -42,29 +42,48 @@ class Fact:
     target: str
     new_target: str | None
 
-    def __init__(self, prompt: str, *, subject: str, target: str, new_target: str | None = None) -> None:
+    def __init__(
+        self, prompt: str, *, subject: str, target: str, new_target: str | None = None
+    ) -> None:
         for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
             if not isinstance(text, str):
                 raise FactError(f"The {name} is {text!r}, expected words.")
         _check_template(prompt, subject)
         if not subject.strip():
-            raise FactError(f"The subject of {prompt!r} is empty: give the words that fill the slot.")
+            raise FactError(
+                f"The subject of {prompt!r} is empty: give the words that fill the slot."
+            )
         subject, target = subject.strip(), target.strip()
         if not target:
-            raise FactError(f"The target of {prompt!r} is empty: give the answer's words, such as 'Paris'.")
+            raise FactError(
+                f"The target of {prompt!r} is empty: give the answer's words, such as 'Paris'."
+            )
         if new_target is not None:
             if not isinstance(new_target, str):
-                raise FactError(f"The new target is {new_target!r}, expected words, or None for no edit.")
+                raise FactError(
+                    f"The new target is {new_target!r}, expected words, or None for no edit."
+                )
             new_target = new_target.strip()
             if not new_target:
-                raise FactError(f"The new target of {prompt!r} is empty: give its words, or None for no edit.")
+                raise FactError(
+                    f"The new target of {prompt!r} is empty: give its words, or None for no edit."
+                )
             if new_target == target:
-                raise FactError(f"Target and new target of {prompt!r} are both {target!r}: there is nothing to change.")
-        for name, value in (("prompt", prompt), ("subject", subject), ("target", target), ("new_target", new_target)):
+                raise FactError(
+                    f"Target and new target of {prompt!r} are both {target!r}: there is nothing to change."
+                )
+        for name, value in (
+            ("prompt", prompt),
+            ("subject", subject),
+            ("target", target),
+            ("new_target", new_target),
+        ):
             object.__setattr__(self, name, value)
 
     @classmethod
-    def from_text(cls, text: str, *, subject: str, target: str, new_target: str | None = None) -> "Fact":
+    def from_text(
+        cls, text: str, *, subject: str, target: str, new_target: str | None = None
+    ) -> "Fact":
         """A fact from a prompt that is already filled in: the subject's first occurrence becomes the slot.
 
         Raises:
@@ -75,8 +94,15 @@ class Fact:
                 f"The subject {subject!r} is not in the prompt {text!r}: it must occur there letter by letter."
             )
         if SLOT in text:
-            raise FactError(f"{text!r} holds a slot already: use Fact({text!r}, subject={subject!r}, ...).")
-        return cls(text.replace(subject.strip(), SLOT, 1), subject=subject, target=target, new_target=new_target)
+            raise FactError(
+                f"{text!r} holds a slot already: use Fact({text!r}, subject={subject!r}, ...)."
+            )
+        return cls(
+            text.replace(subject.strip(), SLOT, 1),
+            subject=subject,
+            target=target,
+            new_target=new_target,
+        )
 
     @property
     def text(self) -> str:
@@ -100,7 +126,9 @@ def _check_template(prompt: str, subject: str) -> None:
             raise FactError(
                 f"The prompt {prompt!r} has no {{}} for the subject. Write it as {suggestion!r}, or use Fact.from_text."
             )
-        raise FactError(f"The subject {subject!r} is not in the prompt {prompt!r}, which has no {{}} to put it in.")
+        raise FactError(
+            f"The subject {subject!r} is not in the prompt {prompt!r}, which has no {{}} to put it in."
+        )
     if prompt.count(SLOT) > 1:
         raise FactError(f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one.")
     if prompt != prompt.rstrip():
@@ -147,14 +175,19 @@ def read_list(path: str | Path, what: str) -> list[Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FactError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
-        raise FactError(f"{path} holds {type(entries).__name__} of no {what}, expected a list with at least one.")
+        raise FactError(
+            f"{path} holds {type(entries).__name__} of no {what}, expected a list with at least one."
+        )
     return entries
 
 
 def _fact_of(record: Mapping[str, Any]) -> Fact:
     if "requested_rewrite" in record:
         rewrite = record["requested_rewrite"]
-        targets = {"target": rewrite["target_true"]["str"], "new_target": rewrite["target_new"]["str"]}
+        targets = {
+            "target": rewrite["target_true"]["str"],
+            "new_target": rewrite["target_new"]["str"],
+        }
         return Fact(rewrite["prompt"], subject=rewrite["subject"], **targets)
     target = record["attribute"] if "attribute" in record else record["target"]
     new_target = record.get("new_target")

@@ -90,11 +90,17 @@ class Record:
     def __post_init__(self) -> None:
         where = f"The record {self.id!r}"
         for name in _TEXTS:
-            object.__setattr__(self, name, _several_texts(getattr(self, name), f"{where}, field {name!r}"))
+            object.__setattr__(
+                self, name, _several_texts(getattr(self, name), f"{where}, field {name!r}")
+            )
         for name in _QUESTIONS:
-            object.__setattr__(self, name, _several_questions(getattr(self, name), f"{where}, field {name!r}"))
+            object.__setattr__(
+                self, name, _several_questions(getattr(self, name), f"{where}, field {name!r}")
+            )
         prompts = [(name, text) for name in _PROMPTS for text in getattr(self, name)]
-        prompts += [(name, question.prompt) for name in _QUESTIONS for question in getattr(self, name)]
+        prompts += [
+            (name, question.prompt) for name in _QUESTIONS for question in getattr(self, name)
+        ]
         for name, text in prompts:
             if not text.strip() or text != text.rstrip():
                 raise RecordError(
@@ -104,7 +110,9 @@ class Record:
         for name in _QUESTIONS:
             for question in getattr(self, name):
                 if not question.target:
-                    raise RecordError(f"{where}, field {name!r}: {question.prompt!r} has an empty answer.")
+                    raise RecordError(
+                        f"{where}, field {name!r}: {question.prompt!r} has an empty answer."
+                    )
 
     @property
     def case_id(self) -> int | str:
@@ -114,7 +122,9 @@ class Record:
     @property
     def texts_to_continue(self) -> tuple[str, ...]:
         """The generation prompts, or else the open prompts with the subject put in."""
-        return self.generation_prompts or tuple(text.replace(SLOT, self.fact.subject) for text in self.open_prompts)
+        return self.generation_prompts or tuple(
+            text.replace(SLOT, self.fact.subject) for text in self.open_prompts
+        )
 
 
 _TEXTS = (
@@ -224,5 +234,7 @@ def _several_texts(value: Any, where: str) -> tuple[str, ...]:
 
 def _several_questions(value: Any, where: str) -> tuple[Question, ...]:
     if not isinstance(value, tuple | list) or not all(isinstance(each, Question) for each in value):
-        raise RecordError(f"{where}: expected several questions, (Question(...),), got {str(value)[:80]!r}.")
+        raise RecordError(
+            f"{where}: expected several questions, (Question(...),), got {str(value)[:80]!r}."
+        )
     return tuple(value)

@@ -39,23 +39,35 @@ _QUESTION = "an object with 'prompt' and 'target'"
 
 def _record(item: Any, where: str) -> Record:
     if not isinstance(item, Mapping) or "id" not in item or "fact" not in item:
-        raise RecordError(f"{where}: expected an object with at least 'id' and 'fact', got {str(item)[:80]!r}.")
+        raise RecordError(
+            f"{where}: expected an object with at least 'id' and 'fact', got {str(item)[:80]!r}."
+        )
     where = f"{where} ({item['id']})"
     known = {field.name for field in dataclasses.fields(Record)}
     if unknown := set(item) - known:
         raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
-    fields: dict[str, Any] = {"id": item["id"], "one_way": item.get("one_way"), "relation": item.get("relation", "")}
+    fields: dict[str, Any] = {
+        "id": item["id"],
+        "one_way": item.get("one_way"),
+        "relation": item.get("relation", ""),
+    }
     fields["relation_id"] = item.get("relation_id")
     fields["fact"] = _fact(item["fact"], f"{where}, field 'fact'")
     if not isinstance(fields["one_way"], bool | None):
-        raise RecordError(f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}.")
+        raise RecordError(
+            f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}."
+        )
     for name in ("id", "relation"):
         if not isinstance(fields[name], str):
             raise RecordError(f"{where}, field {name!r}: expected a text, got {fields[name]!r}.")
     if not isinstance(fields["relation_id"], str | None):
-        raise RecordError(f"{where}, field 'relation_id': expected a text or null, got {fields['relation_id']!r}.")
+        raise RecordError(
+            f"{where}, field 'relation_id': expected a text or null, got {fields['relation_id']!r}."
+        )
     if not fields["id"].strip():
-        raise RecordError(f"{where}, field 'id': expected a name for the record, got {fields['id']!r}.")
+        raise RecordError(
+            f"{where}, field 'id': expected a name for the record, got {fields['id']!r}."
+        )
     for name in sorted(known - {"id", "fact", "one_way", "relation", "relation_id"}):
         entries = item.get(name, [])
         if not isinstance(entries, list):
@@ -80,7 +92,9 @@ def _fact(value: Any, where: str) -> Fact:
         if name == "new_target" and value.get(name) is None:
             raise RecordError(f"{where}: it has no new_target; expected {_FACT}.")
         if name not in value:
-            raise RecordError(f"{where}: it has no {name!r}, only {sorted(value)}; expected {_FACT}.")
+            raise RecordError(
+                f"{where}: it has no {name!r}, only {sorted(value)}; expected {_FACT}."
+            )
         if not isinstance(value[name], str):
             raise RecordError(f"{where}: its {name!r} is {value[name]!r}; expected {_FACT}.")
     try:
@@ -92,8 +106,14 @@ def _fact(value: Any, where: str) -> Fact:
 def _entry(name: str, value: Any, where: str) -> Any:
     """One entry of a list field: text, or a question."""
     text = value.get("prompt") if isinstance(value, Mapping) else value
-    if not isinstance(text, str) or not text.strip() or isinstance(value, Mapping) != (name in _QUESTIONS):
-        raise RecordError(f"{where}: expected {_QUESTION if name in _QUESTIONS else 'a text'}, got {value!r}.")
+    if (
+        not isinstance(text, str)
+        or not text.strip()
+        or isinstance(value, Mapping) != (name in _QUESTIONS)
+    ):
+        raise RecordError(
+            f"{where}: expected {_QUESTION if name in _QUESTIONS else 'a text'}, got {value!r}."
+        )
     if name in _SLOTTED and text.count(SLOT) != 1:
         raise RecordError(f"{where}: expected one {{}} in {text!r}.")
     if name not in _SLOTTED and SLOT in text:
@@ -110,7 +130,10 @@ def _question(value: Mapping[str, Any], where: str) -> Question:
         raise RecordError(
             f"{where}: {value!r} holds {unknown}; expected {_QUESTION}, and 'new_target' where it has one."
         )
-    answers = [value.get("target"), *([value["new_target"]] if value.get("new_target") is not None else [])]
+    answers = [
+        value.get("target"),
+        *([value["new_target"]] if value.get("new_target") is not None else []),
+    ]
     if not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise RecordError(f"{where}: expected {_QUESTION} in words, got {value!r}.")
     return Question(**value)
@@ -121,22 +144,39 @@ def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
     subject = record.fact.subject
     bare = without_article(subject)
     for name in ("aliases", "descriptions", "exemplars"):
-        if same := [text for text in getattr(record, name) if text.casefold() == subject.casefold()]:
+        if same := [
+            text for text in getattr(record, name) if text.casefold() == subject.casefold()
+        ]:
             yield name, f"{same[0]!r} is the subject itself, expected other words"
     folded = [alias.casefold() for alias in record.aliases]
     if twice := [alias for alias in record.aliases if folded.count(alias.casefold()) > 1]:
         yield "aliases", f"{twice[0]!r} stands there twice, expected each name once"
     for text in record.paraphrases:
         if not names_subject(bare, text):
-            yield "paraphrases", f"{text!r} does not name the subject, expected a prompt with {subject!r} in it"
+            yield (
+                "paraphrases",
+                f"{text!r} does not name the subject, expected a prompt with {subject!r} in it",
+            )
     for question in record.neighborhood:
         if names_subject(subject, question.prompt):
-            yield "neighborhood", f"{question.prompt!r} names the subject {subject!r}, expected another subject"
+            yield (
+                "neighborhood",
+                f"{question.prompt!r} names the subject {subject!r}, expected another subject",
+            )
     for question in record.reverse:
         if without_article(question.target).casefold() != bare.casefold():
-            yield "reverse", f"{question.prompt!r} has the target {question.target!r}, expected the subject {subject!r}"
+            yield (
+                "reverse",
+                f"{question.prompt!r} has the target {question.target!r}, expected the subject {subject!r}",
+            )
     for question in record.consequences:
         if question.new_target is None:
-            yield "consequences", f"{question.prompt!r} has no 'new_target', expected what follows from the new fact"
+            yield (
+                "consequences",
+                f"{question.prompt!r} has no 'new_target', expected what follows from the new fact",
+            )
         elif question.new_target == question.target:
-            yield "consequences", f"{question.prompt!r} has {question.target!r} as target and as new_target"
+            yield (
+                "consequences",
+                f"{question.prompt!r} has {question.target!r} as target and as new_target",
+            )

@@ -48,7 +48,9 @@ class RomeConfig:
         for name in ("lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "ridge"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
         if self.stop_probability is not None:
-            object.__setattr__(self, "stop_probability", real_number("stop_probability", self.stop_probability))
+            object.__setattr__(
+                self, "stop_probability", real_number("stop_probability", self.stop_probability)
+            )
         if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
             raise ArgumentError(
                 f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."

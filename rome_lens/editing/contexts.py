@@ -31,14 +31,23 @@ class ContextRows:
     target_positions: Int[Tensor, "row target"]
 
     @classmethod
-    def of(cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None) -> "ContextRows":
+    def of(
+        cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None
+    ) -> "ContextRows":
         """The rows of a fact; FactError where it has no new target, or a context is not one."""
         if fact.new_target is None:
-            raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
+            raise FactError(
+                f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome')."
+            )
         if not contexts:
-            raise FactError("The list of contexts is empty: give at least one, such as the bare '{}'.")
+            raise FactError(
+                "The list of contexts is empty: give at least one, such as the bare '{}'."
+            )
         target = encode(model, fact, prepend_bos=prepend_bos).new_answer
-        asked = [encode(model, _in_context(fact, context), prepend_bos=prepend_bos) for context in contexts]
+        asked = [
+            encode(model, _in_context(fact, context), prepend_bos=prepend_bos)
+            for context in contexts
+        ]
         last = torch.tensor([len(row.tokens) - 1 for row in asked])
         return cls(
             rows=tuple((*row.tokens.tolist(), *target[:-1]) for row in asked),
@@ -50,7 +59,9 @@ class ContextRows:
 
 def _in_context(fact: Fact, context: str) -> Fact:
     if context.count(SLOT) != 1:
-        raise FactError(f"The context {context!r} has {context.count(SLOT)} slots {{}}, expected one for the prompt.")
+        raise FactError(
+            f"The context {context!r} has {context.count(SLOT)} slots {{}}, expected one for the prompt."
+        )
     return Fact(context.replace(SLOT, fact.prompt), subject=fact.subject, target=fact.target)
 
 
@@ -74,7 +85,9 @@ def random_contexts(
     for length, count in ((5, (prefixes + 1) // 2), (10, prefixes // 2)):
         if not count:
             continue
-        rows = sample_tokens(model, [start] * 10, new_tokens=length - 1, seed=seed + length, top_k=5)
+        rows = sample_tokens(
+            model, [start] * 10, new_tokens=length - 1, seed=seed + length, top_k=5
+        )
         for row in rows[:count].tolist():
             text = model.tokenizer.decode(row[skipped:], skip_special_tokens=True)
             text = " ".join(text.replace("{", " ").replace("}", " ").split())

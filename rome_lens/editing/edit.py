@@ -17,7 +17,14 @@ from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models import apply_and_revert
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Hook
-from rome_lens.models.lens import LensModel, ModelError, mlp_output, raw_output, state_entries, w_out
+from rome_lens.models.lens import (
+    LensModel,
+    ModelError,
+    mlp_output,
+    raw_output,
+    state_entries,
+    w_out,
+)
 from rome_lens.results import Stored
 from rome_lens.storage import installed_versions
 
@@ -83,7 +90,11 @@ class Edit(Stored):
             ModelError: the edit was made on another model.
         """
         self.check(model)
-        return [hook for part in self.parts for hook in raw_output_hooks(model, part.layer, part.addition)]
+        return [
+            hook
+            for part in self.parts
+            for hook in raw_output_hooks(model, part.layer, part.addition)
+        ]
 
     def state_dict(self, model: LensModel) -> dict[str, Any]:
         """``model.state_dict()`` with the edit in it; the model is untouched, and only the changed weights are copies.
@@ -97,7 +108,11 @@ class Edit(Stored):
         state = dict(model.state_dict())
         for layer in sorted({part.layer for part in self.parts}):
             weight = w_out(model, layer)
-            new = [part for part in self.parts if part.layer == layer and not apply_and_revert.in_weights(model, part)]
+            new = [
+                part
+                for part in self.parts
+                if part.layer == layer and not apply_and_revert.in_weights(model, part)
+            ]
             edited = apply_and_revert.with_edits(weight, new)
             for name, is_transposed in state_entries(model, state, layer).items():
                 state[name] = (edited.T if is_transposed else edited).clone()
@@ -186,7 +201,9 @@ class LayerEdit(Edit):
         if type(other) is not type(self) or other.layer != self.layer:
             return False
         pairs = list(zip(self.tensors, other.tensors, strict=True))
-        return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+        return all(
+            a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in pairs
+        )
 
     def is_applied(self, model: LensModel) -> bool:
         """Whether the edit is in the model's weights by ``apply`` or ``applied``."""
@@ -265,7 +282,9 @@ class RankOneEdit(LayerEdit):
             return True
         if self.key is None or self.value is None or not self._has_place_in(model):
             return False
-        mapped = raw_output(model, self.layer, self.key, apply_and_revert.unrecorded(model, self.layer))
+        mapped = raw_output(
+            model, self.layer, self.key, apply_and_revert.unrecorded(model, self.layer)
+        )
         gap = float((self.key @ self.u).abs() * self.v.norm())
         return float((mapped - self.value).norm()) < 1e-2 * gap
 
@@ -319,7 +338,9 @@ class Edits(Edit):
         edits = tuple(self.edits)
         for edit in edits:
             if not isinstance(edit, Edit):
-                raise ArgumentError(f"edits holds {edit!r}, expected edits, such as what rome(...) gives.")
+                raise ArgumentError(
+                    f"edits holds {edit!r}, expected edits, such as what rome(...) gives."
+                )
         object.__setattr__(self, "edits", tuple(part for edit in edits for part in edit.parts))
         if not self.edits:
             raise ArgumentError("edits is empty, expected at least one edit.")
@@ -352,7 +373,9 @@ class Edits(Edit):
                     stack.enter_context(edit.applied(model))
             for edit in self.edits:
                 if not isinstance(edit, RankOneEdit) or edit.key is None or edit.value is None:
-                    raise ArgumentError(f"{edit!r} does not name its key k* and value v*: there is no mapping to keep.")
+                    raise ArgumentError(
+                        f"{edit!r} does not name its key k* and value v*: there is no mapping to keep."
+                    )
                 missed = mlp_output(model, edit.layer, edit.key) - edit.value
                 gaps.append(missed.norm() / ((edit.u @ edit.key) * edit.v).norm())
         return torch.stack(gaps)

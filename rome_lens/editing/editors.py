@@ -58,7 +58,9 @@ class InContext:
         """The sentence."""
         fact = as_fact(fact)
         if fact.new_target is None:
-            raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
+            raise FactError(
+                f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome')."
+            )
         return Statement(prefix=f"{fact.text} {fact.new_target}.", fact=fact)
 
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
-from rome_lens.models.lens import LensModel, ModelError, has_processed_weights, unwrapped_names, w_out
+from rome_lens.models.lens import (
+    LensModel,
+    ModelError,
+    has_processed_weights,
+    unwrapped_names,
+    w_out,
+)
 
 
 def export_hf(
@@ -53,19 +59,29 @@ def export_hf(
         raise ArgumentError(f"{out} exists and is not an empty directory: give a new one.")
     hf_model, tokenizer = _opened(source, tokenizer)
     state = _plain_state(hf_model, model)
-    for layer in sorted({part.layer for part in parts} | set(apply_and_revert.edited_layers(model))):
+    for layer in sorted(
+        {part.layer for part in parts} | set(apply_and_revert.edited_layers(model))
+    ):
         name, is_transposed, carried = _parameter(state, model, layer)
         unedited = (
-            apply_and_revert.unedited(model, layer).to(state[name]) if carried else _turned(state[name], is_transposed)
+            apply_and_revert.unedited(model, layer).to(state[name])
+            if carried
+            else _turned(state[name], is_transposed)
         )
-        edited = apply_and_revert.with_edits(unedited, [part for part in parts if part.layer == layer])
+        edited = apply_and_revert.with_edits(
+            unedited, [part for part in parts if part.layer == layer]
+        )
         state[name] = _turned(edited, is_transposed).contiguous()
     _save(hf_model, state, tokenizer, out)
     return out
 
 
 def _parts(edits: Edit | Sequence[Edit]) -> tuple[LayerEdit, ...]:
-    parts = edits.parts if isinstance(edits, Edit) else tuple(part for edit in edits for part in edit.parts)
+    parts = (
+        edits.parts
+        if isinstance(edits, Edit)
+        else tuple(part for edit in edits for part in edit.parts)
+    )
     if not parts:
         raise ArgumentError("edits is empty, expected at least one edit to write.")
     return parts
@@ -84,7 +100,9 @@ def _opened(source: Any, tokenizer: Any) -> tuple[Any, Any]:
     try:
         hf_model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{source} does not hold a model in transformers' format: {error}") from error
+        raise ArgumentError(
+            f"{source} does not hold a model in transformers' format: {error}"
+        ) from error
     if tokenizer is None and any(Path(source).glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     return hf_model, tokenizer

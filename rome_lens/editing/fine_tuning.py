@@ -67,7 +67,9 @@ def fine_tune(
     steps = whole_number("steps", steps)
     lr, weight_decay = real_number("lr", lr), real_number("weight_decay", weight_decay)
     norm_constraint = real_number("norm_constraint", norm_constraint)
-    if steps < 1 or not (0 < lr < math.inf and norm_constraint > 0 and 0 <= weight_decay < math.inf):
+    if steps < 1 or not (
+        0 < lr < math.inf and norm_constraint > 0 and 0 <= weight_decay < math.inf
+    ):
         raise ArgumentError(
             f"Expected steps >= 1, a finite lr > 0, norm_constraint > 0, a finite weight_decay >= 0; got steps={steps}, "
             f"lr={lr}, norm_constraint={norm_constraint}, weight_decay={weight_decay}."
@@ -79,7 +81,12 @@ def fine_tune(
         state = _LayerState.of(precise, pad_right(rows.rows), layer)
         delta, losses = _optimise(precise, rows, state, norm_constraint, steps, lr, weight_decay)
     bos = starts_with_bos(model, prepend_bos)
-    settings = {"norm_constraint": norm_constraint, "steps": steps, "lr": lr, "weight_decay": weight_decay}
+    settings = {
+        "norm_constraint": norm_constraint,
+        "steps": steps,
+        "lr": lr,
+        "weight_decay": weight_decay,
+    }
     return WeightEdit(
         layer=layer,
         delta=delta.cpu(),
@@ -108,10 +115,14 @@ class _LayerState:
         keys, outputs, stream = layer_states(model, tokens, layer)
         return cls(layer=layer, keys=keys, outputs=outputs, stream=stream)
 
-    def with_delta(self, model: LensModel, delta: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "row pos d_model"]:
+    def with_delta(
+        self, model: LensModel, delta: Float[Tensor, "d_mlp d_model"]
+    ) -> Float[Tensor, "row pos d_model"]:
         """The stream after the layer when ``k delta`` is added to W_out's raw output."""
         moved = _contribution(model, self.layer, self.outputs + self.keys @ delta)
-        return self.stream + (moved - _contribution(model, self.layer, self.outputs)).to(self.stream)
+        return self.stream + (moved - _contribution(model, self.layer, self.outputs)).to(
+            self.stream
+        )
 
 
 def _contribution(model: LensModel, layer: int, raw: Float[Tensor, "row pos d_model"]) -> Tensor:
@@ -143,7 +154,9 @@ def _optimise(
             loss = -log_p.gather(-1, target.reshape(-1, 1)).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise OptimisationError(f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint.")
+                raise OptimisationError(
+                    f"The loss is {losses[-1]} at step {step}: lower lr or norm_constraint."
+                )
             if losses[-1] < STOP_LOSS or step == steps:
                 break
             adam_step(optimiser, delta, loss, step + 1)

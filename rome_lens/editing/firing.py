@@ -39,10 +39,14 @@ class EditFiring(Stored):
     def to_frame(self) -> pd.DataFrame:
         """One row for each token: its place, ``(u . k) / (u . k*)`` and ``u . k``."""
         values, raw = self.values.tolist(), self.raw.tolist()
-        return pd.DataFrame({"pos": range(len(values)), "token": self.labels, "firing": values, "u . k": raw})
+        return pd.DataFrame(
+            {"pos": range(len(values)), "token": self.labels, "firing": values, "u . k": raw}
+        )
 
 
-def edit_firing(model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: bool | None = None) -> EditFiring:
+def edit_firing(
+    model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: bool | None = None
+) -> EditFiring:
     """How strongly an edit fires at every token of ``text``, relative to the key ``k*`` that it was made for.
 
     Raises:
@@ -68,8 +72,14 @@ def edit_firings(
         )
     edit.check(model)
     if edit.key is None:
-        raise ArgumentError("The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...).")
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ArgumentError(
+            "The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...)."
+        )
+    if (
+        isinstance(texts, str)
+        or not texts
+        or not all(isinstance(text, str) and text for text in texts)
+    ):
         raise ArgumentError(
             f"The texts are {texts!r}, expected a list of at least one, and none empty: there is no token to fire at."
         )
@@ -82,7 +92,10 @@ def edit_firings(
         found += list(keys @ edit.u / scale)
     return [
         EditFiring(
-            text=text, labels=tuple(token_labels(model, ids)), values=own[: len(ids)].clone(), scale=float(scale)
+            text=text,
+            labels=tuple(token_labels(model, ids)),
+            values=own[: len(ids)].clone(),
+            scale=float(scale),
         )
         for text, ids, own in zip(texts, rows, found, strict=True)
     ]

@@ -11,7 +11,9 @@ class OptimisationError(RomeLensError):
     """The optimisation of the value left the finite numbers."""
 
 
-def adam_step(optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int) -> None:
+def adam_step(
+    optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int
+) -> None:
     """Move ``delta`` to where the given step is to find it.
 
     Raises:

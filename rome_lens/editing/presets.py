@@ -43,17 +43,26 @@ class Preset:
         """What the key statistics are collected from; None for samples from the model itself."""
         return [*data.texts(), *data.name_texts()] if self.reads_text else None
 
-    def statistics(self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False) -> KeyStatistics:
+    def statistics(
+        self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
+    ) -> KeyStatistics:
         """Key statistics of the layer, from the preset's texts."""
         return collect_key_statistics(
-            model, layer=self.layer, texts=self.texts, max_length=1024, cache=cache, progress=progress
+            model,
+            layer=self.layer,
+            texts=self.texts,
+            max_length=1024,
+            cache=cache,
+            progress=progress,
         )
 
     def contexts(self, model: LensModel) -> tuple[str, ...]:
         """The bare prompt and the preset's random prefixes, sampled from the model."""
         return random_contexts(model, prefixes=self.prefixes)
 
-    def editor(self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False) -> RomeEditor:
+    def editor(
+        self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
+    ) -> RomeEditor:
         """:func:`rome` with this preset as ``editor(model, fact)``, with contexts and key statistics of the model."""
         return RomeEditor(
             statistics=self.statistics(model, cache=cache, progress=progress),
@@ -68,9 +77,25 @@ class Preset:
 PRESETS = {
     each.model: each
     for each in (
-        Preset(model="gemma-3-270m", layer=3, config=RomeConfig(clamp=1.0, stop_probability=0.5), bound=2e-4),
-        Preset(model="smollm2-135m", layer=5, config=RomeConfig(clamp=2.0, stop_probability=0.7), bound=5e-3),
-        Preset(model="toy", layer=2, config=RomeConfig(stop_probability=0.9), bound=2e-2, reads_text=False),
+        Preset(
+            model="gemma-3-270m",
+            layer=3,
+            config=RomeConfig(clamp=1.0, stop_probability=0.5),
+            bound=2e-4,
+        ),
+        Preset(
+            model="smollm2-135m",
+            layer=5,
+            config=RomeConfig(clamp=2.0, stop_probability=0.7),
+            bound=5e-3,
+        ),
+        Preset(
+            model="toy",
+            layer=2,
+            config=RomeConfig(stop_probability=0.9),
+            bound=2e-2,
+            reads_text=False,
+        ),
     )
 }
 

@@ -86,11 +86,21 @@ def rome(
     """
     layer, fact = check_layer(model, layer), as_fact(fact)
     if not isinstance(config, RomeConfig):
-        raise ArgumentError(f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1).")
+        raise ArgumentError(
+            f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1)."
+        )
     statistics = _of_layer(statistics, layer)
-    choice = Choice(statistics=statistics, variant=variant, stop_probability=config.stop_probability)
+    choice = Choice(
+        statistics=statistics, variant=variant, stop_probability=config.stop_probability
+    )
     (found,) = rank_one_edits(
-        model, fact, layer=layer, choices=[choice], contexts=contexts, config=config, prepend_bos=prepend_bos
+        model,
+        fact,
+        layer=layer,
+        choices=[choice],
+        contexts=contexts,
+        config=config,
+        prepend_bos=prepend_bos,
     )
     if isinstance(found, OptimisationError):
         raise found
@@ -101,7 +111,9 @@ def _of_layer(statistics: Any, layer: int) -> KeyStatistics | None:
     """The statistics of the layer, where they are given by layer."""
     if isinstance(statistics, Mapping):
         if layer not in statistics:
-            raise StatisticsError(f"statistics has the layers {list(statistics)}, the edit is at layer {layer}.")
+            raise StatisticsError(
+                f"statistics has the layers {list(statistics)}, the edit is at layer {layer}."
+            )
         statistics = statistics[layer]
     if statistics is not None and not isinstance(statistics, KeyStatistics):
         raise StatisticsError(
@@ -154,14 +166,22 @@ def rank_one_edits(
     bare = encode(model, fact, prepend_bos=prepend_bos)
     refuse_what_is_said_already(model, fact, bare)
     _warn(model, fact, bare, layer, config)
-    contexts = random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
-    known: dict[str, Any] = {"fact": fact, "model_fingerprint": fingerprint(model), "contexts": contexts}
+    contexts = (
+        random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
+    )
+    known: dict[str, Any] = {
+        "fact": fact,
+        "model_fingerprint": fingerprint(model),
+        "contexts": contexts,
+    }
     known["prepend_bos"] = starts_with_bos(model, prepend_bos)
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
         mean_key = state.keys[1:-1].mean(0).cpu()
-        left = {id(c): c.solve(mean_key, ridge=config.ridge) for c in moments}  # refused, if so, before the long part
+        left = {
+            id(c): c.solve(mean_key, ridge=config.ridge) for c in moments
+        }  # refused, if so, before the long part
         configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]
         paths = _descended(state, rows, configs)
         return [
@@ -170,7 +190,9 @@ def rank_one_edits(
         ]
 
 
-def _descended(state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]) -> list[_Path | OptimisationError]:
+def _descended(
+    state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]
+) -> list[_Path | OptimisationError]:
     """For each config, of which all descend alike, the steps up to where it stops, and what stopped it."""
     steps: list[Step] = []
     stopped: dict[int, _Path] = {}
@@ -219,7 +241,9 @@ def _rank_one(
         v=v.cpu(),
         key=key.cpu(),
         value=value.cpu(),
-        losses=torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64),
+        losses=torch.tensor(
+            [(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64
+        ),
         probability=steps[-1].probability,
         stopped=stopped,
         variant=variant,

@@ -32,7 +32,9 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
         ModelError: an edit was made on another model.
     """
     if not edits:
-        raise ArgumentError("edits is empty, expected one edit, or None, for each row of the batch.")
+        raise ArgumentError(
+            "edits is empty, expected one edit, or None, for each row of the batch."
+        )
     for edit in {id(edit): edit for edit in edits if edit is not None}.values():
         edit.check(model)
     hooks = []
@@ -53,7 +55,12 @@ def _hooks_at(model: LensModel, layer: int, edits: Sequence[LayerEdit | None]) -
     v = torch.stack([edit.v.to(weight) for edit in thin.values()]) if thin else None
     others = [edit for row, edit in enumerate(edits) if edit is not None and row not in thin]
     dense = [
-        (torch.tensor([row for row, each in enumerate(edits) if each is edit], device=weight.device), edit)
+        (
+            torch.tensor(
+                [row for row, each in enumerate(edits) if each is edit], device=weight.device
+            ),
+            edit,
+        )
         for edit in {id(edit): edit for edit in others}.values()
     ]
 

@@ -48,7 +48,9 @@ def rome_sequence(
     contexts = None if contexts is None else templates(contexts)
     for i, fact in enumerate(facts):
         if fact.new_target is None:
-            raise FactError(f"Fact {i}, {fact.text!r}, has no new target: Fact(..., new_target='Rome').")
+            raise FactError(
+                f"Fact {i}, {fact.text!r}, has no new target: Fact(..., new_target='Rome')."
+            )
         encode(model, fact, prepend_bos=prepend_bos)
     edits: list[RankOneEdit] = []
     with ExitStack() as before:

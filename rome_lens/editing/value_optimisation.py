@@ -40,7 +40,9 @@ class EditRows:
     target_positions: Int[Tensor, "context target"]
 
     @classmethod
-    def of(cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None) -> "EditRows":
+    def of(
+        cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None
+    ) -> "EditRows":
         bare = encode(model, fact, prepend_bos=prepend_bos)
         essence = Fact(KL_PROMPT, subject=fact.subject, target=fact.target)
         kl = encode(model, essence, prepend_bos=prepend_bos)
@@ -56,7 +58,12 @@ class EditRows:
     def reads(self) -> tuple[Int[Tensor, " read"], Int[Tensor, " read"]]:
         """Row and position of every prediction that the loss reads: each context's targets in turn, then the KL row's."""
         n_contexts, n_target = self.target_positions.shape
-        rows = torch.cat([torch.arange(1, n_contexts + 1).repeat_interleave(n_target), torch.tensor([n_contexts + 1])])
+        rows = torch.cat(
+            [
+                torch.arange(1, n_contexts + 1).repeat_interleave(n_target),
+                torch.tensor([n_contexts + 1]),
+            ]
+        )
         return rows, torch.cat([self.target_positions.flatten(), self.lookups[-1:]])
 
 
@@ -100,7 +107,9 @@ class EditedLayer:
         def pasts(start: int, some: Tensor) -> tuple[LayerPast, ...] | None:
             if past is None:
                 return None
-            return tuple(past.at(i, before=start, rows=some) for i in range(layer + 1, model.cfg.n_layers))
+            return tuple(
+                past.at(i, before=start, rows=some) for i in range(layer + 1, model.cfg.n_layers)
+            )
 
         later = []
         for start, end, some in _near_rows(rows, together=past is None):
@@ -125,7 +134,9 @@ class EditedLayer:
         finals = [(self._final(part, delta), *part.read[1:]) for part in self.later]
         return self.forward.logits_at(finals)[order.to(delta.device)].log_softmax(-1)
 
-    def _final(self, part: Later, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "row pos d_model"]:
+    def _final(
+        self, part: Later, delta: Float[Tensor, " d_model"]
+    ) -> Float[Tensor, "row pos d_model"]:
         model, pasts = self.forward.model, part.pasts
         change = mlp_contribution(model, self.layer, part.outputs + delta) - mlp_contribution(
             model, self.layer, part.outputs
@@ -133,7 +144,9 @@ class EditedLayer:
         at = (torch.arange(len(part.lookups)), part.lookups)
         stream = part.stream.index_put(at, change.to(part.stream), accumulate=True)
         first = self.layer + 1
-        return self.forward.resume(stream, first, past=None if pasts is None else lambda i: pasts[i - first])
+        return self.forward.resume(
+            stream, first, past=None if pasts is None else lambda i: pasts[i - first]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +201,9 @@ def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[
             loss = nll + kl + decay
         terms = {"nll": nll.item(), "kl": kl.item(), "decay": decay.item()}
         if not torch.isfinite(loss):
-            raise OptimisationError(f"The loss is {loss.item()} at step {step} ({terms}): lower lr or clamp.")
+            raise OptimisationError(
+                f"The loss is {loss.item()} at step {step} ({terms}): lower lr or clamp."
+            )
         yield Step(delta=delta.detach().clone(), probability=each.exp().mean().item(), **terms)
         if step < config.steps - 1:
             adam_step(optimiser, delta, loss, step + 1)
@@ -205,8 +220,12 @@ def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Te
     """
     _, positions = rows.reads
     n_target = len(rows.target)
-    ends = [int(position) + 1 for position in (*positions[n_target - 1 : -1 : n_target], positions[-1])]
-    scored = sorted((int(lookup), row) for row, lookup in enumerate(rows.lookups.tolist()) if row > 0)
+    ends = [
+        int(position) + 1 for position in (*positions[n_target - 1 : -1 : n_target], positions[-1])
+    ]
+    scored = sorted(
+        (int(lookup), row) for row, lookup in enumerate(rows.lookups.tolist()) if row > 0
+    )
     if together:
         return [(0, rows.tokens.shape[1], torch.arange(1, len(rows.tokens)))]
     groups: list[list[tuple[int, int]]] = []
@@ -215,6 +234,10 @@ def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Te
             groups.append([])
         groups[-1].append((lookup, row))
     return [
-        (group[0][0], max(ends[row - 1] for _, row in group), torch.tensor(sorted(row for _, row in group)))
+        (
+            group[0][0],
+            max(ends[row - 1] for _, row in group),
+            torch.tensor(sorted(row for _, row in group)),
+        )
         for group in groups
     ]

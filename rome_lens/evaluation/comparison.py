@@ -102,7 +102,9 @@ def compare_editors(
     cases, editors = [with_new_target(record) for record in as_records(records)], list(editors)
     names = [getattr(editor, "name", None) for editor in editors]
     if not editors or not all(isinstance(name, str) and name for name in names):
-        raise ArgumentError(f"The editors are named {names!r}: expected at least one editor, and a name for each.")
+        raise ArgumentError(
+            f"The editors are named {names!r}: expected at least one editor, and a name for each."
+        )
     if len(set(names)) < len(names):
         raise ArgumentError(
             f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I')."
@@ -121,23 +123,40 @@ def compare_editors(
     with tqdm(total=len(cases), disable=not progress, desc="records") as bar:
         for first in range(0, len(cases), _RECORDS_AT_ONCE):
             some = range(first, min(first + _RECORDS_AT_ONCE, len(cases)))
-            missing = [(e, r) for e in range(len(editors)) for r in some if store.get(Evaluation, keys[e, r]) is None]
+            missing = [
+                (e, r)
+                for e in range(len(editors))
+                for r in some
+                if store.get(Evaluation, keys[e, r]) is None
+            ]
             edits = {}
             for e, r in missing:
                 try:
                     edits[e, r] = editors[e](model, cases[r].fact)
                 except (OptimisationError, FactError) as error:
-                    failures[str(names[e])] = (*failures.get(str(names[e]), ()), (cases[r].fact, str(error)))
+                    failures[str(names[e])] = (
+                        *failures.get(str(names[e]), ()),
+                        (cases[r].fact, str(error)),
+                    )
             if edits:
                 asked = [cases[r] for _, r in edits]
                 found = evaluate_all(
-                    model, list(edits.values()), asked, generate=generate, seed=seed, prepend_bos=prepend_bos
+                    model,
+                    list(edits.values()),
+                    asked,
+                    generate=generate,
+                    seed=seed,
+                    prepend_bos=prepend_bos,
                 )
                 for pair, evaluation in zip(edits, found, strict=True):
                     store.add(keys[pair], evaluation)
             bar.update(len(some))
     evaluations = {
-        str(name): tuple(kept for r in range(len(cases)) if (kept := store.get(Evaluation, keys[e, r])) is not None)
+        str(name): tuple(
+            kept
+            for r in range(len(cases))
+            if (kept := store.get(Evaluation, keys[e, r])) is not None
+        )
         for e, name in enumerate(names)
     }
     return Comparison(evaluations=evaluations, failures=failures, seed=seed)

@@ -35,7 +35,9 @@ def evaluate(
     prepend_bos: bool | None = None,
 ) -> Evaluation:
     """The scores of one edit on one record; see :func:`evaluate_all`."""
-    found = evaluate_all(model, [edit], [record], generate=generate, seed=seed, prepend_bos=prepend_bos)
+    found = evaluate_all(
+        model, [edit], [record], generate=generate, seed=seed, prepend_bos=prepend_bos
+    )
     return found[0]
 
 
@@ -90,7 +92,9 @@ def evaluate_all(
             edited=edit is not None,
             rows=tuple(scores),
             GE=math.fsum(map(ngram_entropy, written)) / len(written) if written else None,
-            RS=tfidf_similarity(written, case.reference_texts) if written and case.reference_texts else None,
+            RS=tfidf_similarity(written, case.reference_texts)
+            if written and case.reference_texts
+            else None,
             texts=tuple(written),
             continued=_to_continue(case)[0] if written else None,
         )
@@ -104,7 +108,11 @@ def _asked(case: Record) -> list[tuple[str, str, str, str]]:
     return [
         ("rewrite", fact.text, fact.target, new),
         *(("paraphrase", prompt, fact.target, new) for prompt in case.paraphrases),
-        *(("neighborhood", prompt, target, new) for prompt, target in case.neighborhood if target != new),
+        *(
+            ("neighborhood", prompt, target, new)
+            for prompt, target in case.neighborhood
+            if target != new
+        ),
     ]
 
 
@@ -158,7 +166,9 @@ def _scored(
     for some, hooks_of_rows in numbered.together(numbers):
         marks = [numbers[i] for i in some]
         part = [questions[i] for i in some]
-        each = token_log_probs(model, part, marks=marks, hooks_of_rows=hooks_of_rows, prepend_bos=prepend_bos)
+        each = token_log_probs(
+            model, part, marks=marks, hooks_of_rows=hooks_of_rows, prepend_bos=prepend_bos
+        )
         for i, log_probs in zip(some, each, strict=True):
             found[i] = float(log_probs.double().mean().exp())
     values = iter(zip(*[iter(found)] * 4, strict=True))
@@ -174,9 +184,12 @@ def _scored(
                 target_after=target_after,
                 new_after=new_after,
             )
-            for (kind, prompt, target, new), (target_before, new_before, target_after, new_after) in zip(
-                prompts, values, strict=False
-            )
+            for (kind, prompt, target, new), (
+                target_before,
+                new_before,
+                target_after,
+                new_after,
+            ) in zip(prompts, values, strict=False)
         ]
         for prompts in asked
     ]

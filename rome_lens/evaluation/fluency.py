@@ -30,7 +30,9 @@ def ngram_entropy(text: str) -> float:
     for n, weight in _WEIGHTS.items():
         grams = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
         total = grams.total()
-        entropies.append(weight * math.fsum(count / total * math.log2(total / count) for count in grams.values()))
+        entropies.append(
+            weight * math.fsum(count / total * math.log2(total / count) for count in grams.values())
+        )
     return math.fsum(entropies) / len(entropies)
 
 
@@ -44,8 +46,13 @@ def tfidf_similarity(texts: Sequence[str], references: Sequence[str]) -> float:
     Source: Meng et al. 2022, section 3.3 and its appendix on metrics. The authors take ``df`` from their whole collection
     of reference texts; here it is that of the two documents, so that a record's score needs no others.
     """
-    documents = [Counter(w for w in words(" ".join(part).lower()) if w[0].isalnum()) for part in (texts, references)]
-    weights = {w: math.log(3 / (1 + sum(w in d for d in documents))) + 1 for d in documents for w in d}
+    documents = [
+        Counter(w for w in words(" ".join(part).lower()) if w[0].isalnum())
+        for part in (texts, references)
+    ]
+    weights = {
+        w: math.log(3 / (1 + sum(w in d for d in documents))) + 1 for d in documents for w in d
+    }
     one, other = ({w: count * weights[w] for w, count in d.items()} for d in documents)
     norms = [math.sqrt(math.fsum(x * x for x in vector.values())) for vector in (one, other)]
     if not all(norms):

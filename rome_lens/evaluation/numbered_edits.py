@@ -113,7 +113,11 @@ def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
     Where only the prompt is another, it may be the same relation in other words, or another relation: that gives a warning.
     """
     of = getattr(edit, "fact", None)
-    if not isinstance(of, Fact) or (of.text, of.subject, of.new_target) == (fact.text, fact.subject, fact.new_target):
+    if not isinstance(of, Fact) or (of.text, of.subject, of.new_target) == (
+        fact.text,
+        fact.subject,
+        fact.new_target,
+    ):
         return
     if (of.subject, of.new_target) == (fact.subject, fact.new_target):
         warn(

@@ -113,12 +113,17 @@ class Evaluation(Stored):
     @property
     def already(self) -> bool:
         """Whether the model preferred the new target before the edit, so that ES says nothing about the edit."""
-        return any(row.kind == "rewrite" and row.new_before > row.target_before for row in self.rows)
+        return any(
+            row.kind == "rewrite" and row.new_before > row.target_before for row in self.rows
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each prompt."""
         names = list(PromptScore.__dataclass_fields__)
-        values = [[self.case_id, *(getattr(row, name) for name in names), row.margin, row.success] for row in self.rows]
+        values = [
+            [self.case_id, *(getattr(row, name) for name in names), row.margin, row.success]
+            for row in self.rows
+        ]
         return pd.DataFrame(values, columns=["case_id", *names, "margin", "success"])
 
     def _mean(self, kind: str, name: str) -> float | None:
@@ -167,7 +172,9 @@ class Scores(Result):
     failed: int = 0
 
     @classmethod
-    def of(cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0, failed: int = 0) -> "Scores":
+    def of(
+        cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0, failed: int = 0
+    ) -> "Scores":
         """The averages of some evaluations; ``seed`` is the bootstrap's, ``failed`` the number of edits beside them that failed.
 
         Raises:
@@ -210,9 +217,12 @@ def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
     """
     names = [name for name in NAMES if any(getattr(each, name) is not None for each in scores)]
     cells = [
-        [_missing(each) if (value := getattr(each, name)) is None else str(value) for name in names] for each in scores
+        [_missing(each) if (value := getattr(each, name)) is None else str(value) for name in names]
+        for each in scores
     ]
-    frame = pd.DataFrame(cells, columns=names, index=pd.Index([each.editor for each in scores], name="editor"))
+    frame = pd.DataFrame(
+        cells, columns=names, index=pd.Index([each.editor for each in scores], name="editor")
+    )
     frame["records"] = [each.records for each in scores]
     if any(each.failed for each in scores):
         frame["failed"] = [each.failed for each in scores]
@@ -226,9 +236,14 @@ def _missing(scores: Scores) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """A table with its index as Markdown."""
     head = [str(table.index.name or ""), *map(str, table.columns)]
-    body = [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
+    body = [
+        [str(name), *map(str, row)]
+        for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)
+    ]
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:

@@ -58,7 +58,12 @@ class EditSweep(Result):
     def scores(self) -> dict[EditSetting, Scores]:
         """The averages at every setting."""
         return {
-            setting: Scores.of(each, editor=str(setting), seed=self.seed, failed=len(self.failures.get(setting, ())))
+            setting: Scores.of(
+                each,
+                editor=str(setting),
+                seed=self.seed,
+                failed=len(self.failures.get(setting, ())),
+            )
             for setting, each in self.evaluations.items()
         }
 
@@ -71,15 +76,29 @@ class EditSweep(Result):
             ValueError: there is none, or the records lack what S needs.
         """
         whole = {setting: each for setting, each in self.scores.items() if not each.failed}
-        known = {setting: each for setting, each in whole.items() if each.S is not None and each.ES is not None}
-        good = {setting: each.S.mean for setting, each in known.items() if each.ES.mean >= least_efficacy}  # type: ignore[union-attr]
+        known = {
+            setting: each
+            for setting, each in whole.items()
+            if each.S is not None and each.ES is not None
+        }
+        good = {
+            setting: each.S.mean
+            for setting, each in known.items()
+            if each.ES.mean >= least_efficacy
+        }  # type: ignore[union-attr]
         if not good:
-            raise ArgumentError(f"No setting has S, ES of at least {least_efficacy}, and no failed edit: see table().")
+            raise ArgumentError(
+                f"No setting has S, ES of at least {least_efficacy}, and no failed edit: see table()."
+            )
         return max(good, key=lambda setting: good[setting])
 
     def table(self) -> pd.DataFrame:
         """Settings down, the highest S first, scores across."""
-        order = sorted(self.scores.values(), key=lambda each: -1.0 if each.S is None else each.S.mean, reverse=True)
+        order = sorted(
+            self.scores.values(),
+            key=lambda each: -1.0 if each.S is None else each.S.mean,
+            reverse=True,
+        )
         return score_table(order)
 
 
@@ -119,7 +138,9 @@ def sweep_edits(
         )
     for case in cases:  # what cannot be asked or edited fails before anything is edited
         check_prompts(model, case, prepend_bos=prepend_bos)
-        refuse_what_is_said_already(model, case.fact, encode(model, case.fact, prepend_bos=prepend_bos))
+        refuse_what_is_said_already(
+            model, case.fact, encode(model, case.fact, prepend_bos=prepend_bos)
+        )
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
     store = Store(directory, identity="" if directory is None else model_identity(model))
@@ -133,11 +154,19 @@ def sweep_edits(
     for record in tqdm(cases, desc="records", disable=not progress):
         for layer in layers:
             missing = [
-                each for each in settings if each.layer == layer and store.get(Evaluation, name(each, record)) is None
+                each
+                for each in settings
+                if each.layer == layer and store.get(Evaluation, name(each, record)) is None
             ]
             if missing:
                 found, failed = _evaluated(
-                    model, record, missing, statistics, contexts=contexts, config=config, prepend_bos=prepend_bos
+                    model,
+                    record,
+                    missing,
+                    statistics,
+                    contexts=contexts,
+                    config=config,
+                    prepend_bos=prepend_bos,
                 )
                 for setting, evaluation in found.items():
                     store.add(name(setting, record), evaluation)
@@ -146,7 +175,9 @@ def sweep_edits(
     return EditSweep(
         evaluations={
             setting: tuple(
-                kept for record in cases if (kept := store.get(Evaluation, name(setting, record))) is not None
+                kept
+                for record in cases
+                if (kept := store.get(Evaluation, name(setting, record))) is not None
             )
             for setting in settings
         },
@@ -182,17 +213,27 @@ def _evaluated(
     layer = settings[0].layer
     choices = [
         Choice(
-            statistics=statistics[each.statistics][layer], variant=each.variant, stop_probability=each.stop_probability
+            statistics=statistics[each.statistics][layer],
+            variant=each.variant,
+            stop_probability=each.stop_probability,
         )
         for each in settings
     ]
     made = rank_one_edits(
-        model, record.fact, layer=layer, choices=choices, contexts=contexts, config=config, prepend_bos=prepend_bos
+        model,
+        record.fact,
+        layer=layer,
+        choices=choices,
+        contexts=contexts,
+        config=config,
+        prepend_bos=prepend_bos,
     )
     by_setting = dict(zip(settings, made, strict=True))
     edits = {setting: edit for setting, edit in by_setting.items() if isinstance(edit, RankOneEdit)}
     failed = {setting: str(error) for setting, error in by_setting.items() if setting not in edits}
     if not edits:
         return {}, failed
-    found = evaluate_all(model, list(edits.values()), [record] * len(edits), prepend_bos=prepend_bos)
+    found = evaluate_all(
+        model, list(edits.values()), [record] * len(edits), prepend_bos=prepend_bos
+    )
     return dict(zip(edits, found, strict=True)), failed

@@ -7,7 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.models.hook_names import Hook, capture_hooks, component_hook, is_ours, is_wiring, key_hook, mark_as_ours
+from rome_lens.models.hook_names import (
+    Hook,
+    capture_hooks,
+    component_hook,
+    is_ours,
+    is_wiring,
+    key_hook,
+    mark_as_ours,
+)
 from rome_lens.models.lens import LensModel, is_bridge, post_norm
 
 
@@ -16,7 +24,11 @@ def has_hooks_where_edits_add(model: LensModel, layer: int) -> bool:
 
     Hooks of other edits do not count: additions may come in any order.
     """
-    names = [name for name, _ in raw_output_hooks(model, layer, lambda keys: keys) if name != key_hook(layer)]
+    names = [
+        name
+        for name, _ in raw_output_hooks(model, layer, lambda keys: keys)
+        if name != key_hook(layer)
+    ]
     points = [
         name for name in names if len(names) == 1 or name != component_hook("mlp", layer)
     ]  # which follows the norm
@@ -30,13 +42,17 @@ def hook_behind_edits(model: LensModel, layer: int) -> str:
     return component_hook("mlp" if has_hook_of_its_own else "resid", layer)
 
 
-def mlp_contribution(model: LensModel, layer: int, raw: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+def mlp_contribution(
+    model: LensModel, layer: int, raw: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_model"]:
     """What an MLP whose ``W_out`` gives ``raw`` adds to the residual stream: ``raw`` itself, or its norm on Gemma 2 and 3."""
     norm = post_norm(model, layer)
     return raw if norm is None else norm(raw[:, None])[:, 0]
 
 
-def raw_output_hooks(model: LensModel, layer: int, addition: Callable[[Tensor], Tensor]) -> list[Hook]:
+def raw_output_hooks(
+    model: LensModel, layer: int, addition: Callable[[Tensor], Tensor]
+) -> list[Hook]:
     """Hooks that add ``addition(k)`` to the raw output of ``W_out``, ``k`` being its input ``[batch, pos, d_mlp]``.
 
     The Bridge has a hook there. On HookedTransformer it is ``hook_mlp_out`` where no norm follows ``W_out``; with one (Gemma

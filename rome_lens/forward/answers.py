@@ -30,7 +30,9 @@ class TopAnswers(Result):
     probabilities: tuple[float, ...]
 
     def __str__(self) -> str:
-        return ", ".join(f"{token!r} {p:.3f}" for token, p in zip(self.tokens, self.probabilities, strict=True))
+        return ", ".join(
+            f"{token!r} {p:.3f}" for token, p in zip(self.tokens, self.probabilities, strict=True)
+        )
 
 
 def answer_log_probs(
@@ -49,22 +51,30 @@ def answer_log_probs(
         FactError: there is no question, or a prompt or answer is empty or ends in white space.
     """
     hooks = list(fwd_hooks)
-    each = token_log_probs(model, questions, hooks_of_rows=lambda _marks: hooks, prepend_bos=prepend_bos)
+    each = token_log_probs(
+        model, questions, hooks_of_rows=lambda _marks: hooks, prepend_bos=prepend_bos
+    )
     return torch.stack([log_probs.sum() for log_probs in each])
 
 
-def knows(model: LensModel, facts: Sequence[Fact], *, prepend_bos: bool | None = None) -> list[bool]:
+def knows(
+    model: LensModel, facts: Sequence[Fact], *, prepend_bos: bool | None = None
+) -> list[bool]:
     """Of each fact, whether the model answers it: every token of the target is the likeliest one there.
 
     Raises:
         FactError: there is no fact, or one whose target shares a token with its prompt.
     """
 
-    def greedy(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]) -> bool:
+    def greedy(
+        _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
+    ) -> bool:
         return bool((log_p.argmax(-1) == ids).all())
 
     questions = [(fact.text, fact.target) for fact in facts]
-    return read_answers(model, questions, greedy, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos)
+    return read_answers(
+        model, questions, greedy, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos
+    )
 
 
 def token_log_probs(
@@ -77,10 +87,14 @@ def token_log_probs(
 ) -> list[Float[Tensor, " token"]]:
     """``log p(answer_i | prompt, answer_1 ... answer_i-1)`` of every token of every answer; see :func:`read_answers`."""
 
-    def chosen(_question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]) -> Tensor:
+    def chosen(
+        _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
+    ) -> Tensor:
         return log_p.gather(-1, ids[:, None])[:, 0].cpu()
 
-    return read_answers(model, questions, chosen, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos)
+    return read_answers(
+        model, questions, chosen, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos
+    )
 
 
 def read_answers(
@@ -111,7 +125,9 @@ def read_answers(
     answers = [continuation(model, prompt, answer) for prompt, answer in questions]
     starts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
     marks = [0] * len(questions) if marks is None else marks
-    sequences = [(mark, *start, *ids[:-1]) for mark, start, ids in zip(marks, starts, answers, strict=True)]
+    sequences = [
+        (mark, *start, *ids[:-1]) for mark, start, ids in zip(marks, starts, answers, strict=True)
+    ]
     asked: dict[tuple[int, ...], list[int]] = {}
     for question, row in enumerate(_longest_rows(sequences)):
         asked.setdefault(row, []).append(question)
@@ -122,12 +138,19 @@ def read_answers(
             for i, row in enumerate(rows)
             for question in asked[row]
         }
-        number = {cell: i for i, cell in enumerate(dict.fromkeys(cell for each in cells.values() for cell in each))}
+        number = {
+            cell: i
+            for i, cell in enumerate(
+                dict.fromkeys(cell for each in cells.values() for cell in each)
+            )
+        }
         row_of_cell, position = torch.tensor(list(number)).T
         tokens = pad_right([row[1:] for row in rows])
         hooks = hooks_of_rows([row[0] for row in rows])
         logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
-        normaliser = logits.logsumexp(-1, keepdim=True)  # not log_softmax, which is less exact over a large vocabulary
+        normaliser = logits.logsumexp(
+            -1, keepdim=True
+        )  # not log_softmax, which is less exact over a large vocabulary
         for question, its_cells in cells.items():
             own = torch.tensor([number[cell] for cell in its_cells], device=logits.device)
             ids = torch.tensor(answers[question], device=logits.device)
@@ -139,8 +162,12 @@ def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]
     """For each sequence the longest of them that begins with it."""
     longest: dict[tuple[int, ...], tuple[int, ...]] = {}
     following: tuple[int, ...] = ()
-    for sequence in sorted(set(sequences), reverse=True):  # what begins with a sequence sorts right behind it
-        longest[sequence] = longest[following] if following[: len(sequence)] == sequence else sequence
+    for sequence in sorted(
+        set(sequences), reverse=True
+    ):  # what begins with a sequence sorts right behind it
+        longest[sequence] = (
+            longest[following] if following[: len(sequence)] == sequence else sequence
+        )
         following = sequence
     return [longest[sequence] for sequence in sequences]
 
@@ -154,7 +181,9 @@ def _batches(
     for row in sorted(asked, key=len, reverse=True):
         more = sum(len(answers[question]) for question in asked[row])
         width = len(batch[0]) if batch else len(row)
-        full = (reads + more) * d_vocab > _LOGITS_PER_BATCH or (len(batch) + 1) * width > _TOKENS_PER_BATCH
+        full = (reads + more) * d_vocab > _LOGITS_PER_BATCH or (
+            len(batch) + 1
+        ) * width > _TOKENS_PER_BATCH
         if batch and full:
             yield batch
             batch, reads = [], 0
@@ -180,23 +209,36 @@ def top_answers(
     count = whole_number("count", count, least=1, most=model.cfg.d_vocab)
     prompts = texts("prompts", prompts, error=FactError)
     if not prompts or not all(prompts):
-        raise FactError(f"The prompts are {list(prompts)!r}, expected at least one, and none empty.")
+        raise FactError(
+            f"The prompts are {list(prompts)!r}, expected at least one, and none empty."
+        )
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     row = torch.arange(len(rows))
     position = torch.tensor([len(ids) - 1 for ids in rows])
     logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
     best = [part.topk(count) for part in logits]
-    log_p = [each.values - part.logsumexp(-1, keepdim=True) for each, part in zip(best, logits, strict=True)]
+    log_p = [
+        each.values - part.logsumexp(-1, keepdim=True)
+        for each, part in zip(best, logits, strict=True)
+    ]
     probabilities = torch.cat(log_p).exp().tolist()
     tokens = torch.cat([each.indices for each in best]).tolist()
     return [
-        TopAnswers(prompt=prompt, tokens=tuple(model.tokenizer.decode([i]) for i in ids), probabilities=tuple(p))
+        TopAnswers(
+            prompt=prompt,
+            tokens=tuple(model.tokenizer.decode([i]) for i in ids),
+            probabilities=tuple(p),
+        )
         for prompt, ids, p in zip(prompts, tokens, probabilities, strict=True)
     ]
 
 
 def _logits_in_batches(
-    model: LensModel, tokens: Int[Tensor, "row pos"], row: Tensor, position: Tensor, fwd_hooks: Sequence[Hook]
+    model: LensModel,
+    tokens: Int[Tensor, "row pos"],
+    row: Tensor,
+    position: Tensor,
+    fwd_hooks: Sequence[Hook],
 ) -> list[Tensor]:
     """Logits at the read cells, a few at a time: a large vocabulary times many cells would not fit in memory."""
     size = max(1, _LOGITS_PER_BATCH // model.cfg.d_vocab)
@@ -204,7 +246,9 @@ def _logits_in_batches(
     return [_some_logits(model, tokens, row[some], position[some], fwd_hooks) for some in cells]
 
 
-def _some_logits(model: LensModel, tokens: Tensor, row: Tensor, position: Tensor, fwd_hooks: Sequence[Hook]) -> Tensor:
+def _some_logits(
+    model: LensModel, tokens: Tensor, row: Tensor, position: Tensor, fwd_hooks: Sequence[Hook]
+) -> Tensor:
     needed, local = row.unique(return_inverse=True)
     width = int(position.max()) + 1
     return chosen_logits(model, tokens[needed, :width], local, position, fwd_hooks=fwd_hooks).cpu()

@@ -15,7 +15,12 @@ from rome_lens.models.lens import LensModel
 
 # A block's arguments in transformers: those with a position axis and where it is (a mask's is that of its queries), and
 # the names of the key-value cache.
-_POSITION_AXES = {"attention_mask": -2, "position_embeddings": -2, "position_ids": -1, "cache_position": -1}
+_POSITION_AXES = {
+    "attention_mask": -2,
+    "position_embeddings": -2,
+    "position_ids": -1,
+    "cache_position": -1,
+}
 _CACHES = ("past_key_values", "layer_past")
 
 
@@ -28,13 +33,19 @@ def run_bridge(model: LensModel, tokens: Tensor, *, with_past: bool) -> tuple[Te
 
     last = component_hook("resid", model.cfg.n_layers - 1)
     kept: dict[str, Tensor] = {}
-    with pre_hooks(model.blocks if with_past else (), give_cache), model.hooks(fwd_hooks=capture_hooks([last], kept)):
+    with (
+        pre_hooks(model.blocks if with_past else (), give_cache),
+        model.hooks(fwd_hooks=capture_hooks([last], kept)),
+    ):
         with unembedding_only(model, lambda stream: stream[:0]):
             call(model, tokens)
     layers = [layer for layer in cache.layers if layer.is_initialized]
     if len(layers) < len(model.blocks):
         return kept[last], None
-    keys, values = zip(*((layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in layers), strict=True)
+    keys, values = zip(
+        *((layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in layers),
+        strict=True,
+    )
     return kept[last], Past(keys=keys, values=values)
 
 
@@ -65,11 +76,17 @@ def only_attends(block: torch.nn.Module) -> bool:
 def can_be_cut(arguments: dict[str, Any]) -> bool:
     """Whether it is known how to cut a block's arguments to later positions: no tensor by another name or shape."""
     mask = arguments.get("attention_mask")
-    unknown = [name for name, value in arguments.items() if isinstance(value, Tensor) and name not in _POSITION_AXES]
+    unknown = [
+        name
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and name not in _POSITION_AXES
+    ]
     return not unknown and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 4))
 
 
-def later_arguments(arguments: dict[str, Any], layer: int, stream: Tensor, past: LayerPast) -> dict[str, Any]:
+def later_arguments(
+    arguments: dict[str, Any], layer: int, stream: Tensor, past: LayerPast
+) -> dict[str, Any]:
     """A block's arguments for the positions of ``stream``, which follow a past."""
     cache = DynamicCache()
     cache.update(past.key.transpose(1, 2), past.value.transpose(1, 2), layer)
@@ -83,6 +100,8 @@ def later_arguments(arguments: dict[str, Any], layer: int, stream: Tensor, past:
             later[name] = tuple(each.narrow(axis, start, end - start) for each in value)
     mask = later.get("attention_mask")
     if mask is None:  # without one torch takes the first of these positions for the first of all
-        mask = stream.new_full((1, 1, end - start, end), torch.finfo(stream.dtype).min).triu(start + 1)
+        mask = stream.new_full((1, 1, end - start, end), torch.finfo(stream.dtype).min).triu(
+            start + 1
+        )
     later["attention_mask"] = mask[..., :end]
     return later

@@ -32,7 +32,9 @@ class Past:
 
     def at(self, layer: int, *, before: int, rows: Int[Tensor, " row"]) -> LayerPast:
         """Of one layer and of chosen rows, which may repeat, what lies before a position."""
-        return LayerPast(key=self.keys[layer][rows, :before], value=self.values[layer][rows, :before])
+        return LayerPast(
+            key=self.keys[layer][rows, :before], value=self.values[layer][rows, :before]
+        )
 
 
 @contextmanager

@@ -8,12 +8,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.forward.bridge import can_be_cut, for_rows, later_arguments, named_arguments, only_attends, run_bridge
+from rome_lens.forward.bridge import (
+    can_be_cut,
+    for_rows,
+    later_arguments,
+    named_arguments,
+    only_attends,
+    run_bridge,
+)
 from rome_lens.forward.hooked import frozen_entry, run_hooked_transformer
 from rome_lens.forward.kv_cache import LayerPast, Past, call, entering_blocks, pre_hooks
 from rome_lens.forward.runs import agreement, evaluating, unembedding_only
 from rome_lens.models.hook_names import capture_hooks, has_hooks, has_hooks_after_blocks
-from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device, is_bridge, unembedding
+from rome_lens.models.lens import (
+    LensModel,
+    ModelError,
+    at_least_float32,
+    device,
+    is_bridge,
+    unembedding,
+)
 
 _VOCABULARY_SLICE = 2048
 _ROWS_PER_SLICE = 1024
@@ -38,21 +52,36 @@ class PartialForward:
     """
 
     def __init__(
-        self, model: LensModel, tokens: Int[Tensor, " pos"], *, keep: Sequence[str] = (), read: int = 1
+        self,
+        model: LensModel,
+        tokens: Int[Tensor, " pos"],
+        *,
+        keep: Sequence[str] = (),
+        read: int = 1,
     ) -> None:
         self.model = model
         self.kept: dict[str, Tensor] = {}
         self._arguments: list[dict[str, Any]] = []
         self._length = len(tokens)
         hooked = has_hooks(model)
-        only = nullcontext() if has_hooks_after_blocks(model) else unembedding_only(model, lambda x: x[:, -read:])
+        only = (
+            nullcontext()
+            if has_hooks_after_blocks(model)
+            else unembedding_only(model, lambda x: x[:, -read:])
+        )
         with evaluating(model), torch.no_grad():
-            with self._recording_arguments(), model.hooks(fwd_hooks=capture_hooks(keep, self.kept)), only:
+            with (
+                self._recording_arguments(),
+                model.hooks(fwd_hooks=capture_hooks(keep, self.kept)),
+                only,
+            ):
                 with entering_blocks(model) as streams:
                     logits = call(model, tokens[None].to(device(model)))
             self.read_logits = at_least_float32(logits[0, -read:])
             self._has_past = (
-                not hooked and all(map(only_attends, model.blocks)) and all(map(can_be_cut, self._arguments))
+                not hooked
+                and all(map(only_attends, model.blocks))
+                and all(map(can_be_cut, self._arguments))
             )
             self._check(tokens, streams[0])
 
@@ -71,7 +100,9 @@ class PartialForward:
             self._has_past = past is not None
             if past is not None:
                 row = torch.ones(1, dtype=torch.long)
-                later = self.resume(stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row))
+                later = self.resume(
+                    stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row)
+                )
                 finals += [streams[-1][:1, -1:], later[:, -1:]]
         logits = self.read_logits[-1]
         if not torch.isfinite(logits).all():
@@ -96,13 +127,17 @@ class PartialForward:
     def _recording_arguments(self) -> Iterator[None]:
         def record(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             arguments = named_arguments(block, args, kwargs)
-            arguments.pop("hidden_states", None)  # the stream, where the model hands it over by its name
+            arguments.pop(
+                "hidden_states", None
+            )  # the stream, where the model hands it over by its name
             self._arguments.append(arguments)
 
         with pre_hooks(self.model.blocks if is_bridge(self.model) else (), record):
             yield
 
-    def run(self, tokens: Int[Tensor, "row pos"]) -> tuple[tuple[Float[Tensor, "row pos d_model"], ...], Past | None]:
+    def run(
+        self, tokens: Int[Tensor, "row pos"]
+    ) -> tuple[tuple[Float[Tensor, "row pos d_model"], ...], Past | None]:
         """A run of all layers: the stream that enters each block and the one that leaves the last; and the run's ``Past``
         where this model can resume from one."""
         run = run_bridge if is_bridge(self.model) else run_hooked_transformer
@@ -133,7 +168,10 @@ class PartialForward:
         block = self.model.blocks[layer]
         if is_bridge(self.model):
             arguments = for_rows(self._arguments[layer], len(stream))
-            out = block(stream, **(arguments if past is None else later_arguments(arguments, layer, stream, past)))
+            out = block(
+                stream,
+                **(arguments if past is None else later_arguments(arguments, layer, stream, past)),
+            )
             return out if isinstance(out, Tensor) else out[0]
         if past is None:
             return block(stream)
@@ -143,16 +181,22 @@ class PartialForward:
         """Final norm, unembedding and soft cap of rows of the last stream, in float32 at least."""
         return self._capped(self.model.unembed(self._normalised(stream)[:, None])[:, 0])
 
-    def logits_at(self, cells: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float[Tensor, "cell d_vocab"]:
+    def logits_at(
+        self, cells: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> Float[Tensor, "cell d_vocab"]:
         """Logits of chosen cells of some last streams ``[row, pos, d_model]``, each given with its rows and positions.
 
         Under hooks on final norm or unembedding the streams must hold all positions, and all are unembedded, so that the
         hooks find theirs.
         """
         if not has_hooks_after_blocks(self.model):
-            return self.logits(torch.cat([stream[rows, positions] for stream, rows, positions in cells]))
+            return self.logits(
+                torch.cat([stream[rows, positions] for stream, rows, positions in cells])
+            )
         whole = ((self.model.unembed(self.model.ln_final(stream)), *at) for stream, *at in cells)
-        return self._capped(torch.cat([logits[rows, positions] for logits, rows, positions in whole]))
+        return self._capped(
+            torch.cat([logits[rows, positions] for logits, rows, positions in whole])
+        )
 
     def answer_log_probs(
         self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
@@ -170,12 +214,20 @@ class PartialForward:
     ) -> Float[Tensor, "row read token"]:
         """Log probabilities of some tokens at each of the last positions."""
         if not has_hooks_after_blocks(self.model):
-            return self._log_probs_by_slices(stream.flatten(0, 1), tokens.flatten(0, 1)).view(tokens.shape)
+            return self._log_probs_by_slices(stream.flatten(0, 1), tokens.flatten(0, 1)).view(
+                tokens.shape
+            )
         found = []
-        for rows, chosen in zip(stream.split(_ROWS_UNDER_HOOKS), tokens.split(_ROWS_UNDER_HOOKS), strict=True):
-            whole = rows.new_zeros((len(rows), self._length, rows.shape[-1]))  # so that the hooks find their positions
+        for rows, chosen in zip(
+            stream.split(_ROWS_UNDER_HOOKS), tokens.split(_ROWS_UNDER_HOOKS), strict=True
+        ):
+            whole = rows.new_zeros(
+                (len(rows), self._length, rows.shape[-1])
+            )  # so that the hooks find their positions
             whole[:, -rows.shape[1] :] = rows
-            logits = self._capped(self.model.unembed(self.model.ln_final(whole)))[:, -rows.shape[1] :]
+            logits = self._capped(self.model.unembed(self.model.ln_final(whole)))[
+                :, -rows.shape[1] :
+            ]
             found.append(logits.log_softmax(-1).gather(-1, chosen))
         return torch.cat(found)
 

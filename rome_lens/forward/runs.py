@@ -10,8 +10,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.forward.additions import mlp_contribution
-from rome_lens.models.hook_names import EMBED, Hook, capture_hooks, component_hook, has_hooks_after_blocks, key_hook
-from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device, is_bridge, mlp_output
+from rome_lens.models.hook_names import (
+    EMBED,
+    Hook,
+    capture_hooks,
+    component_hook,
+    has_hooks_after_blocks,
+    key_hook,
+)
+from rome_lens.models.lens import (
+    LensModel,
+    ModelError,
+    at_least_float32,
+    device,
+    is_bridge,
+    mlp_output,
+)
 
 
 @contextmanager
@@ -46,13 +60,19 @@ def attending_to_all(model: LensModel) -> Iterator[None]:
 
     def unmasked(method: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
-            everything = {} if attention_mask is None else {"attention_mask": torch.ones_like(attention_mask)}
+            everything = (
+                {}
+                if attention_mask is None
+                else {"attention_mask": torch.ones_like(attention_mask)}
+            )
             return method(*args, **everything, **options)
 
         return called
 
     names = ("get_residual", "forward")
-    own = {name: vars(model)[name] for name in names if name in vars(model)}  # the caller's, in front of the class's
+    own = {
+        name: vars(model)[name] for name in names if name in vars(model)
+    }  # the caller's, in front of the class's
     for name in names:
         setattr(model, name, unmasked(getattr(model, name)))
     try:
@@ -69,7 +89,10 @@ def unembedding_only(model: LensModel, pick: Callable[[Tensor], Tensor]) -> Iter
     """Inside, the model unembeds only what ``pick`` takes from the final stream ``[batch, pos, d_model]``."""
 
     def picked(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (pick(args[0]).contiguous(), *args[1:])  # a strided input would make the product as slow as the full one
+        return (
+            pick(args[0]).contiguous(),
+            *args[1:],
+        )  # a strided input would make the product as slow as the full one
 
     handle = model.unembed.register_forward_pre_hook(picked)
     try:
@@ -99,7 +122,9 @@ def chosen_logits(
             return at_least_float32(model(tokens.to(device(model)))[:, 0])
 
 
-def log_probabilities(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+def log_probabilities(
+    logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
     """``log p(token)`` of one token a row, by ``logsumexp``.
 
     torch's float32 ``softmax`` over 262 144 logits misses the probability by some 2e-5 of itself, this by some 3e-7.
@@ -134,14 +159,20 @@ def run_through(
     return kept
 
 
-def keys_of(model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int) -> Float[Tensor, "batch pos d_mlp"]:
+def keys_of(
+    model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
+) -> Float[Tensor, "batch pos d_mlp"]:
     """The keys ``k`` of a layer, the input of its ``W_out``, at every position."""
     return run_through(model, tokens, layer, [key_hook(layer)])[key_hook(layer)]
 
 
 def layer_states(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
-) -> tuple[Float[Tensor, "batch pos d_mlp"], Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]:
+) -> tuple[
+    Float[Tensor, "batch pos d_mlp"],
+    Float[Tensor, "batch pos d_model"],
+    Float[Tensor, "batch pos d_model"],
+]:
     """A layer's keys, the raw output ``k W_out + b_out``, and the stream after it.
 
     Raises:
@@ -156,7 +187,10 @@ def layer_states(
 
 
 def check_raw_output(
-    model: LensModel, layer: int, outputs: Float[Tensor, "row d_model"], mlp_out: Float[Tensor, "row d_model"]
+    model: LensModel,
+    layer: int,
+    outputs: Float[Tensor, "row d_model"],
+    mlp_out: Float[Tensor, "row d_model"],
 ) -> None:
     """Raise ModelError unless the MLP adds to the stream what :func:`mlp_contribution` makes of W_out's output."""
     with torch.no_grad():

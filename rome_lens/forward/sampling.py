@@ -11,7 +11,12 @@ from torch import Tensor
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.kv_cache import caches_fit
-from rome_lens.forward.runs import attending_to_all, evaluating, full_precision, last_position_logits
+from rome_lens.forward.runs import (
+    attending_to_all,
+    evaluating,
+    full_precision,
+    last_position_logits,
+)
 from rome_lens.forward.tokens import pad_right, token_ids
 from rome_lens.models.hook_names import Hook, has_hooks
 from rome_lens.models.lens import LensModel, at_least_float32, device
@@ -32,14 +37,28 @@ def sample_tokens(
 
     The random state outside stays as it was.
     """
-    options: dict[str, Any] = {"do_sample": True, "top_k": top_k, "temperature": temperature, "stop_at_eos": False}
+    options: dict[str, Any] = {
+        "do_sample": True,
+        "top_k": top_k,
+        "temperature": temperature,
+        "stop_at_eos": False,
+    }
     options["use_past_kv_cache"] = _goes_on_from_keys(model)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+    ):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
         with attending_to_all(model), full_precision(model):
             out = model.generate(
-                tokens, max_new_tokens=new_tokens, return_type="tokens", prepend_bos=False, verbose=False, **options
+                tokens,
+                max_new_tokens=new_tokens,
+                return_type="tokens",
+                prepend_bos=False,
+                verbose=False,
+                **options,
             )
     return out.clone().cpu()
 
@@ -116,9 +135,19 @@ def _sampled(
         return fed[-1]
 
     tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
-    options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "prepend_bos": False, "verbose": False}
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "stop_at_eos": False,
+        "prepend_bos": False,
+        "verbose": False,
+    }
     options["use_past_kv_cache"] = _goes_on_from_keys(model)
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        model.hooks(fwd_hooks=list(hooks)),
+        last_position_logits(model),
+    ):
         with attending_to_all(model), _choosing(model, choose):
             model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
     rows = torch.stack(fed, dim=1).tolist()
@@ -133,7 +162,9 @@ def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[
     def only_the_chosen(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
         last = at_least_float32(logits[:, -1])
         tokens = choose(cap * torch.tanh(last / cap) if cap and cap > 0.0 else last)
-        return torch.zeros_like(logits[:, -1:]).scatter(-1, tokens.to(logits.device)[:, None, None], 1.0)
+        return torch.zeros_like(logits[:, -1:]).scatter(
+            -1, tokens.to(logits.device)[:, None, None], 1.0
+        )
 
     handle = model.unembed.register_forward_hook(only_the_chosen)
     try:
@@ -153,5 +184,12 @@ def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:
 
 def _text_behind(model: LensModel, start: Sequence[int], ids: Sequence[int]) -> str:
     """The text of ``ids`` where they follow ``start``; decoded alone, some tokenizers drop the space before it."""
-    head, whole = (model.tokenizer.decode(row, skip_special_tokens=True) for row in (list(start), [*start, *ids]))
-    return whole[len(head) :] if whole.startswith(head) else model.tokenizer.decode(list(ids), skip_special_tokens=True)
+    head, whole = (
+        model.tokenizer.decode(row, skip_special_tokens=True)
+        for row in (list(start), [*start, *ids])
+    )
+    return (
+        whole[len(head) :]
+        if whole.startswith(head)
+        else model.tokenizer.decode(list(ids), skip_special_tokens=True)
+    )

@@ -56,7 +56,9 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
     start, end = fact.subject_start, fact.subject_start + len(fact.subject)
     labels = token_labels(model, ids)
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
-    while inside and not labels[inside[0]].strip():  # a space of its own before the subject, which some tokenizers add
+    while (
+        inside and not labels[inside[0]].strip()
+    ):  # a space of its own before the subject, which some tokenizers add
         inside.pop(0)
     found = model.tokenizer.decode([ids[i] for i in inside])
     if _folded(fact.subject) not in _folded(found):
@@ -73,7 +75,9 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
     )
 
 
-def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False) -> list[int]:
+def token_ids(
+    model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False
+) -> list[int]:
     """Ids of ``text`` as the model's own ``to_tokens`` gives them, cut to the model's context only where asked.
 
     Raises:
@@ -81,18 +85,28 @@ def token_ids(model: LensModel, text: str, *, prepend_bos: bool | None = None, t
         FactError: the text is longer than the model's context.
     """
     if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer, which prompts and answers need: load or construct it with one.")
+        raise ModelError(
+            "The model has no tokenizer, which prompts and answers need: load or construct it with one."
+        )
     bos = starts_with_bos(model, prepend_bos)
-    ids = [] if text == "" else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
+    ids = (
+        []
+        if text == ""
+        else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
+    )
     if len(ids) > model.cfg.n_ctx:
-        raise FactError(f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}...")
+        raise FactError(
+            f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}..."
+        )
     return ids
 
 
 def tokenizer_fingerprint(model: LensModel) -> str:
     """A hash of the tokenizer's vocabulary, and of the ids of a text on which settings of one vocabulary differ."""
     vocabulary = sorted(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    ids = token_ids(model, "Then  Ada's café, in 1912, sold Straße-maps", prepend_bos=False, truncate=True)
+    ids = token_ids(
+        model, "Then  Ada's café, in 1912, sold Straße-maps", prepend_bos=False, truncate=True
+    )
     return hashlib.sha256(repr((vocabulary, ids)).encode()).hexdigest()[:10]
 
 

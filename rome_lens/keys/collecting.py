@@ -25,9 +25,6 @@ class EditedModelWarning(UserWarning):
 
 @overload
 def collect_key_statistics(
-    model: LensModel, *, layer: Iterable[SupportsIndex], **options: Any
-) -> dict[int, KeyStatistics]: ...
-def collect_key_statistics(
     model: LensModel,
     *,
     layer: SupportsIndex,
@@ -49,9 +46,6 @@ def collect_key_statistics(
 ) -> KeyStatistics: ...
 @overload
 def collect_key_statistics(
-    model: LensModel, *, layer: Iterable[SupportsIndex], **options: Any
-) -> dict[int, KeyStatistics]: ...
-def collect_key_statistics(
     model: LensModel,
     *,
     layer: Iterable[SupportsIndex],
@@ -70,9 +64,6 @@ def collect_key_statistics(
     cache: str | Path | None = ...,
     checkpoint_every: int = ...,
     progress: bool = ...,
-) -> dict[int, KeyStatistics]: ...
-def collect_key_statistics(
-    model: LensModel, *, layer: Iterable[SupportsIndex], **options: Any
 ) -> dict[int, KeyStatistics]: ...
 def collect_key_statistics(
     model: LensModel,
@@ -128,9 +119,20 @@ def collect_key_statistics(
     """
     layers, several = _layers(model, layer)
     _check_limits(
-        batch_size=batch_size, checkpoint_every=checkpoint_every, max_tokens=max_tokens, max_length=max_length
+        batch_size=batch_size,
+        checkpoint_every=checkpoint_every,
+        max_tokens=max_tokens,
+        max_length=max_length,
     )
-    given = _given(model, texts, tokens, field=field, source=source, prepend_bos=prepend_bos, max_length=max_length)
+    given = _given(
+        model,
+        texts,
+        tokens,
+        field=field,
+        source=source,
+        prepend_bos=prepend_bos,
+        max_length=max_length,
+    )
     read = given or sample_source(
         model,
         openings=openings,
@@ -145,7 +147,10 @@ def collect_key_statistics(
     if max_tokens is not None:
         read = replace(read, name=f"{read.name}, the first {max_tokens} keys")
     reading = Reading(
-        batch_size=batch_size, max_tokens=max_tokens, checkpoint_every=checkpoint_every, progress=progress
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
     )
     found = _collected(model, layers, read, reading, store)
     return {one: found[one] for one in layers} if several else found[layers[0]]
@@ -165,20 +170,26 @@ def _given(
     if texts is not None and tokens is not None:
         raise StatisticsError("Both texts and tokens are given: give one of them.")
     if tokens is not None and prepend_bos is not None:
-        raise StatisticsError("prepend_bos is given with tokens, which are run as they are: put BOS into them.")
+        raise StatisticsError(
+            "prepend_bos is given with tokens, which are run as they are: put BOS into them."
+        )
     if tokens is not None:
         return token_source(model, tokens, source=source)
     if texts is None:
         return None
     length = min(max_length or model.cfg.n_ctx, model.cfg.n_ctx)
-    return text_source(model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length)
+    return text_source(
+        model, texts, field=field, source=source, prepend_bos=prepend_bos, max_length=length
+    )
 
 
 def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
     """The layers asked for, each once, and whether they were asked for as several."""
     try:
         given, several = list(layer), True
-    except TypeError:  # asked of the object itself, since numpy's and torch's integers have __iter__ too
+    except (
+        TypeError
+    ):  # asked of the object itself, since numpy's and torch's integers have __iter__ too
         given, several = [layer], False
     layers = list(dict.fromkeys(whole_number("layer", one, error=StatisticsError) for one in given))
     if not layers:
@@ -217,13 +228,22 @@ def _collected(
     before = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
     edited = {one: [each for each in edited_layers(model) if each in before[one]] for one in layers}
     made = {
-        one: f"{source.name}, W_out {w_out_fingerprint(model, before[one])}{_edits_at(edited[one])}" for one in layers
+        one: f"{source.name}, W_out {w_out_fingerprint(model, before[one])}{_edits_at(edited[one])}"
+        for one in layers
     }
     _warn_of_edits(edited)
     names = {one: f"{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
     paths = {one: store.path(KeyStatistics, name) for one, name in names.items()}
-    unfinished = {one: path.with_suffix(".unfinished.safetensors") for one, path in paths.items() if path is not None}
-    found = {one: kept for one, name in names.items() if (kept := store.get(KeyStatistics, name)) is not None}
+    unfinished = {
+        one: path.with_suffix(".unfinished.safetensors")
+        for one, path in paths.items()
+        if path is not None
+    }
+    found = {
+        one: kept
+        for one, name in names.items()
+        if (kept := store.get(KeyStatistics, name)) is not None
+    }
     sums = [KeySum.begun(model, one, unfinished.get(one)) for one in layers if one not in found]
     if sums:
         add_source(model, source, sums, replace(reading, unfinished=unfinished))
@@ -231,7 +251,11 @@ def _collected(
         if one.count == 0:
             raise StatisticsError("There is no token to collect keys from: the texts are empty.")
         statistics = KeyStatistics(
-            layer=one.layer, moment=one.mean(), count=one.count, model_fingerprint=known, source=made[one.layer]
+            layer=one.layer,
+            moment=one.mean(),
+            count=one.count,
+            model_fingerprint=known,
+            source=made[one.layer],
         )
         found[one.layer] = statistics
         store.add(names[one.layer], statistics)

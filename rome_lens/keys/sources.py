@@ -67,9 +67,13 @@ def text_source(
 ) -> KeySource:
     """Texts, or rows that hold a text under ``field``: a list, known by its content, or a stream, known by ``source`` alone."""
     if isinstance(texts, str | Mapping):
-        raise StatisticsError(f"texts is one {type(texts).__name__}, expected several texts: [text].")
+        raise StatisticsError(
+            f"texts is one {type(texts).__name__}, expected several texts: [text]."
+        )
     if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer, which texts need: give tokens, or load it with one.")
+        raise ModelError(
+            "The model has no tokenizer, which texts need: give tokens, or load it with one."
+        )
     checked: Iterable[str] = _texts(texts, field)
     if isinstance(texts, list | tuple):
         checked = list(checked)
@@ -98,7 +102,9 @@ def token_source(model: LensModel, tokens: Iterable[Tensor], *, source: str | No
     rows: Iterable[list[int]] = _rows(model, tokens)
     if isinstance(tokens, list | tuple):
         rows = list(rows)
-        name = _joined(source, f"{len(rows)} token sequences {short_hash([str(row) for row in rows])}")
+        name = _joined(
+            source, f"{len(rows)} token sequences {short_hash([str(row) for row in rows])}"
+        )
     else:
         name = f"{source or _UNNAMED} (tokens)"
     return KeySource(
@@ -121,15 +127,23 @@ def sample_source(
 ) -> KeySource:
     """Sequences that the model samples, in continuation of the openings in turn."""
     sample_count = whole_number("sample_count", sample_count, least=1, error=StatisticsError)
-    sample_length = whole_number("sample_length", sample_length, least=2, most=model.cfg.n_ctx, error=StatisticsError)
+    sample_length = whole_number(
+        "sample_length", sample_length, least=2, most=model.cfg.n_ctx, error=StatisticsError
+    )
     if isinstance(openings, str):
-        raise StatisticsError(f"openings is one text, {openings!r}, expected several: ({openings!r},).")
+        raise StatisticsError(
+            f"openings is one text, {openings!r}, expected several: ({openings!r},)."
+        )
     if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer, which samples need: give tokens, or load it with one.")
+        raise ModelError(
+            "The model has no tokenizer, which samples need: give tokens, or load it with one."
+        )
     bos = model.tokenizer.bos_token_id
     if bos is None:
         raise ModelError("The tokenizer has no BOS token to start samples from: give texts.")
-    starts = [token_ids(model, text, prepend_bos=prepend_bos) or [bos] for text in list(openings) or [""]]
+    starts = [
+        token_ids(model, text, prepend_bos=prepend_bos) or [bos] for text in list(openings) or [""]
+    ]
     by_length: dict[int, list[list[int]]] = {}
     for i in range(sample_count):  # rows of a forward have one length
         row = starts[i % len(starts)][: sample_length - 1]
@@ -138,8 +152,12 @@ def sample_source(
     def chunk(length: int, begin: int) -> Chunk:
         def rows() -> list[list[int]]:
             group = by_length[length][begin : begin + CHUNK]
-            own_seed = crc32(f"{seed} {length} {begin}".encode())  # of each chunk, so that chunks can be left out
-            return sample_tokens(model, group, new_tokens=sample_length - length, seed=own_seed).tolist()
+            own_seed = crc32(
+                f"{seed} {length} {begin}".encode()
+            )  # of each chunk, so that chunks can be left out
+            return sample_tokens(
+                model, group, new_tokens=sample_length - length, seed=own_seed
+            ).tolist()
 
         return Chunk(size=len(by_length[length][begin : begin + CHUNK]), content=b"", rows=rows)
 
@@ -150,7 +168,9 @@ def sample_source(
         name=f"{name}, bos {model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos}",
         length=sample_count,
         chunks=(
-            chunk(length, begin) for length in sorted(by_length) for begin in range(0, len(by_length[length]), CHUNK)
+            chunk(length, begin)
+            for length in sorted(by_length)
+            for begin in range(0, len(by_length[length]), CHUNK)
         ),
     )
 
@@ -165,7 +185,9 @@ def _joined(source: str | None, content: str) -> str:
 
 
 def _chunks(
-    items: Iterable[_Item], rows: Callable[[list[_Item]], Iterable[list[int]]], content: Callable[[_Item], bytes]
+    items: Iterable[_Item],
+    rows: Callable[[list[_Item]], Iterable[list[int]]],
+    content: Callable[[_Item], bytes],
 ) -> Iterator[Chunk]:
     iterator = iter(items)
     while group := list(islice(iterator, CHUNK)):
@@ -176,20 +198,32 @@ def _chunks(
 def _texts(items: Iterable[Any], field: str) -> Iterator[str]:
     for i, item in enumerate(items):
         if isinstance(item, Mapping) and field not in item:
-            raise StatisticsError(f"Row {i} has no field {field!r}; it has {sorted(map(str, item))}: give field=.")
+            raise StatisticsError(
+                f"Row {i} has no field {field!r}; it has {sorted(map(str, item))}: give field=."
+            )
         text = item[field] if isinstance(item, Mapping) else item
         if not isinstance(text, str):
-            raise StatisticsError(f"Row {i} holds {type(text).__name__} where a text was expected: {str(text)[:80]!r}.")
+            raise StatisticsError(
+                f"Row {i} holds {type(text).__name__} where a text was expected: {str(text)[:80]!r}."
+            )
         yield text
 
 
 def _rows(model: LensModel, batches: Iterable[Any]) -> Iterator[list[int]]:
     """The rows of checked token batches, without padding."""
     for i, batch in enumerate(batches):
-        integers = isinstance(batch, Tensor) and not (batch.is_floating_point() or batch.dtype == torch.bool)
+        integers = isinstance(batch, Tensor) and not (
+            batch.is_floating_point() or batch.dtype == torch.bool
+        )
         if not integers or batch.ndim != 2:
-            given = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
-            raise StatisticsError(f"Token batch {i} is {given}, expected a tensor of integers [batch, pos].")
+            given = (
+                f"{batch.dtype} {list(batch.shape)}"
+                if isinstance(batch, Tensor)
+                else type(batch).__name__
+            )
+            raise StatisticsError(
+                f"Token batch {i} is {given}, expected a tensor of integers [batch, pos]."
+            )
         if batch.shape[1] > model.cfg.n_ctx:
             raise StatisticsError(
                 f"Token batch {i} has {batch.shape[1]} positions, the model's context only {model.cfg.n_ctx}."
@@ -200,14 +234,18 @@ def _rows(model: LensModel, batches: Iterable[Any]) -> Iterator[list[int]]:
                 f"Token batch {i} holds {wrong[:5]}, expected ids from 0 to {model.cfg.d_vocab - 1}, and -1 for padding."
             )
         if bool(((batch[:, 1:] >= 0) & (batch[:, :-1] < 0)).any()):
-            raise StatisticsError(f"Token batch {i} has padding (-1) before tokens, expected it on the right alone.")
+            raise StatisticsError(
+                f"Token batch {i} has padding (-1) before tokens, expected it on the right alone."
+            )
         _check_padding(model, batch, i)
         yield from ([id for id in row if id >= 0] for row in batch.tolist())
 
 
 def _check_padding(model: LensModel, batch: Int[Tensor, "batch pos"], number: int) -> None:
     """Refuse a batch as ``to_tokens`` pads texts of unlike length: its padding would be averaged as keys."""
-    pad, bos, eos = (getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    pad, bos, eos = (
+        getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")
+    )
     if pad is None or len(batch) < 2:
         return
     pads = batch == pad

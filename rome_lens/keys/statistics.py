@@ -52,7 +52,9 @@ class KeyStatistics(Stored):
 
     def __post_init__(self) -> None:
         for name in ("layer", "count"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), error=StatisticsError))
+            object.__setattr__(
+                self, name, whole_number(name, getattr(self, name), error=StatisticsError)
+            )
         _check_moment(self.moment)
 
     @classmethod
@@ -87,9 +89,17 @@ class KeyStatistics(Stored):
         """``C = I``: an edit without statistics, said on purpose. It spills over onto keys that resemble ``k*``."""
         layer = whole_number("layer", layer, error=StatisticsError)
         moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
-        return cls(layer=layer, moment=moment, count=0, model_fingerprint=fingerprint(model), source="identity")
+        return cls(
+            layer=layer,
+            moment=moment,
+            count=0,
+            model_fingerprint=fingerprint(model),
+            source="identity",
+        )
 
-    def solve(self, key: Float[Tensor, "*fact d_mlp"], *, ridge: float = 0.0) -> Float[Tensor, "*fact d_mlp"]:
+    def solve(
+        self, key: Float[Tensor, "*fact d_mlp"], *, ridge: float = 0.0
+    ) -> Float[Tensor, "*fact d_mlp"]:
         """``(C + ridge * mean(diag C) * I)^-1 k`` by Cholesky, in float64, of one key or of several at once.
 
         The factor is computed at the first call with a ridge and kept with the statistics (``d_mlp^2 * 8`` bytes a ridge),
@@ -130,12 +140,20 @@ class KeyStatistics(Stored):
             ("models", {part.model_fingerprint for part in parts} - {None}),
         ):
             if len(values) > 1:
-                raise StatisticsError(f"The statistics are of different {name}: {sorted(values, key=str)}.")
+                raise StatisticsError(
+                    f"The statistics are of different {name}: {sorted(values, key=str)}."
+                )
         if empty := [part.source for part in parts if part.count < 1]:
-            raise StatisticsError(f"The statistics {empty} average no keys, so that nothing says how much they weigh.")
+            raise StatisticsError(
+                f"The statistics {empty} average no keys, so that nothing says how much they weigh."
+            )
         sources = [part.source for part in parts]
-        if twice := sorted({name for name in sources if sources.count(name) > 1 and not name.startswith(UNNAMED)}):
-            raise StatisticsError(f"The same source was given twice, its keys would count twice: {twice}.")
+        if twice := sorted(
+            {name for name in sources if sources.count(name) > 1 and not name.startswith(UNNAMED)}
+        ):
+            raise StatisticsError(
+                f"The same source was given twice, its keys would count twice: {twice}."
+            )
         count = sum(part.count for part in parts)
         moment = sum((part.count / count) * part.moment.double() for part in parts)
         known = [part.model_fingerprint for part in parts if part.model_fingerprint is not None]
@@ -170,7 +188,9 @@ class KeyStatistics(Stored):
         moment = self.moment.double()
         if not ridge:
             return moment
-        return moment + ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
+        return moment + ridge * moment.diagonal().mean() * torch.eye(
+            len(moment), dtype=torch.float64
+        )
 
     @cached_property
     def _factors(self) -> dict[tuple[float, int], Tensor]:
@@ -207,14 +227,22 @@ def _check_moment(moment: Any) -> None:
     """A factorisation reads one triangle alone, and would take whatever stands there for the whole of ``C``."""
     floats = isinstance(moment, Tensor) and moment.is_floating_point()
     if not floats or moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
-        given = f"{moment.dtype} {list(moment.shape)}" if isinstance(moment, Tensor) else type(moment).__name__
+        given = (
+            f"{moment.dtype} {list(moment.shape)}"
+            if isinstance(moment, Tensor)
+            else type(moment).__name__
+        )
         raise StatisticsError(f"moment is {given}, expected a tensor of floats [d_mlp, d_mlp].")
     moment = moment.detach()
     scale = moment.diagonal().abs().sqrt()
     for start in range(0, len(moment), _ROWS):
         rows = slice(start, start + _ROWS)
         if not torch.isfinite(moment[rows]).all():
-            raise StatisticsError("moment is not finite: collect the statistics from a model whose keys are.")
+            raise StatisticsError(
+                "moment is not finite: collect the statistics from a model whose keys are."
+            )
         apart = (moment[rows] - moment[:, rows].T).abs()
         if not (apart <= agreement(moment.dtype) * torch.outer(scale[rows], scale)).all():
-            raise StatisticsError("moment is not symmetric, as a mean of k kT is: give both of its triangles.")
+            raise StatisticsError(
+                "moment is not symmetric, as a mean of k kT is: give both of its triangles."
+            )

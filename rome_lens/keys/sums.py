@@ -82,7 +82,9 @@ class Reading:
     unfinished: Mapping[int, Path] = field(default_factory=dict)
 
 
-def add_source(model: LensModel, source: KeySource, sums: Sequence[KeySum], reading: Reading) -> None:
+def add_source(
+    model: LensModel, source: KeySource, sums: Sequence[KeySum], reading: Reading
+) -> None:
     """Read what each sum has not read yet, in one pass for all of them.
 
     Raises:
@@ -91,7 +93,9 @@ def add_source(model: LensModel, source: KeySource, sums: Sequence[KeySum], read
     behind = min(sums, key=lambda one: one.chunks)
     count = saved = behind.count
     digest, index = "", -1
-    with tqdm(total=source.length, desc="key statistics", unit=" sequences", disable=not reading.progress) as bar:
+    with tqdm(
+        total=source.length, desc="key statistics", unit=" sequences", disable=not reading.progress
+    ) as bar:
         for index, chunk in enumerate(source.chunks):
             bar.update(chunk.size)
             digest = hashlib.sha256(digest.encode() + chunk.content).hexdigest()
@@ -101,7 +105,9 @@ def add_source(model: LensModel, source: KeySource, sums: Sequence[KeySum], read
             if not waiting:
                 continue
             left = None if reading.max_tokens is None else reading.max_tokens - count
-            count += _add_chunk(model, list(_cut(chunk.rows(), left)), waiting, index, reading.batch_size)
+            count += _add_chunk(
+                model, list(_cut(chunk.rows(), left)), waiting, index, reading.batch_size
+            )
             for one in waiting:
                 one.chunks, one.digest = index + 1, digest
             bar.set_postfix(keys=count)
@@ -116,7 +122,9 @@ def add_source(model: LensModel, source: KeySource, sums: Sequence[KeySum], read
         raise _other_source(source, max(one.chunks for one in sums) * CHUNK, reading)
 
 
-def _add_chunk(model: LensModel, rows: Sequence[list[int]], sums: Sequence[KeySum], index: int, batch_size: int) -> int:
+def _add_chunk(
+    model: LensModel, rows: Sequence[list[int]], sums: Sequence[KeySum], index: int, batch_size: int
+) -> int:
     """Add a chunk's keys to the sums; their number. Rows of like length share a batch, so that little is padding."""
     order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: len(rows[i]))
     last = max(one.layer for one in sums)

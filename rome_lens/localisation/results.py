@@ -62,11 +62,15 @@ class LayerSweep(Stored):
             ValueError: an unknown name.
         """
         if measure not in MEASURES:
-            raise ArgumentError(f"measure is {measure!r}, expected one of {', '.join(map(repr, MEASURES))}.")
+            raise ArgumentError(
+                f"measure is {measure!r}, expected one of {', '.join(map(repr, MEASURES))}."
+            )
         found: Tensor = getattr(self, measure)
         return found
 
-    def variance_explained(self, measure: str = "EM", *, shuffles: int = 200, seed: int = 0) -> VarianceExplained:
+    def variance_explained(
+        self, measure: str = "EM", *, shuffles: int = 200, seed: int = 0
+    ) -> VarianceExplained:
         """How much of the success the layer explains, how much the effect, and what the effect adds to the layer.
 
         R^2 is over all cells (fact, layer), of the least squares fits
@@ -87,7 +91,9 @@ class LayerSweep(Stored):
             ValueError: an unknown measure, or fewer than two facts or layers that it was asked of.
         """
         success = self.success(measure).numpy()
-        return explain_variance(self.effects.numpy(), success, measure=measure, shuffles=shuffles, seed=seed)
+        return explain_variance(
+            self.effects.numpy(), success, measure=measure, shuffles=shuffles, seed=seed
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each fact and layer: effect, total effect, and each measure of success."""

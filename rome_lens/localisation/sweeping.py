@@ -74,7 +74,11 @@ def layer_sweep(
     """
     records = _records(facts)
     chosen = tuple(sorted(set(named_layers(model, layers))))
-    parts = dict.fromkeys(("keys", "traces", "edits")) if directory is None else _directories(Path(directory))
+    parts = (
+        dict.fromkeys(("keys", "traces", "edits"))
+        if directory is None
+        else _directories(Path(directory))
+    )
     given = {statistics.layer: statistics} if isinstance(statistics, KeyStatistics) else statistics
     if given is not None:
         _check_statistics(model, given, chosen, config, variant)
@@ -158,13 +162,17 @@ def _check_statistics(
         )
     for layer in layers:
         found = Choice(statistics=statistics[layer], variant=variant).check(model, layer)
-        found.solve(torch.zeros(len(found.moment)), ridge=config.ridge)  # its factor is kept, and the edits use it
+        found.solve(
+            torch.zeros(len(found.moment)), ridge=config.ridge
+        )  # its factor is kept, and the edits use it
 
 
 def _effects(traced: TracedFacts) -> dict[str, Any]:
     return {
         "effects": torch.stack([trace.indirect_effects[:, 0].double() for trace in traced]),
-        "total_effects": torch.tensor([trace.total_effect for trace in traced], dtype=torch.float64),
+        "total_effects": torch.tensor(
+            [trace.total_effect for trace in traced], dtype=torch.float64
+        ),
         "noise": traced.traces[0].noise,
     }
 
@@ -174,7 +182,8 @@ def _successes(sweep: EditSweep, layers: Sequence[int]) -> dict[str, Any]:
     by_layer = {setting.layer: evaluations for setting, evaluations in sweep.evaluations.items()}
     return {
         measure: torch.tensor(
-            [[_value(each, measure) for each in by_layer[layer]] for layer in layers], dtype=torch.float64
+            [[_value(each, measure) for each in by_layer[layer]] for layer in layers],
+            dtype=torch.float64,
         ).T
         for measure in MEASURES
     }

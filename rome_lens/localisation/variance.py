@@ -83,9 +83,15 @@ class VarianceExplained(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row for each number: its value, its 95 % interval, and of how many facts or shuffles; empty where there is none."""
         rows = []
-        for name in [field.name for field in fields(self) if field.name not in ("measure", "facts", "layers")]:
+        for name in [
+            field.name for field in fields(self) if field.name not in ("measure", "facts", "layers")
+        ]:
             value = getattr(self, name)
-            cells = (value.mean, value.low, value.high, value.count) if isinstance(value, Average) else (value,)
+            cells = (
+                (value.mean, value.low, value.high, value.count)
+                if isinstance(value, Average)
+                else (value,)
+            )
             rows.append([self.measure, name, *cells, *[None] * (4 - len(cells))])
         frame = pd.DataFrame(rows, columns=["measure", "number", "value", "low", "high", "count"])
         return frame.astype({"value": float, "low": float, "high": float, "count": "Int64"})
@@ -137,7 +143,9 @@ class Regression(NamedTuple):
     slope: float
 
 
-def regression(effects: Float[np.ndarray, "fact layer"], success: Float[np.ndarray, "fact layer"]) -> Regression | None:
+def regression(
+    effects: Float[np.ndarray, "fact layer"], success: Float[np.ndarray, "fact layer"]
+) -> Regression | None:
     """Least squares of success ``y`` on the layer and on the effect ``x``; None where ``y`` is constant.
 
     With ``T = sum (y - mean y)^2`` over all cells, ``mean_l`` the mean over the facts at one layer, and sums over all cells
@@ -158,10 +166,14 @@ def regression(effects: Float[np.ndarray, "fact layer"], success: Float[np.ndarr
     _, alone = _line(effects - effects.mean(), success - success.mean())
     slope, beside = _line(effects - effects.mean(0), within)
     added = beside / total
-    return Regression(layer=layer, effect=alone / total, both=layer + added, added=added, slope=slope)
+    return Regression(
+        layer=layer, effect=alone / total, both=layer + added, added=added, slope=slope
+    )
 
 
-def _line(x: Float[np.ndarray, "fact layer"], y: Float[np.ndarray, "fact layer"]) -> tuple[float, float]:
+def _line(
+    x: Float[np.ndarray, "fact layer"], y: Float[np.ndarray, "fact layer"]
+) -> tuple[float, float]:
     """Of ``y = b x`` with both centred: ``b``, and the sum of squares that it takes off ``y``, ``b sum x y``."""
     if np.ptp(x) <= _EQUAL:
         return 0.0, 0.0
@@ -188,7 +200,10 @@ def _regressed(
         draws.append(regression(effects[some], success[some]))
     known = np.array([each for each in draws if each is not None]).reshape(-1, len(found))
     return {
-        **{name: _with_range(found[i], known[:, i], facts) for i, name in enumerate(Regression._fields)},
+        **{
+            name: _with_range(found[i], known[:, i], facts)
+            for i, name in enumerate(Regression._fields)
+        },
         "shuffled": _with_range(float(control.mean()), control, shuffles),
         "p_value": float(1 + (control >= found.added - _ROUNDING).sum()) / (1 + shuffles),
     }
@@ -230,7 +245,9 @@ def variance_table(found: Sequence[VarianceExplained]) -> pd.DataFrame:
             "slope": _cell(each.slope),
             "added, shuffled": _cell(each.shuffled),
             "p": "none" if each.p_value is None else f"{each.p_value:.3f}",
-            "rank correlation": "not defined" if each.rank_correlation is None else str(each.rank_correlation),
+            "rank correlation": "not defined"
+            if each.rank_correlation is None
+            else str(each.rank_correlation),
             "near the best: traced": str(each.traced_near),
             "best on average": str(each.layer_near),
             "random": str(each.random_near),

@@ -114,7 +114,11 @@ def keep_edits(model: LensModel) -> tuple[LayerEdit, ...]:
 def in_weights(model: LensModel, edit: LayerEdit) -> bool:
     """Whether the edit was applied and the weights are still those that were written then."""
     record = _record(model, edit.layer)
-    return record is not None and _entry_of(edit, record.entries) is not None and _intact(model, edit.layer, record)
+    return (
+        record is not None
+        and _entry_of(edit, record.entries) is not None
+        and _intact(model, edit.layer, record)
+    )
 
 
 def edited_layers(model: LensModel) -> list[int]:
@@ -132,10 +136,16 @@ def unrecorded(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     """What ``W_out`` carries by any other road than ``apply``: without the applied edits, or as it is where other code changed
     it since."""
     record = _record(model, layer)
-    return record.original if record is not None and _intact(model, layer, record) else w_out(model, layer)
+    return (
+        record.original
+        if record is not None and _intact(model, layer, record)
+        else w_out(model, layer)
+    )
 
 
-def with_edits(original: Float[Tensor, "d_mlp d_model"], edits: Iterable[LayerEdit]) -> Float[Tensor, "d_mlp d_model"]:
+def with_edits(
+    original: Float[Tensor, "d_mlp d_model"], edits: Iterable[LayerEdit]
+) -> Float[Tensor, "d_mlp d_model"]:
     """``original + delta_1 + delta_2 + ...``, rounded once at the end where the weight is of half precision."""
     with torch.no_grad():
         total = at_least_float32(original)
@@ -144,7 +154,9 @@ def with_edits(original: Float[Tensor, "d_mlp d_model"], edits: Iterable[LayerEd
         return total.to(original.dtype)
 
 
-def _enter(model: LensModel, edits: Sequence[LayerEdit], undo: ExitStack, *, in_block: bool) -> None:
+def _enter(
+    model: LensModel, edits: Sequence[LayerEdit], undo: ExitStack, *, in_block: bool
+) -> None:
     by_layer: dict[int, list[_Entry]] = {}
     for edit in edits:
         by_layer.setdefault(edit.layer, []).append(_Entry(edit, in_block))

@@ -39,7 +39,9 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
         sizes["n_ctx"] = min(config.max_position_embeddings, LONGEST)
         for field, value in sizes.items():
             setattr(cfg, field, value)
-        state = loading.get_pretrained_state_dict(name or directory, cfg, hf_model, dtype=torch.float32)
+        state = loading.get_pretrained_state_dict(
+            name or directory, cfg, hf_model, dtype=torch.float32
+        )
         model = hooked_transformer_class()(cfg, tokenizer)
         model.load_and_process_state_dict(
             state,
@@ -68,7 +70,9 @@ def _gemma3_sizes(config: Any) -> dict[str, Any]:
         "eps": config.rms_norm_eps,
         "window_size": config.sliding_window,
         "attn_scale": config.query_pre_attn_scalar**0.5,
-        "attn_types": ["global" if kind == "full_attention" else "local" for kind in config.layer_types],
+        "attn_types": [
+            "global" if kind == "full_attention" else "local" for kind in config.layer_types
+        ],
     }
 
 
@@ -94,4 +98,6 @@ class expected_deprecations(warnings.catch_warnings):
 
     def __enter__(self) -> None:
         super().__enter__()
-        warnings.filterwarnings("ignore", message=r"HookedTransformer(\.from_pretrained)? is deprecated")
+        warnings.filterwarnings(
+            "ignore", message=r"HookedTransformer(\.from_pretrained)? is deprecated"
+        )

@@ -15,7 +15,9 @@ def fingerprint(model: LensModel) -> str:
     ``W_out`` is left out, so that a model that carries an edit is still the model that other edits were made on.
     """
     cfg = model.cfg
-    digest = hashlib.sha256(json.dumps([cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.d_vocab]).encode())
+    digest = hashlib.sha256(
+        json.dumps([cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.d_vocab]).encode()
+    )
     for block in model.blocks:
         digest.update(_sample(block.attn.W_O.flatten(0, -2)))
         w_in = getattr(getattr(block, "mlp", None), "W_in", None)
@@ -27,7 +29,9 @@ def fingerprint(model: LensModel) -> str:
 
 def w_out_fingerprint(model: LensModel, layers: range) -> str:
     """A hash of samples of ``W_out`` in some layers: what an edit changes and :func:`fingerprint` leaves out."""
-    return hashlib.sha256(b"".join(_sample(w_out(model, layer)) for layer in layers)).hexdigest()[:10]
+    return hashlib.sha256(b"".join(_sample(w_out(model, layer)) for layer in layers)).hexdigest()[
+        :10
+    ]
 
 
 def weights_fingerprint(model: LensModel) -> str:
@@ -36,11 +40,17 @@ def weights_fingerprint(model: LensModel) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point():
             flat = value.detach().flatten()
-            digest.update(f"{name} {tuple(value.shape)} {float(flat.sum(dtype=torch.float64)):.17g}".encode())
-            digest.update(flat[:: max(1, len(flat) // 64)].to("cpu", torch.float64).numpy().tobytes())
+            digest.update(
+                f"{name} {tuple(value.shape)} {float(flat.sum(dtype=torch.float64)):.17g}".encode()
+            )
+            digest.update(
+                flat[:: max(1, len(flat) // 64)].to("cpu", torch.float64).numpy().tobytes()
+            )
     return digest.hexdigest()[:16]
 
 
 def _sample(weight: Tensor, per_axis: int = 32) -> bytes:
     rows, columns = (max(1, size // per_axis) for size in weight.shape)
-    return weight.detach()[::rows, ::columns].to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return (
+        weight.detach()[::rows, ::columns].to("cpu", torch.float32).contiguous().numpy().tobytes()
+    )

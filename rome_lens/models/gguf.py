@@ -68,7 +68,9 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
     ``cache_dir`` where given, else the environment variable ``ROME_LENS_CACHE``, else the user's cache directory.
     """
-    chosen = cache_dir or os.environ.get("ROME_LENS_CACHE") or platformdirs.user_cache_dir("rome_lens")
+    chosen = (
+        cache_dir or os.environ.get("ROME_LENS_CACHE") or platformdirs.user_cache_dir("rome_lens")
+    )
     return Path(chosen).expanduser()
 
 
@@ -87,7 +89,9 @@ def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None =
         return converted
     parts = locate_parts(source)
     root.mkdir(parents=True, exist_ok=True)
-    gguf = join_parts(parts, root / f"{source.name}-{source.sha256[:12]}.gguf", sha256=source.sha256)
+    gguf = join_parts(
+        parts, root / f"{source.name}-{source.sha256[:12]}.gguf", sha256=source.sha256
+    )
     with _directory_when_done(converted) as unfinished:
         _convert(gguf, unfinished, architecture=source.architecture)
     return converted
@@ -105,7 +109,9 @@ def locate_parts(source: GGUFSource) -> list[Path]:
                 f"Install it with: {source.install}"
             ) from None
         if not path.is_file():
-            raise WeightsError(f"{distribution!r} is installed, but its file {path} is missing. Reinstall the package.")
+            raise WeightsError(
+                f"{distribution!r} is installed, but its file {path} is missing. Reinstall the package."
+            )
         paths.append(path)
     return paths
 
@@ -148,9 +154,7 @@ def _directory_when_done(final: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".part", dir=final.parent))
     try:
         yield unfinished
-        if (
-            final.exists()
-        ):  # a directory without its config is a leftover; one with it was made by someone else meanwhile
+        if final.exists():  # a directory without its config is a leftover; one with it was made by someone else meanwhile
             shutil.rmtree(final)
         os.replace(unfinished, final)
     finally:
@@ -162,10 +166,14 @@ def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
     try:
         import gguf as _gguf  # noqa: F401  transformers reads GGUF only with this package, and says so less clearly
     except ImportError:
-        raise WeightsError("Reading GGUF files needs the package 'gguf'. Install it with: pip install gguf") from None
+        raise WeightsError(
+            "Reading GGUF files needs the package 'gguf'. Install it with: pip install gguf"
+        ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
     # The weights are plain float32 now; what says otherwise would make transformers refuse to save them.
     del model.config.quantization_config
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):

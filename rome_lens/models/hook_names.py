@@ -12,7 +12,12 @@ COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn", "z")
 Hook = tuple[str, Callable[..., Tensor | None]]
 
 EMBED = "hook_embed"
-_COMPONENT_HOOKS = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out", "z": "attn.hook_z"}
+_COMPONENT_HOOKS = {
+    "resid": "hook_resid_post",
+    "mlp": "hook_mlp_out",
+    "attn": "hook_attn_out",
+    "z": "attn.hook_z",
+}
 
 
 def component_hook(component: str, layer: int) -> str:
@@ -54,7 +59,9 @@ def is_ours(handle: Any) -> bool:
 
 def is_wiring(handle: Any) -> bool:
     """Whether TransformerLens put the hook in itself."""
-    return handle.is_permanent and getattr(handle.user_hook, "__module__", "").startswith("transformer_lens.")
+    return handle.is_permanent and getattr(handle.user_hook, "__module__", "").startswith(
+        "transformer_lens."
+    )
 
 
 def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:

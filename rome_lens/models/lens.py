@@ -37,7 +37,9 @@ def check_layer(model: LensModel, layer: SupportsIndex) -> int:
     except ValueError as error:
         raise ModelError(f"{error} The model has layers 0 to {model.cfg.n_layers - 1}.") from error
     if not 0 <= layer < model.cfg.n_layers:
-        raise ModelError(f"Layer {layer} is out of range: the model has layers 0 to {model.cfg.n_layers - 1}.")
+        raise ModelError(
+            f"Layer {layer} is out of range: the model has layers 0 to {model.cfg.n_layers - 1}."
+        )
     return layer
 
 
@@ -51,7 +53,11 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     mlp = mlp_module(model, layer)
     weight = None if mlp is None or model.cfg.num_experts else getattr(mlp, "W_out", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
-        what = "a mixture of experts" if model.cfg.num_experts else "absent or of a form without one W_out matrix"
+        what = (
+            "a mixture of experts"
+            if model.cfg.num_experts
+            else "absent or of a form without one W_out matrix"
+        )
         raise ModelError(
             f"The MLP of layer {layer} is {what}: keys, values and edits need one dense W_out [d_mlp, d_model]."
         )
@@ -78,9 +84,15 @@ def state_entries(model: LensModel, state: Mapping[str, Any], layer: int) -> dic
         if isinstance(value, Tensor) and value.ndim == 2 and value.data_ptr() == weight.data_ptr()
     }
     found = {name: False for name, value in here.items() if _same_layout(value, weight)}
-    found |= {name: True for name, value in here.items() if name not in found and _same_layout(value, weight.T)}
+    found |= {
+        name: True
+        for name, value in here.items()
+        if name not in found and _same_layout(value, weight.T)
+    }
     if not found:
-        raise ModelError(f"No entry of the model's state dict is the W_out of layer {layer} itself.")
+        raise ModelError(
+            f"No entry of the model's state dict is the W_out of layer {layer} itself."
+        )
     return found
 
 
@@ -94,13 +106,18 @@ def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
     return None if bias is None else bias.detach()
 
 
-def mlp_output(model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
+def mlp_output(
+    model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]
+) -> Float[Tensor, "*batch d_model"]:
     """``k W_out + b_out``, where the keys are and in their precision."""
     return raw_output(model, layer, keys, w_out(model, layer))
 
 
 def raw_output(
-    model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"], weight: Float[Tensor, "d_mlp d_model"]
+    model: LensModel,
+    layer: int,
+    keys: Float[Tensor, "*batch d_mlp"],
+    weight: Float[Tensor, "d_mlp d_model"],
 ) -> Float[Tensor, "*batch d_model"]:
     """``k W + b_out`` with any other weight in the place of ``W_out``."""
     bias = b_out(model, layer)
@@ -133,7 +150,9 @@ def device(model: LensModel) -> torch.device:
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
 
 
-def unembedding(model: LensModel) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+def unembedding(
+    model: LensModel,
+) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
     """``W_U`` and ``b_U``."""
     return model.unembed.W_U.detach(), model.unembed.b_U.detach()
 

@@ -6,7 +6,11 @@ from typing import Literal, get_args
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from rome_lens.models.convert import expected_deprecations, hooked_transformer, hooked_transformer_class
+from rome_lens.models.convert import (
+    expected_deprecations,
+    hooked_transformer,
+    hooked_transformer_class,
+)
 from rome_lens.models.gguf import SOURCES, transformers_directory
 from rome_lens.models.lens import LensModel, ModelError
 
@@ -36,8 +40,12 @@ def load_model(
         ModelError: the name is unknown, or this TransformerLens lacks the class.
     """
     if model_class not in (None, *get_args(ModelClass)):
-        raise ModelError(f"model_class is {model_class!r}, expected one of {', '.join(get_args(ModelClass))}, or None.")
-    chosen = model_class or ("HookedTransformer" if hooked_transformer_class() else "TransformerBridge")
+        raise ModelError(
+            f"model_class is {model_class!r}, expected one of {', '.join(get_args(ModelClass))}, or None."
+        )
+    chosen = model_class or (
+        "HookedTransformer" if hooked_transformer_class() else "TransformerBridge"
+    )
     if chosen == "HookedTransformer" and hooked_transformer_class() is None:
         raise ModelError(
             "This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use TransformerBridge."
@@ -62,7 +70,9 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True
+        ).eval()
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(

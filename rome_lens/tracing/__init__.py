@@ -13,7 +13,12 @@ from rome_lens.tracing.causal import causal_trace
 from rome_lens.tracing.clean_run import FactNotKnownError
 from rome_lens.tracing.corruption import Counterfactual, Replacement
 from rome_lens.tracing.many_facts import TracedFacts, trace_facts
-from rome_lens.tracing.noise import GaussianNoise, MultivariateGaussianNoise, StudentTNoise, UniformNoise
+from rome_lens.tracing.noise import (
+    GaussianNoise,
+    MultivariateGaussianNoise,
+    StudentTNoise,
+    UniformNoise,
+)
 from rome_lens.tracing.results import AttributionTrace, CausalTrace, SeveredTrace, choose_layer
 from rome_lens.tracing.severed import severed_trace
 

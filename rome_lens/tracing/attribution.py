@@ -56,7 +56,9 @@ def attribution_trace(
     """
     fact = as_fact(fact)
     if component == "resid" and window != 1:
-        raise ArgumentError(f"window is {window}, expected 1 for 'resid': its states do not add up over layers.")
+        raise ArgumentError(
+            f"window is {window}, expected 1 for 'resid': its states do not add up over layers."
+        )
     if torch.is_inference_mode_enabled():
         raise ArgumentError(
             "Attribution patching takes a gradient, which torch.inference_mode() rules out: call it outside."
@@ -74,14 +76,18 @@ def attribution_trace(
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        recalled = recall(model, fact, cells.encoded, cells.answer, component, require_correct=require_correct)
+        recalled = recall(
+            model, fact, cells.encoded, cells.answer, component, require_correct=require_correct
+        )
         drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
         parts = [_estimated(model, recalled, component, part) for part in drawn.split(cells.rows)]
     corrupted = torch.cat([probability for probability, _ in parts])
     by_layer = torch.cat([effects for _, effects in parts])[:, :, list(cells.positions)]
     by_layer = by_layer.sum(-1) if cells.heads is None else by_layer[..., list(cells.heads)]
     windows = [restored_layers(layer, window, model.cfg.n_layers) for layer in cells.layers]
-    effects = torch.stack([by_layer[:, window.start : window.stop].sum(1) for window in windows], dim=1)
+    effects = torch.stack(
+        [by_layer[:, window.start : window.stop].sum(1) for window in windows], dim=1
+    )
     return AttributionTrace(
         component=component,
         window=window,
@@ -93,7 +99,10 @@ def attribution_trace(
 
 
 def _estimated(
-    model: LensModel, recalled: Recall, component: str, noise: Float[Tensor, "sample subject d_model"]
+    model: LensModel,
+    recalled: Recall,
+    component: str,
+    noise: Float[Tensor, "sample subject d_model"],
 ) -> tuple[Float[Tensor, " sample"], Float[Tensor, "sample layer pos head"]]:
     """The corrupted probability, and the effect of each layer's state; one head stands for all of what is no head."""
     states: dict[int, Tensor] = {}
@@ -105,7 +114,10 @@ def _estimated(
         """A zero added to the state, since what a hook is shown is not always what the model goes on with."""
 
         def add(value: Tensor, hook: Any) -> Tensor:
-            states[layer], additions[layer] = value.detach(), torch.zeros_like(value, requires_grad=True)
+            states[layer], additions[layer] = (
+                value.detach(),
+                torch.zeros_like(value, requires_grad=True),
+            )
             return value + additions[layer]
 
         return component_hook(component, layer), add
@@ -113,9 +125,13 @@ def _estimated(
     with torch.enable_grad(), unembedding_only(model, lambda stream: stream[:, -read:]):
         hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, recalled.states)]
         with model.hooks(fwd_hooks=hooks):
-            logits = at_least_float32(model(recalled.tokens.expand(len(noise), -1).to(device(model))))
+            logits = at_least_float32(
+                model(recalled.tokens.expand(len(noise), -1).to(device(model)))
+            )
         answer = torch.tensor(recalled.answer).repeat(len(noise))
-        probability = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read).sum(1).exp()
+        probability = (
+            log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read).sum(1).exp()
+        )
         gradients = torch.autograd.grad(probability.sum(), list(additions.values()))
     effects = []
     for (layer, state), gradient in zip(states.items(), gradients, strict=True):

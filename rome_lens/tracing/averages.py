@@ -80,7 +80,11 @@ class TraceAverage(Stored):
         for role in range(len(self.roles)):
             effects = self.of_role(role)
             enough = effects.shape[0] >= FEWEST
-            halves.append(half_width(effects) if enough else torch.full_like(self.fact_effects[0, :, role], math.nan))
+            halves.append(
+                half_width(effects)
+                if enough
+                else torch.full_like(self.fact_effects[0, :, role], math.nan)
+            )
         return torch.stack(halves, dim=1)
 
     def peak(self, role: str) -> int:
@@ -90,7 +94,9 @@ class TraceAverage(Stored):
             ValueError: an unknown role, or one that no fact has.
         """
         if role not in self.roles:
-            raise ArgumentError(f"The role is {role!r}, expected one of {', '.join(map(repr, self.roles))}.")
+            raise ArgumentError(
+                f"The role is {role!r}, expected one of {', '.join(map(repr, self.roles))}."
+            )
         column = self.roles.index(role)
         if not self.counts[column]:
             raise ArgumentError(f"No fact has a token of the role {role!r}.")
@@ -174,14 +180,24 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
 
 def _by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
     effects = trace.indirect_effects[:, torch.tensor(trace.positions).argsort()]
-    columns = [effects[:, positions].mean(1) for positions in roles_of(trace.subject, len(trace.labels)).values()]
+    columns = [
+        effects[:, positions].mean(1)
+        for positions in roles_of(trace.subject, len(trace.labels)).values()
+    ]
     return torch.stack(columns, dim=1).double()
 
 
 def _check_alike(traces: Sequence[CausalTrace]) -> None:
     first, seen = traces[0], set()
     for trace in traces:
-        for name in ("component", "window", "layers", "noise", "answer_tokens", "model_fingerprint"):
+        for name in (
+            "component",
+            "window",
+            "layers",
+            "noise",
+            "answer_tokens",
+            "model_fingerprint",
+        ):
             if getattr(trace, name) != getattr(first, name):
                 raise ArgumentError(
                     f"The trace of {trace.fact.text!r} has {name} {getattr(trace, name)!r}, that of {first.fact.text!r} "
@@ -194,7 +210,9 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
                 f"{trace.fact.text!r} has {len(trace.corrupted_samples)} samples, expected as many as the first."
             )
         if sorted(trace.positions) != list(range(len(trace.labels))):
-            raise ArgumentError(f"{trace.fact.text!r} was traced at positions {list(trace.positions)}, expected all.")
+            raise ArgumentError(
+                f"{trace.fact.text!r} was traced at positions {list(trace.positions)}, expected all."
+            )
         if not trace.sample_scores.isfinite().all():
             raise ArgumentError(
                 f"The scores of {trace.fact.text!r} hold NaN or infinity: leave it out, or find out why."

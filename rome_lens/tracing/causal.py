@@ -93,12 +93,16 @@ def causal_trace(
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        recalled = recall(model, fact, cells.encoded, cells.answer, component, require_correct=require_correct)
+        recalled = recall(
+            model, fact, cells.encoded, cells.answer, component, require_correct=require_correct
+        )
         drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
         corrupted, scores = [], []
         with progress_bar(f"trace {component}", cells, len(drawn), shown=progress) as bar:
             for part in drawn.split(cells.rows):
-                run = corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part))
+                run = corrupted_run(
+                    recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part)
+                )
                 corrupted.append(probabilities(recalled, run.streams[-1]))
                 restorer = Restorer(recalled.forward, component, recalled.states, run)
                 scores.append(scores_of(recalled, cells, restorer, corrupted[-1], bar))

@@ -21,7 +21,9 @@ class Cell:
     head: int | None = None
 
 
-Place = tuple[int, int] | tuple[int, int, int]  # of a cell in scores [layer, pos] or [layer, pos, head]
+Place = (
+    tuple[int, int] | tuple[int, int, int]
+)  # of a cell in scores [layer, pos] or [layer, pos, head]
 
 _TOKENS_PER_BATCH = 4096
 
@@ -48,7 +50,11 @@ class Grid:
     @property
     def shape(self) -> tuple[int, ...]:
         """Layers, positions, and heads where they are single."""
-        return (len(self.layers), len(self.positions), *(() if self.heads is None else (len(self.heads),)))
+        return (
+            len(self.layers),
+            len(self.positions),
+            *(() if self.heads is None else (len(self.heads),)),
+        )
 
     @property
     def count(self) -> int:
@@ -80,7 +86,10 @@ class Grid:
                 if self.heads is None:
                     cells[i, j] = Cell(pos=pos, window=window)
                 else:
-                    cells |= {(i, j, k): Cell(pos=pos, window=window, head=head) for k, head in enumerate(self.heads)}
+                    cells |= {
+                        (i, j, k): Cell(pos=pos, window=window, head=head)
+                        for k, head in enumerate(self.heads)
+                    }
         return cells
 
 
@@ -149,17 +158,23 @@ def check_options(model: LensModel, *, component: str, window: int, batch_size: 
         whole_number("batch_size", batch_size, least=1)
 
 
-def _chosen_heads(model: LensModel, component: str, heads: Iterable[int] | None) -> tuple[int, ...] | None:
+def _chosen_heads(
+    model: LensModel, component: str, heads: Iterable[int] | None
+) -> tuple[int, ...] | None:
     if component != "z":
         if heads is not None:
-            raise ArgumentError(f"heads is given for component {component!r}, expected component='z'.")
+            raise ArgumentError(
+                f"heads is given for component {component!r}, expected component='z'."
+            )
         return None
     chosen = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     if not chosen:
         raise ArgumentError("heads is empty: name at least one, or None for all.")
     outside = [head for head in chosen if not 0 <= head < model.cfg.n_heads]
     if outside:
-        raise ArgumentError(f"Heads {outside} are out of range: a layer has heads 0 to {model.cfg.n_heads - 1}.")
+        raise ArgumentError(
+            f"Heads {outside} are out of range: a layer has heads 0 to {model.cfg.n_heads - 1}."
+        )
     return chosen
 
 

@@ -41,7 +41,13 @@ class Recall:
 
 
 def recall(
-    model: LensModel, fact: Fact, encoded: FactTokens, answer: Sequence[int], component: str, *, require_correct: bool
+    model: LensModel,
+    fact: Fact,
+    encoded: FactTokens,
+    answer: Sequence[int],
+    component: str,
+    *,
+    require_correct: bool,
 ) -> Recall:
     """Run the fact clean.
 
@@ -66,7 +72,9 @@ def recall(
     )
 
 
-def check_known(model: LensModel, fact: Fact, log_probs: Float[Tensor, "read d_vocab"], answer: Sequence[int]) -> None:
+def check_known(
+    model: LensModel, fact: Fact, log_probs: Float[Tensor, "read d_vocab"], answer: Sequence[int]
+) -> None:
     """Refuse a fact of whose answer a token is not the model's first choice, given the tokens before it."""
     for i, (row, token) in enumerate(zip(log_probs, answer, strict=True)):
         best = int(row.argmax())

@@ -40,11 +40,15 @@ class Replacement:
 
     def __post_init__(self) -> None:
         if isinstance(self.noise, (Replacement, Counterfactual)):
-            raise NoiseError(f"{self.noise!r} replaces the subject's embeddings already: use it as it is.")
+            raise NoiseError(
+                f"{self.noise!r} replaces the subject's embeddings already: use it as it is."
+            )
         _check_kind(self.noise)
 
     def __repr__(self) -> str:
-        return f"Replacement(noise={'tensor' if isinstance(self.noise, Tensor) else repr(self.noise)})"
+        return (
+            f"Replacement(noise={'tensor' if isinstance(self.noise, Tensor) else repr(self.noise)})"
+        )
 
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
@@ -97,7 +101,9 @@ def noise_for(
         samples = whole_number("samples", samples, least=1, error=NoiseError)
         noise = noise.sample(model, prompt, samples=samples)
         if not isinstance(noise, Tensor):
-            raise NoiseError(f"The noise's sample gave a {type(noise).__name__}, expected a tensor.")
+            raise NoiseError(
+                f"The noise's sample gave a {type(noise).__name__}, expected a tensor."
+            )
     subject, d_model = prompt.embeddings.shape
     if noise.ndim != 3 or noise.shape[1:] != prompt.embeddings.shape or noise.shape[0] < 1:
         raise NoiseError(
@@ -106,7 +112,9 @@ def noise_for(
         )
     noise = noise.to(prompt.embeddings)
     if not torch.isfinite(noise).all():
-        raise NoiseError(f"The noise holds NaN or infinity as {noise.dtype}: expected finite numbers.")
+        raise NoiseError(
+            f"The noise holds NaN or infinity as {noise.dtype}: expected finite numbers."
+        )
     return noise
 
 
@@ -116,7 +124,9 @@ def _check_kind(noise: Any) -> None:
             f"noise is the class {noise.__name__}, expected an instance of it: write {noise.__name__}(...)."
         )
     if not isinstance(noise, (Tensor, Noise)):
-        raise NoiseError(f"noise is {noise!r}, expected a kind of noise such as GaussianNoise(), or a tensor.")
+        raise NoiseError(
+            f"noise is {noise!r}, expected a kind of noise such as GaussianNoise(), or a tensor."
+        )
 
 
 def _check_swap(prompt: CorruptedPrompt, swapped: FactTokens, subject: str) -> None:
@@ -136,7 +146,9 @@ def _check_swap(prompt: CorruptedPrompt, swapped: FactTokens, subject: str) -> N
             f"{list(theirs.labels)} against {list(ours.labels)}. Choose a subject that the tokenizer keeps apart from it."
         )
     if torch.equal(ours.tokens, theirs.tokens):
-        raise NoiseError(f"The counterfactual subject {subject!r} is the fact's own: {both}. Choose another one.")
+        raise NoiseError(
+            f"The counterfactual subject {subject!r} is the fact's own: {both}. Choose another one."
+        )
 
 
 def _subject_labels(encoded: FactTokens) -> Sequence[str]:

@@ -56,13 +56,22 @@ class EmbeddingLaw:
         """
         ids = torch.arange(model.cfg.d_vocab) if subjects is None else subject_ids(model, subjects)
         if len(ids) < 2:
-            raise ArgumentError(f"The subjects {subjects!r} have one token in all: a covariance needs at least two.")
+            raise ArgumentError(
+                f"The subjects {subjects!r} have one token in all: a covariance needs at least two."
+            )
         mean, covariance = _moments(model, ids)
         if not torch.isfinite(covariance).all():
-            raise ArgumentError("The model's token embeddings hold NaN or infinity: they have no covariance.")
+            raise ArgumentError(
+                "The model's token embeddings hold NaN or infinity: they have no covariance."
+            )
         variances, directions = torch.linalg.eigh(covariance)
         root = (directions * variances.clamp(min=0.0).sqrt()) @ directions.T
-        return cls(subjects=None if subjects is None else tuple(subjects), tokens=len(ids), mean=mean, root=root)
+        return cls(
+            subjects=None if subjects is None else tuple(subjects),
+            tokens=len(ids),
+            mean=mean,
+            root=root,
+        )
 
 
 def subject_ids(model: LensModel, subjects: Sequence[str]) -> Int[Tensor, " token"]:
@@ -72,11 +81,17 @@ def subject_ids(model: LensModel, subjects: Sequence[str]) -> Int[Tensor, " toke
         ValueError: there is no subject.
     """
     if not subjects:
-        raise ArgumentError("The list of subjects is empty: the statistics of their embeddings need at least one.")
-    return torch.tensor([i for subject in subjects for i in token_ids(model, subject, prepend_bos=False)])
+        raise ArgumentError(
+            "The list of subjects is empty: the statistics of their embeddings need at least one."
+        )
+    return torch.tensor(
+        [i for subject in subjects for i in token_ids(model, subject, prepend_bos=False)]
+    )
 
 
-def embedded(model: LensModel, ids: Int[Tensor, " token"]) -> Iterator[Float[Tensor, "row d_model"]]:
+def embedded(
+    model: LensModel, ids: Int[Tensor, " token"]
+) -> Iterator[Float[Tensor, "row d_model"]]:
     """Embeddings in slices that fit the model's context; before positions are added it does not matter where one stands."""
     for part in ids.split(min(_ROWS, model.cfg.n_ctx)):
         yield at_least_float32(embed(model, part))
@@ -87,11 +102,16 @@ def _moments(
 ) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
     """Mean and covariance, summed about one embedding so that a large mean costs no digits."""
     origin = next(embedded(model, ids[:1]))[0].cpu().double()
-    first, second = torch.zeros_like(origin), torch.zeros(len(origin), len(origin), dtype=torch.float64)
+    first, second = (
+        torch.zeros_like(origin),
+        torch.zeros(len(origin), len(origin), dtype=torch.float64),
+    )
     for rows in embedded(model, ids):
         rows = rows.cpu().double() - origin
         first += rows.sum(0)
-        for start in range(0, len(origin), _COLUMNS):  # the upper triangle: the rest mirrors it, and this is the time
+        for start in range(
+            0, len(origin), _COLUMNS
+        ):  # the upper triangle: the rest mirrors it, and this is the time
             block = rows[:, start : start + _COLUMNS]
             second[start : start + _COLUMNS, start:].addmm_(block.T, rows[:, start:])
     second = second.triu() + second.triu(1).T

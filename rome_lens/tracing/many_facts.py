@@ -84,9 +84,15 @@ def trace_facts(
         FactError: there is no fact, or one cannot be tokenised; raised before the first is traced.
         ValueError: as for :func:`causal_trace`; ``at`` is no position of a fact.
     """
-    chosen = list({(fact.prompt, fact.subject, fact.target): fact for fact in as_facts(facts)}.values())
-    if isinstance(noise, Tensor) or (isinstance(noise, Replacement) and isinstance(noise.noise, Tensor)):
-        raise ArgumentError("noise is a tensor, which fits one subject: give a kind of noise, such as GaussianNoise().")
+    chosen = list(
+        {(fact.prompt, fact.subject, fact.target): fact for fact in as_facts(facts)}.values()
+    )
+    if isinstance(noise, Tensor) or (
+        isinstance(noise, Replacement) and isinstance(noise.noise, Tensor)
+    ):
+        raise ArgumentError(
+            "noise is a tensor, which fits one subject: give a kind of noise, such as GaussianNoise()."
+        )
     if directory is not None and " at 0x" in repr(noise):
         raise ArgumentError(
             f"noise is {noise!r}, which a later run cannot be compared with: give its class a __repr__ that names its "
@@ -97,7 +103,9 @@ def trace_facts(
     positions = {}
     for fact in chosen:
         encoded, _ = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
-        positions[fact] = None if at is None else [position_of(at, encoded.subject, len(encoded.tokens))]
+        positions[fact] = (
+            None if at is None else [position_of(at, encoded.subject, len(encoded.tokens))]
+        )
     settings = {
         "component": component,
         "window": int(window),
@@ -112,7 +120,9 @@ def trace_facts(
         store = Store(None)
     else:
         identity = model_identity(model)
-        store = Store(directory, identity=identity, settings={"model": weights_fingerprint(model), **settings})
+        store = Store(
+            directory, identity=identity, settings={"model": weights_fingerprint(model), **settings}
+        )
     traces, unknown = [], []
     for fact in tqdm(chosen, desc=f"trace {component}", disable=not progress):
         name = store.name(fact.prompt, fact.subject, fact.target)

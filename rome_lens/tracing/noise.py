@@ -80,7 +80,11 @@ class _ScaledNoise:
             scale = _SCALE if self.scale is None else self.scale
             _set(self, "scale", _number("scale", scale, "sigmas of the embeddings; 0 adds nothing"))
         else:
-            _set(self, "level", _number("level", self.level, "in units of the embeddings; 0 adds nothing"))
+            _set(
+                self,
+                "level",
+                _number("level", self.level, "in units of the embeddings; 0 adds nothing"),
+            )
         _set(self, "seed", _seed(self.seed))
         _set(self, "subjects", _subjects(self.subjects))
 
@@ -96,7 +100,9 @@ class _ScaledNoise:
             raise NoiseError(
                 f"{self!r} takes sigma from each traced subject: there is nothing to compute before. Give subjects=."
             )
-        return replace(self, scale=None, subjects=None, level=self._scaled(embedding_std(model, self.subjects)))
+        return replace(
+            self, scale=None, subjects=None, level=self._scaled(embedding_std(model, self.subjects))
+        )
 
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
@@ -108,7 +114,9 @@ class _ScaledNoise:
             level = self._scaled(embedding_std(model, self.subjects))
         else:
             level = self._scaled(float(at_least_float32(prompt.embeddings).std()))
-        draws = self._draw((samples, *prompt.embeddings.shape), torch.Generator().manual_seed(self.seed))
+        draws = self._draw(
+            (samples, *prompt.embeddings.shape), torch.Generator().manual_seed(self.seed)
+        )
         return level * draws.to(prompt.embeddings)
 
     def _scaled(self, sigma: float) -> float:
@@ -171,8 +179,15 @@ class StudentTNoise(_ScaledNoise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _number("degrees", self.degrees, "more than 2, so that the noise has a standard deviation") > 2:
-            raise NoiseError(f"degrees is {self.degrees!r}, expected more than 2: below, t has no standard deviation.")
+        if (
+            not _number(
+                "degrees", self.degrees, "more than 2, so that the noise has a standard deviation"
+            )
+            > 2
+        ):
+            raise NoiseError(
+                f"degrees is {self.degrees!r}, expected more than 2: below, t has no standard deviation."
+            )
         _set(self, "degrees", float(self.degrees))
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -210,11 +225,17 @@ class MultivariateGaussianNoise:
     law: EmbeddingLaw | None = None
 
     def __post_init__(self) -> None:
-        _set(self, "scale", _number("scale", self.scale, "a factor of the embeddings' standard deviations"))
+        _set(
+            self,
+            "scale",
+            _number("scale", self.scale, "a factor of the embeddings' standard deviations"),
+        )
         _set(self, "seed", _seed(self.seed))
         _set(self, "subjects", _subjects(self.subjects))
         if self.law is not None and self.subjects is not None:
-            raise NoiseError(f"law is given beside subjects {self.subjects!r}, which it replaces. Give one of the two.")
+            raise NoiseError(
+                f"law is given beside subjects {self.subjects!r}, which it replaces. Give one of the two."
+            )
 
     def fitted(self, model: LensModel) -> "MultivariateGaussianNoise":
         """The same noise with the law of the embeddings computed once, for tracing many facts."""
@@ -230,7 +251,9 @@ class MultivariateGaussianNoise:
                 f"{law!r} is of d_model {len(law.mean)}, the model's is {prompt.embeddings.shape[1]}: it was fitted to "
                 "another model. Call fitted with this one."
             )
-        normal = torch.randn((samples, *prompt.embeddings.shape), generator=torch.Generator().manual_seed(self.seed))
+        normal = torch.randn(
+            (samples, *prompt.embeddings.shape), generator=torch.Generator().manual_seed(self.seed)
+        )
         return (law.mean + self.scale * (normal.double() @ law.root)).to(prompt.embeddings)
 
     def _fit(self, model: LensModel) -> EmbeddingLaw:
@@ -245,7 +268,7 @@ def _set(noise: Any, name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any, meaning: str) -> float:
-    return real_number(f"{name} ({meaning})", value, least=0, finite=True, error=NoiseError)
+    return real_number(f"{name} ({meaning})", value, least=0.0, finite=True, error=NoiseError)
 
 
 def _seed(value: Any) -> int:
@@ -256,8 +279,14 @@ def _subjects(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        raise NoiseError(f"subjects is the text {value!r}, expected a tuple of subjects: write ({value!r},).")
+        raise NoiseError(
+            f"subjects is the text {value!r}, expected a tuple of subjects: write ({value!r},)."
+        )
     subjects = tuple(value)
-    if not subjects or not all(isinstance(subject, str) and subject.strip() for subject in subjects):
-        raise NoiseError(f"subjects is {subjects!r}, expected the words of at least one subject, and no empty ones.")
+    if not subjects or not all(
+        isinstance(subject, str) and subject.strip() for subject in subjects
+    ):
+        raise NoiseError(
+            f"subjects is {subjects!r}, expected the words of at least one subject, and no empty ones."
+        )
     return subjects

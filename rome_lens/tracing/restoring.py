@@ -69,7 +69,10 @@ class Restorer:
         self.held = held or {}
         self.samples, self.length, _ = run.streams[0].shape
         self.n_layers = len(run.streams) - 1
-        self._running: tuple[Sequence[Cell], int] = ([], 0)  # what the rows of the block that runs now are
+        self._running: tuple[Sequence[Cell], int] = (
+            [],
+            0,
+        )  # what the rows of the block that runs now are
 
     def finals(
         self, cells: Sequence[Cell], *, rows: int, read: int
@@ -81,16 +84,24 @@ class Restorer:
         at_once = max(1, rows // self.samples)
         order = sorted(range(len(cells)), key=lambda i: (cells[i].pos, cells[i].window.start))
         groups: dict[int, list[int]] = {}
-        for i in order:  # where earlier positions can be left out, a batch begins at its one position
+        for (
+            i
+        ) in order:  # where earlier positions can be left out, a batch begins at its one position
             groups.setdefault(0 if self.past is None else cells[i].pos, []).append(i)
         for skipped, members in groups.items():
             for start in range(0, len(members), at_once):
                 chunk = members[start : start + at_once]
                 stream, sequence = self._sweep([cells[i] for i in chunk], skipped)
-                finals = rearrange(stream[:, -read:], "(cell sample) pos d -> cell sample pos d", sample=self.samples)
+                finals = rearrange(
+                    stream[:, -read:],
+                    "(cell sample) pos d -> cell sample pos d",
+                    sample=self.samples,
+                )
                 yield [chunk[i] for i in sequence], finals
 
-    def _sweep(self, cells: Sequence[Cell], skipped: int) -> tuple[Float[Tensor, "row pos d_model"], list[int]]:
+    def _sweep(
+        self, cells: Sequence[Cell], skipped: int
+    ) -> tuple[Float[Tensor, "row pos d_model"], list[int]]:
         """All layers, on the positions from ``skipped`` on; a row is one sample of one branch.
 
         A branch is a list of cells that are one computation so far; at the end each holds one.
@@ -100,41 +111,69 @@ class Restorer:
         for layer in range(min(cell.window.start for cell in cells), self.n_layers):
             if branches:
                 branches, stream = self._part(cells, branches, stream, layer)
-                stream = self._block(layer, stream, [cells[branch[0]] for branch in branches], skipped)
+                stream = self._block(
+                    layer, stream, [cells[branch[0]] for branch in branches], skipped
+                )
             joining = [i for i, cell in enumerate(cells) if cell.window.start == layer]
             if joining:
                 new = _together([(cells[i].pos, cells[i].head) for i in joining], joining)
-                stream = torch.cat([stream, self._joined(layer, [cells[branch[0]] for branch in new], skipped)])
+                stream = torch.cat(
+                    [stream, self._joined(layer, [cells[branch[0]] for branch in new], skipped)]
+                )
                 branches += new
         branches, stream = self._part(cells, branches, stream, self.n_layers, apart=True)
         return stream, [branch[0] for branch in branches]
 
     def _part(
-        self, cells: Sequence[Cell], branches: list[list[int]], stream: Tensor, layer: int, *, apart: bool = False
+        self,
+        cells: Sequence[Cell],
+        branches: list[list[int]],
+        stream: Tensor,
+        layer: int,
+        *,
+        apart: bool = False,
     ) -> tuple[list[list[int]], Tensor]:
         """Branches of which each restores ``layer`` in all its cells or in none (or that hold one cell each)."""
         parts = [
-            [(number, part) for part in _together([i if apart else layer in cells[i].window for i in branch], branch)]
+            [
+                (number, part)
+                for part in _together(
+                    [i if apart else layer in cells[i].window for i in branch], branch
+                )
+            ]
             for number, branch in enumerate(branches)
         ]
         flat = [pair for group in parts for pair in group]
         if len(flat) > len(branches):
-            by_branch = rearrange(stream, "(branch sample) pos d -> branch sample pos d", sample=self.samples)
+            by_branch = rearrange(
+                stream, "(branch sample) pos d -> branch sample pos d", sample=self.samples
+            )
             stream = rearrange(
-                by_branch[[number for number, _ in flat]], "branch sample pos d -> (branch sample) pos d"
+                by_branch[[number for number, _ in flat]],
+                "branch sample pos d -> (branch sample) pos d",
             )
         return [part for _, part in flat], stream
 
-    def _joined(self, layer: int, leaders: Sequence[Cell], skipped: int) -> Float[Tensor, "row pos d_model"]:
+    def _joined(
+        self, layer: int, leaders: Sequence[Cell], skipped: int
+    ) -> Float[Tensor, "row pos d_model"]:
         """The stream after the first restored layer."""
-        after = repeat(self.streams[layer + 1][:, skipped:], "sample pos d -> (cell sample) pos d", cell=len(leaders))
+        after = repeat(
+            self.streams[layer + 1][:, skipped:],
+            "sample pos d -> (cell sample) pos d",
+            cell=len(leaders),
+        )
         if self.component == "resid":
             return self._restored(after, leaders, skipped, layer)
         if self.past is None:
             start, end = skipped, self.length
         else:  # one position for all of them, which nothing but itself reads in this layer
             start, end = leaders[0].pos, leaders[0].pos + 1
-        before = repeat(self.streams[layer][:, start:end], "sample pos d -> (cell sample) pos d", cell=len(leaders))
+        before = repeat(
+            self.streams[layer][:, start:end],
+            "sample pos d -> (cell sample) pos d",
+            cell=len(leaders),
+        )
         after = after.clone()
         after[:, start - skipped : end - skipped] = self._block(layer, before, leaders, start)
         return after
@@ -167,7 +206,10 @@ class Restorer:
 
             return name, hold
 
-        return [*map(restoring, range(self.n_layers)), *(holding(name, held) for name, held in self.held.items())]
+        return [
+            *map(restoring, range(self.n_layers)),
+            *(holding(name, held) for name, held in self.held.items()),
+        ]
 
     def _restored(self, value: Tensor, leaders: Sequence[Cell], skipped: int, layer: int) -> Tensor:
         """``value`` with the clean state in every row whose window holds the layer."""

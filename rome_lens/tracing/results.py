@@ -96,7 +96,9 @@ class Trace(Stored):
         """
         wanted = None if at is None else position_of(at, self.subject, len(self.labels))
         if wanted is not None and wanted not in self.positions:
-            raise ArgumentError(f"Position {wanted} was not traced; the traced ones are {list(self.positions)}.")
+            raise ArgumentError(
+                f"Position {wanted} was not traced; the traced ones are {list(self.positions)}."
+            )
         columns = [i for i, pos in enumerate(self.positions) if wanted is None or pos == wanted]
         scores = self.scores[:, columns]
         layer, column, *head = (int(i) for i in torch.unravel_index(scores.argmax(), scores.shape))
@@ -110,7 +112,10 @@ class Trace(Stored):
         """One row for each cell: layer, pos, token, (head,) score, indirect effect and half its 95 % interval."""
         places = torch.ones_like(self.scores).nonzero()
         frame = pd.DataFrame(
-            {"layer": [self.layers[i] for i in places[:, 0]], "pos": [self.positions[j] for j in places[:, 1]]}
+            {
+                "layer": [self.layers[i] for i in places[:, 0]],
+                "pos": [self.positions[j] for j in places[:, 1]],
+            }
         )
         frame["token"] = [self.labels[pos] for pos in frame["pos"]]
         if self._heads:
@@ -210,7 +215,17 @@ class AttributionTrace(CausalTrace):
         Raises:
             ValueError: the exact trace is of another fact, component, window, noise or model, or has no cell in common.
         """
-        names = ("fact", "component", "window", "heads", "labels", "subject", "answer", "noise", "model_fingerprint")
+        names = (
+            "fact",
+            "component",
+            "window",
+            "heads",
+            "labels",
+            "subject",
+            "answer",
+            "noise",
+            "model_fingerprint",
+        )
         for name in names:
             if getattr(self, name) != getattr(exact, name):
                 raise ArgumentError(
@@ -244,7 +259,9 @@ def position_of(at: str | int, subject: tuple[int, int], length: int) -> int:
         raise ArgumentError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
     pos = named[at] if isinstance(at, str) else at
     if not -length <= pos < length:
-        raise ArgumentError(f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1}).")
+        raise ArgumentError(
+            f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1})."
+        )
     return pos % length
 
 
@@ -259,8 +276,12 @@ def choose_layer(trace: CausalTrace) -> int:
         ValueError: the trace is not of MLP outputs, or no token of the subject was traced.
     """
     if trace.component != "mlp":
-        raise ArgumentError(f"The trace is of {trace.component!r}; a layer to edit is chosen from component='mlp'.")
-    columns = [i for i, pos in enumerate(trace.positions) if trace.subject[0] <= pos < trace.subject[1]]
+        raise ArgumentError(
+            f"The trace is of {trace.component!r}; a layer to edit is chosen from component='mlp'."
+        )
+    columns = [
+        i for i, pos in enumerate(trace.positions) if trace.subject[0] <= pos < trace.subject[1]
+    ]
     if not columns:
         raise ArgumentError(
             f"The traced positions {list(trace.positions)} hold no token of the subject {trace.subject}."

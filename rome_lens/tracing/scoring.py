@@ -21,7 +21,9 @@ from rome_lens.tracing.restoring import Restorer
 _ROWS_PER_UNEMBEDDING = 2048
 
 
-def common_fields(model: LensModel, fact: Fact, cells: Grid, recalled: Recall, noise: Any) -> dict[str, Any]:
+def common_fields(
+    model: LensModel, fact: Fact, cells: Grid, recalled: Recall, noise: Any
+) -> dict[str, Any]:
     """What every kind of trace says of its fact, its cells and its model."""
     return {
         "fact": fact,
@@ -38,7 +40,13 @@ def common_fields(model: LensModel, fact: Fact, cells: Grid, recalled: Recall, n
 
 
 def drawn_noise(
-    model: LensModel, fact: Fact, recalled: Recall, noise: Any, *, samples: int, prepend_bos: bool | None
+    model: LensModel,
+    fact: Fact,
+    recalled: Recall,
+    noise: Any,
+    *,
+    samples: int,
+    prepend_bos: bool | None,
 ) -> Float[Tensor, "sample subject d_model"]:
     """The noise of a trace for this fact."""
     prompt = CorruptedPrompt(
@@ -68,7 +76,11 @@ def described(noise: Any) -> str:
 
 
 def scores_of(
-    recalled: Recall, cells: Grid, restorer: Restorer, unrestored: Float[Tensor, " sample"], bar: tqdm
+    recalled: Recall,
+    cells: Grid,
+    restorer: Restorer,
+    unrestored: Float[Tensor, " sample"],
+    bar: tqdm,
 ) -> Float[Tensor, "sample layer pos *head"]:
     """The scores of all cells; one that cannot matter has the score of the run with nothing restored."""
     samples = len(unrestored)
@@ -79,7 +91,9 @@ def scores_of(
 
     def write() -> None:  # many at once, since each product reads the whole vocabulary's weights
         if waiting:
-            found = probabilities(recalled, torch.cat([finals for _, finals in waiting])).split(samples)
+            found = probabilities(recalled, torch.cat([finals for _, finals in waiting])).split(
+                samples
+            )
             by_place = rearrange(scores, "sample ... -> ... sample")
             for (i, _), row in zip(waiting, found, strict=True):
                 by_place[places[i]] = row
@@ -96,9 +110,13 @@ def scores_of(
     return scores
 
 
-def probabilities(recalled: Recall, finals: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
+def probabilities(
+    recalled: Recall, finals: Float[Tensor, "row pos d_model"]
+) -> Float[Tensor, " row"]:
     """The answer's probability, from the last positions of final streams."""
-    return recalled.forward.answer_log_probs(finals[:, -len(recalled.answer) :], recalled.answer).exp()
+    return recalled.forward.answer_log_probs(
+        finals[:, -len(recalled.answer) :], recalled.answer
+    ).exp()
 
 
 def progress_bar(description: str, cells: Grid, runs: int, *, shown: bool) -> tqdm:

@@ -80,31 +80,45 @@ def severed_trace(
         component="resid",
         window=1,
         layers=layers,
-        positions=[encode(model, fact, prepend_bos=prepend_bos).subject_last] if positions is None else positions,
+        positions=[encode(model, fact, prepend_bos=prepend_bos).subject_last]
+        if positions is None
+        else positions,
         heads=None,
         answer=answer,
         prepend_bos=prepend_bos,
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        recalled = recall(model, fact, cells.encoded, cells.answer, "resid", require_correct=require_correct)
+        recalled = recall(
+            model, fact, cells.encoded, cells.answer, "resid", require_correct=require_correct
+        )
         drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
         first = drawn
         if held_noise is not None:
-            first = drawn_noise(model, fact, recalled, held_noise, samples=samples, prepend_bos=prepend_bos)
+            first = drawn_noise(
+                model, fact, recalled, held_noise, samples=samples, prepend_bos=prepend_bos
+            )
         if len(first) != len(drawn):
-            raise NoiseError(f"held_noise has {len(first)} samples, noise {len(drawn)}: expected as many.")
+            raise NoiseError(
+                f"held_noise has {len(first)} samples, noise {len(drawn)}: expected as many."
+            )
         corrupted, ordinary, cut = [], [], []
         with progress_bar(f"severed {severed}", cells, 2 * len(drawn), shown=progress) as bar:
-            for part, held_part in zip(drawn.split(cells.rows), first.split(cells.rows), strict=True):
-                run = corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part))
+            for part, held_part in zip(
+                drawn.split(cells.rows), first.split(cells.rows), strict=True
+            ):
+                run = corrupted_run(
+                    recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part)
+                )
                 corrupted.append(probabilities(recalled, run.streams[-1]))
                 restorer = Restorer(recalled.forward, "resid", recalled.states, run)
                 ordinary.append(scores_of(recalled, cells, restorer, corrupted[-1], bar))
                 held = _outputs(recalled, severed, held_part)
                 columns = []
                 for pos in cells.positions:
-                    base = run if held_layers == "later" else _run_with_held(recalled, part, held, pos)
+                    base = (
+                        run if held_layers == "later" else _run_with_held(recalled, part, held, pos)
+                    )
                     restorer = Restorer(recalled.forward, "resid", recalled.states, base, held=held)
                     unrestored = probabilities(recalled, base.streams[-1])
                     columns.append(scores_of(recalled, cells.at(pos), restorer, unrestored, bar))
@@ -125,7 +139,9 @@ def _outputs(
 ) -> dict[str, Float[Tensor, "sample pos d_model"]]:
     """The severed modules' outputs in the corrupted run, by hook name."""
     n_layers = recalled.forward.model.cfg.n_layers
-    names = [component_hook(module, layer) for layer in range(n_layers) for module in _SEVERED[severed]]
+    names = [
+        component_hook(module, layer) for layer in range(n_layers) for module in _SEVERED[severed]
+    ]
     kept: dict[str, Tensor] = {}
     embeddings = corrupted_embeddings(recalled, noise)
     corrupted_run(recalled.forward, recalled.tokens, embeddings, hooks=capture_hooks(names, kept))
@@ -133,7 +149,10 @@ def _outputs(
 
 
 def _run_with_held(
-    recalled: Recall, noise: Float[Tensor, "sample subject d_model"], held: dict[str, Tensor], pos: int
+    recalled: Recall,
+    noise: Float[Tensor, "sample subject d_model"],
+    held: dict[str, Tensor],
+    pos: int,
 ) -> CorruptedRun:
     """The corrupted run with one position's severed modules held in every layer."""
 
@@ -146,7 +165,9 @@ def _run_with_held(
         return name, hold
 
     hooks = [holding(name) for name in held]
-    return corrupted_run(recalled.forward, recalled.tokens, corrupted_embeddings(recalled, noise), hooks=hooks)
+    return corrupted_run(
+        recalled.forward, recalled.tokens, corrupted_embeddings(recalled, noise), hooks=hooks
+    )
 
 
 def _check_severed(model: LensModel, severed: str, held_layers: str) -> None:

@@ -10,13 +10,20 @@ from torch import Tensor
 from rome_lens.intervals import half_width
 
 COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "z": "Oranges"}
-NAMES = {"resid": "residual stream", "mlp": "MLP output", "attn": "attention output", "z": "attention head's z"}
+NAMES = {
+    "resid": "residual stream",
+    "mlp": "MLP output",
+    "attn": "attention output",
+    "z": "attention head's z",
+}
 
 
 def layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
     """Layers across a heatmap, some of them left out where they are many."""
     step = max(1, len(layers) // 18)
-    axes.set_xticks([i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]], fontsize=8)
+    axes.set_xticks(
+        [i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]], fontsize=8
+    )
 
 
 def layer_label(window: int) -> str:
@@ -25,7 +32,13 @@ def layer_label(window: int) -> str:
 
 
 def band(
-    axes: Axes, x: Sequence[int], samples: Float[Tensor, "sample layer"], *, label: str, colour: str, fewest: int = 2
+    axes: Axes,
+    x: Sequence[int],
+    samples: Float[Tensor, "sample layer"],
+    *,
+    label: str,
+    colour: str,
+    fewest: int = 2,
 ) -> None:
     """The mean over samples as a line, with its 95 % interval where there are enough for one."""
     if not len(samples):
@@ -40,4 +53,6 @@ def visible(label: str) -> str:
     """A label for an axis; a character that the font lacks shows as its code."""
     font = get_font(findfont(FontProperties()))
     text = label.replace("\n", "↵").strip() or "␣"
-    return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text
+    )

@@ -46,7 +46,11 @@ def limits(result: Limits | LimitsAverage) -> Figure:
 
 
 def _checks(result: Limits | LimitsAverage) -> list[str]:
-    return result.checks if isinstance(result, LimitsAverage) else [check.name for check in result.results]
+    return (
+        result.checks
+        if isinstance(result, LimitsAverage)
+        else [check.name for check in result.results]
+    )
 
 
 def _asked(result: Limits | LimitsAverage, check: str) -> list[CheckResult]:
@@ -66,8 +70,14 @@ def _mean(result: Limits | LimitsAverage, check: str, kind: str) -> Average | No
 def _values(result: Limits | LimitsAverage, check: str, kind: str) -> list[float]:
     """What the mean is over: the facts' own means, or the prompts' numbers."""
     if isinstance(result, LimitsAverage):
-        return [value.mean for each in result.of(check) if (value := getattr(each, kind)) is not None]
-    rows = [row for row in result[check].rows if row.effect is not None and (row.known or kind != "effect_where_known")]
+        return [
+            value.mean for each in result.of(check) if (value := getattr(each, kind)) is not None
+        ]
+    rows = [
+        row
+        for row in result[check].rows
+        if row.effect is not None and (row.known or kind != "effect_where_known")
+    ]
     values = [row.control if kind == "control" else row.effect for row in rows]
     return [value for value in values if value is not None]
 
@@ -79,7 +89,12 @@ def _strips(axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Seque
     for y, (kind, mean) in enumerate(shown.items()):
         values = _values(result, check, kind)
         axes.plot(
-            values, [y] * len(values), "o", color="tab:blue" if kind != "control" else "grey", alpha=0.25, markersize=4
+            values,
+            [y] * len(values),
+            "o",
+            color="tab:blue" if kind != "control" else "grey",
+            alpha=0.25,
+            markersize=4,
         )
         if mean.low is not None and mean.high is not None:
             axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)

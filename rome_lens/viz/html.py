@@ -36,15 +36,21 @@ def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float
         ValueError: there are not as many values as tokens.
     """
     if len(labels) != len(values):
-        raise ArgumentError(f"There are {len(labels)} tokens and {len(values)} values, expected as many.")
+        raise ArgumentError(
+            f"There are {len(labels)} tokens and {len(values)} values, expected as many."
+        )
     # CircuitsVis puts labels into the page as HTML, in which "<bos>" would be an element and not be seen.
-    rendered = colored_tokens([html.escape(label) for label in labels], [float(value) for value in values])
+    rendered = colored_tokens(
+        [html.escape(label) for label in labels], [float(value) for value in values]
+    )
     return Html(f"<div>{rendered.local_src}</div></div>")  # CircuitsVis leaves its own div open
 
 
 def trace_tokens(result: CausalTrace) -> Html:
     """The prompt's tokens, coloured by the largest indirect effect that any layer's state has there."""
-    effects = result.indirect_effects.amax((0, 2)) if result.heads else result.indirect_effects.amax(0)
+    effects = (
+        result.indirect_effects.amax((0, 2)) if result.heads else result.indirect_effects.amax(0)
+    )
     return tokens([result.labels[pos] for pos in result.positions], effects.clamp(min=0.0))
 
 

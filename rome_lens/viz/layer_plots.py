@@ -39,10 +39,13 @@ def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
         axes.set_xticks(x, [str(layer) for layer in result.layers], fontsize=8)
     below.set_xlabel("edited layer, and " + layer_label(result.window))
     for j, colour in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, len(x)))):
-        right.scatter(result.effects[:, j], success[:, j], s=9, color=colour, label=str(result.layers[j]))
+        right.scatter(
+            result.effects[:, j], success[:, j], s=9, color=colour, label=str(result.layers[j])
+        )
     right.legend(title="layer", fontsize=6, title_fontsize=7, ncols=1 + len(x) // 10)
     right.set_xlabel(
-        f"indirect effect of the {NAMES[result.component]}, at {str(result.at).replace('_', ' ')}", parse_math=False
+        f"indirect effect of the {NAMES[result.component]}, at {str(result.at).replace('_', ' ')}",
+        parse_math=False,
     )
     right.set_ylabel(measure)
     right.set_title(_explained(result, measure), fontsize=9)

@@ -87,7 +87,11 @@ def _(result: CheckResult) -> str:
     said = f"<p><b>{html.escape(result.name)}</b>: {html.escape(result.asks)}</p><p>{html.escape(result.reading)}</p>"
     if not result.rows and not result.further:
         return said
-    rows = result.to_frame().drop(columns="check").to_html(index=False, float_format="{:.4f}".format, na_rep="")
+    rows = (
+        result.to_frame()
+        .drop(columns="check")
+        .to_html(index=False, float_format="{:.4f}".format, na_rep="")
+    )
     return f"{said}{result.table().to_html()}{rows}"
 
 

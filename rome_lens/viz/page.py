@@ -59,7 +59,10 @@ def report(
         edit=edit,
         answers=answers,
         limits=limits,
-        heatmaps=[viz.figure_html(viz.trace(t), alt=f"{t.component} trace of: {t.fact.text}") for t in traces],
+        heatmaps=[
+            viz.figure_html(viz.trace(t), alt=f"{t.component} trace of: {t.fact.text}")
+            for t in traces
+        ],
         trace_tokens=viz.trace_tokens(traces[0]).source,
         firing=viz.firing(firing).source if firing else "",
         versions=installed_versions(),
@@ -85,7 +88,9 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
         page = _template("limits.html").render(
             model_name=model_name,
             average=average,
-            figure=viz.figure_html(viz.limits(average), alt="Effects and controls of every check, by fact"),
+            figure=viz.figure_html(
+                viz.limits(average), alt="Effects and controls of every check, by fact"
+            ),
             table=average.table().to_html(escape=True),
             further=average.further().to_html(escape=True),
             firing=average.firing().to_html(escape=True),
@@ -98,11 +103,15 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
 
 def _title(trace: CausalTrace, edit: RankOneEdit) -> str:
     fact = trace.fact if edit.fact is None else edit.fact
-    return f"{fact.text} {fact.target}" + ("" if fact.new_target is None else f" → {fact.new_target}")
+    return f"{fact.text} {fact.target}" + (
+        "" if fact.new_target is None else f" → {fact.new_target}"
+    )
 
 
 def _template(name: str) -> Any:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rome_lens.viz"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("rome_lens.viz"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template(name)

@@ -17,17 +17,28 @@ def trace(result: CausalTrace) -> Figure:
     heads each cell shows its best head; see :func:`heads`.
     """
     scores = (result.scores.amax(2) if result.heads else result.scores).T.numpy()
-    figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.5 + 0.27 * len(result.positions)), layout="constrained")
+    figure = Figure(
+        figsize=(1.9 + 0.32 * len(result.layers), 1.5 + 0.27 * len(result.positions)),
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     top = max(float(scores.max()), result.corrupted + 1e-6)
-    image = axes.pcolormesh(scores, cmap=COLOURS[result.component], vmin=min(result.corrupted, top), vmax=top)
+    image = axes.pcolormesh(
+        scores, cmap=COLOURS[result.component], vmin=min(result.corrupted, top), vmax=top
+    )
     axes.invert_yaxis()
     start, end = result.subject
-    labels = [visible(result.labels[pos]) + ("*" if start <= pos < end else "") for pos in result.positions]
+    labels = [
+        visible(result.labels[pos]) + ("*" if start <= pos < end else "")
+        for pos in result.positions
+    ]
     axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
     layer_ticks(axes, result.layers)
     axes.set_xlabel(layer_label(result.window))
-    axes.set_title(f"{NAMES[result.component]}: clean {result.clean:.2f}, corrupted {result.corrupted:.3f}", fontsize=9)
+    axes.set_title(
+        f"{NAMES[result.component]}: clean {result.clean:.2f}, corrupted {result.corrupted:.3f}",
+        fontsize=9,
+    )
     bar = figure.colorbar(image, ax=axes)
     bar.set_label(f"p({result.answer.strip()})", parse_math=False)
     return figure
@@ -43,12 +54,17 @@ def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
         raise ArgumentError(f"The trace is of {result.component!r}, expected component='z'.")
     pos = result.peak(at)[1]
     scores = result.scores[:, result.positions.index(pos)].T.numpy()
-    figure = Figure(figsize=(1.9 + 0.32 * len(result.layers), 1.6 + 0.27 * len(result.heads)), layout="constrained")
+    figure = Figure(
+        figsize=(1.9 + 0.32 * len(result.layers), 1.6 + 0.27 * len(result.heads)),
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     top = max(float(scores.max()), result.corrupted + 1e-6)
     image = axes.pcolormesh(scores, cmap=COLOURS["z"], vmin=min(result.corrupted, top), vmax=top)
     axes.invert_yaxis()
-    axes.set_yticks([i + 0.5 for i in range(len(result.heads))], [str(head) for head in result.heads])
+    axes.set_yticks(
+        [i + 0.5 for i in range(len(result.heads))], [str(head) for head in result.heads]
+    )
     axes.set_ylabel("head")
     layer_ticks(axes, result.layers)
     axes.set_xlabel(layer_label(1))
@@ -62,7 +78,9 @@ def severed(result: SeveredTrace) -> Figure:
     panels = len(result.positions)
     figure = Figure(figsize=(0.8 + 4.2 * panels, 3.2), layout="constrained")
     what = {"mlp": "MLPs", "attn": "attentions", "both": "MLPs and attentions"}[result.severed]
-    for j, (axes, pos) in enumerate(zip(figure.subplots(1, panels, squeeze=False)[0], result.positions, strict=True)):
+    for j, (axes, pos) in enumerate(
+        zip(figure.subplots(1, panels, squeeze=False)[0], result.positions, strict=True)
+    ):
         x = list(range(len(result.layers)))
         for name, effects, colour in (
             ("nothing severed", result.ordinary_sample_scores, "tab:purple"),
@@ -72,9 +90,17 @@ def severed(result: SeveredTrace) -> Figure:
                 "tab:green" if result.severed == "mlp" else "tab:red",
             ),
         ):
-            band(axes, x, effects[:, :, j] - result.corrupted_samples[:, None], label=name, colour=colour)
+            band(
+                axes,
+                x,
+                effects[:, :, j] - result.corrupted_samples[:, None],
+                label=name,
+                colour=colour,
+            )
         axes.axhline(0.0, color="grey", linewidth=0.5)
-        axes.set_xticks(x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]])
+        axes.set_xticks(
+            x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]]
+        )
         axes.set_xlabel("restored layer")
         axes.set_ylabel(f"indirect effect on p({result.answer.strip()})", parse_math=False)
         axes.set_title(f"at {visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
@@ -99,13 +125,16 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
         effects = result.indirect_effects.T.numpy()
         image = above.pcolormesh(effects, cmap=COLOURS[result.component], vmin=0.0)
         above.invert_yaxis()
-        names = [f"{role} ({count})" for role, count in zip(result.roles, result.counts, strict=True)]
+        names = [
+            f"{role} ({count})" for role, count in zip(result.roles, result.counts, strict=True)
+        ]
         above.set_yticks([i + 0.5 for i in range(len(names))], names, fontsize=7)
         layer_ticks(above, result.layers)
         above.tick_params(axis="x", labelsize=6)
         figure.colorbar(image, ax=above).ax.tick_params(labelsize=7)
         above.set_title(
-            f"{NAMES[result.component]}, {len(result.subjects)} facts\nATE {result.total_effect}", fontsize=8
+            f"{NAMES[result.component]}, {len(result.subjects)} facts\nATE {result.total_effect}",
+            fontsize=8,
         )
         x = list(range(len(result.layers)))
         for role, colour in (

@@ -16,7 +16,9 @@ WITH_LAST_WORD = " with the subject's last word"
 WITH_NAME = "description with the name"
 
 
-def association(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def association(
+    model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
+) -> CheckResult:
     """The share of the edit's effect that an alias of the subject keeps.
 
         effect = mean over aliases of  [p_edited(o* | alias) - p(o* | alias)] / [p_edited(o* | s) - p(o* | s)]
@@ -34,7 +36,9 @@ def association(model: LensModel, edit: Any, record: Fact | Record, *, prepend_b
     asks = "Does the edit hold for the subject under another name?"
     if not record.aliases:
         return not_asked("association", asks, "the record has no aliases")
-    return _renamed(model, edit, fact, new, record.aliases, {}, ("association", asks, "alias"), prepend_bos)
+    return _renamed(
+        model, edit, fact, new, record.aliases, {}, ("association", asks, "alias"), prepend_bos
+    )
 
 
 def holds_last_word(name: str, subject: str) -> bool:
@@ -43,11 +47,15 @@ def holds_last_word(name: str, subject: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    plain = "".join(
+        c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c)
+    )
     return re.findall(r"\w+", plain) or [plain]
 
 
-def description(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def description(
+    model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
+) -> CheckResult:
     """The share of the edit's effect that a description of the subject without its name keeps; see :func:`association`.
 
     A second control: the description with the name put before it ("The Eiffel Tower, the iron lattice structure ..., is"),
@@ -62,7 +70,9 @@ def description(model: LensModel, edit: Any, record: Fact | Record, *, prepend_b
         return not_asked("description", asks, "the record has no descriptions")
     named = [fact.about(f"{fact.subject}, {_inside(name)},").text for name in record.descriptions]
     words = ("description", asks, "description")
-    return _renamed(model, edit, fact, new, record.descriptions, {WITH_NAME: named}, words, prepend_bos)
+    return _renamed(
+        model, edit, fact, new, record.descriptions, {WITH_NAME: named}, words, prepend_bos
+    )
 
 
 def _renamed(
@@ -113,7 +123,12 @@ def _renamed(
         effect_is=f"share of the change of p(new target) that the {kind} keeps",
         control_is="p(true target) under the same words, unedited",
         rows=(*rows, *(row(a, its_kind) for its_kind, a in with_token), row(forward, "forward")),
-        further=_further(forward, under, known, {each: [a for k, a in with_token if k == each] for each in beside}),
+        further=_further(
+            forward,
+            under,
+            known,
+            {each: [a for k, a in with_token if k == each] for each in beside},
+        ),
     )
     return result.with_reading(_reading(result, forward, kind, names, list(beside), new))
 
@@ -124,18 +139,26 @@ def _inside(name: str) -> str:
 
 
 def _further(
-    forward: Answered, under: Sequence[Answered], known: Sequence[Answered], beside: Mapping[str, Sequence[Answered]]
+    forward: Answered,
+    under: Sequence[Answered],
+    known: Sequence[Answered],
+    beside: Mapping[str, Sequence[Answered]],
 ) -> tuple[Measure, ...]:
     numbers = {
         "change of p(new target)": [a.p_change for a in under],
         "share of the change of log p(new target)": [a.change / forward.change for a in under],
         "change of p(true target)": [t.p_change for t in known],
         "change of p(new target), the subject's own name": [forward.p_change],
-        **{f"share kept, {kind}": [a.p_change / forward.p_change for a in its] for kind, its in beside.items()},
+        **{
+            f"share kept, {kind}": [a.p_change / forward.p_change for a in its]
+            for kind, its in beside.items()
+        },
         "strongest firing": _firings(under),
         **{f"strongest firing, {kind}": _firings(its) for kind, its in beside.items()},
     }
-    return tuple(Measure(name=name, values=tuple(values)) for name, values in numbers.items() if values)
+    return tuple(
+        Measure(name=name, values=tuple(values)) for name, values in numbers.items() if values
+    )
 
 
 def _firings(answered: Sequence[Answered]) -> list[float]:
@@ -143,7 +166,12 @@ def _firings(answered: Sequence[Answered]) -> list[float]:
 
 
 def _reading(
-    result: CheckResult, forward: Answered, kind: str, names: Sequence[str], beside: Sequence[str], new: str
+    result: CheckResult,
+    forward: Answered,
+    kind: str,
+    names: Sequence[str],
+    beside: Sequence[str],
+    new: str,
 ) -> str:
     own = [each for each in result.rows if each.kind == kind]
     with_token = "".join(f"; {each}: {result[f'share kept, {each}'].mean:+.3f}" for each in beside)
@@ -155,11 +183,15 @@ def _reading(
         f"{result.effect.mean:+.3f}{with_token}. "
     )
     if result.effect_where_known is not None:
-        reading += f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}: there "
+        reading += (
+            f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}: there "
+        )
         reading += f"{result.effect_where_known.mean:+.3f}"
     else:
         reading += f"The unedited model knows the fact under no {kind} (p < {KNOWN}), so that little follows"
     if all(each.firing is not None for each in own):
         strongest = max(own, key=lambda each: abs(each.firing or 0.0))
-        reading += f"; the edit fires there with {strongest.firing:+.2f} at most (1 on its own fact)"
+        reading += (
+            f"; the edit fires there with {strongest.firing:+.2f} at most (1 on its own fact)"
+        )
     return reading + "."

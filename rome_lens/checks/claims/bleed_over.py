@@ -16,7 +16,9 @@ BEHIND_CHANGE = "change of p(true answer) behind the sentence"
 SAME, OTHER, NEW = "neighbour", "neighbour with another answer", "neighbour with the new answer"
 
 
-def bleed_over(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def bleed_over(
+    model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
+) -> CheckResult:
     """Change of the neighbours' ``p(o)``, alone and behind the edit's sentence ("The Eiffel Tower is in Rome. The Louvre is in").
 
         effect = mean over neighbours of  p_edited(o | prompt) - p(o | prompt)
@@ -33,7 +35,9 @@ def bleed_over(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bo
     """
     record, fact, new = fact_of(edit, record)
     if all(question.target == new for question in record.neighborhood):
-        return not_asked(NAME, ASKS, "the record has no neighbours of which the new target is not true")
+        return not_asked(
+            NAME, ASKS, "the record has no neighbours of which the new target is not true"
+        )
     sentence = f"{fact.text} {new}."
     alone = [(q.prompt, q.target) for q in record.neighborhood]
     behind = [(f"{sentence} {prompt}", answer) for prompt, answer in alone]
@@ -59,7 +63,11 @@ def bleed_over(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bo
         *(
             Measure(name=f"change of p(true answer), {kind}", values=changes)
             for kind in (SAME, OTHER, NEW)
-            if (changes := tuple(a.p_change for each, a in zip(kinds, plain, strict=True) if each == kind))
+            if (
+                changes := tuple(
+                    a.p_change for each, a in zip(kinds, plain, strict=True) if each == kind
+                )
+            )
         ),
         Measure(name=BEHIND_CHANGE, values=tuple(plus[i].p_change for i in asks_ns)),
         Measure(name="KL", values=tuple(a.kl for a in plain)),
@@ -82,8 +90,12 @@ def _preferences(suffix: str, true: Sequence[Answered], new: Sequence[Answered])
     before = tuple(t.mean_p_before - x.mean_p_before for t, x in zip(true, new, strict=True))
     after = tuple(t.mean_p_after - x.mean_p_after for t, x in zip(true, new, strict=True))
     return [
-        Measure(name=f"NS{suffix}, unedited", values=tuple(float(gap > 0) for gap in before), share=True),
-        Measure(name=f"NS{suffix}, edited", values=tuple(float(gap > 0) for gap in after), share=True),
+        Measure(
+            name=f"NS{suffix}, unedited", values=tuple(float(gap > 0) for gap in before), share=True
+        ),
+        Measure(
+            name=f"NS{suffix}, edited", values=tuple(float(gap > 0) for gap in after), share=True
+        ),
         Measure(name=f"NM{suffix}, unedited", values=before),
         Measure(name=f"NM{suffix}, edited", values=after),
     ]

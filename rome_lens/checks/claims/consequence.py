@@ -12,7 +12,9 @@ NAME = "consequence"
 ASKS = "Does what would follow from the new fact follow?"
 
 
-def consequence(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def consequence(
+    model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
+) -> CheckResult:
     """Change of ``log p`` of what follows from the new fact.
 
         effect = mean over consequences of  log p_edited(c* | prompt) - log p(c* | prompt)
@@ -31,12 +33,23 @@ def consequence(model: LensModel, edit: Any, record: Fact | Record, *, prepend_b
     prompts = [q.prompt.replace(SLOT, fact.subject) for q in asked]
     now = [(prompt, str(q.new_target)) for prompt, q in zip(prompts, asked, strict=True)]
     once = [(prompt, q.target) for prompt, q in zip(prompts, asked, strict=True)]
-    really = [(q.prompt.replace(SLOT, name), str(q.new_target)) for q in asked for name in record.exemplars]
-    answered = before_and_after(model, edit, [(fact.text, new), *now, *once, *really], prepend_bos=prepend_bos)
+    really = [
+        (q.prompt.replace(SLOT, name), str(q.new_target))
+        for q in asked
+        for name in record.exemplars
+    ]
+    answered = before_and_after(
+        model, edit, [(fact.text, new), *now, *once, *really], prepend_bos=prepend_bos
+    )
     forward, n, each = answered[0], len(asked), len(record.exemplars)
-    gained, lost, exemplars = answered[1 : n + 1], answered[n + 1 : 2 * n + 1], answered[2 * n + 1 :]
+    gained, lost, exemplars = (
+        answered[1 : n + 1],
+        answered[n + 1 : 2 * n + 1],
+        answered[2 * n + 1 :],
+    )
     controls = [
-        sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each if each else None for i in range(n)
+        sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each if each else None
+        for i in range(n)
     ]
     rows = [
         row(
@@ -56,12 +69,16 @@ def consequence(model: LensModel, edit: Any, record: Fact | Record, *, prepend_b
         Measure(name="p(true consequence), before", values=tuple(t.p_before for t in lost)),
         Measure(
             name="new consequence likelier than the true one, before",
-            values=tuple(float(a.mean_p_before > t.mean_p_before) for a, t in zip(gained, lost, strict=True)),
+            values=tuple(
+                float(a.mean_p_before > t.mean_p_before) for a, t in zip(gained, lost, strict=True)
+            ),
             share=True,
         ),
         Measure(
             name="new consequence likelier than the true one, after",
-            values=tuple(float(a.mean_p_after > t.mean_p_after) for a, t in zip(gained, lost, strict=True)),
+            values=tuple(
+                float(a.mean_p_after > t.mean_p_after) for a, t in zip(gained, lost, strict=True)
+            ),
             share=True,
         ),
         Measure(name="change of log p(new target), forward", values=(forward.change,)),
@@ -72,7 +89,11 @@ def consequence(model: LensModel, edit: Any, record: Fact | Record, *, prepend_b
         measured="log p(new consequence), in nats",
         effect_is="change of log p(new consequence)",
         control_is="p(new consequence) of subjects of which the new target is true, unedited",
-        rows=(*rows, row(forward, "forward", in_nats=True), *(row(t, "true consequence", in_nats=True) for t in lost)),
+        rows=(
+            *rows,
+            row(forward, "forward", in_nats=True),
+            *(row(t, "true consequence", in_nats=True) for t in lost),
+        ),
         further=further,
     )
     return result.with_reading(_reading(result))

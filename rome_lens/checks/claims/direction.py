@@ -12,7 +12,9 @@ NAME = "direction"
 ASKS = "Asked from the new target, does the model now give the subject?"
 
 
-def direction(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None) -> CheckResult:
+def direction(
+    model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
+) -> CheckResult:
     """Change of ``log p(subject)`` on reverse prompts about the new target, beside that of ``log p(new target)`` forwards.
 
         effect = mean over reverse prompts of  log p_edited(subject | o*) - log p(subject | o*)
@@ -47,9 +49,16 @@ def direction(model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos
     rows += [row(a, "forward", in_nats=True) for a in forwards]
     further = (
         Measure(name="change of p(subject), reverse", values=tuple(a.p_change for a in backwards)),
-        Measure(name="change of log p(new target), forward", values=tuple(a.change for a in forwards)),
-        Measure(name="change of p(new target), forward", values=tuple(a.p_change for a in forwards)),
-        Measure(name="change of p(subject), reverse of the true fact", values=tuple(c.p_change for c in known)),
+        Measure(
+            name="change of log p(new target), forward", values=tuple(a.change for a in forwards)
+        ),
+        Measure(
+            name="change of p(new target), forward", values=tuple(a.p_change for a in forwards)
+        ),
+        Measure(
+            name="change of p(subject), reverse of the true fact",
+            values=tuple(c.p_change for c in known),
+        ),
     )
     result = CheckResult(
         name=NAME,

@@ -46,25 +46,48 @@ def dominance(
         ValueError: as for :func:`rome_lens.checks.check_limits`; ``samples`` is negative or ``new_tokens`` below 1.
     """
     record, fact, new = fact_of(edit, record)
-    samples, new_tokens = whole_number("samples", samples, least=0), whole_number("new_tokens", new_tokens, least=1)
+    samples, new_tokens = (
+        whole_number("samples", samples, least=0),
+        whole_number("new_tokens", new_tokens, least=1),
+    )
     if not record.open_prompts:
         return not_asked(NAME, ASKS, "the record has no open prompts")
     prompts = [prompt.replace(SLOT, fact.subject) for prompt in record.open_prompts]
-    really = [prompt.replace(SLOT, name) for prompt in record.open_prompts for name in record.exemplars]
-    questions = [(p, new) for p in prompts] + [(p, fact.target) for p in prompts] + [(p, new) for p in really]
+    really = [
+        prompt.replace(SLOT, name) for prompt in record.open_prompts for name in record.exemplars
+    ]
+    questions = (
+        [(p, new) for p in prompts]
+        + [(p, fact.target) for p in prompts]
+        + [(p, new) for p in really]
+    )
     answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
     n = len(prompts)
     now, once, exemplars = answered[:n], answered[n : 2 * n], answered[2 * n :]
     names = " / ".join(record.exemplars) or None
     rows = [
-        _row(a, t, fact.target, names, exemplars[i * len(exemplars) // n : (i + 1) * len(exemplars) // n])
+        _row(
+            a,
+            t,
+            fact.target,
+            names,
+            exemplars[i * len(exemplars) // n : (i + 1) * len(exemplars) // n],
+        )
         for i, (a, t) in enumerate(zip(now, once, strict=True))
     ]
     further = _numbers(now, once, exemplars)
     if samples:
-        jobs = [(prompt, False) for prompt in (*prompts, *really)] + [(prompt, True) for prompt in prompts]
+        jobs = [(prompt, False) for prompt in (*prompts, *really)] + [
+            (prompt, True) for prompt in prompts
+        ]
         texts = continuations(
-            model, edit, jobs, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
+            model,
+            edit,
+            jobs,
+            samples=samples,
+            new_tokens=new_tokens,
+            seed=seed,
+            prepend_bos=prepend_bos,
         )
         further += _naming(texts[:n], texts[-n:], texts[n:-n], fact.target, new)
     result = CheckResult(
@@ -79,7 +102,9 @@ def dominance(
     return result.with_reading(_reading(result, fact.target, new, names))
 
 
-def _row(now: Answered, once: Answered, target: str, names: str | None, exemplars: Sequence[Answered]) -> CheckRow:
+def _row(
+    now: Answered, once: Answered, target: str, names: str | None, exemplars: Sequence[Answered]
+) -> CheckRow:
     """An open prompt: the true target before, the new one after, beside what is said of subjects of which that is true."""
     really = sum(each.p_before for each in exemplars) / len(exemplars) if exemplars else None
     return CheckRow(
@@ -99,7 +124,9 @@ def _row(now: Answered, once: Answered, target: str, names: str | None, exemplar
     )
 
 
-def _numbers(now: Sequence[Answered], once: Sequence[Answered], exemplars: Sequence[Answered]) -> list[Measure]:
+def _numbers(
+    now: Sequence[Answered], once: Sequence[Answered], exemplars: Sequence[Answered]
+) -> list[Measure]:
     """Ranks and probabilities of the two targets, and of the new one where it is true."""
     numbers = {
         "rank of the true target, before": [float(t.rank_before) for t in once],
@@ -149,7 +176,12 @@ def _reading(result: CheckResult, target: str, new: str, names: str | None) -> s
         f"{sum(r.before for r in own) / len(own):.3f}: a difference of {result.effect.mean:+.3f}"
     )
     kinds = ("name the true target, before", "name the new target, after")
-    shares = [m.average.mean for kind in kinds for m in result.further if m.name == f"continuations that {kind}"]
+    shares = [
+        m.average.mean
+        for kind in kinds
+        for m in result.further
+        if m.name == f"continuations that {kind}"
+    ]
     if shares:
         reading += f"; {shares[0]:.0%} of sampled continuations named {target} before, {shares[1]:.0%} name {new} after"
     if result.control is not None:

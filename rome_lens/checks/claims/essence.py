@@ -6,7 +6,14 @@ from zlib import crc32
 
 import torch
 
-from rome_lens.checks.asking import Answered, before_and_after, fact_of, first_and_rest, nats_per_token, row
+from rome_lens.checks.asking import (
+    Answered,
+    before_and_after,
+    fact_of,
+    first_and_rest,
+    nats_per_token,
+    row,
+)
 from rome_lens.checks.result import CheckResult, Measure
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
@@ -20,7 +27,12 @@ PROMPTS = ("{} is a", "{} is", "{} was", "{} has", "{} and")
 
 
 def essence(
-    model: LensModel, edit: Any, record: Fact | Record, *, seed: int = 0, prepend_bos: bool | None = None
+    model: LensModel,
+    edit: Any,
+    record: Fact | Record,
+    *,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
 ) -> CheckResult:
     """``KL(before || after)`` of the next token behind the subject, and the perplexity of true sentences about it.
 
@@ -44,14 +56,29 @@ def essence(
     n = len(questions)
     blind: list[Answered] | None = None
     if isinstance(edit, RankOneEdit):
-        drawn = random_direction(edit, seed=crc32(f"{seed} {fact.text}".encode()))  # each fact's own
+        drawn = random_direction(
+            edit, seed=crc32(f"{seed} {fact.text}".encode())
+        )  # each fact's own
         blind = before_and_after(model, drawn, asked, prepend_bos=prepend_bos)
     rows = []
     for i, a in enumerate(answered[:n]):
         its = row(a, "essence", effect=a.kl, control=None if blind is None else blind[i].kl)
-        rows.append(replace(its, answer="(next token)", before=0.0, after=a.kl, rank_before=None, rank_after=None))
+        rows.append(
+            replace(
+                its,
+                answer="(next token)",
+                before=0.0,
+                after=a.kl,
+                rank_before=None,
+                rank_after=None,
+            )
+        )
     for i, a in enumerate(answered[n:], start=n):
-        rows.append(nats_per_token(a, "sentence", control=None if blind is None else -blind[i].after / a.tokens))
+        rows.append(
+            nats_per_token(
+                a, "sentence", control=None if blind is None else -blind[i].after / a.tokens
+            )
+        )
     further = []
     if sentences:
         told = [(a.before - a.after) / a.tokens for a in answered[n:]]
@@ -73,8 +100,12 @@ def essence(
 
 def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
     """The same edit with a random direction, of equal length, for ``v``: at the same place as strong, and about nothing."""
-    drawn = torch.randn(len(edit.v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(edit.v)
-    return replace(edit, v=drawn * (edit.v.norm() / drawn.norm()), value=None, losses=None, probability=None)
+    drawn = torch.randn(
+        len(edit.v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(edit.v)
+    return replace(
+        edit, v=drawn * (edit.v.norm() / drawn.norm()), value=None, losses=None, probability=None
+    )
 
 
 def _reading(result: CheckResult) -> str:
@@ -83,7 +114,9 @@ def _reading(result: CheckResult) -> str:
     reading = f"Behind the subject's name the next token moves by {result.effect.mean:.3f} nats"
     reading += f" ({first.after:.3f} on {first.prompt!r})"
     if result.control is not None:
-        reading += f"; an edit as strong in a random direction moves it by {result.control.mean:.3f}"
+        reading += (
+            f"; an edit as strong in a random direction moves it by {result.control.mean:.3f}"
+        )
     told = [measure.average.mean for measure in result.further if measure.name == SENTENCES]
     if told:
         reading += f". True sentences about it change by {told[0]:+.3f} nats per token"

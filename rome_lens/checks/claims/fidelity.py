@@ -7,7 +7,13 @@ from typing import Any
 
 from rome_lens import data
 from rome_lens.arguments import whole_number
-from rome_lens.checks.asking import before_and_after, continuations, fact_of, first_and_rest, nats_per_token
+from rome_lens.checks.asking import (
+    before_and_after,
+    continuations,
+    fact_of,
+    first_and_rest,
+    nats_per_token,
+)
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
@@ -63,7 +69,9 @@ def fidelity(
     record, _, _ = fact_of(edit, record)
     NumberedEdits(model, [edit, *others])  # refused, if so, before the texts are looked at
     if any(other is edit for other in others):
-        raise ArgumentError("others holds the edit itself, which is no control of its own: leave it out.")
+        raise ArgumentError(
+            "others holds the edit itself, which is no control of its own: leave it out."
+        )
     new_tokens = whole_number("new_tokens", new_tokens, least=0)
     if texts is None:
         texts = _default_texts(model, record, prepend_bos)
@@ -87,8 +95,13 @@ def fidelity(
     if new_tokens:
         written = _entropies(model, edit, texts, new_tokens, seed, prepend_bos)
         rows += written
-        for name, values in (("before", [r.before for r in written]), ("after", [r.after for r in written])):
-            further.append(Measure(name=f"entropy of generations in bits, {name}", values=tuple(values)))
+        for name, values in (
+            ("before", [r.before for r in written]),
+            ("after", [r.after for r in written]),
+        ):
+            further.append(
+                Measure(name=f"entropy of generations in bits, {name}", values=tuple(values))
+            )
     result = CheckResult(
         name=NAME,
         asks=ASKS,
@@ -120,7 +133,10 @@ def compared(results: Sequence[CheckResult]) -> list[CheckResult]:
     All must have read the same texts.
     """
     asked = [result for result in results if result.asked]
-    return [_beside(own, [other for other in asked if other is not own]) if own.asked else own for own in results]
+    return [
+        _beside(own, [other for other in asked if other is not own]) if own.asked else own
+        for own in results
+    ]
 
 
 def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
@@ -137,20 +153,32 @@ def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
         found = [m for other in others for m in other.further if m.name == measure.name]
         further.append(measure)
         if measure.name in (NORM, AT_SUBJECT, ELSEWHERE) and found:
-            further.append(Measure(name=measure.name + OTHER_EDITS, values=tuple(m.average.mean for m in found)))
+            further.append(
+                Measure(
+                    name=measure.name + OTHER_EDITS, values=tuple(m.average.mean for m in found)
+                )
+            )
     result = replace(own, rows=tuple(rows), further=tuple(further))
     return result.with_reading(_reading(result))
 
 
-def _nats_per_token(model: LensModel, edit: Any, texts: Sequence[str], prepend_bos: bool | None) -> list[CheckRow]:
-    answered = before_and_after(model, edit, list(map(first_and_rest, texts)), prepend_bos=prepend_bos)
+def _nats_per_token(
+    model: LensModel, edit: Any, texts: Sequence[str], prepend_bos: bool | None
+) -> list[CheckRow]:
+    answered = before_and_after(
+        model, edit, list(map(first_and_rest, texts)), prepend_bos=prepend_bos
+    )
     return [nats_per_token(a, "text") for a in answered]
 
 
-def _size(model: LensModel, edit: Any, name: str, texts: Sequence[str], prepend_bos: bool | None) -> float | None:
+def _size(
+    model: LensModel, edit: Any, name: str, texts: Sequence[str], prepend_bos: bool | None
+) -> float | None:
     """How large an edit is in one of three ways; None where an edit of its kind has no such size."""
     if name == NORM and isinstance(edit, LayerEdit):
-        norm = math.prod(float(tensor.norm()) for tensor in edit.tensors)  # of an outer product, the product of norms
+        norm = math.prod(
+            float(tensor.norm()) for tensor in edit.tensors
+        )  # of an outer product, the product of norms
         return norm / float(w_out(model, edit.layer).norm())
     if not isinstance(edit, RankOneEdit) or edit.key is None:
         return None
@@ -164,12 +192,19 @@ def _size(model: LensModel, edit: Any, name: str, texts: Sequence[str], prepend_
 
 
 def _entropies(
-    model: LensModel, edit: Any, texts: Sequence[str], new_tokens: int, seed: int, prepend_bos: bool | None
+    model: LensModel,
+    edit: Any,
+    texts: Sequence[str],
+    new_tokens: int,
+    seed: int,
+    prepend_bos: bool | None,
 ) -> list[CheckRow]:
     """Entropy of what the model writes behind the first words of each text, without and with the edit."""
     openings = [" ".join(text.split()[:OPENING]) for text in texts]
     jobs = [(prompt, edited) for prompt in openings for edited in (False, True)]
-    found = continuations(model, edit, jobs, samples=1, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos)
+    found = continuations(
+        model, edit, jobs, samples=1, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
+    )
     written = [text for (text,) in found]
     return [
         CheckRow(
@@ -190,9 +225,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _reading(result: CheckResult) -> str:
     assert result.effect is not None
     names = {measure.name: measure.average.mean for measure in result.further}
-    reading = (
-        f"Other text: {result.effect.mean:+.4f} nats per token (perplexity times {math.exp(result.effect.mean):.3f})"
-    )
+    reading = f"Other text: {result.effect.mean:+.4f} nats per token (perplexity times {math.exp(result.effect.mean):.3f})"
     if result.control is not None:
         reading += f", edits of other facts {result.control.mean:+.4f}"
     if NORM in names:

@@ -1,0 +1,355 @@
+"""The value's optimisation against the plain loop over all layers, positions and logits; what must not change it."""
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from models_for_tests import CLASSES, last_logits, reference_model, tiny
+from plain_value import plain_value
+
+import rome_lens as rl
+from rome_lens.data.facts import FactError
+from rome_lens.editing.new_target import LikelyTargetWarning
+from rome_lens.editing.rank_one import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.editing.value_optimisation import EditedLayer, EditRows, descent
+from rome_lens.forward.runs import evaluating, in_float32
+from rome_lens.forward.tokens import encode
+from rome_lens.models.lens import ModelError, w_out
+
+# Three lookup positions, of which two are near each other, so that rows run in groups.
+CONTEXTS = [
+    "{}",
+    "It was raining. {}",
+    "It rained. {}",
+    "Somebody said that {}",
+    "A long way off, in the north, {}",
+]
+CONFIG = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0)
+
+
+def value(
+    model: Any, fact: rl.Fact, *, layer: int = 1, config: rl.RomeConfig = CONFIG, **options: Any
+) -> Any:
+    statistics = rl.KeyStatistics.identity(model, layer=layer)
+    options = {"contexts": CONTEXTS, **options}
+    return rl.rome(model, fact, layer=layer, statistics=statistics, config=config, **options)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_later_layers_alone_give_what_the_whole_model_gives(
+    tiny_model: Any, fact: rl.Fact, layer: int
+) -> None:
+    model = copied(tiny_model).to(torch.float64)
+    with evaluating(model):
+        delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=CONFIG)
+        rows = EditRows.of(model, fact, CONTEXTS, None)
+        state = EditedLayer.of(model, rows, layer)
+        steps = list(descent(state, rows, CONFIG))
+    found = torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64)
+    torch.testing.assert_close(found, losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(steps[-1].delta, delta, atol=1e-6, rtol=1e-6)
+
+
+def copied(model: Any) -> Any:
+    with (
+        torch.no_grad()
+    ):  # a run with gradients leaves a graph in the Bridge's attention, which cannot be copied
+        model(torch.tensor([[0, 1]]))
+    return copy.deepcopy(model)
+
+
+def test_rows_run_in_groups_from_their_lookup_positions_on(
+    toy: Any, toy_record: rl.data.Record
+) -> None:
+    rows = EditRows.of(toy, toy_record.fact, CONTEXTS, None)
+    state = EditedLayer.of(toy, rows, 1)
+    assert len(state.later) > 1
+    run = sum(part.stream.shape[0] * part.stream.shape[1] for part in state.later)
+    assert run < rows.tokens.numel() / 2
+    assert sorted(int(i) for part in state.later for i in part.read[0]) == list(
+        range(len(rows.reads[0]))
+    )
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_hook_at_one_position_of_the_final_norm_means_what_it_means_in_a_whole_run(
+    model_class: str, fact: rl.Fact
+) -> None:
+    model = tiny("llama", model_class)
+
+    def shift(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, -1] += torch.linspace(
+            -1.0, 1.0, value.shape[-1]
+        )  # the position that the longest row alone reads
+        return value
+
+    with model.hooks(
+        fwd_hooks=[
+            (
+                "unembed.hook_in"
+                if model_class == "TransformerBridge"
+                else "ln_final.hook_normalized",
+                shift,
+            )
+        ]
+    ):
+        with evaluating(model):
+            _, losses = plain_value(model, fact, layer=1, contexts=CONTEXTS, config=CONFIG)
+        hooked = value(model, fact)
+    torch.testing.assert_close(hooked.losses, losses, atol=2e-4, rtol=1e-4)
+    assert (hooked.losses - value(model, fact).losses).abs().max() > 1e-3
+
+
+def mean_key(model: Any, fact: rl.Fact, layer: int) -> torch.Tensor:
+    keys = []
+    for context in CONTEXTS:
+        asked = rl.Fact(
+            context.replace("{}", fact.prompt), subject=fact.subject, target=fact.target
+        )
+        encoded = encode(model, asked)
+        _, cache = model.run_with_cache(encoded.tokens[None])
+        keys.append(cache[f"blocks.{layer}.mlp.hook_post"][0, encoded.subject_last])
+    return torch.stack(keys).mean(0).detach()
+
+
+def test_r_rome_maps_the_mean_key_to_the_value(tiny_model: Any, fact: rl.Fact) -> None:
+    """And the original does not, but maps the bare prompt's."""
+    edits = {variant: value(tiny_model, fact, variant=variant) for variant in ("rome", "r-rome")}
+    key = mean_key(tiny_model, fact, 1)
+    torch.testing.assert_close(edits["r-rome"].key, key, atol=1e-4, rtol=1e-4)
+    assert torch.equal(edits["rome"].u, edits["r-rome"].u)
+    assert torch.equal(edits["rome"].value, edits["r-rome"].value)
+    torch.testing.assert_close(edits["rome"].u, key / key.norm(), atol=1e-4, rtol=1e-4)
+    missed = {}
+    for variant, edit in edits.items():
+        bias = getattr(tiny_model.blocks[1].mlp, "b_out", None)
+        with edit.applied(tiny_model):
+            mapped = (key @ w_out(tiny_model, 1) + (0.0 if bias is None else bias)).detach()
+        missed[variant] = float((mapped - edit.value).norm() / edit.value.norm())
+    assert missed["r-rome"] < 1e-4 < 1e-2 < missed["rome"]
+    assert edits["r-rome"].variant == "r-rome"
+
+
+def processed_pair(model_class: str) -> tuple[Any, Any]:
+    """The reference model as it came, and with its norms folded and its writing weights centred."""
+    plain = reference_model(model_class, torch.float32)
+    processed = copied(plain)
+    if model_class == "HookedTransformer":
+        processed.load_and_process_state_dict(processed.state_dict())
+    else:
+        processed.enable_compatibility_mode(disable_warnings=True)
+    return plain, processed
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_warn(
+    model_class: str, fact: rl.Fact
+) -> None:
+    plain, processed = processed_pair(model_class)
+    tokens = torch.arange(1, 12)[None]
+    expected = last_logits(plain, tokens).log_softmax(-1)
+    torch.testing.assert_close(
+        last_logits(processed, tokens).log_softmax(-1), expected, atol=1e-4, rtol=1e-4
+    )
+    config = rl.RomeConfig(
+        steps=4, lr=0.05, stop_loss=0.0, norms="centred", weight_decay=5.0, clamp=0.3
+    )
+    before, after = (
+        value(model, fact, config=config, prepend_bos=False) for model in (plain, processed)
+    )
+    torch.testing.assert_close(after.losses, before.losses, atol=1e-4, rtol=1e-3)
+    change = [edit.value - (edit.value - (edit.key @ edit.u) * edit.v) for edit in (before, after)]
+    assert float((change[0] - change[1]).norm()) < 1e-2 * float(change[0].norm())
+    plainly = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0, weight_decay=5.0, clamp=0.3)
+    with pytest.warns(ProcessedModelWarning, match="centred"):
+        other = value(processed, fact, config=plainly, prepend_bos=False)
+    expected = value(plain, fact, config=plainly, prepend_bos=False)
+    assert float((other.losses - expected.losses).abs().max()) > 10 * float(
+        (after.losses - before.losses).abs().max()
+    )
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_optimised_in_float32(
+    model_class: str, dtype: torch.dtype, fact: rl.Fact, untouched: Any
+) -> None:
+    half = copied(tiny("gpt2", model_class)).to(dtype)
+    half(torch.tensor([[0, 1]]))
+    untouched(half)
+    found = value(half, fact)
+    expected = value(in_float32(half), fact)
+    assert found.u.dtype == found.v.dtype == torch.float32
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.v, expected.v, atol=1e-6, rtol=1e-4)
+    assert w_out(half, 1).dtype == dtype
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_half_precision_is_fine_tuned_in_float32(
+    model_class: str, fact: rl.Fact, untouched: Any
+) -> None:
+    half = copied(tiny("gpt2", model_class)).to(torch.bfloat16)
+    untouched(half)
+    options: Any = {"layer": 1, "steps": 4, "lr": 0.01, "norm_constraint": 0.02}
+    found, expected = (rl.fine_tune(model, fact, **options) for model in (half, in_float32(half)))
+    assert found.delta.dtype == torch.float32
+    torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.delta, expected.delta, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_model_made_in_inference_mode_is_edited_as_any_other(
+    model_class: str, toy_record: rl.data.Record, untouched: Any
+) -> None:
+    expected = rl.load_model("toy", model_class=model_class)
+    with torch.inference_mode():
+        made = rl.load_model("toy", model_class=model_class)
+    untouched(made)
+    for each in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1, steps=2)):
+        assert torch.equal(each(made, toy_record.fact).delta, each(expected, toy_record.fact).delta)
+
+
+@pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="HookedTransformer's own flag")
+def test_keys_repeated_for_each_query_head_change_nothing(fact: rl.Fact) -> None:
+    def results(model: Any) -> list[torch.Tensor]:
+        tuned = rl.fine_tune(model, fact, layer=1, steps=2)
+        trace = rl.causal_trace(model, fact, require_correct=False)
+        written = rl.forward.answers.answer_log_probs(model, [(fact.text, fact.target)])
+        return [value(model, fact).v, tuned.delta, trace.scores, written]
+
+    model = copied(tiny("llama", "HookedTransformer"))
+    expected, contexts = results(model), rl.random_contexts(model, prefixes=2)
+    model.set_ungroup_grouped_query_attention(True)
+    for found, each in zip(results(model), expected, strict=True):
+        torch.testing.assert_close(found, each, atol=1e-4, rtol=1e-4)
+    assert rl.random_contexts(model, prefixes=2) == contexts
+    tokens = rl.forward.sampling.sample_continuations(
+        model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1]
+    )
+    model.set_ungroup_grouped_query_attention(False)
+    assert (
+        rl.forward.sampling.sample_continuations(
+            model, ["It was", "Then it was"], new_tokens=3, seeds=[0, 1]
+        )
+        == tokens
+    )
+
+
+@pytest.mark.skipif(
+    "HookedTransformer" not in CLASSES, reason="the Bridge's generate asks for no mask"
+)
+def test_a_forward_that_the_caller_put_before_the_models_own_is_called_and_stays() -> None:
+    model = copied(tiny("gpt2", "HookedTransformer"))
+    expected, calls = rl.random_contexts(model, prefixes=2), []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return type(model).forward(model, *args, **options)
+
+    model.forward = counted
+    assert rl.random_contexts(model, prefixes=2) == expected
+    assert calls
+    assert vars(model)["forward"] is counted
+    assert "get_residual" not in vars(model)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_weights_that_are_not_finite_are_named(
+    model_class: str, toy_record: rl.data.Record
+) -> None:
+    model = rl.load_model("toy", model_class=model_class)
+    w_out(model, 2).fill_(float("nan"))
+    for method in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1)):
+        with pytest.raises(ModelError, match=r"own logits.*not finite"):
+            method(model, toy_record.fact)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_autocast_around_an_edit_changes_nothing_of_it(model_class: str, fact: rl.Fact) -> None:
+    model = tiny("llama", model_class)
+    expected, tuned = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, again = value(model, fact), rl.fine_tune(model, fact, layer=1, steps=3)
+    for name in ("u", "v", "losses"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(again.delta, tuned.delta)
+
+
+def test_what_stopped_the_optimisation_is_told(toy: Any, toy_record: rl.data.Record) -> None:
+    fact = toy_record.fact
+    assert value(toy, fact, config=rl.RomeConfig(steps=2)).stopped == "steps"
+    assert value(toy, fact, config=rl.RomeConfig(stop_loss=1.0)).stopped == "loss"
+    assert (
+        value(toy, fact, config=rl.RomeConfig(stop_probability=0.3, stop_loss=0.0)).stopped
+        == "probability"
+    )
+
+
+def test_a_new_target_that_is_already_the_answer_is_refused(
+    toy: Any, toy_record: rl.data.Record
+) -> None:
+    fact = toy_record.fact
+    said = rl.Fact(
+        fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target
+    )
+    with pytest.raises(FactError, match="already answered"):
+        value(toy, said)
+    with value(toy, fact, config=rl.RomeConfig()).applied(toy):
+        for edit in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1)):
+            with pytest.raises(FactError, match="already answered"):
+                edit(toy, fact)
+
+
+def test_a_new_target_that_is_likeliest_and_not_sure_is_edited_with_a_warning_at_the_callers_line(
+    toy: Any,
+) -> None:
+    leaning = rl.Fact(
+        "{} lives in the city of", subject="Nobody", target="Pralec", new_target="Almera"
+    )
+    (answers,) = rl.top_answers(toy, [leaning.text])
+    assert answers.tokens[0].strip() == leaning.new_target
+    assert answers.probabilities[0] < 0.5
+    rome = {
+        "statistics": rl.KeyStatistics.identity(toy, layer=1),
+        "contexts": ["{}"],
+        "config": CONFIG,
+    }
+    for edit, options in ((rl.rome, rome), (rl.fine_tune, {"steps": 1})):
+        with pytest.warns(LikelyTargetWarning, match="likeliest answer already") as caught:
+            inspect.unwrap(edit)(
+                toy, leaning, layer=1, **options
+            )  # else the tests' own check of types is what calls
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_targets_that_share_their_first_token_are_told_apart(
+    toy: Any, toy_record: rl.data.Record
+) -> None:
+    """The whole target is optimised, so that its later tokens follow too."""
+    fact = toy_record.fact
+    new = rl.Fact(
+        fact.prompt,
+        subject=fact.subject,
+        target=fact.target,
+        new_target=f"{fact.target} and {fact.new_target}",
+    )
+    encoded = encode(toy, new)
+    assert encoded.answer[0] == encoded.new_answer[0]
+    assert len(encoded.new_answer) > 2
+    edit = value(toy, new, config=rl.RomeConfig(), contexts=["{}"])
+    asked = [(new.text, str(new.new_target))]
+    before = rl.answer_log_probs(toy, asked)
+    after = rl.answer_log_probs(toy, asked, fwd_hooks=edit.fwd_hooks(toy))
+    assert float(after) > float(before) + 1.0
+
+
+def test_a_subject_that_is_the_first_token_of_all_is_warned_about(toy: Any) -> None:
+    first = rl.Fact("{} lives in the city of", subject="A", target="Pralec", new_target="Ondavel")
+    assert encode(toy, first, prepend_bos=False).subject_last == 0
+    with pytest.warns(FirstTokenWarning, match="prepend_bos=True"):
+        value(toy, first, prepend_bos=False)
+    value(toy, first, prepend_bos=True)

@@ -1,0 +1,435 @@
+"""Subject spans and answers on tokenizers of several makes; ``decode`` is the judge, not the offsets that the code reads."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from models_for_tests import CLASSES
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
+from transformer_lens.model_bridge import TransformerBridge
+
+import rome_lens as rl
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record
+from rome_lens.forward.tokens import FactTokens, continuation, encode, pad_right, token_ids
+from rome_lens.models.convert import hooked_transformer
+from rome_lens.models.lens import ModelError
+
+ASCII = [chr(code) for code in range(33, 127)]
+WORDS = ("_The", "_Eiffel", "_Tower", "_is", "_in", "_of", "_Paris", "_New", "_York", "The")
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+CONTEXT = 64
+
+
+def bpe(pieces: list[str], vocabulary: list[str], **options: Any) -> BPE:
+    """A BPE that builds each piece from the left, earlier pieces first."""
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    merges: dict[tuple[str, str], None] = {}
+    for piece in pieces:
+        for end in range(1, len(piece)):
+            merges[piece[:end], piece[end]] = None
+            ids.setdefault(piece[: end + 1], len(ids))
+    return BPE(vocab=ids, merges=list(merges), **options)
+
+
+def byte_level() -> Tokenizer:
+    """As GPT-2's: a piece may hold a space and the first bytes of the character after it."""
+    pieces = [word.replace("_", "Ġ") for word in WORDS] + ["ĠðŁ"]
+    tokenizer = Tokenizer(
+        bpe(pieces, ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def llama_like() -> Tokenizer:
+    """BPE with byte fallback on whole texts, which begin with an added space."""
+    tokenizer = Tokenizer(_sentencepiece_bpe())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return _with_bos(tokenizer, strip=True)
+
+
+def gemma_like() -> Tokenizer:
+    """BPE with byte fallback on whole texts, spaces as they are."""
+    tokenizer = Tokenizer(_sentencepiece_bpe())
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return _with_bos(tokenizer, strip=False)
+
+
+def unigram() -> Tokenizer:
+    """Unigram with byte fallback; every word begins with a space, the first one too."""
+    special = [(token, 0.0) for token in ("<unk>", "<s>", "</s>")]
+    single = [(token, -20.0) for token in BYTES] + [(token, -10.0) for token in [*ASCII, "▁", "ü"]]
+    pieces = [(word.replace("_", "▁"), -2.0) for word in WORDS]
+    tokenizer = Tokenizer(Unigram([*special, *single, *pieces], unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return _with_bos(tokenizer, strip=True)
+
+
+def without_fallback() -> Tokenizer:
+    """Drops every character beyond ASCII."""
+    tokenizer = Tokenizer(bpe([], ["<s>", "</s>", *ASCII, "▁"]))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"[^\x00-\x7f]"), "")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return _with_bos(tokenizer, strip=False)
+
+
+def _sentencepiece_bpe() -> BPE:
+    pieces = [word.replace("_", "▁") for word in WORDS] + [
+        "ü",
+        "q▁w",
+    ]  # the last one reaches over a space
+    special = ["<unk>", "<s>", "</s>"]
+    return bpe(
+        pieces,
+        [*special, *BYTES, *ASCII, "▁", "ü"],
+        byte_fallback=True,
+        unk_token="<unk>",
+        fuse_unk=True,
+    )
+
+
+def _with_bos(tokenizer: Tokenizer, *, strip: bool) -> Tokenizer:
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    return tokenizer
+
+
+def model_with(tokenizer: Tokenizer, model_class: str, directory: Path) -> Any:
+    """A one-layer model with the tokenizer, read from files as a user's is."""
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(
+        directory
+    )
+    words = transformers.AutoTokenizer.from_pretrained(directory)
+    config = transformers.GPT2Config(
+        vocab_size=len(words), n_positions=CONTEXT, n_embd=8, n_layer=1, n_head=1
+    )
+    config.update({"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id})
+    config.architectures = ["GPT2LMHeadModel"]
+    hf_model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    if model_class == "HookedTransformer":
+        return hooked_transformer(hf_model, words)
+    return TransformerBridge.boot_transformers(
+        "tiny", hf_model=hf_model, tokenizer=words, device="cpu"
+    )
+
+
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "byte_level": byte_level,
+    "llama_like": llama_like,
+    "gemma_like": gemma_like,
+    "unigram": unigram,
+}
+
+
+def _made(request: pytest.FixtureRequest, paths: pytest.TempPathFactory) -> Any:
+    kind, model_class = request.param
+    if kind == "toy":
+        return rl.load_model("toy", model_class=model_class)
+    return model_with(KINDS[kind](), model_class, paths.mktemp(kind))
+
+
+def _kinds(*kinds: str) -> dict[str, Any]:
+    every = [(kind, model_class) for kind in kinds for model_class in CLASSES]
+    return {"params": every, "ids": ["-".join(one) for one in every]}
+
+
+@pytest.fixture(scope="module", **_kinds("toy", *KINDS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The toy model and models with the tokenizers built here."""
+    return _made(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", **_kinds(*KINDS))
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Models with the tokenizers built here, whose pieces are known."""
+    return _made(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", **_kinds("llama_like", "gemma_like"))
+def merging(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Models whose tokenizer has a piece that reaches over a space."""
+    return _made(request, tmp_path_factory)
+
+
+def assert_smallest_span(model: Any, fact: Fact, found: FactTokens) -> None:
+    """The tokens up to the span's end hold the whole subject and those before its last token do not; likewise its start."""
+    bos, (start, end), decode = 1, found.subject, model.tokenizer.decode
+    until = fact.text[: fact.subject_start + len(fact.subject)]
+    assert decode(found.tokens[bos:end]).startswith(until)
+    assert not decode(found.tokens[bos : end - 1]).startswith(until)
+    rest = fact.text[fact.subject_start :]
+    assert decode(found.tokens[start:]).endswith(rest)
+    assert not decode(found.tokens[start + 1 :]).endswith(rest)
+
+
+PLACES = {
+    "start": ("{} is in", "The Eiffel Tower"),
+    "middle": ("I think {} is in", "The Eiffel Tower"),
+    "end": ("We all like {}", "New York"),
+    "whole": ("{}", "The Eiffel Tower"),
+    "inside a token at its end": ("in {}is is nice", "Par"),
+    "inside a token at its start": ("in P{} is nice", "aris"),
+    "inside one token": ("in P{}s is nice", "ari"),
+    "twice, the second": ("Paris and {} is", "Paris"),
+    "twice, the first": ("{} and Paris is", "The Paris"),
+    "umlaut": ("We like {} is in", "Zürich"),
+    "characters of three bytes": ("We like {} is in", "東京"),
+    "characters of four bytes": ("We like {} a lot", "🗼"),
+    "four bytes after a letter": ("We like x{} a lot", "🗼"),
+    "mixed": ("We like {} a lot", "naïve 東京 café 🗼"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_span_is_the_smallest_that_holds_the_subject(model: Any, place: str) -> None:
+    prompt, subject = PLACES[place]
+    fact = Fact(prompt, subject=subject, target="Paris")
+    found = encode(model, fact, prepend_bos=True)
+    assert subject in model.tokenizer.decode(found.tokens[slice(*found.subject)])
+    assert_smallest_span(model, fact, found)
+    assert found.subject_last == found.subject[1] - 1
+
+
+def test_a_token_that_reaches_over_the_subjects_end_belongs_to_the_span(built: Any) -> None:
+    found = encode(built, Fact("in {}is is nice", subject="Par", target="Rome"))
+    assert [label.strip() for label in found.labels[slice(*found.subject)]] == ["Paris"]
+
+
+def test_a_subject_of_several_tokens_has_them_all(built: Any) -> None:
+    found = encode(built, Fact("of {} is", subject="New York", target="Rome"))
+    assert [label.strip() for label in found.labels[slice(*found.subject)]] == ["New", "York"]
+
+
+def test_an_emoji_is_found_whose_bytes_are_several_tokens(built: Any) -> None:
+    found = encode(built, Fact("We like {} a lot", subject="🗼", target="Rome"))
+    start, end = found.subject
+    assert end - start > 1
+    assert "🗼" not in "".join(found.labels)
+    assert built.tokenizer.decode(found.tokens[start:end]).strip() == "🗼"
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("kind", ["llama_like", "unigram"])
+def test_a_bare_space_added_before_the_text_is_not_the_subjects(
+    kind: str, model_class: str, tmp_path: Path
+) -> None:
+    model = model_with(KINDS[kind](), model_class, tmp_path)
+    fact = Fact("{} is in", subject="Zürich", target="Paris")
+    assert_smallest_span(model, fact, encode(model, fact, prepend_bos=True))
+
+
+def test_a_subject_that_the_tokenizer_drops_is_refused(tmp_path: Path) -> None:
+    model = model_with(without_fallback(), CLASSES[0], tmp_path)
+    with pytest.raises(
+        FactError, match=r"should hold the subject '東京'.*does not know some of its characters"
+    ):
+        encode(model, Fact("We like {} a lot", subject="東京", target="Paris"))
+
+
+def test_bos_shifts_the_span_by_one_and_changes_nothing_else(model: Any) -> None:
+    fact = Fact("I think {} is in", subject="New York", target="Paris", new_target="New York")
+    without, with_bos = (encode(model, fact, prepend_bos=bos) for bos in (False, True))
+    assert with_bos.tokens.tolist() == [model.tokenizer.bos_token_id, *without.tokens.tolist()]
+    assert with_bos.subject == (without.subject[0] + 1, without.subject[1] + 1)
+    assert with_bos.labels[1:] == without.labels
+    assert (with_bos.answer, with_bos.new_answer) == (without.answer, without.new_answer)
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_bos_follows_the_models_default_where_nothing_is_said(
+    model: Any, default: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.cfg, "default_prepend_bos", default)
+    fact = Fact("I think {} is in", subject="New York", target="Paris")
+    assert (
+        encode(model, fact).tokens.tolist()
+        == encode(model, fact, prepend_bos=default).tokens.tolist()
+    )
+    assert (encode(model, fact).tokens[0] == model.tokenizer.bos_token_id) == default
+
+
+def test_labels_read_as_the_text(model: Any) -> None:
+    fact = Fact("I think {} is in", subject="The Eiffel Tower", target="Paris")
+    labels = encode(model, fact, prepend_bos=False).labels
+    assert "".join(labels).replace(" ", "") == fact.text.replace(" ", "")
+
+
+def test_a_toy_fact_reads_as_its_text_with_its_answer(toy: Any, toy_record: Record) -> None:
+    fact = toy_record.fact
+    found = encode(toy, fact, prepend_bos=True)
+    assert_smallest_span(toy, fact, found)
+    assert toy.tokenizer.decode([*found.tokens[1:], *found.answer]) == f"{fact.text} {fact.target}"
+    assert (
+        toy.tokenizer.decode([*found.tokens[1:], *found.new_answer])
+        == f"{fact.text} {fact.new_target}"
+    )
+
+
+@pytest.mark.parametrize("target", ["Paris", "New York", "The Eiffel Tower in Paris", "東京 🗼"])
+def test_an_answer_is_the_tail_of_prompt_and_answer_tokenised_together(
+    model: Any, target: str
+) -> None:
+    fact = Fact("{} is in", subject="The Eiffel Tower", target=target)
+    plain = model.tokenizer(fact.text, add_special_tokens=False)["input_ids"]
+    joint = model.tokenizer(f"{fact.text} {target}", add_special_tokens=False)["input_ids"]
+    assert [*plain, *encode(model, fact).answer] == joint
+    assert continuation(model, fact.text, target) == encode(model, fact).answer
+
+
+def test_space_around_a_target_changes_no_token(model: Any) -> None:
+    bare = Fact("{} is in", subject="The Louvre", target="Paris", new_target="New York")
+    spaced = Fact("{} is in", subject="The Louvre", target=" Paris", new_target=" New York ")
+    assert encode(model, bare).answer == encode(model, spaced).answer
+    assert encode(model, bare).new_answer == encode(model, spaced).new_answer
+
+
+def test_a_fact_without_new_target_has_no_new_answer(model: Any) -> None:
+    assert encode(model, Fact("{} is in", subject="The Louvre", target="Paris")).new_answer == ()
+
+
+def test_an_answer_of_several_words_has_the_tokens_of_each(built: Any) -> None:
+    answer = encode(built, Fact("{} is in", subject="The Louvre", target="New York")).answer
+    assert [built.tokenizer.decode([token]).strip() for token in answer] == ["New", "York"]
+
+
+@pytest.mark.parametrize("words", [{"target": "web"}, {"target": "Paris", "new_target": "web"}])
+def test_an_answer_that_merges_with_the_prompt_is_refused(
+    merging: Any, words: dict[str, str]
+) -> None:
+    with pytest.raises(
+        FactError,
+        match=r"The answer 'web' shares a token with the end of the prompt '.*faq'.*'q w'",
+    ):
+        encode(merging, Fact("{} is a faq", subject="The Louvre", **words))
+
+
+def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_refused(model: Any) -> None:
+    room = model.cfg.n_ctx - len(token_ids(model, "The"))
+    fitting, longer = ("The" + " is" * count for count in (room, room + 1))
+    assert len(token_ids(model, fitting)) == model.cfg.n_ctx
+    message = f"The text has {model.cfg.n_ctx + 1} tokens, the model's context only {model.cfg.n_ctx}: 'The is is"
+    with pytest.raises(FactError, match=message):
+        token_ids(model, longer)
+    assert token_ids(model, longer, truncate=True) == token_ids(model, fitting)
+
+
+def test_a_fact_longer_than_the_context_is_refused(model: Any) -> None:
+    with pytest.raises(FactError, match=f"the model's context only {model.cfg.n_ctx}"):
+        encode(model, Fact("{}" + " is" * model.cfg.n_ctx, subject="The Louvre", target="Paris"))
+
+
+def test_an_empty_text_has_no_tokens(model: Any) -> None:
+    assert token_ids(model, "", prepend_bos=True) == []
+
+
+def test_a_model_without_tokenizer_is_refused(
+    toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "tokenizer", None)
+    with pytest.raises(
+        ModelError, match="The model has no tokenizer, which prompts and answers need"
+    ):
+        encode(toy, toy_record.fact)
+
+
+def test_a_tokenizer_without_offsets_is_refused(
+    toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(toy.tokenizer), "is_fast", False)
+    with pytest.raises(ModelError, match="gives no character offsets"):
+        encode(toy, toy_record.fact)
+
+
+def test_tokens_that_differ_by_more_than_leading_ones_are_refused(
+    toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_tokens, eos = toy.to_tokens, torch.tensor([[toy.tokenizer.eos_token_id]])
+    monkeypatch.setattr(
+        toy,
+        "to_tokens",
+        lambda *args, **kwargs: torch.cat([to_tokens(*args, **kwargs), eos], dim=1),
+    )
+    with pytest.raises(ModelError, match="differ by more than leading special tokens"):
+        encode(toy, toy_record.fact)
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """What a call might leave changed behind it."""
+    tokenizer, cfg = model.tokenizer, model.cfg
+    names = (
+        "padding_side",
+        "truncation_side",
+        "model_max_length",
+        "add_bos_token",
+        "add_eos_token",
+        "pad_token_id",
+    )
+    return {
+        **{name: getattr(tokenizer, name, None) for name in names},
+        "special": dict(tokenizer.special_tokens_map),
+        "size": len(tokenizer),
+        "default_prepend_bos": cfg.default_prepend_bos,
+        "tokenizer_prepends_bos": cfg.tokenizer_prepends_bos,
+        "n_ctx": cfg.n_ctx,
+        "same": id(tokenizer),
+    }
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_no_setting_of_model_or_tokenizer_changes(
+    model: Any, padding_side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.tokenizer, "padding_side", padding_side)
+    before = settings(model)
+    for bos in (None, True, False):
+        encode(
+            model,
+            Fact("{} is in", subject="New York", target="Paris", new_target="The"),
+            prepend_bos=bos,
+        )
+        with pytest.raises(FactError):
+            encode(model, Fact("{}" + " is" * 70, subject="The", target="Paris"), prepend_bos=bos)
+        token_ids(model, "The" + " is" * 70, prepend_bos=bos, truncate=True)
+    assert settings(model) == before
+
+
+def test_no_setting_changes_when_an_answer_is_refused(merging: Any) -> None:
+    before = settings(merging)
+    with pytest.raises(FactError, match="shares a token"):
+        encode(
+            merging,
+            Fact("{} is a faq", subject="The Louvre", target="web"),
+            prepend_bos=not before["n_ctx"],
+        )
+    assert settings(merging) == before
+
+
+def test_padding_stands_to_the_right() -> None:
+    padded = pad_right([[5], [6, 7, 8], [9, 9]], pad=4)
+    assert padded.tolist() == [[5, 4, 4], [6, 7, 8], [9, 9, 4]]
+
+
+def test_padding_to_the_right_changes_no_logit_before_it(toy: Any, toy_record: Record) -> None:
+    rows = [
+        encode(toy, toy_record.fact).tokens.tolist(),
+        token_ids(toy, toy_record.neighborhood[0].prompt)[:4],
+    ]
+    with torch.no_grad():
+        together = toy(pad_right(rows, pad=3))
+        for row, logits in zip(rows, together, strict=True):
+            torch.testing.assert_close(
+                logits[: len(row)], toy(torch.tensor([row]))[0], atol=1e-5, rtol=1e-5
+            )

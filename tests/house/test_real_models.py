@@ -1,0 +1,239 @@
+"""The claims, on real weights: Gemma 3 270M and SmolLM2 135M."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models_for_tests import CLASSES
+
+import rome_lens as rl
+from rome_lens.forward.tokens import encode
+from rome_lens.models.gguf import SOURCES, WeightsError, cache_root, locate_parts
+
+pytestmark = pytest.mark.real
+LAYER = 4
+
+
+def load(name: str, model_class: Any) -> Any:
+    try:
+        locate_parts(SOURCES[name])
+    except WeightsError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+    return rl.load_model(name, model_class=model_class)
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def gemma(request: pytest.FixtureRequest) -> Any:
+    return load("gemma-3-270m", request.param)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    return load("smollm2-135m", CLASSES[0])
+
+
+@pytest.fixture(scope="module")
+def record() -> rl.data.Record:
+    return rl.data.limits("eiffel-tower")
+
+
+def test_gemma_knows_the_tower_and_its_subject_span(gemma: Any, record: rl.data.Record) -> None:
+    (answer,) = rl.top_answers(gemma, [record.fact.text], count=1)
+    assert answer.tokens[0].strip() == "Paris"
+    assert answer.probabilities[0] == pytest.approx(0.76, abs=0.01)
+    encoded = encode(gemma, record.fact)
+    assert len(encoded.tokens) == 10
+    assert "".join(encoded.labels[slice(*encoded.subject)]).strip() == record.fact.subject
+
+
+def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(
+    gemma: Any, record: rl.data.Record
+) -> None:
+    """One cell by hand: all layers, all positions, all logits."""
+    encoded = encode(gemma, record.fact)
+    start, end = encoded.subject
+    noise = (
+        torch.randn(3, end - start, gemma.cfg.d_model, generator=torch.Generator().manual_seed(0))
+        * 3.0
+    )
+    trace = rl.causal_trace(gemma, record.fact, noise=noise, layers=[3, 12], positions=[2, 9])
+    layer, pos = trace.peak()
+    rows = encoded.tokens[None].expand(4, -1)
+
+    def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.cat(
+            [
+                value[:1],
+                torch.cat([value[1:, :start], value[1:, start:end] + noise, value[1:, end:]], 1),
+            ]
+        )
+
+    def restore(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[1:, pos] = value[0, pos]
+        return value
+
+    hooks = [("hook_embed", corrupt), (f"blocks.{layer}.hook_resid_post", restore)]
+    with torch.no_grad():
+        logits = gemma.run_with_hooks(rows, fwd_hooks=hooks)[1:, -1]
+    plain = (
+        logits.double().softmax(-1)[:, encoded.answer[0]].mean()
+    )  # in float32, softmax itself is off by 2e-5
+    assert float(trace.scores.max()) == pytest.approx(float(plain), abs=1e-5)
+    assert float(plain) > trace.corrupted + 0.2
+
+
+def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record) -> None:
+    """As docs/tracing.md has it on average: the answer arrives at the last token within one layer."""
+    facts = [
+        record.fact,
+        rl.Fact("{} is the capital of", subject="Madrid", target="Spain"),
+        rl.Fact("The official language of {} is", subject="Brazil", target="Portuguese"),
+    ]
+    for fact in facts:
+        trace = rl.causal_trace(gemma, fact, samples=3, layers=[11, 12], positions=[-1])
+        below, above = trace.indirect_effects[:, 0] / trace.total_effect
+        assert below < 0.2
+        assert above > 0.6
+
+
+def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.data.Record) -> None:
+    """Law 5 behind a norm, the edit's success, and the critique's claims that hold here."""
+    statistics = rl.collect_key_statistics(gemma, layer=LAYER, texts=rl.data.texts()[:150])
+    contexts = ["{}", "The first thing I want to tell you is this. {}", "It was raining. {}"]
+    config = rl.RomeConfig(steps=10)
+    edit = rl.rome(
+        gemma, record.fact, layer=LAYER, statistics=statistics, contexts=contexts, config=config
+    )
+    hooks = edit.fwd_hooks(gemma)
+    prompts = [record.fact.text, *record.paraphrases]
+    for answer in rl.top_answers(gemma, prompts, count=1, fwd_hooks=hooks):
+        assert answer.tokens[0].strip() == "Rome"
+    seattle = rl.top_answers(
+        gemma, ["The Space Needle is located in the city of"], count=1, fwd_hooks=hooks
+    )
+    assert seattle[0].tokens[0].strip() == "Seattle"
+    hooked = rl.answer_log_probs(gemma, [(prompts[0], "Rome")], fwd_hooks=hooks)
+    with edit.applied(gemma):
+        applied = rl.answer_log_probs(gemma, [(prompts[0], "Rome")])
+    torch.testing.assert_close(hooked, applied, atol=1e-4, rtol=1e-4)
+    limits = rl.check_limits(
+        gemma, edit, record, texts=rl.data.held_texts()[:1], samples=0, new_tokens=0
+    )
+    forward = limits["direction"]["change of p(new target), forward"].mean
+    assert forward > 0.5
+    assert limits["direction"]["change of p(subject), reverse"].mean < 0.01 * forward
+    assert limits["direction"].control.mean > 0.3  # it knows the reverse of the true fact
+    assert limits["association"].effect_where_known.mean < 0.7
+    assert limits["description"].effect_where_known.mean < 0.2
+    assert limits["description"]["share kept, description with the name"].mean > 0.8
+    assert limits["bleed-over"]["NS+, edited"].mean <= limits["bleed-over"]["NS, edited"].mean
+    assert abs(limits["fidelity"].effect.mean) < 0.05
+    assert limits["essence"].effect.mean > limits["essence"].control.mean
+    assert limits.firing_correlation > 0.5
+
+
+def test_smollm2_traces_and_edits(smollm2: Any, record: rl.data.Record) -> None:
+    trace = rl.causal_trace(smollm2, record.fact, layers=[29], positions=[-1], samples=3)
+    assert trace.answer.strip() == "Paris"
+    assert float(trace.scores[0, 0]) == pytest.approx(trace.clean, abs=1e-5)
+    assert trace.total_effect > 0.1
+    edit = rl.rome(
+        smollm2,
+        record.fact,
+        layer=8,
+        statistics=rl.KeyStatistics.identity(smollm2, layer=8),
+        contexts=["{}"],
+        config=rl.RomeConfig(steps=8),
+    )
+    (after,) = rl.top_answers(
+        smollm2, [record.fact.text], count=1, fwd_hooks=edit.fwd_hooks(smollm2)
+    )
+    assert after.tokens[0].strip() == "Rome"
+
+
+def test_a_second_start_converts_nothing(smollm2: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(
+        "rome_lens.models.gguf._convert",
+        lambda *args, **kwargs: pytest.fail("it was converted again"),
+    )
+    rl.load_model("smollm2-135m", model_class=CLASSES[-1])
+
+
+def test_the_conversion_says_where_it_lies() -> None:
+    assert (
+        Path(rl.models.loading.transformers_directory(SOURCES["smollm2-135m"]))
+        .joinpath("config.json")
+        .is_file()
+    )
+
+
+def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
+    gemma: Any, record: rl.data.Record
+) -> None:
+    editor = rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")
+    edit = editor(gemma, record.fact)
+    scores = rl.evaluate(gemma, edit, record)
+    assert (edit.stopped, scores.ES, scores.already) == ("probability", 1.0, False)
+    assert edit.probability > 0.5
+    assert scores.PS >= 0.5
+    assert scores.NS >= 0.8
+    spilled = rl.evaluate(
+        gemma,
+        replace(editor, statistics=rl.KeyStatistics.identity(gemma, layer=3))(gemma, record.fact),
+        record,
+    )
+    assert spilled.NM < scores.NM
+
+
+def greedy_knows(model: Any, facts: list[rl.Fact]) -> list[bool]:
+    """Whether each fact's whole target is what the model says by itself, token by token."""
+    prompts, tokens, owners = [], [], []
+    for i, fact in enumerate(facts):
+        encoded = encode(model, fact)
+        start, end = len(encoded.tokens), len(encoded.tokens) + len(encoded.answer)
+        ids = [*encoded.tokens.tolist(), *encoded.answer]
+        for k in range(start, end):
+            prompts.append(model.tokenizer.decode(ids[:k], skip_special_tokens=True))
+            tokens.append(model.tokenizer.decode([ids[k]]))
+            owners.append(i)
+    known = [True] * len(facts)
+    for i, token, top in zip(owners, tokens, rl.top_answers(model, prompts, count=1), strict=True):
+        known[i] &= top.tokens[0] == token
+    return known
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m", "smollm2-135m"])
+def test_each_model_knows_the_records_that_say_so(name: str) -> None:
+    model = load(name, CLASSES[0])
+    records = [record for record in rl.data.limits() if name in record.known_by]
+    assert len(records) >= {"gemma-3-270m": 60, "smollm2-135m": 10}[name]
+    known = greedy_knows(model, [record.fact for record in records])
+    assert [
+        record.id for record, is_known in zip(records, known, strict=True) if not is_known
+    ] == []
+
+
+def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
+    model = load("gemma-3-270m", CLASSES[0])
+    records = [record for record in rl.data.limits() if "gemma-3-270m" in record.known_by]
+    assert len(records) >= 60
+    asked = [
+        (record, question, answer)
+        for record in records
+        for question in record.neighborhood
+        for answer in (question.target, str(record.fact.new_target))
+    ]
+    found = rl.answer_log_probs(
+        model, [(question.prompt, answer) for _, question, answer in asked]
+    ).tolist()
+    right = {record.id: 0 for record in records}
+    for (record, question, _), true, new in zip(asked[::2], found[::2], found[1::2], strict=True):
+        right[record.id] += question.target != record.fact.new_target and true > new
+    few = {id: count for id, count in right.items() if count < 5}
+    assert few == {}

@@ -1,0 +1,162 @@
+"""Averages over facts: roles, effects, intervals."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import rome_lens as rl
+from rome_lens.tracing.averages import ROLES, roles_of
+from rome_lens.tracing.many_facts import TracedFacts
+
+
+def trace(
+    subject: str,
+    scores: torch.Tensor,
+    span: tuple[int, int],
+    corrupted: float = 0.1,
+    **changes: Any,
+) -> Any:
+    """A trace of one sample with these scores ``[layer, pos]``."""
+    fields: dict[str, Any] = {
+        "fact": rl.Fact("{} is in", subject=subject, target="Paris"),
+        "component": "mlp",
+        "window": 3,
+        "layers": tuple(range(scores.shape[0])),
+        "positions": tuple(range(scores.shape[1])),
+        "labels": tuple("abcdefghij"[: scores.shape[1]]),
+        "subject": span,
+        "answer": " Paris",
+        "clean": 0.9,
+        "corrupted_samples": torch.tensor([corrupted]),
+        "sample_scores": scores[None],
+        "noise": "GaussianNoise()",
+        "model_fingerprint": "0",
+    }
+    return rl.CausalTrace(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("subject", "length", "expected"),
+    [
+        ((1, 5), 9, [[1], [2, 3], [4], [5], [6, 7], [8]]),
+        ((1, 2), 5, [[], [], [1], [2], [3], [4]]),
+        ((0, 2), 4, [[0], [], [1], [2], [], [3]]),
+        ((0, 2), 3, [[0], [], [1], [], [], [2]]),
+        ((1, 4), 4, [[1], [2], [], [], [], [3]]),
+        ((3, 4), 4, [[], [], [], [], [], [3]]),
+    ],
+)
+def test_each_position_has_one_role(
+    subject: tuple[int, int], length: int, expected: list[list[int]]
+) -> None:
+    assert list(roles_of(subject, length).values()) == expected
+    assert sorted(pos for positions in expected for pos in positions) == list(
+        range(subject[0], length)
+    )
+
+
+def test_averages_are_those_of_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spans = [(0, 3), (1, 2), (1, 5), (0, 2), (2, 4), (1, 4), (1, 3)]
+    traces = [
+        trace(f"S{i}", torch.rand((4, 8), generator=generator), span, corrupted=0.05 * i)
+        for i, span in enumerate(spans)
+    ]
+    average = rl.average_traces(traces)
+    for column, role in enumerate(ROLES):
+        rows = []
+        for each in traces:
+            positions = roles_of(each.subject, 8)[role]
+            if positions:
+                rows.append(
+                    sum(each.scores[:, pos] for pos in positions) / len(positions) - each.corrupted
+                )
+        assert average.counts[column] == len(rows)
+        mean = sum(rows) / len(rows)
+        torch.testing.assert_close(
+            average.indirect_effects[:, column].float(), mean, atol=1e-6, rtol=0.0
+        )
+        half = average.half_widths[:, column]
+        if len(rows) < 5:
+            assert half.isnan().all()
+        else:
+            values = torch.stack(rows).double()
+            t = {5: 2.7764, 6: 2.5706, 7: 2.4469}[len(rows)]
+            torch.testing.assert_close(
+                half, t * values.std(0) / math.sqrt(len(rows)), atol=1e-4, rtol=1e-3
+            )
+    assert average.total_effect.mean == pytest.approx(0.9 - 0.05 * 3)
+    assert average.total_effect.low < average.total_effect.mean
+    assert average.peak("last") == int(average.indirect_effects[:, -1].argmax())
+
+
+def test_a_role_that_no_fact_has_is_not_zero() -> None:
+    average = rl.average_traces([trace(f"S{i}", torch.rand(3, 4), (1, 3)) for i in range(5)])
+    assert average.counts == (5, 0, 5, 0, 0, 5)
+    assert average.indirect_effects[:, 1].isnan().all()
+    with pytest.raises(ValueError, match="No fact has a token of the role 'middle subject'"):
+        average.peak("middle subject")
+    with pytest.raises(ValueError, match="expected one of 'first subject'"):
+        average.peak("subject")
+
+
+def test_the_frame_the_file_and_the_picture(tmp_path: Any) -> None:
+    average = rl.average_traces([trace(f"S{i}", torch.rand(3, 6), (1, 4)) for i in range(6)])
+    frame = average.to_frame()
+    row = frame[(frame.layer == 2) & (frame.role == "last")].iloc[0]
+    assert row.indirect_effect == pytest.approx(float(average.indirect_effects[2, -1]))
+    assert row.facts == 6
+    loaded = rl.TraceAverage.load(average.save(tmp_path / "average.safetensors"))
+    torch.testing.assert_close(loaded.fact_effects, average.fact_effects, equal_nan=True)
+    assert loaded.subjects == average.subjects
+    assert "img" in average._repr_html_()
+    figure = rl.viz.averages([average, average])
+    assert len(figure.axes) == 6
+
+
+def test_unknown_facts_are_counted() -> None:
+    fact = rl.Fact("{} is in", subject="Nowhere", target="Paris")
+    traced = TracedFacts(
+        traces=(trace("S", torch.rand(2, 4), (1, 3)),), unknown=((fact, "it says Rome"),)
+    )
+    average = rl.average_traces(traced)
+    assert average.unknown == ("Nowhere is in",)
+    with pytest.raises(ValueError, match="no trace to average; facts not known: 1"):
+        rl.average_traces(TracedFacts(traces=(), unknown=traced.unknown))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 1}, "window 1"),
+        ({"noise": "UniformNoise()"}, "noise"),
+        ({"model_fingerprint": "1"}, "model_fingerprint '1'"),
+        (
+            {"corrupted_samples": torch.rand(2), "sample_scores": torch.rand(2, 3, 6)},
+            "has 2 samples",
+        ),
+        ({"positions": (0, 1), "sample_scores": torch.rand(1, 3, 2)}, "expected all"),
+        ({"fact": rl.Fact("{} is in", subject="S", target="Paris")}, "twice"),
+        ({"sample_scores": torch.full((1, 3, 6), float("nan"))}, "NaN"),
+        ({"answer_tokens": 2}, "answer_tokens 2"),
+        ({"heads": (0,), "sample_scores": torch.rand(1, 3, 6, 1)}, "single heads"),
+    ],
+)
+def test_traces_made_otherwise_are_refused(changes: dict[str, Any], message: str) -> None:
+    first = trace("S", torch.rand(3, 6), (1, 4))
+    with pytest.raises(ValueError, match=message):
+        rl.average_traces([first, trace("T", torch.rand(3, 6), (1, 4), **changes)])
+
+
+def test_the_toy_s_sites_show_on_average(toy: Any) -> None:
+    facts = [record.fact for record in rl.data.limits() if "toy" in record.known_by]
+    average = rl.average_traces(rl.trace_facts(toy, facts, samples=4))
+    early, late = (
+        average.indirect_effects[:, ROLES.index(role)] for role in ("last subject", "last")
+    )
+    assert float(early[:3].min()) > 0.5
+    assert float(late[:3].max()) < 0.2
+    assert float(late[-1]) > 0.7
+    assert average.total_effect.low > 0.5

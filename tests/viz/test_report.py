@@ -1,0 +1,301 @@
+"""The page says what the results say, in their own words, opens without a network, and is whole or not there."""
+
+import dataclasses
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_viz import Page
+
+import rome_lens as rl
+from rome_lens import viz
+from rome_lens.checks import CheckResult, CheckRow, Measure
+from rome_lens.checks.limits import Limits
+from rome_lens.data.record_type import Record
+from rome_lens.storage import installed_versions
+
+LAYER = 1
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The toy model on one class: a page is made of results, which hold no model."""
+    return rl.load_model("toy")
+
+
+@pytest.fixture(scope="module")
+def results(model: Any, toy_record: Record) -> dict[str, Any]:
+    """What a report is made of, one check not asked."""
+    fact = toy_record.fact
+    statistics = rl.KeyStatistics.identity(model, layer=LAYER)
+    edit = rl.rome(
+        model,
+        fact,
+        layer=LAYER,
+        statistics=statistics,
+        contexts=["{}"],
+        config=rl.RomeConfig(steps=3),
+    )
+    prompts = [fact.text, toy_record.neighborhood[0].prompt]
+    before = rl.top_answers(model, prompts, count=2)
+    after = rl.top_answers(model, prompts, count=2, fwd_hooks=edit.fwd_hooks(model))
+    return {
+        "model_name": "toy",
+        "traces": [rl.causal_trace(model, fact, component=c, samples=2) for c in ("resid", "mlp")],
+        "edit": edit,
+        "answers": [
+            rl.BeforeAfter(kind=kind, expected=expected, before=b, after=a)
+            for kind, expected, b, a in zip(
+                ("fact", "neighbour"), (fact.target, "none"), before, after, strict=True
+            )
+        ],
+        "limits": rl.check_limits(
+            model, edit, dataclasses.replace(toy_record, aliases=()), samples=1
+        ),
+        "firing": [rl.edit_firing(model, edit, prompt) for prompt in prompts],
+    }
+
+
+@pytest.fixture(scope="module")
+def source(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page about all of the results."""
+    return rl.report(tmp_path_factory.mktemp("page") / "page.html", **results).read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.fixture
+def hostile(results: dict[str, Any]) -> dict[str, Any]:
+    """Results with HTML wherever a user's words stand, each after a letter of its own."""
+    fact = rl.Fact(
+        f"{SCRIPT} {{}} is", subject=f"S{SCRIPT}", target=f"T{SCRIPT}", new_target=f"N{SCRIPT}"
+    )
+    before = dataclasses.replace(
+        results["answers"][0].before, prompt=f"P{SCRIPT}", tokens=(f"A{SCRIPT}", "</div>")
+    )
+    names = {
+        "kind": f"r{SCRIPT}",
+        "prompt": f"Q{SCRIPT}",
+        "control_prompt": f'"{SCRIPT}',
+        "fires_at": f"F{SCRIPT}",
+    }
+    row = CheckRow(answer="", before=0.0, after=1.0, effect=1.0, control=0.5, firing=0.5, **names)
+    letters = {
+        "name": "C",
+        "asks": "K",
+        "measured": "M",
+        "effect_is": "e",
+        "control_is": "c",
+        "reading": "R",
+    }
+    further = (Measure(name=f"f{SCRIPT}", values=(1.0,)),)
+    check = CheckResult(
+        rows=(row,), further=further, **{name: f"{c}{SCRIPT}" for name, c in letters.items()}
+    )
+    trace = dataclasses.replace(
+        results["traces"][0], fact=fact, answer=f"a{SCRIPT}", noise=f"n{SCRIPT}"
+    )
+    return {
+        "model_name": f"m{SCRIPT}",
+        "traces": [trace],
+        "edit": dataclasses.replace(results["edit"], fact=fact, made_with=f"W{SCRIPT}"),
+        "answers": [
+            rl.BeforeAfter(kind=f"k{SCRIPT}", expected=f"E{SCRIPT}", before=before, after=before)
+        ],
+        "limits": Limits(record_id="hostile", relation="", results=(check,)),
+    }
+
+
+def written(path: Path, **results: Any) -> Page:
+    return Page(rl.report(path, **results).read_text(encoding="utf-8"))
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def test_the_page_is_written_where_it_was_asked_for(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "page.html"
+    assert rl.report(str(path), **results) == path
+    assert [found.name for found in path.parent.iterdir()] == ["page.html"]
+
+
+def test_the_page_loads_nothing_and_closes_what_it_opens(source: str) -> None:
+    page = Page(source)
+    page.assert_loads_nothing()
+    assert re.findall(r"url\(|@import", source.split("</style>")[0]) == []
+    for tag in (
+        "html",
+        "head",
+        "body",
+        "div",
+        "script",
+        "style",
+        "table",
+        "tr",
+        "td",
+        "p",
+        "h2",
+        "h3",
+    ):
+        assert page.names().count(tag) == page.closed.count(tag) > 0, tag
+
+
+def test_every_trace_has_its_picture_in_the_page(source: str, results: dict[str, Any]) -> None:
+    pictures = [attrs for tag, attrs in Page(source).opened if tag == "img"]
+    assert [attrs["alt"] for attrs in pictures] == [
+        f"{t.component} trace of: {t.fact.text}" for t in results["traces"]
+    ]
+    assert len({attrs["src"] for attrs in pictures}) == len(pictures)
+
+
+def test_the_page_says_what_every_check_asks_and_reads(
+    source: str, results: dict[str, Any]
+) -> None:
+    text = flat(Page(source).text)
+    assert len(results["limits"].results) == 9
+    for check in results["limits"].results:
+        assert flat(check.asks) in text
+        assert flat(check.reading) in text
+
+
+def test_every_row_of_a_check_is_a_row_of_the_page(source: str, results: dict[str, Any]) -> None:
+    rows = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
+        for row in re.findall(r"<tr>.*?</tr>", source, re.DOTALL)
+    ]
+    found = [[html.unescape(cell) for cell in row] for row in rows if len(row) == 7]
+    expected = [
+        [
+            *(r.kind, r.prompt, r.answer, f"{r.before:.4f}", f"{r.after:.4f}"),
+            "" if r.control is None else f"{r.control:.4f}",
+            "" if r.firing is None else f"{r.firing:+.2f} {r.fires_at}",
+        ]
+        for check in results["limits"].results
+        for r in check.rows
+    ]
+    assert found == expected != []
+
+
+def test_a_check_that_was_not_asked_says_so_and_has_no_numbers(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    limits = Limits(record_id="one", relation="", results=(results["limits"]["association"],))
+    page = written(tmp_path / "page.html", **{**results, "limits": limits, "answers": ()})
+    assert "Not asked: the record has no aliases." in page.text
+    assert page.names().count("table") == 0
+
+
+def test_every_answer_stands_with_its_probability(source: str, results: dict[str, Any]) -> None:
+    text = flat(Page(source).text)
+    for row in results["answers"]:
+        assert f"true answer: {row.expected}" in text
+        for side in (row.before, row.after):
+            for token, probability in zip(side.tokens, side.probabilities, strict=True):
+                assert f"{token.strip()} {probability:.3f}" in text
+
+
+def test_the_page_names_edit_model_and_versions(source: str, results: dict[str, Any]) -> None:
+    fact = results["edit"].fact
+    assert f"<title>{fact.text} {fact.target} → {fact.new_target} (toy)</title>" in source
+    assert f"W_out at layer {LAYER}." in source
+    text = flat(Page(source).text)
+    assert results["edit"].made_with in text
+    assert [
+        name for name, version in installed_versions().items() if f"{name} {version}" not in text
+    ] == []
+
+
+def test_what_is_not_given_is_not_shown(results: dict[str, Any], tmp_path: Path) -> None:
+    least = {name: results[name] for name in ("model_name", "traces", "edit")}
+    headings = re.findall(
+        r"<h2>(.*?)</h2>", rl.report(tmp_path / "page.html", **least).read_text(encoding="utf-8")
+    )
+    assert headings == ["Where the fact is read out", "The edit"]
+
+
+def test_html_in_a_users_words_is_shown_and_not_obeyed(
+    hostile: dict[str, Any], tmp_path: Path
+) -> None:
+    page = written(tmp_path / "page.html", **hostile)
+    assert len(page.scripts) == 1  # the tokens' own
+    assert "alert(1)" not in page.scripts[0]
+    assert page.names().count("div") == page.closed.count("div")
+    assert [
+        letter for letter in "STNPAQCKMRanmWkErFecf" if f"{letter}{SCRIPT}" not in page.text
+    ] == []
+    quoted = [attrs["title"] for tag, attrs in page.opened if tag == "td" and attrs.get("title")]
+    assert quoted == [f'"{SCRIPT}']
+
+
+def test_a_prompt_that_holds_html_can_be_traced_and_reported(
+    model: Any, results: dict[str, Any], tmp_path: Path
+) -> None:
+    fact = rl.Fact(f"{SCRIPT} {{}} is", subject="The Louvre", target=results["edit"].fact.target)
+    trace = rl.causal_trace(model, fact, samples=1, layers=[0], require_correct=False)
+    firing = [rl.edit_firing(model, results["edit"], fact.text)]
+    page = written(tmp_path / "page.html", **{**results, "traces": [trace], "firing": firing})
+    assert [script.lstrip()[:12] for script in page.scripts] == ['"use strict"'] * 2
+    (picture,) = (attrs for tag, attrs in page.opened if tag == "img")
+    assert picture["alt"] == f"resid trace of: {fact.text}"
+
+
+def test_an_empty_list_of_traces_is_refused(results: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The report needs at least one trace"):
+        rl.report(tmp_path / "page.html", **{**results, "traces": []})
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("no picture")
+
+
+def write_half(path: Path, text: str, **kwargs: Any) -> None:
+    path.write_bytes(text[:100].encode())
+    raise RuntimeError("no disk")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing"),
+    [(viz, "figure_html", fail), (Path, "write_text", write_half)],
+    ids=["draw", "write"],
+)
+def test_an_old_page_stays_when_the_new_one_fails(
+    owner: Any,
+    name: str,
+    failing: Any,
+    results: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(RuntimeError, match=r"no (picture|disk)"):
+        rl.report(path, **results)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_old_page_is_replaced_by_a_whole_new_one(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    new = rl.report(path, **results).read_text(encoding="utf-8")
+    assert new.startswith("<!doctype html>")
+    assert new.endswith("</html>")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("lacking", [{"losses": None}, {"probability": None}, {"fact": None}])
+def test_an_edit_made_by_hand_can_be_reported(
+    lacking: dict[str, None], results: dict[str, Any], tmp_path: Path
+) -> None:
+    edit = dataclasses.replace(results["edit"], **lacking)
+    assert f"layer {LAYER}" in written(tmp_path / "page.html", **{**results, "edit": edit}).text
