@@ -19,7 +19,7 @@ def read_counterfact(path: str | Path) -> list[Record]:
     ``target_new`` (the targets are objects with ``str``) and optionally ``relation_id``. The other
     fields are optional: ``case_id`` (by default the entry's index), and ``paraphrase_prompts``,
     ``neighborhood_prompts``, ``generation_prompts`` and ``reference_texts``, which are lists of
-    texts. Fields with other names are ignored. As in CounterFact, the true answer to the neighbours'
+    texts. Fields with other names are ignored. As in CounterFact, the true answer to neighbours'
     prompts is the fact's true target.
 
     Raises:

@@ -211,9 +211,10 @@ def read_list(path: str | Path, what: str) -> list[Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FactError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list):
-        raise FactError(f"{path} holds a {type(entries).__name__}, expected a list of {what}.")
+        kind = type(entries).__name__
+        raise FactError(f"{path} holds no {what}: it is a {kind}, expected a list of them.")
     if not entries:
-        raise FactError(f"{path} holds an empty list, expected a list of {what}.")
+        raise FactError(f"{path} holds no {what}: the list is empty, expected at least one.")
     return entries
 
 
