@@ -144,7 +144,5 @@ def test_contexts_are_a_tuple_of_templates() -> None:
 
 
 def test_a_wrong_argument_is_a_value_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"^samples is 0, expected a whole number of at least 1"
-    ):
+    with pytest.raises(ValueError, match=r"^samples is 0, expected a whole number of at least 1"):
         arguments.whole_number("samples", 0, least=1)
