@@ -173,3 +173,14 @@ def test_of_takes_a_record_or_a_fact() -> None:
     record = rl.data.record("eiffel-tower")
     assert of(record) is record
     assert of(FACT) == rl.data.Record(id=FACT.text, fact=FACT)
+
+
+def test_a_neighbour_whose_true_answer_is_the_new_target_is_not_scored(
+    one_toy: Any, toy_record: rl.data.Record
+) -> None:
+    """CounterFact has none. There an effect of the edit would look like the truth."""
+    first, *_ = toy_record.neighborhood
+    new = dataclasses.replace(first, target=str(toy_record.fact.new_target))
+    record = dataclasses.replace(toy_record, neighborhood=(new, first))
+    rows = [row for row in rl.evaluate(one_toy, None, record).rows if row.kind == "neighborhood"]
+    assert [(row.prompt, row.target) for row in rows] == [(first.prompt, first.target)]
