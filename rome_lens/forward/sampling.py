@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
-from rome_lens.forward.kv_cache import caches_fit
+from rome_lens.forward.backend import backend_of
 from rome_lens.forward.runs import (
-    attending_to_all,
     evaluating,
     full_precision,
     last_position_logits,
@@ -51,7 +50,7 @@ def sample_tokens(
     ):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
-        with attending_to_all(model), full_precision(model):
+        with backend_of(model).attending_to_all(), full_precision(model):
             out = model.generate(
                 tokens,
                 max_new_tokens=new_tokens,
@@ -148,7 +147,7 @@ def _sampled(
         model.hooks(fwd_hooks=list(hooks)),
         last_position_logits(model),
     ):
-        with attending_to_all(model), _choosing(model, choose):
+        with backend_of(model).attending_to_all(), _choosing(model, choose):
             model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
     rows = torch.stack(fed, dim=1).tolist()
     return [row[wait:][:new_tokens] for row, wait in zip(rows, waiting.tolist(), strict=True)]
@@ -175,7 +174,7 @@ def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[
 
 def _goes_on_from_keys(model: LensModel) -> bool:
     """Not under hooks of the user's, which may act on a position by its number: then all positions are run for each token."""
-    return caches_fit(model) and not has_hooks(model)
+    return backend_of(model).can_generate_from_cache() and not has_hooks(model)
 
 
 def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:

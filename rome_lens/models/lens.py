@@ -11,7 +11,6 @@ from typing import Any, SupportsIndex, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from rome_lens.arguments import whole_number, whole_numbers
 from rome_lens.errors import ArgumentError, RomeLensError
@@ -128,21 +127,6 @@ def raw_output(
 def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None:
     """The norm between the output of ``W_out`` and the residual stream (Gemma 2 and 3), or None."""
     return getattr(model.blocks[layer], "ln2_post", None)
-
-
-def is_bridge(model: LensModel) -> bool:
-    """Whether the model is a TransformerBridge."""
-    return isinstance(model, TransformerBridge)
-
-
-def has_processed_weights(model: LensModel) -> bool:
-    """Whether a bridge has folded or centred the weights of the transformers model that it wraps."""
-    return bool(getattr(model, "_weights_processed", False))
-
-
-def unwrapped_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict of a transformers model without the levels that a bridge puts between its modules."""
-    return {name.replace("._original_component", ""): value for name, value in state.items()}
 
 
 def device(model: LensModel) -> torch.device:

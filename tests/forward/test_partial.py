@@ -179,7 +179,7 @@ def test_half_precision_is_close_enough_and_more_is_refused(
 ) -> None:
     model = fresh(family, model_class).to(dtype)
     for tokens in TOKENS:
-        assert past_of(PartialForward(model, tokens)).keys[0].dtype == dtype
+        assert past_of(PartialForward(model, tokens)).attn_k[0].dtype == dtype
 
     def sharpen(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
         return 1.5 * out
