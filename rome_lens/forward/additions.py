@@ -1,4 +1,4 @@
-"""Adding to the raw output of ``W_out`` with hooks, as an edit does that leaves the weights alone."""
+"""Hooks that add to the raw output of ``W_out``, for edits that leave the weights alone."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,8 @@ def raw_output_hooks(
 ) -> list[Hook]:
     """Hooks that add ``addition(k)`` to the raw output of ``W_out``.
 
-    ``k`` is the input of ``W_out``, shape ``[batch, pos, d_mlp]``. Several such sets of hooks on one model compose.
+    ``k`` is the input of ``W_out``, shape ``[batch, pos, d_mlp]``. Several such sets of hooks on
+    one model compose.
     """
     kept: dict[str, Tensor] = {}
 
@@ -29,9 +30,10 @@ def raw_output_hooks(
 
 
 def has_hooks_where_edits_add(model: LensModel, layer: int) -> bool:
-    """Whether the caller has hooks on the output that :func:`raw_output_hooks` adds to, where they would run first.
+    """Whether the caller has hooks on the output that :func:`raw_output_hooks` adds to.
 
-    Hooks of other edits do not count, because additions may come in any order.
+    Such hooks would run first, and not see the addition. Hooks of other edits do not count, because
+    additions may come in any order.
     """
     points = backend_of(model).raw_output_points(layer)
     handles = (handle for name in points for handle in model.hook_dict[name].fwd_hooks)
@@ -49,6 +51,10 @@ def hook_behind_edits(model: LensModel, layer: int) -> str:
 def mlp_contribution(
     model: LensModel, layer: int, raw: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_model"]:
-    """What an MLP adds to the residual stream when its ``W_out`` returns ``raw``: ``raw`` itself, or its norm (Gemma 2 and 3)."""
+    """What an MLP adds to the residual stream when its ``W_out`` returns ``raw``.
+
+    That is ``raw`` itself, or the output of the norm after the MLP, where there is one (Gemma 2 and
+    3).
+    """
     norm = post_norm(model, layer)
     return raw if norm is None else norm(raw[:, None])[:, 0]

@@ -1,4 +1,7 @@
-"""What only TransformerBridge does in a forward pass. ``hooked.py`` holds the same names for HookedTransformer."""
+"""What only TransformerBridge does in a forward pass.
+
+``hooked.py`` holds the same names for HookedTransformer.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +19,8 @@ from rome_lens.forward.module_hooks import pre_hooks, unembedding_only
 from rome_lens.models.hook_names import Hook, capture_hooks, component_hook, mark_as_ours
 from rome_lens.models.lens import LensModel
 
-# Arguments of a transformers block that have a position axis, and which axis it is. A mask's is that of its queries.
+# Arguments of a transformers block that have a position axis, and which axis it is. A mask's is
+# that of its queries.
 _POSITION_AXES = {
     "attention_mask": -2,
     "position_embeddings": -2,
@@ -39,7 +43,7 @@ class BridgeBackend:
         return isinstance(model, TransformerBridge)
 
     def modules(self) -> list[torch.nn.Module]:
-        """Every module that takes part in a forward pass: the bridge's own and those of the model that it wraps."""
+        """The modules in a forward pass: the bridge's own, and those of the model that it wraps."""
         return [*self.model.modules(), *self.model.original_model.modules()]
 
     # Whole runs
@@ -47,7 +51,8 @@ class BridgeBackend:
     def run_plainly(self, tokens: Tensor) -> Tensor:
         """The model's own logits, without a key-value cache.
 
-        The bridge's blocks would otherwise be given a cache, and go on filling it when they are called again.
+        The bridge's blocks would otherwise be given a cache, and go on filling it when they are
+        called again.
         """
         return self.model(tokens, use_cache=False)
 
@@ -84,7 +89,10 @@ class BridgeBackend:
 
     @contextmanager
     def recording_arguments(self) -> Iterator[list[dict[str, Any]]]:
-        """Inside, the list collects the arguments of each block that runs (mask, rotary angles), without the stream."""
+        """Inside, the list collects the arguments of each block that runs, without the stream.
+
+        They are such as the mask and the rotary angles.
+        """
         recorded: list[dict[str, Any]] = []
 
         def record(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,8 +106,8 @@ class BridgeBackend:
     def can_run_later_positions(self, arguments: Sequence[dict[str, Any]]) -> bool:
         """Whether blocks with these arguments can be called for later positions alone.
 
-        Attention must be the only way in which information moves between positions, and it must be known how to cut the
-        arguments.
+        Attention must be the only way in which information moves between positions, and it must be
+        known how to cut the arguments.
         """
         return all(map(_only_attends, self.model.blocks)) and all(map(_can_be_cut, arguments))
 
@@ -108,8 +116,8 @@ class BridgeBackend:
     ) -> Tensor:
         """The stream after a block, at all positions or at the positions that follow ``past``.
 
-        ``arguments`` are those that :meth:`recording_arguments` recorded in a run of one row. They are repeated for the
-        rows of ``stream`` and cut to its positions.
+        ``arguments`` are those that :meth:`recording_arguments` recorded in a run of one row. They
+        are repeated for the rows of ``stream`` and cut to its positions.
         """
         arguments = _for_rows(arguments, len(stream))
         if past is not None:
@@ -124,13 +132,16 @@ class BridgeBackend:
         return True
 
     def attending_to_all(self) -> AbstractContextManager[None]:
-        """Inside, ``generate`` treats no token as padding. The bridge never does, so nothing is changed."""
+        """Inside, ``generate`` treats no token as padding.
+
+        The bridge never does, so there is nothing to change.
+        """
         return nullcontext()
 
     # The raw output of W_out
 
     def raw_output_points(self, layer: int) -> tuple[str, ...]:
-        """Names of the hook points through which :meth:`raw_output_hooks` changes the raw output of ``W_out``."""
+        """Names of the hook points where :meth:`raw_output_hooks` adds."""
         return (f"blocks.{layer}.mlp.out.hook_out",)
 
     def first_hook_after_raw_output(self, layer: int) -> str:
@@ -138,7 +149,7 @@ class BridgeBackend:
         return component_hook("mlp", layer)
 
     def raw_output_hooks(self, layer: int, change: Callable[[Tensor], Tensor]) -> list[Hook]:
-        """Hooks that add ``change(x)``, which has the shape and dtype of ``x``, to the raw output of ``W_out``."""
+        """Hooks that add ``change(x)`` to the raw output ``x`` of ``W_out``."""
 
         def add(value: Tensor, hook: Any) -> Tensor:
             return value + change(value)
@@ -153,7 +164,10 @@ def _named_arguments(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _for_rows(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The arguments of a run of one row, for several rows. ALiBi's biases do not broadcast over the batch."""
+    """The arguments of a run of one row, for several rows.
+
+    Only ALiBi's biases must be repeated. The other arguments broadcast over the batch.
+    """
     alibi = arguments.get("alibi")
     if not isinstance(alibi, Tensor):
         return arguments
@@ -166,12 +180,18 @@ def _with_cache(arguments: dict[str, Any], cache: DynamicCache) -> dict[str, Any
 
 
 def _only_attends(block: torch.nn.Module) -> bool:
-    """Whether attention alone moves information between positions. Other mixers keep a state that a ``Past`` lacks."""
+    """Whether attention alone moves information between positions.
+
+    Other mixers keep a state, which a ``Past`` does not hold.
+    """
     return [name for name in VARIANT_SUBMODULE_NAMES if hasattr(block, name)] == ["attn"]
 
 
 def _can_be_cut(arguments: dict[str, Any]) -> bool:
-    """Whether every tensor among a block's arguments has a name and a shape that can be cut to later positions."""
+    """Whether it is known how to cut a block's arguments to later positions.
+
+    It is unknown for a tensor under another name, or for a mask of another shape.
+    """
     mask = arguments.get("attention_mask")
     unknown = [
         name

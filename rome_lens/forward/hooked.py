@@ -1,4 +1,7 @@
-"""What only HookedTransformer does in a forward pass. ``bridge.py`` holds the same names for TransformerBridge."""
+"""What only HookedTransformer does in a forward pass.
+
+``bridge.py`` holds the same names for TransformerBridge.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +24,7 @@ class HookedBackend:
         self.model = model
 
     def modules(self) -> list[torch.nn.Module]:
-        """Every module that takes part in a forward pass."""
+        """The modules in a forward pass."""
         return list(self.model.modules())
 
     # Whole runs
@@ -49,7 +52,8 @@ class HookedBackend:
         final = self.model(
             tokens,
             past_kv_cache=cache,
-            # Without a mask, a run with a cache guesses the padding from the tokens, and a run without one does not.
+            # Without a mask, a run with a cache guesses the padding from the tokens, and a run
+            # without one does not.
             attention_mask=torch.ones_like(tokens),
             stop_at_layer=self.model.cfg.n_layers,
         )
@@ -92,7 +96,8 @@ class HookedBackend:
     def can_generate_from_cache(self) -> bool:
         """Whether the model's key-value cache has room for its keys.
 
-        It does not where the model repeats them for each query head (``set_ungroup_grouped_query_attention``).
+        It does not where the model repeats them for each query head
+        (``set_ungroup_grouped_query_attention``).
         """
         return not self.model.cfg.ungroup_grouped_query_attention
 
@@ -100,8 +105,8 @@ class HookedBackend:
     def attending_to_all(self) -> Iterator[None]:
         """Inside, ``generate`` treats no token as padding, whatever its id.
 
-        HookedTransformer's ``generate`` guesses the padding from the tokens. A BOS with the id of the padding token would
-        be masked, and positions would be counted without it.
+        HookedTransformer's ``generate`` guesses the padding from the tokens. A BOS with the id of
+        the padding token would be masked, and positions would be counted without it.
         """
         model = self.model
 
@@ -129,7 +134,7 @@ class HookedBackend:
     # The raw output of W_out
 
     def raw_output_points(self, layer: int) -> tuple[str, ...]:
-        """Names of the hook points through which :meth:`raw_output_hooks` changes the raw output of ``W_out``."""
+        """Names of the hook points where :meth:`raw_output_hooks` adds."""
         if post_norm(self.model, layer) is None:
             return (component_hook("mlp", layer),)
         norm = f"blocks.{layer}.ln2_post"
@@ -140,13 +145,16 @@ class HookedBackend:
         return component_hook("resid" if post_norm(self.model, layer) is None else "mlp", layer)
 
     def raw_output_hooks(self, layer: int, change: Callable[[Tensor], Tensor]) -> list[Hook]:
-        """Hooks that add ``change(x)``, which has the shape and dtype of ``x``, to the raw output of ``W_out``.
+        """Hooks that add ``change(x)`` to the raw output of ``W_out``.
+
+        ``x`` is a tensor with the shape and dtype of the output.
 
         Where no norm follows ``W_out``, its raw output is ``hook_mlp_out``.
 
-        With a norm (Gemma 2 and 3), the change belongs before the norm. The norm's input is rebuilt from its two hooks, as
-        normalised value times scale, and normalised again after the change. The scale is passed on in the hook point's
-        context, so that several such changes compose. Where the change is zero, the norm's output stays bit for bit.
+        With a norm (Gemma 2 and 3), the change belongs before the norm. The norm's input is rebuilt
+        from its two hooks, as normalised value times scale, and normalised again after the change.
+        The scale is passed on in the hook point's context, so that several such changes compose.
+        Where the change is zero, the norm's output stays bit for bit.
         """
 
         def add(value: Tensor, hook: Any) -> Tensor:
@@ -170,7 +178,8 @@ class HookedBackend:
             new_scale = (
                 raw.pow(2).mean(-1, keepdim=True) + model.blocks[layer].ln2_post.eps
             ).sqrt()
-            # Where nothing is added, the rebuilt input of the norm would differ by its rounding. A gradient needs it anyway.
+            # Where nothing is added, the rebuilt input of the norm would differ by its rounding. A
+            # gradient needs it anyway.
             unchanged = (added == 0).all(-1, keepdim=True) & (not added.requires_grad)
             context()[_SCALE] = torch.where(unchanged, scale, new_scale)
             return torch.where(unchanged, normalised, raw / new_scale)

@@ -1,6 +1,7 @@
 """What a run leaves behind for later positions: the keys and values of its attention.
 
-Attention's keys and values are called ``attn_k`` and ``attn_v``, because key and value are ROME's words.
+Attention's keys and values are called ``attn_k`` and ``attn_v``, because key and value are ROME's
+words.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class LayerPast:
 class Past:
     """The attention keys and values of a whole run.
 
-    In a causal model, a change at later positions does not change what those positions read of earlier ones.
+    In a causal model, a change at later positions does not change what those positions read of
+    earlier ones.
     """
 
     attn_k: tuple[Tensor, ...]
@@ -32,7 +34,7 @@ class Past:
     """Attention's values, laid out in the same way."""
 
     def at(self, layer: int, *, before: int, rows: Int[Tensor, " row"]) -> LayerPast:
-        """The past of one layer at the positions before ``before``, for chosen rows, which may repeat."""
+        """One layer's past at positions before ``before``, for chosen rows, which may repeat."""
         return LayerPast(
             attn_k=self.attn_k[layer][rows, :before], attn_v=self.attn_v[layer][rows, :before]
         )

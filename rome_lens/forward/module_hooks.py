@@ -1,4 +1,4 @@
-"""Temporary PyTorch hooks on a model's modules, for what TransformerLens' hook points do not reach."""
+"""Temporary PyTorch hooks on modules, for what TransformerLens' hook points do not reach."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from rome_lens.models.lens import LensModel
 
 @contextmanager
 def pre_hooks(blocks: Iterable[torch.nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Inside, ``hook`` receives each block's arguments before the block does and may replace them."""
+    """Inside, ``hook`` gets each block's arguments before the block does, and may replace them."""
     handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks]
     try:
         yield
@@ -23,7 +23,10 @@ def pre_hooks(blocks: Iterable[torch.nn.Module], hook: Callable[..., Any]) -> It
 
 @contextmanager
 def entering_blocks(model: LensModel) -> Iterator[list[Tensor]]:
-    """Inside, the list collects the stream each block is called with, before the block's own hooks act on it."""
+    """Inside, the list collects the stream that each block is called with.
+
+    It is the stream before any hook of the block acts on it.
+    """
     streams: list[Tensor] = []
 
     def keep(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -35,7 +38,10 @@ def entering_blocks(model: LensModel) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def unembedding_only(model: LensModel, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the model unembeds only what ``pick`` selects from the final stream ``[batch, pos, d_model]``."""
+    """Inside, the model unembeds only what ``pick`` selects from the last stream.
+
+    The stream has shape ``[batch, pos, d_model]``.
+    """
 
     def select(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         # A strided input would make the product as slow as the full one.

@@ -1,4 +1,7 @@
-"""Run only the later layers of a model, and only the later positions where the earlier ones stay as they are."""
+"""Run only the later layers of a model.
+
+Where the earlier positions stay as they are, only the later positions are run.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,15 +23,16 @@ from rome_lens.models.lens import LensModel, ModelError, at_least_float32, devic
 class PartialForward:
     """The later layers of a model, from any layer on, for sequences of one length.
 
-    ``resume(x, l)`` runs layers ``l, l+1, ...`` on the residual stream ``x`` that enters layer ``l``, and returns the
-    stream after the last layer. ``logits`` unembeds chosen rows of that stream. With the ``Past`` of a ``run``, later
-    positions can be run without the earlier ones.
+    ``resume(x, l)`` runs layers ``l, l+1, ...`` on the residual stream ``x`` that enters layer
+    ``l``, and returns the stream after the last layer. ``logits`` unembeds chosen rows of that
+    stream. With the ``Past`` of a ``run``, later positions can be run without the earlier ones.
 
-    The constructor makes one full run. It keeps the arguments (mask, rotary angles) that each block was given, and
-    compares the resumed results with the model's own. An architecture whose forward pass does something unknown here is
-    refused, instead of being answered wrongly. Where only later positions fail to agree (a layer without a cache, or
-    attention to later positions), ``run`` returns None in the place of the past. It does so too while the caller has hooks
-    on the model, because those may act on a position by its number.
+    The constructor makes one full run. It keeps the arguments (mask, rotary angles) that each block
+    was given, and compares the resumed results with the model's own. An architecture whose forward
+    pass does something unknown here is refused, instead of being answered wrongly. Where only later
+    positions fail to agree (a layer without a cache, or attention to later positions), ``run``
+    returns None in the place of the past. It does so too while the caller has hooks on the model,
+    because those may act on a position by its number.
 
     Args:
         tokens: one sequence of the length that is to be run.
@@ -77,8 +81,9 @@ class PartialForward:
         logits = self.read_logits[-1]
         if not torch.isfinite(logits).all():
             raise ModelError(
-                f"Of the model's own logits, {int((~torch.isfinite(logits)).sum())} of {len(logits)} are not finite: its "
-                "weights, or a hook on it, hold or produce NaN or infinite values."
+                f"Of the model's own logits, {int((~torch.isfinite(logits)).sum())} of "
+                f"{len(logits)} are not finite: its weights, or a hook on it, hold or produce NaN "
+                "or infinite values."
             )
         finals = torch.cat(self._resumed_in_every_way(tokens, stream))
         spread = torch.arange(0, len(logits), max(1, len(logits) // 32), device=logits.device)
@@ -89,19 +94,21 @@ class PartialForward:
         allowed = agreement(stream.dtype) * max(1.0, float(expected.abs().max()))
         if not errors[0] <= allowed:
             raise ModelError(
-                f"Resuming this model from layer 0 misses its own log probabilities by {float(errors[0]):.2g}: its forward "
-                "pass does more than blocks, final norm, unembedding and soft cap, which is all that is supported here."
+                f"Resuming this model from layer 0 misses its own log probabilities by "
+                f"{float(errors[0]):.2g}: its forward pass does more than blocks, final norm, "
+                "unembedding and soft cap, which is all that is supported here."
             )
         self._has_past = self._has_past and bool((errors <= allowed).all())
 
     def _resumed_in_every_way(
         self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]
     ) -> list[Float[Tensor, "1 1 d_model"]]:
-        """The last stream at the last position: resumed on all positions, then, where there is a past, by a run and on the
-        later half.
+        """The last stream at the last position, computed in every way that is to be compared.
 
-        The past of the later half comes from a run with other later tokens. So where earlier positions read later ones,
-        the results differ, and there is no past.
+        The first way resumes on all positions. Where there is a past, the second is a run, and the
+        third resumes on the later half. The past of the later half comes from a run with other
+        later tokens. So where earlier positions read later ones, the results differ, and there is
+        no past.
         """
         finals = [self.resume(stream, 0)[:, -1:]]
         if not self._has_past:
@@ -124,8 +131,8 @@ class PartialForward:
         """Run all layers on new tokens.
 
         Returns:
-            The streams that enter each block, followed by the stream that leaves the last; and the run's ``Past``, or None
-            where this model cannot resume from one.
+            The streams that enter each block, followed by the stream that leaves the last; and the
+            run's ``Past``, or None where this model cannot resume from one.
         """
         tokens = tokens.to(device(self.model))
         past: Past | None = None
@@ -143,11 +150,14 @@ class PartialForward:
         *,
         past: Callable[[int], LayerPast] | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
-        """The residual stream after the last layer, from the stream that enters ``layer``. Hooks fire as in any run.
+        """The residual stream after the last layer, from the stream that enters ``layer``.
+
+        Hooks fire as in any run.
 
         Args:
-            past: a function that returns what the attention of a layer reads. ``stream`` then holds only the positions
-                that follow it, and only they are run. None means that ``stream`` holds all positions.
+            past: a function that returns what the attention of a layer reads. ``stream`` then holds
+                only the positions that follow it, and only they are run. None means that ``stream``
+                holds all positions.
         """
         for i in range(layer, self.model.cfg.n_layers):
             stream = self.block(i, stream, None if past is None else past(i))
@@ -156,7 +166,10 @@ class PartialForward:
     def block(
         self, layer: int, stream: Float[Tensor, "row pos d_model"], past: LayerPast | None = None
     ) -> Float[Tensor, "row pos d_model"]:
-        """The residual stream after one layer, from the stream that enters it, at positions that follow ``past``."""
+        """The residual stream after one layer, from the stream that enters it.
+
+        ``stream`` holds all positions, or those that follow ``past``.
+        """
         return self._backend.run_block(layer, stream, self._arguments[layer], past)
 
     def logits(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
@@ -166,7 +179,7 @@ class PartialForward:
     def logits_at(
         self, cells: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> Float[Tensor, "cell d_vocab"]:
-        """Logits of chosen cells of some last streams ``[row, pos, d_model]``, each given with its rows and positions.
+        """Logits of chosen cells of some last streams; see :func:`readout.logits_of_cells`.
 
         Under hooks on the final norm or the unembedding, the streams must hold all positions.
         """
@@ -175,7 +188,7 @@ class PartialForward:
     def answer_log_probs(
         self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
     ) -> Float[Tensor, " row"]:
-        """``sum_i log p(answer_i)``, where token ``i`` is read at position ``i`` of the last stream."""
+        """``sum_i log p(answer_i)``, with token ``i`` read at position ``i`` of the last stream."""
         tokens = torch.tensor(answer, device=stream.device).expand(len(stream), -1)[..., None]
         return self._log_probs(stream, tokens).sum((1, 2))
 

@@ -1,7 +1,8 @@
 """From the last residual stream to logits and log probabilities: final norm, unembedding, soft cap.
 
-The functions here give what the model's own forward pass gives, at chosen rows and positions only. The caller's hooks on the
-final norm or on the unembedding must find all positions in their places. Under such hooks all of them are unembedded.
+The functions here give what the model's own forward pass gives, at chosen rows and positions only.
+The caller's hooks on the final norm or on the unembedding must find all positions in their places.
+Under such hooks all of them are unembedded.
 """
 
 from collections.abc import Sequence
@@ -31,8 +32,9 @@ def logits_of_cells(
     """Logits of chosen cells of some last streams.
 
     Args:
-        cells: triples of a last stream ``[row, pos, d_model]``, the rows to read in it, and the position of each. Under
-            hooks on the final norm or the unembedding, the streams must hold all positions.
+        cells: triples of a last stream ``[row, pos, d_model]``, the rows to read in it, and the
+            position of each. Under hooks on the final norm or the unembedding, the streams must
+            hold all positions.
     """
     if not has_hooks_after_blocks(model):
         chosen = [stream[rows, positions] for stream, rows, positions in cells]
@@ -50,7 +52,10 @@ def log_probs_of_tokens(
     *,
     length: int,
 ) -> Float[Tensor, "row read token"]:
-    """Log probabilities of some tokens at each of the last positions of sequences of ``length`` tokens."""
+    """Log probabilities of some tokens at each of the last positions.
+
+    ``length`` is the number of tokens in the whole sequences.
+    """
     if not has_hooks_after_blocks(model):
         flat = _log_probs_by_slices(model, stream.flatten(0, 1), tokens.flatten(0, 1))
         return flat.view(tokens.shape)
@@ -69,9 +74,10 @@ def log_probs_of_tokens(
 def _log_probs_by_slices(
     model: LensModel, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row token"]
 ) -> Float[Tensor, "row token"]:
-    """``log p(t) = logit_t - log sum_v exp(logit_v)``, with the sum taken over slices of the vocabulary.
+    """``log p(t) = logit_t - log sum_v exp(logit_v)``, summed by slices of the vocabulary.
 
-    The logits are never held all at once. On a large vocabulary that saves most of the time and nearly all of the memory.
+    The logits are never held all at once. On a large vocabulary that saves most of the time and
+    nearly all of the memory.
     """
     weight, bias = unembedding(model)
     final = _normalised(model, stream)
@@ -82,7 +88,8 @@ def _log_probs_by_slices(
         for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
             logits = soft_capped(model, torch.addmm(bias[part], final[rows], weight[:, part]))
             log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
-            # Taken from the same product as the sum, so that the rounding of a near-certain answer cancels.
+            # Taken from the same product as the sum, so that the rounding of a near-certain answer
+            # cancels.
             inside = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
             here = logits.gather(-1, (tokens[rows] - start).clamp(0, logits.shape[1] - 1))
             chosen[rows] = torch.where(inside, here, chosen[rows])

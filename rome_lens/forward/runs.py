@@ -1,4 +1,4 @@
-"""Runs of a model without dropout: up to a layer, or with only some positions unembedded; and reading its activations."""
+"""Runs of a model without dropout, up to a layer or with only some positions unembedded."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,10 @@ from rome_lens.models.lens import (
 
 @contextmanager
 def evaluating(model: LensModel) -> Iterator[None]:
-    """Inside, the model is in evaluation mode (no dropout). Afterwards, every module's training flag is as it was."""
+    """Inside, the model is in evaluation mode (no dropout).
+
+    Afterwards, the training flag of every module is as it was.
+    """
     training = [module for module in backend_of(model).modules() if module.training]
     try:
         for module in training:
@@ -43,12 +46,12 @@ def evaluating(model: LensModel) -> Iterator[None]:
 
 
 def full_precision(model: LensModel) -> AbstractContextManager[Any]:
-    """Inside, the model computes in the precision of its weights, even under a caller's autocast."""
+    """Inside, the model computes in the precision of its weights, even under autocast."""
     return torch.autocast(device(model).type, enabled=False)
 
 
 def last_position_logits(model: LensModel) -> AbstractContextManager[None]:
-    """Inside, the model unembeds only the last position: its logits have shape ``[batch, 1, d_vocab]``."""
+    """Inside, the model unembeds only the last position: its logits are ``[batch, 1, d_vocab]``."""
     return unembedding_only(model, lambda stream: stream[:, -1:])
 
 
@@ -60,7 +63,7 @@ def chosen_logits(
     *,
     fwd_hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "read d_vocab"]:
-    """Logits at the cells ``(rows[i], positions[i])`` of one run under ``fwd_hooks``, in at least float32."""
+    """Logits at the cells ``(rows[i], positions[i])`` of one run, in at least float32."""
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)):
         if has_hooks_after_blocks(model):  # these must find all rows and positions
             return at_least_float32(model(tokens.to(device(model)))[rows, positions])
@@ -73,19 +76,23 @@ def log_probabilities(
 ) -> Float[Tensor, " row"]:
     """``log p(token)`` of one token per row, computed with ``logsumexp``.
 
-    Over 262 144 logits, the relative error of torch's float32 ``softmax`` is about 2e-5. Here it is about 3e-7.
+    Over 262 144 logits, the relative error of torch's float32 ``softmax`` is about 2e-5. Here it is
+    about 3e-7.
     """
     chosen = logits.gather(-1, tokens.to(logits.device)[:, None])[:, 0]
     return chosen - logits.logsumexp(-1)
 
 
 def agreement(dtype: torch.dtype) -> float:
-    """The largest relative difference (to the largest value) up to which two ways of computing the same thing agree."""
+    """How far two computations of the same thing may differ, relative to the largest value.
+
+    If they differ by more, one of them is wrong.
+    """
     return max(1e-3, 16 * torch.finfo(dtype).eps)
 
 
 def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
-    """The token embeddings at ``hook_embed``: before positions are added, and after Gemma's scaling."""
+    """The token embeddings at ``hook_embed``: after Gemma's scaling, before positions are added."""
     kept: dict[str, Tensor] = {}
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=capture_hooks([EMBED], kept)):
         model(tokens[None].to(device(model)), stop_at_layer=0)
@@ -95,9 +102,13 @@ def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d
 def run_through(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Activations at the named hook points of a run that stops after ``layer``, in the precision of the weights."""
+    """Activations at the named hook points, from a run that stops after ``layer``.
+
+    The run is in the precision of the weights.
+    """
     kept: dict[str, Tensor] = {}
-    # Not every model class can stop between the last layer and the unembedding. There only one position is unembedded.
+    # Not every model class can stop between the last layer and the unembedding. There only one
+    # position is unembedded.
     stop = {"stop_at_layer": layer + 1} if layer + 1 < model.cfg.n_layers else {}
     with evaluating(model), torch.no_grad(), full_precision(model), last_position_logits(model):
         with model.hooks(fwd_hooks=capture_hooks(names, kept)):
@@ -152,8 +163,9 @@ def check_raw_output(
     error = float((mlp_out - expected).abs().max())
     if not error <= agreement(mlp_out.dtype) * max(1.0, float(expected.abs().max())):
         raise ModelError(
-            f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), but differs by "
-            f"{error:.2g}: a hook adds to it, or this architecture does something that is not supported here."
+            f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), "
+            f"but differs by {error:.2g}: a hook adds to it, or this architecture does something "
+            "that is not supported here."
         )
 
 
@@ -161,7 +173,8 @@ def check_raw_output(
 def differentiating(model: LensModel) -> Iterator[None]:
     """Inside, gradients can be taken, without dropout and in the precision of the weights.
 
-    This holds for a caller in inference mode or under autocast too. Afterwards, no module keeps a graph.
+    This holds for a caller in inference mode or under autocast too. Afterwards, no module keeps a
+    graph.
     """
     try:
         # Gradients cannot flow through inference tensors.
@@ -174,8 +187,8 @@ def differentiating(model: LensModel) -> Iterator[None]:
 def _release_graphs(model: LensModel) -> None:
     """Detach tensors that modules keep as attributes.
 
-    The attention of some Bridges keeps its pattern. With a graph, the pattern would hold the run's memory, and the model
-    could not be deep-copied.
+    The attention of some Bridges keeps its pattern. With a graph, the pattern would hold the run's
+    memory, and the model could not be deep-copied.
     """
     for module in model.modules():
         for name, value in vars(module).items():
@@ -186,7 +199,8 @@ def _release_graphs(model: LensModel) -> None:
 def in_float32(model: LensModel) -> LensModel:
     """The model itself, or a float32 copy of a model in half precision.
 
-    A model that was made in inference mode is copied too, because gradients cannot flow through its tensors.
+    A model that was made in inference mode is copied too, because gradients cannot flow through its
+    tensors.
     """
     parameters = list(model.parameters())
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters)
