@@ -45,9 +45,9 @@ def answer_log_probs(
     fwd_hooks: Sequence[Hook] = (),
     prepend_bos: bool | None = None,
 ) -> Float[Tensor, " question"]:
-    """``log p(answer | prompt)`` of each question: the natural logarithm of the whole answer.
+    """The natural log probability of each answer given its prompt, ``log p(answer | prompt)``.
 
-    It is the sum over the answer's tokens.
+    The log probabilities of the answer's tokens are summed.
 
     Args:
         questions: pairs of a prompt and an answer. The answer is tokenised as it continues the
@@ -56,7 +56,7 @@ def answer_log_probs(
         prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Returns:
-        One float32 number per question, on the CPU.
+        One number per question, in at least float32 and on the CPU.
 
     Raises:
         FactError: there is no question, an answer is blank, or a prompt is empty or ends in white

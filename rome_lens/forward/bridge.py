@@ -91,7 +91,7 @@ class BridgeBackend:
     def recording_arguments(self) -> Iterator[list[dict[str, Any]]]:
         """Inside, the list collects the arguments of each block that runs, without the stream.
 
-        They are such as the mask and the rotary angles.
+        Examples are the mask and the rotary angles.
         """
         recorded: list[dict[str, Any]] = []
 

@@ -147,9 +147,8 @@ class HookedBackend:
     def raw_output_hooks(self, layer: int, change: Callable[[Tensor], Tensor]) -> list[Hook]:
         """Hooks that add ``change(x)`` to the raw output of ``W_out``.
 
-        ``x`` is a tensor with the shape and dtype of the output.
-
-        Where no norm follows ``W_out``, its raw output is ``hook_mlp_out``.
+        ``x`` is a tensor with the shape and dtype of the output. Where no norm follows ``W_out``,
+        its raw output is at ``hook_mlp_out``.
 
         With a norm (Gemma 2 and 3), the change belongs before the norm. The norm's input is rebuilt
         from its two hooks, as normalised value times scale, and normalised again after the change.
@@ -178,8 +177,8 @@ class HookedBackend:
             new_scale = (
                 raw.pow(2).mean(-1, keepdim=True) + model.blocks[layer].ln2_post.eps
             ).sqrt()
-            # Where nothing is added, the rebuilt input of the norm would differ by its rounding. A
-            # gradient needs it anyway.
+            # Where nothing is added, the rebuilt input of the norm would differ by its rounding.
+            # For a gradient, it is needed all the same.
             unchanged = (added == 0).all(-1, keepdim=True) & (not added.requires_grad)
             context()[_SCALE] = torch.where(unchanged, scale, new_scale)
             return torch.where(unchanged, normalised, raw / new_scale)
