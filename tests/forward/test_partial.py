@@ -220,7 +220,7 @@ def test_a_hook_at_one_position_leaves_no_past(model_class: str) -> None:
 
 
 def test_a_layer_that_uses_no_cache_leaves_no_past() -> None:
-    for layer in (0, 2, 3):
+    for layer in (0, 3):
         model = fresh("llama", "TransformerBridge")
         model.blocks[layer].attn._update_kv_cache = lambda key, value, **_: (key, value)
         assert_resumes_without_past(model)
