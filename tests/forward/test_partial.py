@@ -170,6 +170,22 @@ def test_a_sequence_of_one_token_has_a_past_too(few_tiny_models: Any) -> None:
         assert forward.run(TOKENS[:, :1])[1] is not None
 
 
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_token_with_the_id_of_the_padding_token_is_attended_to(model_class: str) -> None:
+    """A run without a cache attends to it too, and HookedTransformer's with a cache would not."""
+    model = tiny("gpt2", model_class)
+    padding = torch.full((len(TOKENS), 1), model.tokenizer.pad_token_id)
+    tokens = torch.cat([padding, TOKENS, padding], dim=1)
+    forward = PartialForward(model, tokens[0])
+    _, expected = streams(model, tokens)
+    with evaluating(model), torch.no_grad():
+        through, past = forward.run(tokens)
+        assert past is not None
+        torch.testing.assert_close(
+            forward.logits(through[-1][:, -1]), expected, atol=1e-5, rtol=1e-5
+        )
+
+
 @pytest.mark.parametrize(("family", "model_class"), FEW_TINY)
 def test_half_precision_is_close_enough_and_more_is_refused(family: str, model_class: str) -> None:
     model = fresh(family, model_class)
@@ -199,24 +215,26 @@ def test_compatibility_mode_has_a_past(family: str) -> None:
 def test_a_hook_at_one_position_leaves_no_past(model_class: str) -> None:
     """In a run of later positions, it would act at another position.
 
-    In a run of all positions, it acts where it should.
+    In a run of all positions, it acts where it should. A hook on a later row does not show in the
+    comparison that the constructor makes.
     """
     model = tiny("gpt2", model_class)
+    for first_row in (0, 2):
 
-    def enlarge_third(value: torch.Tensor, hook: Any) -> torch.Tensor:
-        factors = torch.ones(value.shape[1], 1)
-        factors[2:3] = 5.0
-        return factors * value
+        def enlarge_third(value: torch.Tensor, hook: Any, first_row: int = first_row) -> Any:
+            factors = torch.ones(len(value), value.shape[1], 1)
+            factors[first_row:, 2:3] = 5.0
+            return factors * value
 
-    with model.hooks(fwd_hooks=[(component_hook("mlp", 2), enlarge_third)]):
-        forward = PartialForward(model, TOKENS[0])
-        entering, expected = streams(model)
-        with torch.no_grad():
-            through, past = forward.run(TOKENS)
-            final = forward.resume(entering[1], 1)
-    assert past is None
-    torch.testing.assert_close(forward.logits(through[-1][:, -1]), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(forward.logits(final[:, -1]), expected, atol=1e-5, rtol=1e-5)
+        with model.hooks(fwd_hooks=[(component_hook("mlp", 2), enlarge_third)]):
+            forward = PartialForward(model, TOKENS[0])
+            entering, expected = streams(model)
+            with torch.no_grad():
+                through, past = forward.run(TOKENS)
+                final = forward.resume(entering[1], 1)
+        assert past is None
+        for last in (through[-1], final):
+            torch.testing.assert_close(forward.logits(last[:, -1]), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_layer_that_uses_no_cache_leaves_no_past() -> None:

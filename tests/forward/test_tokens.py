@@ -324,6 +324,12 @@ def test_an_answer_that_merges_with_the_prompt_is_refused(merging: Any) -> None:
     assert settings(merging) == before
 
 
+def test_blank_words_and_white_space_before_an_answer_are_refused(one_toy: Any) -> None:
+    for text, answer in (("", "Paris"), ("The ", "Paris"), ("The", ""), ("The", " ")):
+        with pytest.raises(FactError, match="expected words in both and no white space at the end"):
+            continuation(one_toy, text, answer)
+
+
 def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_refused(
     of_each_class: Any,
 ) -> None:
