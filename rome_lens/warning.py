@@ -8,9 +8,10 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line that called into the package, however many of its calls lie between.
+    """Warn at the line that called into the package, however deep inside it the warning arises.
 
-    Python shows a message once for each such line: one that is the same for all facts, once for a run over many of them.
+    Python shows the same message once for each such line. So a run over many facts shows a warning
+    that they all share only once.
     """
     frames = enumerate(traceback.walk_stack(inspect.currentframe()), start=1)
     inside = [

@@ -3,17 +3,21 @@
 * ``tokens.py``: prompts, answers and subject spans as tokens.
 * ``runs.py``: runs up to a layer, or with only some positions unembedded.
 * ``partial.py``, ``kv_cache.py``: runs from a layer on, for later positions only.
-* ``hooked.py``, ``bridge.py``: what only HookedTransformer or only TransformerBridge does.
+* ``readout.py``: from the last stream to logits and log probabilities.
+* ``hooked.py``, ``bridge.py``, ``backend.py``: what differs between the two model classes, and the
+  door to it.
 * ``additions.py``: hooks that add to the raw output of ``W_out``.
+* ``module_hooks.py``: temporary PyTorch hooks, for what TransformerLens' hook points do not reach.
 * ``answers.py``, ``sampling.py``: probabilities of answers, and sampled text.
+* ``identity.py``: what a stored result depends on besides its own settings.
 """
 
 from rome_lens.forward.additions import mlp_contribution, raw_output_hooks
 from rome_lens.forward.answers import TopAnswers, answer_log_probs, knows, top_answers
+from rome_lens.forward.module_hooks import unembedding_only
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import (
     agreement,
-    attending_to_all,
     check_raw_output,
     chosen_logits,
     differentiating,
@@ -26,7 +30,6 @@ from rome_lens.forward.runs import (
     layer_states,
     log_probabilities,
     run_through,
-    unembedding_only,
 )
 from rome_lens.forward.sampling import sample_continuations
 from rome_lens.forward.tokens import FactTokens, continuation, encode, token_ids
@@ -37,7 +40,6 @@ __all__ = [
     "TopAnswers",
     "agreement",
     "answer_log_probs",
-    "attending_to_all",
     "check_raw_output",
     "chosen_logits",
     "continuation",

@@ -1,4 +1,4 @@
-"""What a model answers: probabilities of whole answers, and the likeliest next tokens, with or without hooks."""
+"""Read what a model answers: probabilities of whole answers, and the most likely next tokens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,14 @@ _TOKENS_PER_BATCH = 1 << 12
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TopAnswers(Result):
-    """The likeliest next tokens of a prompt with their probabilities, best first."""
+    """The most likely next tokens after a prompt, best first."""
 
     prompt: str
+    """The prompt."""
     tokens: tuple[str, ...]
+    """The text of each token."""
     probabilities: tuple[float, ...]
+    """The probability of each token, after a softmax over the whole vocabulary."""
 
     def __str__(self) -> str:
         return ", ".join(
@@ -42,13 +45,30 @@ def answer_log_probs(
     fwd_hooks: Sequence[Hook] = (),
     prepend_bos: bool | None = None,
 ) -> Float[Tensor, " question"]:
-    """``log p(answer | prompt)``: the sum over the answer's tokens, natural logarithm.
+    """The natural log probability of each answer given its prompt, ``log p(answer | prompt)``.
+
+    The log probabilities of the answer's tokens are summed.
 
     Args:
-        questions: pairs of prompt and answer; one space joins them.
+        questions: pairs of a prompt and an answer. The answer is tokenised as it continues the
+            prompt after one space.
+        fwd_hooks: hooks to run the model with, such as ``edit.fwd_hooks(model)``.
+        prepend_bos: whether a BOS token comes first. None means the model's default.
+
+    Returns:
+        One number per question, in at least float32 and on the CPU.
 
     Raises:
-        FactError: there is no question, or a prompt or answer is empty or ends in white space.
+        FactError: there is no question, an answer is blank, or a prompt is empty or ends in white
+            space.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> prompt = "Wanda Brandt lives in the city of"
+        >>> log_probs = rl.answer_log_probs(model, [(prompt, "Pralec"), (prompt, "Ondavel")])
+        >>> [round(p, 2) for p in log_probs.tolist()]
+        [-0.01, -9.12]
     """
     hooks = list(fwd_hooks)
     each = token_log_probs(
@@ -60,10 +80,22 @@ def answer_log_probs(
 def knows(
     model: LensModel, facts: Sequence[Fact], *, prepend_bos: bool | None = None
 ) -> list[bool]:
-    """Of each fact, whether the model answers it: every token of the target is the likeliest one there.
+    """Whether the model answers each fact correctly, i.e. greedy decoding yields the target.
+
+    Args:
+        prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Raises:
-        FactError: there is no fact, or one whose target shares a token with its prompt.
+        FactError: there is no fact, or a target shares a token with the end of its prompt.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> prompt = "{} lives in the city of"
+        >>> true = rl.Fact(prompt, subject="Wanda Brandt", target="Pralec")
+        >>> false = rl.Fact(prompt, subject="Wanda Brandt", target="Ondavel")
+        >>> rl.knows(model, [true, false])
+        [True, False]
     """
 
     def greedy(
@@ -85,15 +117,23 @@ def token_log_probs(
     marks: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> list[Float[Tensor, " token"]]:
-    """``log p(answer_i | prompt, answer_1 ... answer_i-1)`` of every token of every answer; see :func:`read_answers`."""
+    """``log p(answer_i | prompt, answer_1 ... answer_i-1)`` of every token of every answer.
 
-    def chosen(
+    The arguments are those of :func:`read_answers`.
+    """
+
+    def of_answer(
         _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
     ) -> Tensor:
         return log_p.gather(-1, ids[:, None])[:, 0].cpu()
 
     return read_answers(
-        model, questions, chosen, hooks_of_rows=hooks_of_rows, marks=marks, prepend_bos=prepend_bos
+        model,
+        questions,
+        of_answer,
+        hooks_of_rows=hooks_of_rows,
+        marks=marks,
+        prepend_bos=prepend_bos,
     )
 
 
@@ -106,19 +146,24 @@ def read_answers(
     marks: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> list[Read]:
-    """What ``read`` makes of each question: its number, its answer's tokens, and ``log p`` of the vocabulary before each.
+    """What ``read`` returns for each question.
 
-    Every distinct row of tokens is run once. Questions share a row where one's tokens begin the other's, since in a causal
-    model what follows changes nothing before it: two answers to one prompt are read off one row.
+    Every distinct row of tokens is run once. Two questions share a row where the tokens of one
+    begin those of the other, because in a causal model later tokens change nothing before them. So
+    two answers to one prompt may be read from one row.
 
     Args:
-        questions: pairs of prompt and answer; one space joins them.
-        marks: what else tells a question's row apart, such as the number of the edit that it is asked under; questions of
+        questions: pairs of a prompt and an answer, which one space joins.
+        read: a function of the question's index, the tokens of its answer, and the log
+            probabilities of the whole vocabulary before each of these tokens.
+        hooks_of_rows: a function from the marks of a batch's rows to the hooks of that batch. A
+            batch may hold rows with different marks.
+        marks: one number per question, such as that of the edit it is asked under. Questions with
             different marks share no row.
-        hooks_of_rows: the hooks of a batch, given its rows' marks; each batch takes rows of any marks.
 
     Raises:
-        FactError: there is no question, or a prompt or answer is empty or ends in white space.
+        FactError: there is no question, an answer is blank, or a prompt is empty or ends in white
+            space.
     """
     if not questions:
         raise FactError("There is no question: give at least one pair of prompt and answer.")
@@ -128,15 +173,15 @@ def read_answers(
     sequences = [
         (mark, *start, *ids[:-1]) for mark, start, ids in zip(marks, starts, answers, strict=True)
     ]
-    asked: dict[tuple[int, ...], list[int]] = {}
+    questions_of: dict[tuple[int, ...], list[int]] = {}
     for question, row in enumerate(_longest_rows(sequences)):
-        asked.setdefault(row, []).append(question)
-    found: dict[int, Read] = {}
-    for rows in _batches(asked, answers, model.cfg.d_vocab):
+        questions_of.setdefault(row, []).append(question)
+    results: dict[int, Read] = {}
+    for rows in _batches(questions_of, answers, model.cfg.d_vocab):
         cells = {
             question: [(i, len(starts[question]) - 1 + j) for j in range(len(answers[question]))]
             for i, row in enumerate(rows)
-            for question in asked[row]
+            for question in questions_of[row]
         }
         number = {
             cell: i
@@ -148,23 +193,21 @@ def read_answers(
         tokens = pad_right([row[1:] for row in rows])
         hooks = hooks_of_rows([row[0] for row in rows])
         logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
-        normaliser = logits.logsumexp(
-            -1, keepdim=True
-        )  # not log_softmax, which is less exact over a large vocabulary
+        # Not log_softmax, which is less exact over a large vocabulary.
+        normaliser = logits.logsumexp(-1, keepdim=True)
         for question, its_cells in cells.items():
             own = torch.tensor([number[cell] for cell in its_cells], device=logits.device)
             ids = torch.tensor(answers[question], device=logits.device)
-            found[question] = read(question, ids, logits[own] - normaliser[own])
-    return [found[question] for question in range(len(questions))]
+            results[question] = read(question, ids, logits[own] - normaliser[own])
+    return [results[question] for question in range(len(questions))]
 
 
 def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """For each sequence the longest of them that begins with it."""
+    """For each sequence, the longest one that begins with it."""
     longest: dict[tuple[int, ...], tuple[int, ...]] = {}
     following: tuple[int, ...] = ()
-    for sequence in sorted(
-        set(sequences), reverse=True
-    ):  # what begins with a sequence sorts right behind it
+    # In ascending order, the sequences that begin with a given one come right after it.
+    for sequence in sorted(set(sequences), reverse=True):
         longest[sequence] = (
             longest[following] if following[: len(sequence)] == sequence else sequence
         )
@@ -173,13 +216,18 @@ def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]
 
 
 def _batches(
-    asked: Mapping[tuple[int, ...], Sequence[int]], answers: Sequence[Sequence[int]], d_vocab: int
+    questions_of: Mapping[tuple[int, ...], Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    d_vocab: int,
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Rows of like length together, as many as fit: a large vocabulary times many cells would not fit in memory."""
+    """Batches of rows of similar length, each as large as memory allows.
+
+    The logits of many cells over a large vocabulary would not fit.
+    """
     batch: list[tuple[int, ...]] = []
     reads = 0
-    for row in sorted(asked, key=len, reverse=True):
-        more = sum(len(answers[question]) for question in asked[row])
+    for row in sorted(questions_of, key=len, reverse=True):
+        more = sum(len(answers[question]) for question in questions_of[row])
         width = len(batch[0]) if batch else len(row)
         full = (reads + more) * d_vocab > _LOGITS_PER_BATCH or (
             len(batch) + 1
@@ -201,16 +249,30 @@ def top_answers(
     fwd_hooks: Sequence[Hook] = (),
     prepend_bos: bool | None = None,
 ) -> list[TopAnswers]:
-    """The ``count`` likeliest next tokens after each prompt.
+    """The ``count`` most likely next tokens after each prompt.
+
+    Args:
+        fwd_hooks: hooks to run the model with, such as ``edit.fwd_hooks(model)``.
+        prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Raises:
-        FactError: there is no prompt, or an empty one.
+        FactError: there is no prompt, a prompt is empty, or ``prompts`` is a single text.
+        ArgumentError: ``count`` is not a whole number from 1 to the size of the vocabulary.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> [best] = rl.top_answers(model, ["Wanda Brandt lives in the city of"], count=2)
+        >>> best.tokens
+        (' Pralec', '.')
+        >>> [round(p, 2) for p in best.probabilities]
+        [0.99, 0.0]
     """
     count = whole_number("count", count, least=1, most=model.cfg.d_vocab)
     prompts = texts("prompts", prompts, error=FactError)
     if not prompts or not all(prompts):
         raise FactError(
-            f"The prompts are {list(prompts)!r}, expected at least one, and none empty."
+            f"prompts is {list(prompts)!r}, expected at least one prompt, and none of them empty."
         )
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     row = torch.arange(len(rows))
@@ -240,15 +302,19 @@ def _logits_in_batches(
     position: Tensor,
     fwd_hooks: Sequence[Hook],
 ) -> list[Tensor]:
-    """Logits at the read cells, a few at a time: a large vocabulary times many cells would not fit in memory."""
+    """Logits at the cells ``(row[i], position[i])`` in batches, on the CPU.
+
+    The logits of many cells over a large vocabulary would not fit in memory at once.
+    """
     size = max(1, _LOGITS_PER_BATCH // model.cfg.d_vocab)
     cells = torch.arange(len(row)).split(size)
-    return [_some_logits(model, tokens, row[some], position[some], fwd_hooks) for some in cells]
+    return [_logits_of_some(model, tokens, row[some], position[some], fwd_hooks) for some in cells]
 
 
-def _some_logits(
+def _logits_of_some(
     model: LensModel, tokens: Tensor, row: Tensor, position: Tensor, fwd_hooks: Sequence[Hook]
 ) -> Tensor:
+    """Logits at some cells, from a run of only the rows and positions that they need."""
     needed, local = row.unique(return_inverse=True)
     width = int(position.max()) + 1
     return chosen_logits(model, tokens[needed, :width], local, position, fwd_hooks=fwd_hooks).cpu()

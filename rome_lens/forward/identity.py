@@ -9,17 +9,18 @@ from rome_lens.storage import installed_versions
 
 
 def model_identity(model: LensModel) -> str:
-    """Text that differs between two models, or two versions of the packages, that may give different numbers.
+    """A text that differs where two models or two installations may give different numbers.
 
-    It covers every weight and its dtype, the tokenizer, whether BOS is prepended by default, and the installed versions.
+    It covers every weight and its dtype, the tokenizer, whether BOS is prepended by default, and
+    the installed versions.
 
     Raises:
-        ArgumentError: the model has hooks, which change results and cannot be described in words.
+        ArgumentError: the model has hooks. They change results and cannot be put into a text.
     """
     if has_hooks(model):
         raise ArgumentError(
-            "The model has hooks. They change results, and a stored result could not say so: remove them with "
-            "model.reset_hooks(), or leave out the directory."
+            "The model has hooks. They change results, and a stored result could not say so: "
+            "remove them with model.reset_hooks(), or leave out the directory."
         )
     dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
     weights = (weights_fingerprint(model), dtypes)

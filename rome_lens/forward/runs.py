@@ -1,7 +1,7 @@
-"""Parts of a forward pass: without dropout, up to a layer, from a layer on, with only some positions unembedded."""
+"""Runs of a model without dropout, up to a layer or with only some positions unembedded."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.forward.additions import mlp_contribution
+from rome_lens.forward.backend import backend_of
+from rome_lens.forward.module_hooks import unembedding_only
 from rome_lens.models.hook_names import (
     EMBED,
     Hook,
@@ -23,16 +25,17 @@ from rome_lens.models.lens import (
     ModelError,
     at_least_float32,
     device,
-    is_bridge,
     mlp_output,
 )
 
 
 @contextmanager
 def evaluating(model: LensModel) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside; afterwards every module's training flag is as it was."""
-    inner = [] if not is_bridge(model) else list(model.original_model.modules())
-    training = [module for module in (*model.modules(), *inner) if module.training]
+    """Inside, the model is in evaluation mode (no dropout).
+
+    Afterwards, the training flag of every module is as it was.
+    """
+    training = [module for module in backend_of(model).modules() if module.training]
     try:
         for module in training:
             module.training = False
@@ -43,66 +46,12 @@ def evaluating(model: LensModel) -> Iterator[None]:
 
 
 def full_precision(model: LensModel) -> AbstractContextManager[Any]:
-    """Inside, the model computes in its weights' own precision, under a caller's autocast too."""
+    """Inside, the model computes in the precision of its weights, even under autocast."""
     return torch.autocast(device(model).type, enabled=False)
 
 
-@contextmanager
-def attending_to_all(model: LensModel) -> Iterator[None]:
-    """Inside, ``generate`` takes no token for padding, whatever its id.
-
-    HookedTransformer's guesses the padding from the tokens: a BOS with the id of the padding token is masked, and the
-    positions are counted without it.
-    """
-    if is_bridge(model):
-        yield
-        return
-
-    def unmasked(method: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
-            everything = (
-                {}
-                if attention_mask is None
-                else {"attention_mask": torch.ones_like(attention_mask)}
-            )
-            return method(*args, **everything, **options)
-
-        return called
-
-    names = ("get_residual", "forward")
-    own = {
-        name: vars(model)[name] for name in names if name in vars(model)
-    }  # the caller's, in front of the class's
-    for name in names:
-        setattr(model, name, unmasked(getattr(model, name)))
-    try:
-        yield
-    finally:
-        for name in names:
-            delattr(model, name)
-        for name, method in own.items():
-            setattr(model, name, method)
-
-
-@contextmanager
-def unembedding_only(model: LensModel, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the model unembeds only what ``pick`` takes from the final stream ``[batch, pos, d_model]``."""
-
-    def picked(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (
-            pick(args[0]).contiguous(),
-            *args[1:],
-        )  # a strided input would make the product as slow as the full one
-
-    handle = model.unembed.register_forward_pre_hook(picked)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def last_position_logits(model: LensModel) -> AbstractContextManager[None]:
-    """Inside, the model unembeds only the last position: its logits have shape ``[batch, 1, d_vocab]``."""
+    """Inside, the model unembeds only the last position: its logits are ``[batch, 1, d_vocab]``."""
     return unembedding_only(model, lambda stream: stream[:, -1:])
 
 
@@ -114,9 +63,9 @@ def chosen_logits(
     *,
     fwd_hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "read d_vocab"]:
-    """Logits at the cells ``(rows[i], positions[i])`` of one run under ``fwd_hooks``, in float32 at least."""
+    """Logits at the cells ``(rows[i], positions[i])`` of one run, in at least float32."""
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)):
-        if has_hooks_after_blocks(model):  # which must find all rows and positions
+        if has_hooks_after_blocks(model):  # these must find all rows and positions
             return at_least_float32(model(tokens.to(device(model)))[rows, positions])
         with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
             return at_least_float32(model(tokens.to(device(model)))[:, 0])
@@ -125,21 +74,25 @@ def chosen_logits(
 def log_probabilities(
     logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """``log p(token)`` of one token a row, by ``logsumexp``.
+    """``log p(token)`` of one token per row, computed with ``logsumexp``.
 
-    torch's float32 ``softmax`` over 262 144 logits misses the probability by some 2e-5 of itself, this by some 3e-7.
+    Over 262 144 logits, the relative error of torch's float32 ``softmax`` is about 2e-5. Here it is
+    about 3e-7.
     """
     chosen = logits.gather(-1, tokens.to(logits.device)[:, None])[:, 0]
     return chosen - logits.logsumexp(-1)
 
 
 def agreement(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same may differ, relative to the largest value, before one must be wrong."""
+    """How far two computations of the same thing may differ, relative to the largest value.
+
+    If they differ by more, one of them is wrong.
+    """
     return max(1e-3, 16 * torch.finfo(dtype).eps)
 
 
 def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
-    """What ``hook_embed`` gives for these tokens: token embeddings before positions, after Gemma's scaling."""
+    """The token embeddings at ``hook_embed``: after Gemma's scaling, before positions are added."""
     kept: dict[str, Tensor] = {}
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=capture_hooks([EMBED], kept)):
         model(tokens[None].to(device(model)), stop_at_layer=0)
@@ -149,9 +102,13 @@ def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d
 def run_through(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The named activations of a run that stops after ``layer``, in the weights' own precision."""
+    """Activations at the named hook points, from a run that stops after ``layer``.
+
+    The run is in the precision of the weights.
+    """
     kept: dict[str, Tensor] = {}
-    # Of the last layer a run cannot stop before the unembedding on every model class: there it is kept to one position.
+    # Not every model class can stop between the last layer and the unembedding. There only one
+    # position is unembedded.
     stop = {"stop_at_layer": layer + 1} if layer + 1 < model.cfg.n_layers else {}
     with evaluating(model), torch.no_grad(), full_precision(model), last_position_logits(model):
         with model.hooks(fwd_hooks=capture_hooks(names, kept)):
@@ -162,7 +119,7 @@ def run_through(
 def keys_of(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
 ) -> Float[Tensor, "batch pos d_mlp"]:
-    """The keys ``k`` of a layer, the input of its ``W_out``, at every position."""
+    """The keys ``k`` of a layer at every position, i.e. the input of its ``W_out``."""
     return run_through(model, tokens, layer, [key_hook(layer)])[key_hook(layer)]
 
 
@@ -173,10 +130,10 @@ def layer_states(
     Float[Tensor, "batch pos d_model"],
     Float[Tensor, "batch pos d_model"],
 ]:
-    """A layer's keys, the raw output ``k W_out + b_out``, and the stream after it.
+    """A layer's keys, its raw output ``k W_out + b_out``, and the stream after the layer.
 
     Raises:
-        ModelError: as :func:`check_raw_output` says.
+        ModelError: the MLP does not add this raw output (see :func:`check_raw_output`).
     """
     names = (key_hook(layer), component_hook("mlp", layer), component_hook("resid", layer))
     kept = run_through(model, tokens, layer, names)
@@ -192,23 +149,35 @@ def check_raw_output(
     outputs: Float[Tensor, "row d_model"],
     mlp_out: Float[Tensor, "row d_model"],
 ) -> None:
-    """Raise ModelError unless the MLP adds to the stream what :func:`mlp_contribution` makes of W_out's output."""
+    """Check that what an MLP adds to the stream is its raw output, after its norm where it has one.
+
+    Args:
+        outputs: the raw output ``k W_out + b_out``.
+        mlp_out: what the MLP added to the stream in the same run.
+
+    Raises:
+        ModelError: the two do not agree.
+    """
     with torch.no_grad():
         expected = mlp_contribution(model, layer, outputs)
     error = float((mlp_out - expected).abs().max())
     if not error <= agreement(mlp_out.dtype) * max(1.0, float(expected.abs().max())):
         raise ModelError(
-            f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), but differs by "
-            f"{error:.2g}: a hook adds to it, or this architecture does something that is not known here."
+            f"Layer {layer}'s MLP output is not W_out's output (after its norm, where it has one), "
+            f"but differs by {error:.2g}: a hook adds to it, or this architecture does something "
+            "that is not supported here."
         )
 
 
 @contextmanager
 def differentiating(model: LensModel) -> Iterator[None]:
-    """Inside, gradients can be taken, without dropout and in the weights' own precision, by a caller in inference mode or
-    under autocast too; afterwards no module keeps a graph."""
+    """Inside, gradients can be taken, without dropout and in the precision of the weights.
+
+    This holds for a caller in inference mode or under autocast too. Afterwards, no module keeps a
+    graph.
+    """
     try:
-        # Inference tensors cannot be differentiated through.
+        # Gradients cannot flow through inference tensors.
         with torch.inference_mode(False), full_precision(model), evaluating(model):
             yield
     finally:
@@ -216,7 +185,11 @@ def differentiating(model: LensModel) -> Iterator[None]:
 
 
 def _release_graphs(model: LensModel) -> None:
-    """Some Bridges' attention keeps its pattern: with its graph it would hold the run's memory, and refuse a deep copy."""
+    """Detach tensors that modules keep as attributes.
+
+    The attention of some Bridges keeps its pattern. With a graph, the pattern would hold the run's
+    memory, and the model could not be deep-copied.
+    """
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.grad_fn is not None:
@@ -224,9 +197,10 @@ def _release_graphs(model: LensModel) -> None:
 
 
 def in_float32(model: LensModel) -> LensModel:
-    """The model itself, or of one in half precision a float32 copy.
+    """The model itself, or a float32 copy of a model in half precision.
 
-    A copy too of a model that was made in inference mode, whose tensors no gradient can pass.
+    A model that was made in inference mode is copied too, because gradients cannot flow through its
+    tensors.
     """
     parameters = list(model.parameters())
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters)

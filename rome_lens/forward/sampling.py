@@ -1,4 +1,4 @@
-"""Text from the model itself: random prefixes for an edit's contexts, samples for key statistics."""
+"""Text from the model itself: random prefixes for contexts, samples for key statistics."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
-from rome_lens.forward.kv_cache import caches_fit
+from rome_lens.forward.backend import backend_of
+from rome_lens.forward.readout import soft_capped
 from rome_lens.forward.runs import (
-    attending_to_all,
     evaluating,
     full_precision,
     last_position_logits,
@@ -33,17 +33,17 @@ def sample_tokens(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Int[Tensor, "batch pos"]:
-    """Continue rows of equal length by ``new_tokens`` tokens, sampled in the weights' own precision.
+    """Continue rows of equal length by ``new_tokens`` sampled tokens.
 
-    The random state outside stays as it was.
+    The model runs in the precision of its weights. The global random state is left as it was.
     """
     options: dict[str, Any] = {
         "do_sample": True,
         "top_k": top_k,
         "temperature": temperature,
         "stop_at_eos": False,
+        "use_past_kv_cache": _uses_cache(model),
     }
-    options["use_past_kv_cache"] = _goes_on_from_keys(model)
     with (
         evaluating(model),
         torch.no_grad(),
@@ -51,7 +51,7 @@ def sample_tokens(
     ):
         torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
-        with attending_to_all(model), full_precision(model):
+        with backend_of(model).attending_to_all(), full_precision(model):
             out = model.generate(
                 tokens,
                 max_new_tokens=new_tokens,
@@ -74,26 +74,32 @@ def sample_continuations(
     marks: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> list[str]:
-    """What the model writes behind each prompt: ``new_tokens`` tokens, each drawn among the ``top_k`` likeliest.
+    """The text that the model writes after each prompt.
 
-    Each prompt has a seed of its own, so that its text does not depend on those it is sampled with. Prompts of unlike
-    length share a batch without padding: where a shorter one is sampled already, the longer one is still read.
+    Every token is drawn from the ``top_k`` most likely ones. Each prompt has its own seed, so its
+    text does not depend on the prompts that it is sampled with. Prompts of different lengths share
+    a batch without padding: while a shorter prompt is already being continued, a longer one is
+    still being read.
 
     Args:
-        marks: a number for each prompt, such as that of the edit that it is continued under.
-        hooks_of_rows: the hooks of a batch, given its rows' marks.
+        new_tokens: how many tokens to write after each prompt.
+        seeds: one seed per prompt.
+        hooks_of_rows: a function from the marks of a batch's rows to the hooks of that batch.
+        marks: one number per prompt, such as that of the edit it is continued under.
+        prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Raises:
-        FactError: a prompt and the new tokens together do not fit the model's context, or a prompt is empty.
-        ValueError: ``new_tokens`` is no integer of at least 1.
+        FactError: a prompt and its new tokens together do not fit the model's context, or a prompt
+            is empty.
+        ArgumentError: ``new_tokens`` is not a whole number of at least 1.
     """
     new_tokens = whole_number("new_tokens", new_tokens, least=1)
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + new_tokens > model.cfg.n_ctx:
             raise FactError(
-                f"The prompt {prompt!r} has {len(row)} tokens; it and {new_tokens} more must fit the model's context of "
-                f"{model.cfg.n_ctx}, and it must not be empty."
+                f"The prompt {prompt!r} has {len(row)} tokens; it and {new_tokens} more must fit "
+                f"the model's context of {model.cfg.n_ctx}, and it must not be empty."
             )
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(rows[i]))
@@ -103,13 +109,13 @@ def sample_continuations(
         noise = torch.stack([_uniform(new_tokens, seeds[i]) for i in some])
         numbers = [0 if marks is None else marks[i] for i in some]
         hooks = () if hooks_of_rows is None else hooks_of_rows(numbers)
-        sampled = _sampled(model, starts, noise, top_k=top_k, hooks=hooks)
+        sampled = _sample(model, starts, noise, top_k=top_k, hooks=hooks)
         for i, ids in zip(some, sampled, strict=True):
-            texts[i] = _text_behind(model, rows[i], ids)
+            texts[i] = _text_after(model, rows[i], ids)
     return texts
 
 
-def _sampled(
+def _sample(
     model: LensModel,
     starts: Sequence[list[int]],
     noise: Float[Tensor, "row token"],
@@ -117,21 +123,27 @@ def _sampled(
     top_k: int,
     hooks: Sequence[Hook],
 ) -> list[list[int]]:
-    """The tokens sampled behind each start: all starts are fed together as far as the shortest reaches, and from there
-    token by token, a longer one's own."""
+    """The tokens sampled after each start.
+
+    The model first reads all starts up to the length of the shortest. From there on it is fed one
+    token per row and step: the next token of a start that is longer, or else a sampled one.
+
+    Args:
+        noise: numbers from 0 to 1 that decide which token is drawn, one per new token.
+    """
     shortest, new_tokens = min(map(len, starts)), noise.shape[1]
     steps = max(map(len, starts)) - shortest + new_tokens
-    waiting = torch.tensor([len(start) - shortest for start in starts])
-    own = pad_right([[*start[shortest:], 0] for start in starts])
+    unread = torch.tensor([len(start) - shortest for start in starts])
+    rest = pad_right([[*start[shortest:], 0] for start in starts])
     fed: list[Int[Tensor, " row"]] = []
 
     def choose(logits: Float[Tensor, "row d_vocab"]) -> Int[Tensor, " row"]:
         step = len(fed)
         best = logits.topk(min(top_k, logits.shape[-1]))
         below = best.values.double().softmax(-1).cumsum(-1).cpu()
-        drawn = noise.gather(1, (step - waiting).clamp(0, new_tokens - 1)[:, None])
+        drawn = noise.gather(1, (step - unread).clamp(0, new_tokens - 1)[:, None])
         sampled = best.indices.cpu().gather(1, (below[:, :-1] <= drawn).sum(-1, keepdim=True))[:, 0]
-        fed.append(torch.where(waiting > step, own[:, min(step, own.shape[1] - 1)], sampled))
+        fed.append(torch.where(unread > step, rest[:, min(step, rest.shape[1] - 1)], sampled))
         return fed[-1]
 
     tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
@@ -140,50 +152,55 @@ def _sampled(
         "stop_at_eos": False,
         "prepend_bos": False,
         "verbose": False,
+        "use_past_kv_cache": _uses_cache(model),
     }
-    options["use_past_kv_cache"] = _goes_on_from_keys(model)
     with (
         evaluating(model),
         torch.no_grad(),
         model.hooks(fwd_hooks=list(hooks)),
         last_position_logits(model),
     ):
-        with attending_to_all(model), _choosing(model, choose):
+        with backend_of(model).attending_to_all(), _choosing(model, choose):
             model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
     rows = torch.stack(fed, dim=1).tolist()
-    return [row[wait:][:new_tokens] for row, wait in zip(rows, waiting.tolist(), strict=True)]
+    return [row[start:][:new_tokens] for row, start in zip(rows, unread.tolist(), strict=True)]
 
 
 @contextmanager
 def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, greedy generation takes the tokens that ``choose`` gives for the last position's logits."""
-    cap = model.cfg.output_logits_soft_cap
+    """Inside, greedy generation takes the tokens that ``choose`` picks from the last logits."""
 
-    def only_the_chosen(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
-        last = at_least_float32(logits[:, -1])
-        tokens = choose(cap * torch.tanh(last / cap) if cap and cap > 0.0 else last)
+    def one_hot(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
+        tokens = choose(soft_capped(model, at_least_float32(logits[:, -1])))
         return torch.zeros_like(logits[:, -1:]).scatter(
             -1, tokens.to(logits.device)[:, None, None], 1.0
         )
 
-    handle = model.unembed.register_forward_hook(only_the_chosen)
+    handle = model.unembed.register_forward_hook(one_hot)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _goes_on_from_keys(model: LensModel) -> bool:
-    """Not under hooks of the user's, which may act on a position by its number: then all positions are run for each token."""
-    return caches_fit(model) and not has_hooks(model)
+def _uses_cache(model: LensModel) -> bool:
+    """Whether generation uses a key-value cache.
+
+    It does not while the caller has hooks on the model, because those may act on a position by its
+    number. All positions are then run for each new token.
+    """
+    return backend_of(model).can_generate_from_cache() and not has_hooks(model)
 
 
 def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _text_behind(model: LensModel, start: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of ``ids`` where they follow ``start``; decoded alone, some tokenizers drop the space before it."""
+def _text_after(model: LensModel, start: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ``ids`` as it follows ``start``.
+
+    Decoded alone, some tokenizers drop the space before it.
+    """
     head, whole = (
         model.tokenizer.decode(row, skip_special_tokens=True)
         for row in (list(start), [*start, *ids])

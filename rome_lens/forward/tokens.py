@@ -1,4 +1,7 @@
-"""From a fact to token ids: the prompt, the subject's span, the answers. Every tokenizer oddity ends here."""
+"""From a fact to token ids: the prompt, the subject's span, the answers.
+
+The oddities of tokenizers are dealt with here.
+"""
 
 import hashlib
 import unicodedata
@@ -19,52 +22,52 @@ Answer = Literal["first_token", "whole"]
 
 @dataclass(frozen=True, kw_only=True)
 class FactTokens:
-    """A fact as one model's tokens.
-
-    Attributes:
-        tokens: ids of the prompt, with BOS where asked for.
-        labels: one readable text for each token.
-        subject: half-open span of the tokens that hold any character of the subject.
-        answer: ids of the target as it continues the prompt.
-        new_answer: ids of the new target, empty where the fact has none.
-    """
+    """A fact in the tokens of one model."""
 
     tokens: Int[Tensor, " pos"]
+    """Ids of the prompt, with BOS first if it was prepended."""
     labels: tuple[str, ...]
+    """The text of each token."""
     subject: tuple[int, int]
+    """Half-open span of the tokens that hold any character of the subject."""
     answer: tuple[int, ...]
+    """Ids of the target as it continues the prompt."""
     new_answer: tuple[int, ...]
+    """Ids of the new target, empty if the fact has none."""
 
     @property
     def subject_last(self) -> int:
-        """Position of the subject's last token, the lookup position of ROME."""
+        """Position of the subject's last token, which is ROME's lookup position."""
         return self.subject[1] - 1
 
 
 def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> FactTokens:
-    """Tokenise a fact's prompt, find its subject, and tokenise its answers as continuations of the prompt.
+    """Tokenise a fact's prompt, find its subject, and tokenise its answers.
+
+    The answers are tokenised as continuations of the prompt.
 
     Args:
-        prepend_bos: whether a BOS token stands first; None takes the model's default.
+        prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Raises:
-        ModelError: the model has no tokenizer.
-        FactError: the prompt does not fit the model's context, or prompt and answer share a token.
+        ModelError: the model has no tokenizer, or one that gives no character offsets.
+        FactError: the prompt does not fit the model's context, prompt and answer share a token, or
+            the tokenizer does not know characters of the subject.
     """
     text = fact.text
     ids, spans = token_spans(model, text, prepend_bos=prepend_bos)
     start, end = fact.subject_start, fact.subject_start + len(fact.subject)
     labels = token_labels(model, ids)
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
-    while (
-        inside and not labels[inside[0]].strip()
-    ):  # a space of its own before the subject, which some tokenizers add
+    # Some tokenizers add a space before the subject as a token of its own.
+    while inside and not labels[inside[0]].strip():
         inside.pop(0)
-    found = model.tokenizer.decode([ids[i] for i in inside])
-    if _folded(fact.subject) not in _folded(found):
+    decoded = model.tokenizer.decode([ids[i] for i in inside])
+    if _normalise(fact.subject) not in _normalise(decoded):
         raise FactError(
-            f"The tokens of {text!r} that should hold the subject {fact.subject!r} read {found!r}: the tokenizer does not "
-            f"know some of its characters. All tokens: {labels}."
+            f"The tokens of {text!r} that should hold the subject {fact.subject!r} read "
+            f"{decoded!r}: the tokenizer does not know some of its characters. All tokens: "
+            f"{labels}."
         )
     return FactTokens(
         tokens=torch.tensor(ids),
@@ -78,15 +81,22 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
 def token_ids(
     model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False
 ) -> list[int]:
-    """Ids of ``text`` as the model's own ``to_tokens`` gives them, cut to the model's context only where asked.
+    """Ids of ``text``, as the model's own ``to_tokens`` gives them.
+
+    An empty text has no ids, not even BOS.
+
+    Args:
+        prepend_bos: whether a BOS token comes first. None means the model's default.
+        truncate: whether to cut a text that is longer than the model's context.
 
     Raises:
         ModelError: the model has no tokenizer.
-        FactError: the text is longer than the model's context.
+        FactError: the text is longer than the model's context and is not to be cut.
     """
     if model.tokenizer is None:
         raise ModelError(
-            "The model has no tokenizer, which prompts and answers need: load or construct it with one."
+            "The model has no tokenizer, which prompts and answers need: load or construct it with "
+            "one."
         )
     bos = starts_with_bos(model, prepend_bos)
     ids = (
@@ -96,13 +106,18 @@ def token_ids(
     )
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
-            f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: {text[:80]!r}..."
+            f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
+            f"{text[:80]!r}..."
         )
     return ids
 
 
 def tokenizer_fingerprint(model: LensModel) -> str:
-    """A hash of the tokenizer's vocabulary, and of the ids of a text on which settings of one vocabulary differ."""
+    """A hash of the tokenizer's vocabulary and of the ids of one text.
+
+    The text is one whose ids depend on the settings of a tokenizer, even where the vocabulary is
+    the same.
+    """
     vocabulary = sorted(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
     ids = token_ids(
         model, "Then  Ada's café, in 1912, sold Straße-maps", prepend_bos=False, truncate=True
@@ -113,21 +128,30 @@ def tokenizer_fingerprint(model: LensModel) -> str:
 def token_spans(
     model: LensModel, text: str, *, prepend_bos: bool | None = None
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of ``text`` and, for each, the half-open span of characters that it holds (empty for BOS)."""
+    """Token ids of ``text``, and for each token the half-open span of its characters.
+
+    The span of a BOS token is empty.
+
+    Raises:
+        ModelError: the model has no tokenizer, one that gives no character offsets, or one whose
+            ids differ from the model's by more than leading special tokens.
+        FactError: the text is longer than the model's context.
+    """
     ids = token_ids(model, text, prepend_bos=prepend_bos)
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which the subject's span is read from. "
-            "Use the fast version of it (AutoTokenizer.from_pretrained(..., use_fast=True))."
+            f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which the "
+            "subject's span is read from. Use its fast version "
+            "(AutoTokenizer.from_pretrained(..., use_fast=True))."
         )
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     plain = list(encoding["input_ids"])
     special = len(ids) - len(plain)
     if special < 0 or ids[special:] != plain:
         raise ModelError(
-            f"The model's to_tokens({text!r}) gives {ids}, its tokenizer {plain}: they differ by more than leading "
-            "special tokens, so that the subject cannot be located."
+            f"The model's to_tokens({text!r}) gives {ids}, its tokenizer {plain}: they differ by "
+            "more than leading special tokens, so the subject cannot be located."
         )
     return ids, [(0, 0)] * special + [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
 
@@ -136,35 +160,43 @@ def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
     """Ids of ``answer`` as it continues ``text`` after one space.
 
     Raises:
-        FactError: the tokenizer merges the end of the text with the answer, so that the answer has no tokens of its own.
+        FactError: the answer is blank, the text is empty or ends in white space, or the tokenizer
+            merges the end of the text with the answer.
     """
     if not text or text != text.rstrip() or not answer.strip():
         raise FactError(
-            f"The prompt {text!r} and the answer {answer!r}: expected words in both, and no white space at the prompt's end, "
-            "since one space joins them."
+            f"The prompt is {text!r} and the answer {answer!r}, expected words in both and no "
+            "white space at the end of the prompt, because one space joins them."
         )
     prompt = token_ids(model, text, prepend_bos=False)
     whole = token_ids(model, f"{text} {answer}", prepend_bos=False)
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
         raise FactError(
-            f"The answer {answer!r} shares a token with the end of the prompt {text!r}: {token_labels(model, prompt)} "
-            f"against {token_labels(model, whole)}. End the prompt at a word's end."
+            f"The answer {answer!r} shares a token with the end of the prompt {text!r}: the "
+            f"prompt's tokens are {token_labels(model, prompt)}, with the answer they are "
+            f"{token_labels(model, whole)}. End the prompt at the end of a word."
         )
     return tuple(whole[len(prompt) :])
 
 
 def token_labels(model: LensModel, ids: Sequence[int]) -> list[str]:
-    """The text of each token, one by one; bytes of a split character show as the replacement character."""
+    """The text of each token, decoded alone.
+
+    Where a character is split over several tokens, its bytes show as the replacement character.
+    """
     return [model.tokenizer.decode([i]) for i in ids]
 
 
-def _folded(text: str) -> str:
-    """Text without what tokenizers may normalise away: case, width, spaces."""
+def _normalise(text: str) -> str:
+    """The text without what tokenizers may change: case, width, spaces."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def pad_right(rows: Sequence[Sequence[int]], *, pad: int = 0) -> Int[Tensor, "batch pos"]:
-    """Rows of ids as one right-padded tensor. In a causal model what stands to the right changes nothing before it."""
+    """Rows of ids as one tensor, padded on the right.
+
+    In a causal model the padding changes nothing before it.
+    """
     width = max(len(row) for row in rows)
     return torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
 
@@ -172,11 +204,15 @@ def pad_right(rows: Sequence[Sequence[int]], *, pad: int = 0) -> Int[Tensor, "ba
 def tokens_to_run(
     model: LensModel, fact: Fact, answer: str, *, prepend_bos: bool | None
 ) -> tuple[FactTokens, tuple[int, ...]]:
-    """The encoded fact and the scored tokens of its answer: the first alone, or all of them.
+    """The encoded fact, and the tokens of its answer that are scored.
+
+    Args:
+        answer: ``"first_token"`` to score only the first token of the answer, ``"whole"`` to score
+            all of them.
 
     Raises:
-        ValueError: an unknown kind of answer.
-        FactError: as :func:`encode` says.
+        ArgumentError: an unknown kind of answer.
+        ModelError, FactError: see :func:`encode`.
     """
     one_of("answer", answer, Answer)
     encoded = encode(model, fact, prepend_bos=prepend_bos)

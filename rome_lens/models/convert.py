@@ -1,4 +1,4 @@
-"""A HookedTransformer from a transformers model."""
+"""Convert a transformers model to a HookedTransformer."""
 
 import tempfile
 import warnings
@@ -8,11 +8,13 @@ import torch
 
 from rome_lens.models.lens import LensModel
 
-LONGEST = 2048  # HookedTransformer keeps a mask of n_ctx x n_ctx for each layer: 1.2 GB on Gemma 3 270M if not bounded
+# HookedTransformer keeps a mask of n_ctx x n_ctx for each layer. Without this bound, Gemma 3 270M's
+# take 1.2 GB.
+LONGEST = 2048
 
 
 def hooked_transformer_class() -> Any:
-    """``transformer_lens.HookedTransformer``, or None in TransformerLens 4 and later."""
+    """The class ``transformer_lens.HookedTransformer``, or None in TransformerLens 4 and later."""
     try:
         from transformer_lens import HookedTransformer
     except ImportError:
@@ -21,13 +23,17 @@ def hooked_transformer_class() -> Any:
 
 
 def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") -> LensModel:
-    """A HookedTransformer with the weights of a transformers model, unprocessed, without asking a hub."""
+    """A HookedTransformer in float32 with the unprocessed weights of a transformers model.
+
+    No model hub is asked. The model takes at most ``LONGEST`` tokens.
+    """
     from transformer_lens import loading_from_pretrained as loading
 
     config = hf_model.config
     name = None
     if config.model_type == "gemma3_text":
-        name = "google/gemma-3-270m"  # of this family TransformerLens derives a config from the name alone
+        # TransformerLens derives the config of this family from the name alone.
+        name = "google/gemma-3-270m"
     else:
         config.n_ctx = config.max_position_embeddings
     with tempfile.TemporaryDirectory() as directory, expected_deprecations():
@@ -56,7 +62,7 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
 
 
 def _gemma3_sizes(config: Any) -> dict[str, Any]:
-    """What the name of a Gemma 3 model stands for, read from its transformers config instead."""
+    """The settings that TransformerLens derives from a Gemma 3 name, read from the config."""
     return {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
@@ -77,10 +83,13 @@ def _gemma3_sizes(config: Any) -> dict[str, Any]:
 
 
 def lay_out_for_speed(model: Any) -> None:
-    """Store the weights that HookedTransformer transposes in every forward the other way round, values unchanged.
+    """Store weights in the layout that HookedTransformer needs in every forward pass.
 
-    It computes ``F.linear(x, W.T.contiguous())``; once ``W.T`` is contiguous in memory, that copies nothing. The same for
-    the queries', keys' and values' weights ``[head, d_model, d_head]``, of which it makes one ``[head * d_head, d_model]``.
+    Their values do not change.
+
+    HookedTransformer computes ``F.linear(x, W.T.contiguous())``, which copies nothing once ``W.T``
+    is contiguous in memory. Likewise, it reshapes the weights of attention's queries, keys and
+    values from ``[head, d_model, d_head]`` to ``[head * d_head, d_model]``.
     """
     for module in model.modules():
         for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V"):
@@ -94,7 +103,10 @@ def lay_out_for_speed(model: Any) -> None:
 
 
 class expected_deprecations(warnings.catch_warnings):
-    """HookedTransformer says on every use that TransformerLens 4 drops it; this package supports both on purpose."""
+    """Inside, HookedTransformer does not warn that TransformerLens 4 drops it.
+
+    It warns at every use, and this package supports both versions on purpose.
+    """
 
     def __enter__(self) -> None:
         super().__enter__()

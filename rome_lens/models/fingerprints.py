@@ -1,4 +1,4 @@
-"""Hashes that tell whether a model is the one that something was made on."""
+"""Hashes that tell whether a model is the one that a result was made on."""
 
 import hashlib
 import json
@@ -10,9 +10,10 @@ from rome_lens.models.lens import LensModel, w_out
 
 
 def fingerprint(model: LensModel) -> str:
-    """A hash of the model's sizes and of samples of its weights, the same on both model classes.
+    """A hash of the model's sizes and of samples of its weights.
 
-    ``W_out`` is left out, so that a model that carries an edit is still the model that other edits were made on.
+    It is the same on both model classes. ``W_out`` is left out, because a model that carries an
+    edit is still the model that other edits were made on.
     """
     cfg = model.cfg
     digest = hashlib.sha256(
@@ -28,14 +29,17 @@ def fingerprint(model: LensModel) -> str:
 
 
 def w_out_fingerprint(model: LensModel, layers: range) -> str:
-    """A hash of samples of ``W_out`` in some layers: what an edit changes and :func:`fingerprint` leaves out."""
+    """A hash of samples of ``W_out`` in some layers, which :func:`fingerprint` leaves out."""
     return hashlib.sha256(b"".join(_sample(w_out(model, layer)) for layer in layers)).hexdigest()[
         :10
     ]
 
 
 def weights_fingerprint(model: LensModel) -> str:
-    """A hash of sums and samples of every weight, which any edit or training changes; each model class has its own."""
+    """A hash of sums and samples of every weight, which any edit or training changes.
+
+    It differs between the two model classes.
+    """
     digest = hashlib.sha256(fingerprint(model).encode())
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -50,6 +54,7 @@ def weights_fingerprint(model: LensModel) -> str:
 
 
 def _sample(weight: Tensor, per_axis: int = 32) -> bytes:
+    """Bytes of about ``per_axis`` times ``per_axis`` evenly spaced entries, in float32."""
     rows, columns = (max(1, size // per_axis) for size in weight.shape)
     return (
         weight.detach()[::rows, ::columns].to("cpu", torch.float32).contiguous().numpy().tobytes()

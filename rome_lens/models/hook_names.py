@@ -21,33 +21,45 @@ _COMPONENT_HOOKS = {
 
 
 def component_hook(component: str, layer: int) -> str:
-    """Name of the hook at a layer's output: the stream after it, what its MLP or attention adds, or its heads' ``z``."""
+    """Name of the hook point at a component's output.
+
+    Args:
+        component: ``"resid"`` for the stream after the layer, ``"mlp"`` or ``"attn"`` for what that
+            part adds to the stream, ``"z"`` for the outputs of the attention heads before ``W_O``.
+    """
     return f"blocks.{layer}.{_COMPONENT_HOOKS[component]}"
 
 
 def key_hook(layer: int) -> str:
-    """Name of the hook at the input of ``W_out``: the keys ``k``, shape ``[batch, pos, d_mlp]``."""
+    """Name of the hook point at the keys ``k``, the input of ``W_out``: ``[batch, pos, d_mlp]``."""
     return f"blocks.{layer}.mlp.hook_post"
 
 
 def resid_pre_hook(layer: int) -> str:
-    """Name of the hook at the residual stream that enters a layer."""
+    """Name of the hook point at the residual stream that enters a layer."""
     return f"blocks.{layer}.hook_resid_pre"
 
 
 def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
-    """Whether the caller has hooks on the model, on points whose names begin as given; the Bridge's own do not count."""
+    """Whether the caller has hooks on the model. TransformerLens' own hooks do not count.
+
+    Args:
+        points: only hook points whose names begin with one of these are considered.
+    """
     named = (point for name, point in model.hook_dict.items() if name.startswith(points))
     return any(not is_wiring(handle) for point in named for handle in point.fwd_hooks)
 
 
 def has_hooks_after_blocks(model: LensModel) -> bool:
-    """Whether hooks act on the final norm or on the unembedding, so that these must be called as the model calls them."""
+    """Whether the caller has hooks on the final norm or on the unembedding.
+
+    These two must then be called on whole sequences, as the model calls them.
+    """
     return has_hooks(model, points=("ln_final", "unembed"))
 
 
 def mark_as_ours(hook_fn: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """The same function, marked so that :func:`is_ours` recognises it wherever it is defined."""
+    """The same function, marked as made by this package, so that :func:`is_ours` recognises it."""
     vars(hook_fn)["rome_lens"] = True
     return hook_fn
 
@@ -58,14 +70,17 @@ def is_ours(handle: Any) -> bool:
 
 
 def is_wiring(handle: Any) -> bool:
-    """Whether TransformerLens put the hook in itself."""
+    """Whether TransformerLens itself added the hook."""
     return handle.is_permanent and getattr(handle.user_hook, "__module__", "").startswith(
         "transformer_lens."
     )
 
 
 def capture_hooks(names: Sequence[str], kept: dict[str, Tensor]) -> list[Hook]:
-    """Hooks that store each named activation in ``kept`` under the name asked for, whatever alias the model reports."""
+    """Hooks that store each named activation, detached, in ``kept``.
+
+    The keys of ``kept`` are the given names, even where the model reports an alias.
+    """
 
     def keep(name: str) -> Hook:
         def hook_fn(value: Tensor, hook: Any) -> None:

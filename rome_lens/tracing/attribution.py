@@ -10,7 +10,8 @@ from torch import Tensor
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.runs import evaluating, log_probabilities, unembedding_only
+from rome_lens.forward.module_hooks import unembedding_only
+from rome_lens.forward.runs import evaluating, log_probabilities
 from rome_lens.forward.tokens import Answer
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device

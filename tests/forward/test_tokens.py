@@ -1,6 +1,11 @@
-"""Subject spans and answers on tokenizers of several makes; ``decode`` is the judge, not the offsets that the code reads."""
+"""Subject spans and answers on tokenizers of several makes.
 
+``decode`` is the judge, not the offsets that the code reads.
+"""
+
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +87,8 @@ def without_fallback() -> Tokenizer:
 
 
 def _sentencepiece_bpe() -> BPE:
-    pieces = [word.replace("_", "▁") for word in WORDS] + [
-        "ü",
-        "q▁w",
-    ]  # the last one reaches over a space
+    reaches_over_a_space = "q▁w"
+    pieces = [*(word.replace("_", "▁") for word in WORDS), "ü", reaches_over_a_space]
     special = ["<unk>", "<s>", "</s>"]
     return bpe(
         pieces,
@@ -134,45 +137,57 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-def _made(request: pytest.FixtureRequest, paths: pytest.TempPathFactory) -> Any:
-    kind, model_class = request.param
+@cache
+def model_of_kind(kind: str, model_class: str) -> Any:
+    """The toy model, or a model with a tokenizer built here; tests may not change it."""
     if kind == "toy":
         return rl.load_model("toy", model_class=model_class)
-    return model_with(KINDS[kind](), model_class, paths.mktemp(kind))
+    with tempfile.TemporaryDirectory() as directory:
+        return model_with(KINDS[kind](), model_class, Path(directory))
 
 
-def _kinds(*kinds: str) -> dict[str, Any]:
-    every = [(kind, model_class) for kind in kinds for model_class in CLASSES]
-    return {"params": every, "ids": ["-".join(one) for one in every]}
-
-
-@pytest.fixture(scope="module", **_kinds("toy", *KINDS))
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(params=["toy", *KINDS])
+def model(request: pytest.FixtureRequest) -> Any:
     """The toy model and models with the tokenizers built here."""
-    return _made(request, tmp_path_factory)
+    return model_of_kind(request.param, CLASSES[0])
 
 
-@pytest.fixture(scope="module", **_kinds(*KINDS))
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(
+    params=[(kind, model_class) for kind in ("toy", *KINDS) for model_class in CLASSES],
+    ids="-".join,
+)
+def of_each_class(request: pytest.FixtureRequest) -> Any:
+    """The same on every model class, because each class has its own ``to_tokens``."""
+    return model_of_kind(*request.param)
+
+
+@pytest.fixture(params=KINDS)
+def built(request: pytest.FixtureRequest) -> Any:
     """Models with the tokenizers built here, whose pieces are known."""
-    return _made(request, tmp_path_factory)
+    return model_of_kind(request.param, CLASSES[0])
 
 
-@pytest.fixture(scope="module", **_kinds("llama_like", "gemma_like"))
-def merging(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(params=["llama_like", "gemma_like"])
+def merging(request: pytest.FixtureRequest) -> Any:
     """Models whose tokenizer has a piece that reaches over a space."""
-    return _made(request, tmp_path_factory)
+    return model_of_kind(request.param, CLASSES[0])
 
 
-def assert_smallest_span(model: Any, fact: Fact, found: FactTokens) -> None:
-    """The tokens up to the span's end hold the whole subject and those before its last token do not; likewise its start."""
-    bos, (start, end), decode = 1, found.subject, model.tokenizer.decode
+def is_smallest_span(model: Any, fact: Fact, encoded: FactTokens) -> bool:
+    """Whether no token at either end of the span can be left out (with BOS first).
+
+    The tokens up to the span's end hold the whole subject, and those before its last token do not.
+    Likewise at the span's start.
+    """
+    bos, (start, end), decode = 1, encoded.subject, model.tokenizer.decode
     until = fact.text[: fact.subject_start + len(fact.subject)]
-    assert decode(found.tokens[bos:end]).startswith(until)
-    assert not decode(found.tokens[bos : end - 1]).startswith(until)
     rest = fact.text[fact.subject_start :]
-    assert decode(found.tokens[start:]).endswith(rest)
-    assert not decode(found.tokens[start + 1 :]).endswith(rest)
+    return (
+        decode(encoded.tokens[bos:end]).startswith(until)
+        and not decode(encoded.tokens[bos : end - 1]).startswith(until)
+        and decode(encoded.tokens[start:]).endswith(rest)
+        and not decode(encoded.tokens[start + 1 :]).endswith(rest)
+    )
 
 
 PLACES = {
@@ -193,42 +208,41 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_span_is_the_smallest_that_holds_the_subject(model: Any, place: str) -> None:
-    prompt, subject = PLACES[place]
-    fact = Fact(prompt, subject=subject, target="Paris")
-    found = encode(model, fact, prepend_bos=True)
-    assert subject in model.tokenizer.decode(found.tokens[slice(*found.subject)])
-    assert_smallest_span(model, fact, found)
-    assert found.subject_last == found.subject[1] - 1
+def test_the_span_is_the_smallest_that_holds_the_subject(model: Any) -> None:
+    wrong = []
+    for place, (prompt, subject) in PLACES.items():
+        fact = Fact(prompt, subject=subject, target="Paris")
+        encoded = encode(model, fact, prepend_bos=True)
+        held = subject in model.tokenizer.decode(encoded.tokens[slice(*encoded.subject)])
+        last = encoded.subject_last == encoded.subject[1] - 1
+        if not (held and last and is_smallest_span(model, fact, encoded)):
+            wrong.append((place, encoded))
+    assert wrong == []
 
 
 def test_a_token_that_reaches_over_the_subjects_end_belongs_to_the_span(built: Any) -> None:
-    found = encode(built, Fact("in {}is is nice", subject="Par", target="Rome"))
-    assert [label.strip() for label in found.labels[slice(*found.subject)]] == ["Paris"]
+    encoded = encode(built, Fact("in {}is is nice", subject="Par", target="Rome"))
+    assert [label.strip() for label in encoded.labels[slice(*encoded.subject)]] == ["Paris"]
 
 
 def test_a_subject_of_several_tokens_has_them_all(built: Any) -> None:
-    found = encode(built, Fact("of {} is", subject="New York", target="Rome"))
-    assert [label.strip() for label in found.labels[slice(*found.subject)]] == ["New", "York"]
+    encoded = encode(built, Fact("of {} is", subject="New York", target="Rome"))
+    assert [label.strip() for label in encoded.labels[slice(*encoded.subject)]] == ["New", "York"]
 
 
 def test_an_emoji_is_found_whose_bytes_are_several_tokens(built: Any) -> None:
-    found = encode(built, Fact("We like {} a lot", subject="🗼", target="Rome"))
-    start, end = found.subject
+    encoded = encode(built, Fact("We like {} a lot", subject="🗼", target="Rome"))
+    start, end = encoded.subject
     assert end - start > 1
-    assert "🗼" not in "".join(found.labels)
-    assert built.tokenizer.decode(found.tokens[start:end]).strip() == "🗼"
+    assert "🗼" not in "".join(encoded.labels)
+    assert built.tokenizer.decode(encoded.tokens[start:end]).strip() == "🗼"
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("kind", ["llama_like", "unigram"])
-def test_a_bare_space_added_before_the_text_is_not_the_subjects(
-    kind: str, model_class: str, tmp_path: Path
-) -> None:
-    model = model_with(KINDS[kind](), model_class, tmp_path)
+def test_a_bare_space_added_before_the_text_is_not_the_subjects(kind: str) -> None:
+    model = model_of_kind(kind, CLASSES[0])
     fact = Fact("{} is in", subject="Zürich", target="Paris")
-    assert_smallest_span(model, fact, encode(model, fact, prepend_bos=True))
+    assert is_smallest_span(model, fact, encode(model, fact, prepend_bos=True))
 
 
 def test_a_subject_that_the_tokenizer_drops_is_refused(tmp_path: Path) -> None:
@@ -239,7 +253,8 @@ def test_a_subject_that_the_tokenizer_drops_is_refused(tmp_path: Path) -> None:
         encode(model, Fact("We like {} a lot", subject="東京", target="Paris"))
 
 
-def test_bos_shifts_the_span_by_one_and_changes_nothing_else(model: Any) -> None:
+def test_bos_shifts_the_span_by_one_and_changes_nothing_else(of_each_class: Any) -> None:
+    model = of_each_class
     fact = Fact("I think {} is in", subject="New York", target="Paris", new_target="New York")
     without, with_bos = (encode(model, fact, prepend_bos=bos) for bos in (False, True))
     assert with_bos.tokens.tolist() == [model.tokenizer.bos_token_id, *without.tokens.tolist()]
@@ -248,17 +263,16 @@ def test_bos_shifts_the_span_by_one_and_changes_nothing_else(model: Any) -> None
     assert (with_bos.answer, with_bos.new_answer) == (without.answer, without.new_answer)
 
 
-@pytest.mark.parametrize("default", [True, False])
 def test_bos_follows_the_models_default_where_nothing_is_said(
-    model: Any, default: bool, monkeypatch: pytest.MonkeyPatch
+    of_each_class: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.cfg, "default_prepend_bos", default)
+    model = of_each_class
     fact = Fact("I think {} is in", subject="New York", target="Paris")
-    assert (
-        encode(model, fact).tokens.tolist()
-        == encode(model, fact, prepend_bos=default).tokens.tolist()
-    )
-    assert (encode(model, fact).tokens[0] == model.tokenizer.bos_token_id) == default
+    for default in (True, False):
+        monkeypatch.setattr(model.cfg, "default_prepend_bos", default)
+        ids = encode(model, fact).tokens.tolist()
+        assert ids == encode(model, fact, prepend_bos=default).tokens.tolist()
+        assert (ids[0] == model.tokenizer.bos_token_id) == default
 
 
 def test_labels_read_as_the_text(model: Any) -> None:
@@ -268,25 +282,21 @@ def test_labels_read_as_the_text(model: Any) -> None:
 
 
 def test_a_toy_fact_reads_as_its_text_with_its_answer(toy: Any, toy_record: Record) -> None:
-    fact = toy_record.fact
-    found = encode(toy, fact, prepend_bos=True)
-    assert_smallest_span(toy, fact, found)
-    assert toy.tokenizer.decode([*found.tokens[1:], *found.answer]) == f"{fact.text} {fact.target}"
-    assert (
-        toy.tokenizer.decode([*found.tokens[1:], *found.new_answer])
-        == f"{fact.text} {fact.new_target}"
-    )
+    fact, decode = toy_record.fact, toy.tokenizer.decode
+    encoded = encode(toy, fact, prepend_bos=True)
+    assert is_smallest_span(toy, fact, encoded)
+    prompt = encoded.tokens[1:].tolist()
+    assert decode([*prompt, *encoded.answer]) == f"{fact.text} {fact.target}"
+    assert decode([*prompt, *encoded.new_answer]) == f"{fact.text} {fact.new_target}"
 
 
-@pytest.mark.parametrize("target", ["Paris", "New York", "The Eiffel Tower in Paris", "東京 🗼"])
-def test_an_answer_is_the_tail_of_prompt_and_answer_tokenised_together(
-    model: Any, target: str
-) -> None:
-    fact = Fact("{} is in", subject="The Eiffel Tower", target=target)
-    plain = model.tokenizer(fact.text, add_special_tokens=False)["input_ids"]
-    joint = model.tokenizer(f"{fact.text} {target}", add_special_tokens=False)["input_ids"]
-    assert [*plain, *encode(model, fact).answer] == joint
-    assert continuation(model, fact.text, target) == encode(model, fact).answer
+def test_an_answer_is_the_tail_of_prompt_and_answer_tokenised_together(model: Any) -> None:
+    for target in ("Paris", "New York", "The Eiffel Tower in Paris", "東京 🗼"):
+        fact = Fact("{} is in", subject="The Eiffel Tower", target=target)
+        plain = model.tokenizer(fact.text, add_special_tokens=False)["input_ids"]
+        joint = model.tokenizer(f"{fact.text} {target}", add_special_tokens=False)["input_ids"]
+        assert [*plain, *encode(model, fact).answer] == joint
+        assert continuation(model, fact.text, target) == encode(model, fact).answer
 
 
 def test_space_around_a_target_changes_no_token(model: Any) -> None:
@@ -296,8 +306,8 @@ def test_space_around_a_target_changes_no_token(model: Any) -> None:
     assert encode(model, bare).new_answer == encode(model, spaced).new_answer
 
 
-def test_a_fact_without_new_target_has_no_new_answer(model: Any) -> None:
-    assert encode(model, Fact("{} is in", subject="The Louvre", target="Paris")).new_answer == ()
+def test_a_fact_without_new_target_has_no_new_answer(one_toy: Any) -> None:
+    assert encode(one_toy, Fact("{} is in", subject="The Louvre", target="Paris")).new_answer == ()
 
 
 def test_an_answer_of_several_words_has_the_tokens_of_each(built: Any) -> None:
@@ -305,69 +315,77 @@ def test_an_answer_of_several_words_has_the_tokens_of_each(built: Any) -> None:
     assert [built.tokenizer.decode([token]).strip() for token in answer] == ["New", "York"]
 
 
-@pytest.mark.parametrize("words", [{"target": "web"}, {"target": "Paris", "new_target": "web"}])
-def test_an_answer_that_merges_with_the_prompt_is_refused(
-    merging: Any, words: dict[str, str]
+def test_an_answer_that_merges_with_the_prompt_is_refused(merging: Any) -> None:
+    before = settings(merging)
+    message = r"The answer 'web' shares a token with the end of the prompt '.*faq'.*'q w'"
+    for words in ({"target": "web"}, {"target": "Paris", "new_target": "web"}):
+        with pytest.raises(FactError, match=message):
+            encode(merging, Fact("{} is a faq", subject="The Louvre", **words), prepend_bos=True)
+    assert settings(merging) == before
+
+
+def test_blank_words_and_white_space_before_an_answer_are_refused(one_toy: Any) -> None:
+    for text, answer in (("", "Paris"), ("The ", "Paris"), ("The", ""), ("The", " ")):
+        with pytest.raises(FactError, match="expected words in both and no white space at the end"):
+            continuation(one_toy, text, answer)
+
+
+def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_refused(
+    of_each_class: Any,
 ) -> None:
-    with pytest.raises(
-        FactError,
-        match=r"The answer 'web' shares a token with the end of the prompt '.*faq'.*'q w'",
-    ):
-        encode(merging, Fact("{} is a faq", subject="The Louvre", **words))
-
-
-def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_refused(model: Any) -> None:
+    model = of_each_class
     room = model.cfg.n_ctx - len(token_ids(model, "The"))
     fitting, longer = ("The" + " is" * count for count in (room, room + 1))
     assert len(token_ids(model, fitting)) == model.cfg.n_ctx
-    message = f"The text has {model.cfg.n_ctx + 1} tokens, the model's context only {model.cfg.n_ctx}: 'The is is"
+    n_ctx = model.cfg.n_ctx
+    message = f"The text has {n_ctx + 1} tokens, the model's context only {n_ctx}: 'The is is"
     with pytest.raises(FactError, match=message):
         token_ids(model, longer)
     assert token_ids(model, longer, truncate=True) == token_ids(model, fitting)
 
 
-def test_a_fact_longer_than_the_context_is_refused(model: Any) -> None:
-    with pytest.raises(FactError, match=f"the model's context only {model.cfg.n_ctx}"):
-        encode(model, Fact("{}" + " is" * model.cfg.n_ctx, subject="The Louvre", target="Paris"))
+def test_a_fact_longer_than_the_context_is_refused(one_toy: Any) -> None:
+    n_ctx = one_toy.cfg.n_ctx
+    with pytest.raises(FactError, match=f"the model's context only {n_ctx}"):
+        encode(one_toy, Fact("{}" + " is" * n_ctx, subject="The Louvre", target="Paris"))
 
 
-def test_an_empty_text_has_no_tokens(model: Any) -> None:
-    assert token_ids(model, "", prepend_bos=True) == []
+def test_an_empty_text_has_no_tokens(of_each_class: Any) -> None:
+    assert token_ids(of_each_class, "", prepend_bos=True) == []
 
 
 def test_a_model_without_tokenizer_is_refused(
-    toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
+    one_toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toy, "tokenizer", None)
-    with pytest.raises(
-        ModelError, match="The model has no tokenizer, which prompts and answers need"
-    ):
-        encode(toy, toy_record.fact)
+    monkeypatch.setattr(one_toy, "tokenizer", None)
+    message = "The model has no tokenizer, which prompts and answers need"
+    with pytest.raises(ModelError, match=message):
+        encode(one_toy, toy_record.fact)
 
 
 def test_a_tokenizer_without_offsets_is_refused(
-    toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
+    one_toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(toy.tokenizer), "is_fast", False)
+    monkeypatch.setattr(type(one_toy.tokenizer), "is_fast", False)
     with pytest.raises(ModelError, match="gives no character offsets"):
-        encode(toy, toy_record.fact)
+        encode(one_toy, toy_record.fact)
 
 
 def test_tokens_that_differ_by_more_than_leading_ones_are_refused(
-    toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
+    one_toy: Any, toy_record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_tokens, eos = toy.to_tokens, torch.tensor([[toy.tokenizer.eos_token_id]])
-    monkeypatch.setattr(
-        toy,
-        "to_tokens",
-        lambda *args, **kwargs: torch.cat([to_tokens(*args, **kwargs), eos], dim=1),
-    )
+    to_tokens, eos = one_toy.to_tokens, torch.tensor([[one_toy.tokenizer.eos_token_id]])
+
+    def with_eos(*args: Any, **options: Any) -> torch.Tensor:
+        return torch.cat([to_tokens(*args, **options), eos], dim=1)
+
+    monkeypatch.setattr(one_toy, "to_tokens", with_eos)
     with pytest.raises(ModelError, match="differ by more than leading special tokens"):
-        encode(toy, toy_record.fact)
+        encode(one_toy, toy_record.fact)
 
 
 def settings(model: Any) -> dict[str, Any]:
-    """What a call might leave changed behind it."""
+    """What a call might leave changed."""
     tokenizer, cfg = model.tokenizer, model.cfg
     names = (
         "padding_side",
@@ -388,41 +406,29 @@ def settings(model: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_no_setting_of_model_or_tokenizer_changes(
-    model: Any, padding_side: str, monkeypatch: pytest.MonkeyPatch
+    of_each_class: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.tokenizer, "padding_side", padding_side)
-    before = settings(model)
-    for bos in (None, True, False):
-        encode(
-            model,
-            Fact("{} is in", subject="New York", target="Paris", new_target="The"),
-            prepend_bos=bos,
-        )
-        with pytest.raises(FactError):
-            encode(model, Fact("{}" + " is" * 70, subject="The", target="Paris"), prepend_bos=bos)
-        token_ids(model, "The" + " is" * 70, prepend_bos=bos, truncate=True)
-    assert settings(model) == before
+    model = of_each_class
+    fact = Fact("{} is in", subject="New York", target="Paris", new_target="The")
+    too_long = Fact("{}" + " is" * 70, subject="The", target="Paris")
+    for padding_side in ("left", "right"):
+        monkeypatch.setattr(model.tokenizer, "padding_side", padding_side)
+        before = settings(model)
+        for bos in (None, True, False):
+            encode(model, fact, prepend_bos=bos)
+            with pytest.raises(FactError):
+                encode(model, too_long, prepend_bos=bos)
+            token_ids(model, too_long.text, prepend_bos=bos, truncate=True)
+        assert settings(model) == before
 
 
-def test_no_setting_changes_when_an_answer_is_refused(merging: Any) -> None:
-    before = settings(merging)
-    with pytest.raises(FactError, match="shares a token"):
-        encode(
-            merging,
-            Fact("{} is a faq", subject="The Louvre", target="web"),
-            prepend_bos=not before["n_ctx"],
-        )
-    assert settings(merging) == before
-
-
-def test_padding_stands_to_the_right() -> None:
+def test_rows_are_padded_on_the_right() -> None:
     padded = pad_right([[5], [6, 7, 8], [9, 9]], pad=4)
     assert padded.tolist() == [[5, 4, 4], [6, 7, 8], [9, 9, 4]]
 
 
-def test_padding_to_the_right_changes_no_logit_before_it(toy: Any, toy_record: Record) -> None:
+def test_padding_on_the_right_changes_no_logit_before_it(toy: Any, toy_record: Record) -> None:
     rows = [
         encode(toy, toy_record.fact).tokens.tolist(),
         token_ids(toy, toy_record.neighborhood[0].prompt)[:4],

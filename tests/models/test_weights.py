@@ -1,10 +1,12 @@
-"""Weights from packages are whole, the ones expected, and written once; what was interrupted is made again."""
+"""Weights from packages are complete, the expected ones, and written once.
+
+What was interrupted is made again.
+"""
 
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -44,7 +46,7 @@ def joined(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GGUFSource:
-    """A source in two installed distributions, which an import would break."""
+    """A source in two installed distributions that cannot be imported."""
     site = tmp_path / "site"
     monkeypatch.syspath_prepend(str(site))
     halves = (b"".join(CONTENT[:2]), b"".join(CONTENT[2:]))
@@ -83,7 +85,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Make a conversion stop in the middle, its config already written."""
+    """Make a conversion stop in the middle, after its config is written."""
 
     def convert(gguf: Path, directory: Path, *, architecture: str) -> None:
         (directory / "config.json").write_text("{}")
@@ -118,19 +120,16 @@ def test_an_interrupted_join_leaves_no_file_and_is_made_again(
     assert join_parts(parts, joined, sha256=SHA).read_bytes() == b"".join(CONTENT)
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b.upper()])
-def test_an_altered_part_is_refused_with_both_sums(
-    change: Callable[[bytes], bytes], parts: list[Path], joined: Path
-) -> None:
-    parts[0].write_bytes(change(CONTENT[0]))
-    size = sum(path.stat().st_size for path in parts)
-    found = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
-    message = f"['fake.gguf.part00', 'fake.gguf.part01', 'fake.gguf.part02', 'fake.gguf.part03'] ({size} bytes)"
-    with pytest.raises(
-        WeightsError, match=re.escape(f"{message} has SHA-256 {found}, expected {SHA}")
-    ):
-        join_parts(parts, joined, sha256=SHA)
-    assert names_in(joined.parent) == set()
+def test_an_altered_part_is_refused_with_both_sums(parts: list[Path], joined: Path) -> None:
+    names = [f"fake.gguf.part0{i}" for i in range(4)]
+    for altered in (CONTENT[0][:-1], CONTENT[0] + b"x", CONTENT[0].upper()):
+        parts[0].write_bytes(altered)
+        size = sum(path.stat().st_size for path in parts)
+        actual = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+        message = f"{names} ({size} bytes) has SHA-256 {actual}, expected {SHA}"
+        with pytest.raises(WeightsError, match=re.escape(message)):
+            join_parts(parts, joined, sha256=SHA)
+        assert names_in(joined.parent) == set()
 
 
 def test_parts_in_another_order_are_refused(parts: list[Path], joined: Path) -> None:
@@ -138,7 +137,7 @@ def test_parts_in_another_order_are_refused(parts: list[Path], joined: Path) -> 
         join_parts(parts[::-1], joined, sha256=SHA)
 
 
-def test_a_wrong_file_under_the_final_name_is_made_anew(parts: list[Path], joined: Path) -> None:
+def test_a_wrong_file_under_the_final_name_is_made_again(parts: list[Path], joined: Path) -> None:
     joined.write_bytes(b"".join(CONTENT)[:-1])
     join_parts(parts, joined, sha256=SHA)
     assert joined.read_bytes() == b"".join(CONTENT)

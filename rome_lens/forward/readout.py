@@ -1,0 +1,108 @@
+"""From the last residual stream to logits and log probabilities: final norm, unembedding, soft cap.
+
+The functions here give what the model's own forward pass gives, at chosen rows and positions only.
+The caller's hooks on the final norm or on the unembedding must find all positions in their places.
+Under such hooks all of them are unembedded.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rome_lens.models.hook_names import has_hooks_after_blocks
+from rome_lens.models.lens import LensModel, at_least_float32, unembedding
+
+_VOCABULARY_SLICE = 2048
+_ROWS_PER_SLICE = 1024
+_ROWS_UNDER_HOOKS = 64
+
+
+def logits_of_rows(
+    model: LensModel, stream: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits of rows of the last stream, in at least float32."""
+    return soft_capped(model, model.unembed(_normalised(model, stream)[:, None])[:, 0])
+
+
+def logits_of_cells(
+    model: LensModel, cells: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> Float[Tensor, "cell d_vocab"]:
+    """Logits of chosen cells of some last streams.
+
+    Args:
+        cells: triples of a last stream ``[row, pos, d_model]``, the rows to read in it, and the
+            position of each. Under hooks on the final norm or the unembedding, the streams must
+            hold all positions.
+    """
+    if not has_hooks_after_blocks(model):
+        chosen = [stream[rows, positions] for stream, rows, positions in cells]
+        return logits_of_rows(model, torch.cat(chosen))
+    whole = ((model.unembed(model.ln_final(stream)), *at) for stream, *at in cells)
+    return soft_capped(
+        model, torch.cat([logits[rows, positions] for logits, rows, positions in whole])
+    )
+
+
+def log_probs_of_tokens(
+    model: LensModel,
+    stream: Float[Tensor, "row read d_model"],
+    tokens: Int[Tensor, "row read token"],
+    *,
+    length: int,
+) -> Float[Tensor, "row read token"]:
+    """Log probabilities of some tokens at each of the last positions.
+
+    ``length`` is the number of tokens in the whole sequences.
+    """
+    if not has_hooks_after_blocks(model):
+        flat = _log_probs_by_slices(model, stream.flatten(0, 1), tokens.flatten(0, 1))
+        return flat.view(tokens.shape)
+    read = stream.shape[1]
+    log_probs = []
+    for rows, chosen in zip(
+        stream.split(_ROWS_UNDER_HOOKS), tokens.split(_ROWS_UNDER_HOOKS), strict=True
+    ):
+        whole = rows.new_zeros((len(rows), length, rows.shape[-1]))
+        whole[:, -read:] = rows
+        logits = soft_capped(model, model.unembed(model.ln_final(whole)))[:, -read:]
+        log_probs.append(logits.log_softmax(-1).gather(-1, chosen))
+    return torch.cat(log_probs)
+
+
+def _log_probs_by_slices(
+    model: LensModel, stream: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row token"]
+) -> Float[Tensor, "row token"]:
+    """``log p(t) = logit_t - log sum_v exp(logit_v)``, summed by slices of the vocabulary.
+
+    The logits are never held all at once. On a large vocabulary that saves most of the time and
+    nearly all of the memory.
+    """
+    weight, bias = unembedding(model)
+    final = _normalised(model, stream)
+    chosen = torch.empty(tokens.shape, device=final.device, dtype=at_least_float32(final).dtype)
+    log_sum = torch.full_like(chosen[:, 0], -torch.inf)
+    for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
+        part = slice(start, start + _VOCABULARY_SLICE)
+        for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
+            logits = soft_capped(model, torch.addmm(bias[part], final[rows], weight[:, part]))
+            log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
+            # Taken from the same product as the sum, so that the rounding of a near-certain answer
+            # cancels.
+            inside = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
+            here = logits.gather(-1, (tokens[rows] - start).clamp(0, logits.shape[1] - 1))
+            chosen[rows] = torch.where(inside, here, chosen[rows])
+    return chosen - log_sum[:, None]
+
+
+def soft_capped(model: LensModel, logits: Tensor) -> Tensor:
+    """Logits after the model's soft cap, if it has one (Gemma 2), in at least float32."""
+    cap = model.cfg.output_logits_soft_cap
+    return at_least_float32(cap * torch.tanh(logits / cap) if cap and cap > 0.0 else logits)
+
+
+def _normalised(
+    model: LensModel, stream: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_model"]:
+    return model.ln_final(stream[:, None].contiguous())[:, 0].contiguous()
