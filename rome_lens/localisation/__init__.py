@@ -1,11 +1,12 @@
 """Localisation: does tracing tell where to edit?
 
-* ``sweeping.py``: ``layer_sweep``, which traces and edits facts at every layer. ``results.py``: what it returns.
+* ``sweep_over_layers.py``: ``layer_sweep``, which traces and edits facts at every layer.
+  ``results.py``: what it returns.
 * ``variance.py``: how much of an edit's success the layer and the trace explain.
 """
 
 from rome_lens.localisation.results import LayerSweep
-from rome_lens.localisation.sweeping import layer_sweep
+from rome_lens.localisation.sweep_over_layers import layer_sweep
 from rome_lens.localisation.variance import VarianceExplained, explain_variance
 
 __all__ = [

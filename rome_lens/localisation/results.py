@@ -1,4 +1,4 @@
-"""What a sweep of tracing and editing over the layers found, by fact and layer."""
+"""The result of a layer sweep: the effect of restoring each layer and the success of editing it."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,9 @@ from torch import Tensor
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import average, share
 from rome_lens.localisation.variance import VarianceExplained, explain_variance
+from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
+from rome_lens.tracing.results import Position
 
 MEASURES = ("EM", "PM", "NM", "ES", "PS", "NS", "S")
 _SHARES = ("ES", "PS", "NS", "S")
@@ -17,78 +19,96 @@ _SHARES = ("ES", "PS", "NS", "S")
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class LayerSweep(Stored):
-    """What :func:`layer_sweep` found: of each fact and layer, the effect of restoring it and the success of editing it.
+    """The result of :func:`layer_sweep`: effects of restoring and successes of editing, by layer.
 
-    Attributes:
-        names: of the facts, as the records name them; a bare fact's is its text. ``unknown`` those of the facts left out
-            since the model answers otherwise.
-        layers: both axes' second.
-        effects: indirect effect, the answer's probability restored less corrupted; ``total_effects`` clean less corrupted.
-        EM, PM, NM, ES, PS, NS, S: success, as :class:`Evaluation` has it for a record; NaN where it has no prompts for it.
-        component, window, at, samples, noise: of the traces; ``model_fingerprint`` of the model.
-        edits: what made the edits, as text.
+    The measures of success are those of :class:`Evaluation` for one record. A measure is NaN for a
+    record that has no prompts for it.
     """
 
     names: tuple[str, ...]
+    """The ids of the records; for a bare fact, its text."""
     unknown: tuple[str, ...]
+    """The ids of the records that were left out because the model gives another answer."""
     layers: tuple[int, ...]
+    """The traced and edited layers, the second axis of the numbers."""
     effects: Float[Tensor, "fact layer"]
+    """The indirect effects: the answer's probability restored minus corrupted."""
     total_effects: Float[Tensor, " fact"]
+    """The total effects: the answer's probability clean minus corrupted."""
     EM: Float[Tensor, "fact layer"]
+    """Efficacy magnitude."""
     PM: Float[Tensor, "fact layer"]
+    """Paraphrase magnitude."""
     NM: Float[Tensor, "fact layer"]
+    """Neighborhood magnitude."""
     ES: Float[Tensor, "fact layer"]
+    """Efficacy score."""
     PS: Float[Tensor, "fact layer"]
+    """Paraphrase score."""
     NS: Float[Tensor, "fact layer"]
+    """Neighborhood score."""
     S: Float[Tensor, "fact layer"]
-    component: str
+    """The harmonic mean of the three scores."""
+    component: Component
+    """The component whose output the traces restore."""
     window: int
-    at: str | int
+    """The number of layers restored together."""
+    at: Position
+    """The traced position."""
     samples: int
+    """The number of noise samples."""
     noise: str
+    """The corruption, as text."""
     edits: str
+    """How the edits were made, as text."""
     model_fingerprint: str
+    """The fingerprint of the model."""
 
     def __repr__(self) -> str:
         return (
-            f"LayerSweep({len(self.names)} facts, {len(self.unknown)} not known, layers {list(self.layers)}, "
-            f"{self.component!r}, window={self.window}, at={self.at!r})"
+            f"LayerSweep({len(self.names)} facts, {len(self.unknown)} not known, layers "
+            f"{list(self.layers)}, {self.component!r}, window={self.window}, at={self.at!r})"
         )
 
     def success(self, measure: str) -> Float[Tensor, "fact layer"]:
-        """The success of a name.
+        """The success of every edit by one measure, such as ``"EM"``.
 
         Raises:
-            ValueError: an unknown name.
+            ArgumentError: the measure is unknown.
         """
         if measure not in MEASURES:
             raise ArgumentError(
                 f"measure is {measure!r}, expected one of {', '.join(map(repr, MEASURES))}."
             )
-        found: Tensor = getattr(self, measure)
-        return found
+        values: Tensor = getattr(self, measure)
+        return values
 
     def variance_explained(
         self, measure: str = "EM", *, shuffles: int = 200, seed: int = 0
     ) -> VarianceExplained:
-        """How much of the success the layer explains, how much the effect, and what the effect adds to the layer.
+        """How much of the success the layer explains, and how much the effect of restoring it adds.
 
-        R^2 is over all cells (fact, layer), of the least squares fits
+        R^2 is taken over all cells (fact, layer) for the least-squares fits
 
             success = a_layer,   success = a + b effect,   success = a_layer + b effect.
 
-        The last is never below the first: what it adds is compared with what it adds when each fact has the whole row of
-        effects of a fact drawn at random. Intervals are of a bootstrap over facts. Beside R^2 stands what a user of one
-        fact asks: whether its layer of the largest effect is as good as its best.
-
-        Source: Hase et al. 2023, who regress in this way and find that tracing adds next to nothing.
+        The last R^2 is never below the first. To judge what the effect adds, it is compared with
+        what it adds when each fact gets the whole row of effects of a randomly drawn fact.
+        Intervals come from a bootstrap over facts. The result also answers the question of a user
+        with one fact: whether the layer with the fact's largest effect is as good as the fact's
+        best layer.
 
         Args:
-            shuffles: how often effects are given to other facts.
-            seed: of shuffles and bootstrap.
+            measure: the measure of success.
+            shuffles: how many times the effects are exchanged between facts.
+            seed: the seed of the shuffles and of the bootstrap.
 
         Raises:
-            ValueError: an unknown measure, or fewer than two facts or layers that it was asked of.
+            ArgumentError: the measure is unknown, or it is known for fewer than two facts or
+                layers.
+
+        Source: Hase et al. 2023, who regress in this way and find that tracing adds next to
+        nothing.
         """
         success = self.success(measure).numpy()
         return explain_variance(
@@ -96,7 +116,7 @@ class LayerSweep(Stored):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each fact and layer: effect, total effect, and each measure of success."""
+        """One row per fact and layer: effect, total effect, and each measure of success."""
         cells = [(i, j) for i in range(len(self.names)) for j in range(len(self.layers))]
         frame = pd.DataFrame(
             {
@@ -111,10 +131,10 @@ class LayerSweep(Stored):
         return frame
 
     def table(self) -> pd.DataFrame:
-        """Layers down; mean over the facts of effect and success across, with 95 % intervals.
+        """One row per layer: mean effect and mean success over the facts, with 95 % intervals.
 
-        What no record asked is left out. S is the mean of the facts' own, not that of :class:`Scores`, which takes the
-        harmonic mean of means.
+        Measures that no record has prompts for are left out. S is the mean of the facts' own S. It
+        is not the S of :class:`Scores`, which is the harmonic mean of means.
         """
         frame = pd.DataFrame(index=pd.Index(self.layers, name="layer"))
         frame["effect"] = [str(average(column.tolist())) for column in self.effects.T]
@@ -127,5 +147,5 @@ class LayerSweep(Stored):
 
 
 def asked(success: Float[Tensor, "fact layer"]) -> Float[Tensor, "known layer"]:
-    """The rows of the facts of which the success was asked."""
+    """The rows of the facts whose records have prompts for the measure."""
     return success[~success.isnan().any(1)]

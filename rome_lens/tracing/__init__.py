@@ -1,9 +1,14 @@
-"""Tracing: causal tracing by corrupted-run activation patching, and what follows from it.
+"""Tracing: where does a model read a fact out?
 
-* ``noise.py``, ``embeddings.py``, ``corruption.py``: how the subject is corrupted.
+Causal tracing corrupts the subject, restores one clean state, and measures how much of the answer
+returns. (The literature also calls this corrupted-run activation patching.)
+
+* ``noise.py``, ``corruption.py``: how the subject is corrupted. ``embedding_statistics.py``: how
+  strong noise has to be.
 * ``clean_run.py``: the run without corruption. ``cells.py``: which states are restored.
-* ``restoring.py``: the engine that restores them. ``scoring.py``: from final streams to scores.
-* ``causal.py``, ``severed.py``, ``attribution.py``: the three kinds of trace. ``results.py``: what they return.
+* ``restoring.py``: the engine that restores them. ``scoring.py``: from residual streams to scores.
+* ``causal.py``, ``severed.py``, ``attribution.py``: the three kinds of trace. ``results.py``: what
+  they return.
 * ``many_facts.py``, ``averages.py``: traces of many facts, and their averages.
 """
 

@@ -1,4 +1,4 @@
-"""Attribution patching: what a causal trace would find, to first order, for the price of one forward and one backward pass."""
+"""Attribution patching: a causal trace estimated from one forward and one backward pass."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,10 +16,10 @@ from rome_lens.forward.tokens import Answer
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
-from rome_lens.tracing.clean_run import Recall, recall
-from rome_lens.tracing.noise import GaussianNoise
+from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import AttributionTrace
-from rome_lens.tracing.scoring import common_fields, corrupted_embeddings, drawn_noise
+from rome_lens.tracing.scoring import common_fields, corrupted_embeddings, draw_noise
 
 
 def attribution_trace(
@@ -28,7 +28,7 @@ def attribution_trace(
     *,
     component: Component = "resid",
     window: int = 1,
-    noise: Any = GaussianNoise(),
+    noise: Noise | Tensor = GaussianNoise(),
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
@@ -38,31 +38,41 @@ def attribution_trace(
     batch_size: int | None = None,
     require_correct: bool = True,
 ) -> AttributionTrace:
-    """``P*[answer] + sum_{l in window} (h_clean^l - h_corrupted^l) . dP*/dh_corrupted^l``, on the cells of a trace.
+    """A trace to first order: ``P* + sum_l (h_clean^l - h_corrupted^l) . dP*/dh_corrupted^l``.
 
-    The corrupted run's probability, extended linearly to the restored state. It is a preview: far from linear, and far
-    from the exact trace where restoring a state changes much. Its ``rank_correlation`` with an exact trace says how far.
+    ``P*`` is the answer's probability in the corrupted run, and the sum is over the layers of the
+    cell's window.
 
-    Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Kramar et al. 2024, "AtP*".
+    This extends the corrupted run's probability linearly to the restored state. It is a preview.
+    Where restoring a state changes much, the probability is far from linear and the estimate far
+    from the exact trace. :meth:`AttributionTrace.rank_correlation` with an exact trace says how
+    far.
 
     Args:
-        window: more than 1 adds up the layers of a window, for ``"mlp"`` and ``"attn"``: a rougher preview, since what an
-            earlier layer changes in a later one counts, though the later one is restored too. States of the residual
-            stream do not add up at all, since each holds the ones before it.
-        component, noise, samples, layers, positions, heads, answer, prepend_bos, batch_size, require_correct: as for
-            :func:`causal_trace`.
+        window: for ``"mlp"`` and ``"attn"``, a window of more than 1 adds up the effects of its
+            layers. This is a rougher preview: it counts what an earlier layer changes in a later
+            one, although the later one is restored too. For ``"resid"`` the window must be 1,
+            because each state of the residual stream contains the ones before it.
+        component, noise, samples, layers, positions, heads, answer, prepend_bos, batch_size,
+            require_correct: as for :func:`causal_trace`.
 
     Raises:
-        FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
+        FactNotKnownError, ArgumentError, FactError, NoiseError, ModelError: as for
+            :func:`causal_trace`.
+
+    Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Kramar et
+    al. 2024, "AtP*".
     """
     fact = as_fact(fact)
     if component == "resid" and window != 1:
         raise ArgumentError(
-            f"window is {window}, expected 1 for 'resid': its states do not add up over layers."
+            f"window is {window}, expected 1 for 'resid': effects of the residual stream do not "
+            "add up over layers."
         )
     if torch.is_inference_mode_enabled():
         raise ArgumentError(
-            "Attribution patching takes a gradient, which torch.inference_mode() rules out: call it outside."
+            "Attribution patching takes a gradient, which torch.inference_mode() forbids: call it "
+            "outside."
         )
     cells = grid(
         model,
@@ -77,11 +87,11 @@ def attribution_trace(
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        recalled = recall(
+        clean = run_clean(
             model, fact, cells.encoded, cells.answer, component, require_correct=require_correct
         )
-        drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
-        parts = [_estimated(model, recalled, component, part) for part in drawn.split(cells.rows)]
+        drawn = draw_noise(model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos)
+        parts = [_estimate(model, clean, component, part) for part in drawn.split(cells.rows)]
     corrupted = torch.cat([probability for probability, _ in parts])
     by_layer = torch.cat([effects for _, effects in parts])[:, :, list(cells.positions)]
     by_layer = by_layer.sum(-1) if cells.heads is None else by_layer[..., list(cells.heads)]
@@ -95,47 +105,48 @@ def attribution_trace(
         heads=cells.heads or (),
         corrupted_samples=corrupted.cpu(),
         sample_scores=(effects + corrupted.view(-1, *(1 for _ in effects.shape[1:]))).cpu(),
-        **common_fields(model, fact, cells, recalled, noise),
+        **common_fields(model, fact, cells, clean, noise),
     )
 
 
-def _estimated(
+def _estimate(
     model: LensModel,
-    recalled: Recall,
-    component: str,
+    clean: CleanRun,
+    component: Component,
     noise: Float[Tensor, "sample subject d_model"],
 ) -> tuple[Float[Tensor, " sample"], Float[Tensor, "sample layer pos head"]]:
-    """The corrupted probability, and the effect of each layer's state; one head stands for all of what is no head."""
+    """The corrupted probability, and the estimated effect of each layer's state.
+
+    Components other than ``"z"`` have a head axis of length 1.
+    """
     states: dict[int, Tensor] = {}
     additions: dict[int, Tensor] = {}
-    read = len(recalled.answer)
-    embeddings = corrupted_embeddings(recalled, noise)
+    read = len(clean.answer)
+    embeddings = corrupted_embeddings(clean, noise)
 
     def adding(layer: int) -> Hook:
-        """A zero added to the state, since what a hook is shown is not always what the model goes on with."""
+        """Add a zero to the state and take the gradient there.
+
+        The tensor that a hook receives is not always the one that the model continues with.
+        """
 
         def add(value: Tensor, hook: Any) -> Tensor:
-            states[layer], additions[layer] = (
-                value.detach(),
-                torch.zeros_like(value, requires_grad=True),
-            )
+            states[layer] = value.detach()
+            additions[layer] = torch.zeros_like(value, requires_grad=True)
             return value + additions[layer]
 
         return component_hook(component, layer), add
 
     with torch.enable_grad(), unembedding_only(model, lambda stream: stream[:, -read:]):
-        hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, recalled.states)]
+        hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, clean.states)]
         with model.hooks(fwd_hooks=hooks):
-            logits = at_least_float32(
-                model(recalled.tokens.expand(len(noise), -1).to(device(model)))
-            )
-        answer = torch.tensor(recalled.answer).repeat(len(noise))
-        probability = (
-            log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read).sum(1).exp()
-        )
+            logits = at_least_float32(model(clean.tokens.expand(len(noise), -1).to(device(model))))
+        answer = torch.tensor(clean.answer).repeat(len(noise))
+        log_probs = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read)
+        probability = log_probs.sum(1).exp()
         gradients = torch.autograd.grad(probability.sum(), list(additions.values()))
     effects = []
     for (layer, state), gradient in zip(states.items(), gradients, strict=True):
-        change = (recalled.states[layer] - state) * gradient
+        change = (clean.states[layer] - state) * gradient
         effects.append(change.sum(-1, keepdim=component != "z"))
     return probability.detach(), at_least_float32(torch.stack(effects, dim=1))

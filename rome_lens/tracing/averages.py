@@ -3,44 +3,56 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.arguments import one_of
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, half_width
+from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
 from rome_lens.tracing.many_facts import TracedFacts
 from rome_lens.tracing.results import CausalTrace
 
-ROLES = ("first subject", "middle subject", "last subject", "first subsequent", "further", "last")
+Role = Literal[
+    "first subject", "middle subject", "last subject", "first subsequent", "further", "last"
+]
+"""What a token is in its prompt; the paper's words."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TraceAverage(Stored):
-    """Average effects over facts (Meng et al. 2022, section 2.2 and figure 2).
+    """Average effects over facts (Meng et al. 2022, section 2.2 and figure 2)."""
 
-    Attributes:
-        fact_effects: each fact's indirect effect, averaged over its tokens of a role; NaN where it has none.
-        clean_scores, corrupted_scores: each fact's probability of the answer.
-        subjects: of the facts, in their order; ``unknown`` those of the facts left out since the model answers otherwise.
-        component, window, layers, noise, model_fingerprint: as all the traces have them; ``samples`` of each fact.
-    """
-
-    component: str
+    component: Component
+    """The component whose output was restored."""
     window: int
+    """The number of layers restored together."""
     layers: tuple[int, ...]
-    roles: tuple[str, ...]
+    """The traced layers."""
+    roles: tuple[Role, ...]
+    """The roles of tokens."""
     fact_effects: Float[Tensor, "fact layer role"]
+    """Each fact's indirect effects, averaged over its tokens of a role; NaN where it has none."""
     clean_scores: Float[Tensor, " fact"]
+    """Each fact's probability of the answer in the clean run."""
     corrupted_scores: Float[Tensor, " fact"]
+    """Each fact's probability of the answer in the corrupted runs."""
     subjects: tuple[str, ...]
+    """The subjects of the averaged facts, in order."""
     unknown: tuple[str, ...]
+    """The prompts of the facts that were left out because the model gives another answer."""
     samples: int
+    """The number of noise samples of each fact."""
     noise: str
+    """The corruption, as text."""
     model_fingerprint: str
+    """The fingerprint of the traced model."""
 
     def __repr__(self) -> str:
         return (
@@ -50,60 +62,58 @@ class TraceAverage(Stored):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many facts have a token of each role."""
-        return tuple(int(self.of_role(role).shape[0]) for role in range(len(self.roles)))
+        """The number of facts that have a token of each role."""
+        return tuple(len(self.of_role(column)) for column in range(len(self.roles)))
 
     @property
     def total_effect(self) -> Average:
-        """Average total effect (ATE), ``E[clean - corrupted]``."""
+        """The average total effect (ATE), ``E[clean - corrupted]``."""
         return average((self.clean_scores - self.corrupted_scores).tolist())
 
     @property
     def clean(self) -> Average:
-        """Average probability of the answer in the clean run."""
+        """The average probability of the answer in the clean run."""
         return average(self.clean_scores.tolist())
 
     @property
     def corrupted(self) -> Average:
-        """Average probability of the answer in the corrupted runs."""
+        """The average probability of the answer in the corrupted runs."""
         return average(self.corrupted_scores.tolist())
 
     @property
     def indirect_effects(self) -> Float[Tensor, "layer role"]:
-        """Average indirect effects (AIE), ``E[score - corrupted]``; NaN for a role that no fact has."""
+        """The average indirect effects (AIE), ``E[score - corrupted]``.
+
+        NaN for a role that no fact has.
+        """
         return self.fact_effects.nanmean(0)
 
     @property
     def half_widths(self) -> Float[Tensor, "layer role"]:
-        """Half the Student-t 95 % interval of each AIE, over facts; NaN below five facts."""
-        halves = []
-        for role in range(len(self.roles)):
-            effects = self.of_role(role)
-            enough = effects.shape[0] >= FEWEST
-            halves.append(
-                half_width(effects)
-                if enough
-                else torch.full_like(self.fact_effects[0, :, role], math.nan)
-            )
-        return torch.stack(halves, dim=1)
+        """Half the width of each AIE's 95 % Student-t interval over facts; NaN below five facts."""
+        columns = []
+        for column in range(len(self.roles)):
+            effects = self.of_role(column)
+            if len(effects) >= FEWEST:
+                columns.append(half_width(effects))
+            else:
+                columns.append(torch.full_like(self.fact_effects[0, :, column], math.nan))
+        return torch.stack(columns, dim=1)
 
-    def peak(self, role: str) -> int:
-        """The layer of a role's largest AIE.
+    def peak(self, role: Role) -> int:
+        """The layer with a role's largest AIE.
 
         Raises:
-            ValueError: an unknown role, or one that no fact has.
+            ArgumentError: the role is unknown, or no fact has a token of it.
         """
-        if role not in self.roles:
-            raise ArgumentError(
-                f"The role is {role!r}, expected one of {', '.join(map(repr, self.roles))}."
-            )
+        one_of("role", role, Role)
         column = self.roles.index(role)
         if not self.counts[column]:
             raise ArgumentError(f"No fact has a token of the role {role!r}.")
         return self.layers[int(self.indirect_effects[:, column].argmax())]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each layer and role: AIE, half its 95 % interval, and the number of facts."""
+        """One row per layer and role: AIE, half its interval's width, and the number of facts."""
         effects, halves, counts = self.indirect_effects, self.half_widths, self.counts
         return pd.DataFrame(
             {
@@ -117,17 +127,21 @@ class TraceAverage(Stored):
             for j, role in enumerate(self.roles)
         )
 
-    def of_role(self, role: int) -> Float[Tensor, "fact layer"]:
-        """The effects of the facts that have a token of the role."""
-        effects = self.fact_effects[:, :, role]
+    def of_role(self, column: int) -> Float[Tensor, "fact layer"]:
+        """The effects of the facts that have a token of the role ``roles[column]``."""
+        effects = self.fact_effects[:, :, column]
         return effects[~effects[:, 0].isnan()]
 
 
-def roles_of(subject: tuple[int, int], length: int) -> dict[str, list[int]]:
-    """Positions of a prompt by role, each in one alone: the prompt's last token is ``"last"`` whatever else it is, a subject's
-    last token ``"last subject"`` even where it is its first, and what stands before the subject has no role."""
+def roles_of(subject: tuple[int, int], length: int) -> dict[Role, list[int]]:
+    """The positions of a prompt by role.
+
+    Each position has at most one role. The prompt's last token is ``"last"`` whatever else it is.
+    The subject's last token is ``"last subject"`` even if it is its first, too. Tokens before the
+    subject have no role.
+    """
     start, end = subject
-    roles = {
+    candidates: dict[Role, Iterable[int]] = {
         "first subject": [start],
         "middle subject": range(start + 1, end - 1),
         "last subject": [end - 1],
@@ -135,42 +149,65 @@ def roles_of(subject: tuple[int, int], length: int) -> dict[str, list[int]]:
         "further": range(end + 1, length - 1),
         "last": [length - 1],
     }
+    by_priority: tuple[Role, ...] = (
+        "last",
+        "last subject",
+        "first subject",
+        "middle subject",
+        "first subsequent",
+        "further",
+    )
     taken: set[int] = set()
-    found: dict[str, list[int]] = {}
-    for role in ("last", "last subject", *ROLES):
-        if role not in found:
-            found[role] = [pos for pos in roles[role] if pos < length and pos not in taken]
-            taken.update(found[role])
-    return {role: found[role] for role in ROLES}
+    positions: dict[Role, list[int]] = {}
+    for role in by_priority:
+        positions[role] = [pos for pos in candidates[role] if pos < length and pos not in taken]
+        taken.update(positions[role])
+    return {role: positions[role] for role in ROLES}
 
 
 def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
-    """Average total effect, and average indirect effect by layer and role, over traces of many facts.
+    """The average total effect, and the average indirect effects by layer and role, over facts.
 
-    Within a fact, the tokens of one role are averaged first. Facts that the model does not know are not among the traces;
-    those that :func:`~rome_lens.trace_facts` met are counted in ``unknown``.
+    The tokens of one role are averaged within a fact first. Facts that the model does not know have
+    no trace. Those that :func:`~rome_lens.trace_facts` left out are named in ``unknown``.
+
+    Args:
+        traces: the result of :func:`~rome_lens.trace_facts`, or traces made with the same options.
+
+    Raises:
+        ArgumentError: there is no trace; a trace is of single heads, or does not cover all
+            positions; or two traces differ in component, window, layers, noise, samples or model,
+            or are of the same fact.
 
     Source: Meng et al. 2022, section 2.2 (AIE and ATE over 1000 facts).
 
-    Raises:
-        ValueError: there is no trace, a trace is of heads or of some positions only, or two differ in what was restored, in
-            layers, samples or model, or are of one fact.
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> facts = rl.data.records(known_by="toy")[:5]
+        >>> average = rl.average_traces(rl.trace_facts(model, facts, samples=2))
+        >>> average.indirect_effects.shape, average.roles[2]
+        (torch.Size([6, 6]), 'last subject')
+        >>> average.peak("last subject"), average.peak("last")
+        (2, 5)
     """
-    listed = tuple(traces)
+    averaged = tuple(traces)
     unknown = traces.unknown if isinstance(traces, TracedFacts) else ()
-    if not listed:
-        raise ArgumentError(f"There is no trace to average; facts not known: {len(unknown)}.")
-    _check_alike(listed)
-    first = listed[0]
+    if not averaged:
+        raise ArgumentError(
+            f"There is no trace to average. Facts that the model does not know: {len(unknown)}."
+        )
+    _check_alike(averaged)
+    first = averaged[0]
     return TraceAverage(
         component=first.component,
         window=first.window,
         layers=first.layers,
         roles=ROLES,
-        fact_effects=torch.stack([_by_role(trace) for trace in listed]),
-        clean_scores=torch.tensor([trace.clean for trace in listed], dtype=torch.float64),
-        corrupted_scores=torch.tensor([trace.corrupted for trace in listed], dtype=torch.float64),
-        subjects=tuple(trace.fact.subject for trace in listed),
+        fact_effects=torch.stack([_effects_by_role(trace) for trace in averaged]),
+        clean_scores=torch.tensor([trace.clean for trace in averaged], dtype=torch.float64),
+        corrupted_scores=torch.tensor([trace.corrupted for trace in averaged], dtype=torch.float64),
+        subjects=tuple(trace.fact.subject for trace in averaged),
         unknown=tuple(fact.text for fact, _ in unknown),
         samples=len(first.corrupted_samples),
         noise=first.noise,
@@ -178,7 +215,7 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
     )
 
 
-def _by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
+def _effects_by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
     effects = trace.indirect_effects[:, torch.tensor(trace.positions).argsort()]
     columns = [
         effects[:, positions].mean(1)
@@ -188,36 +225,42 @@ def _by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
 
 
 def _check_alike(traces: Sequence[CausalTrace]) -> None:
-    first, seen = traces[0], set()
+    """Refuse traces that were made with different options, and facts that would count twice."""
+    first = traces[0]
+    seen: set[tuple[str, str]] = set()
     for trace in traces:
-        for name in (
-            "component",
-            "window",
-            "layers",
-            "noise",
-            "answer_tokens",
-            "model_fingerprint",
-        ):
-            if getattr(trace, name) != getattr(first, name):
-                raise ArgumentError(
-                    f"The trace of {trace.fact.text!r} has {name} {getattr(trace, name)!r}, that of {first.fact.text!r} "
-                    f"{getattr(first, name)!r}: only traces made alike can be averaged."
-                )
-        if trace.heads:
-            raise ArgumentError("Traces of single heads have no average by role: average 'attn'.")
-        if len(trace.corrupted_samples) != len(first.corrupted_samples):
-            raise ArgumentError(
-                f"{trace.fact.text!r} has {len(trace.corrupted_samples)} samples, expected as many as the first."
-            )
+        _check_options(trace, first)
+        text = trace.fact.text
         if sorted(trace.positions) != list(range(len(trace.labels))):
             raise ArgumentError(
-                f"{trace.fact.text!r} was traced at positions {list(trace.positions)}, expected all."
+                f"{text!r} was traced at positions {list(trace.positions)}, expected all positions."
             )
         if not trace.sample_scores.isfinite().all():
             raise ArgumentError(
-                f"The scores of {trace.fact.text!r} hold NaN or infinity: leave it out, or find out why."
+                f"The scores of {text!r} contain NaN or infinity: find out why, or leave it out."
             )
-        question = (trace.fact.text, trace.fact.target)
+        question = (text, trace.fact.target)
         if question in seen:
-            raise ArgumentError(f"{trace.fact.text!r} is there twice: a fact counts once.")
+            raise ArgumentError(f"{text!r} is given twice, but each fact counts once.")
         seen.add(question)
+
+
+def _check_options(trace: CausalTrace, first: CausalTrace) -> None:
+    for name in ("component", "window", "layers", "noise", "answer_tokens", "model_fingerprint"):
+        own, expected = getattr(trace, name), getattr(first, name)
+        if own != expected:
+            raise ArgumentError(
+                f"The trace of {trace.fact.text!r} has {name} {own!r}, but that of "
+                f"{first.fact.text!r} has {expected!r}. Only traces made with the same options can "
+                "be averaged."
+            )
+    if trace.heads:
+        raise ArgumentError(
+            "Traces of single heads have no average by role: average traces of 'attn' instead."
+        )
+    if len(trace.corrupted_samples) != len(first.corrupted_samples):
+        raise ArgumentError(
+            f"The trace of {trace.fact.text!r} has {len(trace.corrupted_samples)} samples, but "
+            f"that of {first.fact.text!r} has {len(first.corrupted_samples)}: expected equal "
+            "numbers."
+        )

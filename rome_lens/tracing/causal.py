@@ -1,13 +1,13 @@
 """Causal tracing: corrupt the subject, restore one state, and see how much of the answer returns.
 
-The plain method runs the whole model once for each cell (layer, position). Here a cell costs what it must: see
-``restoring.py``.
+The plain method runs the whole model once for each cell (layer, position). ``restoring.py`` does
+the same with far less work.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
@@ -16,17 +16,17 @@ from rome_lens.forward.tokens import Answer
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import grid
-from rome_lens.tracing.clean_run import recall
-from rome_lens.tracing.noise import GaussianNoise
-from rome_lens.tracing.restoring import Restorer, corrupted_run
+from rome_lens.tracing.clean_run import run_clean
+from rome_lens.tracing.noise import GaussianNoise, Noise
+from rome_lens.tracing.restoring import Restorer, run_corrupted
 from rome_lens.tracing.results import CausalTrace
 from rome_lens.tracing.scoring import (
+    answer_probabilities,
+    cell_scores,
     common_fields,
     corrupted_embeddings,
-    drawn_noise,
-    probabilities,
+    draw_noise,
     progress_bar,
-    scores_of,
 )
 
 
@@ -36,7 +36,7 @@ def causal_trace(
     *,
     component: Component = "resid",
     window: int = 1,
-    noise: Any = GaussianNoise(),
+    noise: Noise | Tensor = GaussianNoise(),
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
@@ -47,37 +47,68 @@ def causal_trace(
     progress: bool = False,
     require_correct: bool = True,
 ) -> CausalTrace:
-    """``P*_{clean h_pos^layer}[answer]``: corrupt the subject's embeddings, restore single states, score the answer.
+    """``P*_{clean h_pos^layer}[answer]``: the answer's probability with one clean state restored.
 
-    The score of a cell is the mean over ``samples`` corrupted runs of the softmax probability of the answer's first
-    token at the last position, while the component's output at that position is held at its clean value in the layers
-    ``max(0, l - window // 2)`` up to, not including, ``min(n_layers, l - (-window // 2))``. The same noise serves every
-    cell. Probabilities are computed in float32 at least, whatever the model's precision.
+    A cell is a layer and a position. Its score is the softmax probability of the answer's first
+    token at the last position, averaged over ``samples`` runs with a corrupted subject. During
+    these runs, the component's output at the cell's position is held at its clean value in a window
+    of layers around the cell's layer: from ``max(0, l - window // 2)`` up to, not including,
+    ``min(n_layers, l - (-window // 2))``. All cells use the same noise. Probabilities are computed
+    in float32 or better, whatever the model's precision.
 
-    Source: Meng et al. 2022, section 2.1 and appendix B.1 (single states; windows of 10 for MLP and attention).
-
-    On weights that TransformerLens has processed (folded norms, centred writing weights) scores are the same for the same
-    noise tensor. The default noise is another one there, since processing moves the embeddings and with them their
-    standard deviation.
+    TransformerLens can process weights on loading (folded norms, centred writing weights). This
+    does not change the scores for the same noise tensor. It does change the default noise, because
+    it moves the embeddings and with them their standard deviation.
 
     Args:
-        component: ``"resid"`` (the stream after the layer), ``"mlp"`` or ``"attn"`` (what the layer adds to it), or
-            ``"z"``, the output of single heads before ``W_O``; then scores have a third axis, ``heads``.
-        noise: a kind of noise (see ``corruption.py``), or the tensor itself, ``[samples, subject, d_model]``
-            (then ``samples`` is not read).
-        layers, positions, heads: None takes all. Negative positions count from the end.
-        answer: ``"first_token"`` scores the answer's first token, as the study does; ``"whole"`` the product over all of
-            its tokens, each given those before it.
-        prepend_bos: None takes the model's default.
-        batch_size: the most rows that any forward may have, a row being one noise sample of one cell: the bound on memory
-            (two at least, for a check of the model). None takes some thousand tokens' worth. It changes no score beyond rounding.
-        require_correct: refuse a fact whose answer is not the model's first choice; with False the answer's
-            probability is traced all the same.
+        model: the model; it is left as it was.
+        fact: the fact to trace.
+        component: ``"resid"`` (the residual stream after the layer), ``"mlp"`` or ``"attn"`` (what
+            the layer's MLP or attention adds to it), or ``"z"`` (the output of single heads before
+            ``W_O``). For ``"z"`` the scores have a third axis, ``heads``.
+        window: the number of layers restored together.
+        noise: a kind of noise (see ``corruption.py``), or the noise itself as a tensor of
+            shape ``[samples, subject, d_model]``. With a tensor, ``samples`` is not used.
+        samples: the number of corrupted runs.
+        layers, positions, heads: the cells; None takes all. Negative positions count from the end.
+        answer: ``"first_token"`` scores the answer's first token, as the study does. ``"whole"``
+            scores the product over all of its tokens, each given the tokens before it.
+        prepend_bos: whether the prompt starts with BOS; None takes the model's default.
+        batch_size: maximum rows per forward pass (one row is one noise sample of one cell). This
+            bounds the memory; it does not change the scores beyond rounding. The check of the model
+            needs two rows in any case. None allows rows for about four thousand tokens.
+        progress: show a progress bar.
+        require_correct: refuse a fact whose answer is not the model's first choice. With False, the
+            probability of the answer is traced anyway.
+
+    Returns:
+        The trace; its ``scores`` are ``Float[Tensor, "layer pos"]``, or ``"layer pos head"`` for
+        ``"z"``.
 
     Raises:
-        FactNotKnownError: the model gives another answer and ``require_correct`` is True.
-        ModelError, FactError, NoiseError, ValueError: as their messages say; nothing is run before they are raised but
-            one forward.
+        FactNotKnownError: ``require_correct`` is True and the model's first choice is another
+            answer.
+        ArgumentError, FactError, NoiseError, ModelError: an argument does not fit; the message says
+            which. At most one forward pass is run before that.
+
+    Source: Meng et al. 2022, section 2.1 and appendix B.1 (single states; windows of 10 for MLP and
+    attention).
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> fact = rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec")
+        >>> trace = rl.causal_trace(model, fact)
+        >>> trace.scores.shape
+        torch.Size([6, 9])
+        >>> round(trace.clean, 2), round(trace.corrupted, 2)
+        (0.99, 0.16)
+        >>> layer, pos = trace.peak()
+        >>> trace.labels[pos], layer, round(float(trace.scores[layer, pos]), 2)
+        (' of', 5, 0.99)
+        >>> layer, pos = trace.peak(at="subject_last")
+        >>> trace.labels[pos], round(float(trace.scores[layer, pos]), 2)
+        (' Brandt', 0.93)
     """
     fact = as_fact(fact)
     cells = grid(
@@ -93,24 +124,22 @@ def causal_trace(
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        recalled = recall(
+        clean = run_clean(
             model, fact, cells.encoded, cells.answer, component, require_correct=require_correct
         )
-        drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
+        drawn = draw_noise(model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos)
         corrupted, scores = [], []
-        with progress_bar(f"trace {component}", cells, len(drawn), shown=progress) as bar:
+        with progress_bar(f"trace {component}", cells, len(drawn), progress=progress) as bar:
             for part in drawn.split(cells.rows):
-                run = corrupted_run(
-                    recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part)
-                )
-                corrupted.append(probabilities(recalled, run.streams[-1]))
-                restorer = Restorer(recalled.forward, component, recalled.states, run)
-                scores.append(scores_of(recalled, cells, restorer, corrupted[-1], bar))
+                run = run_corrupted(clean.forward, clean.tokens, corrupted_embeddings(clean, part))
+                corrupted.append(answer_probabilities(clean, run.streams[-1]))
+                restorer = Restorer(clean.forward, component, clean.states, run)
+                scores.append(cell_scores(clean, cells, restorer, corrupted[-1], bar))
     return CausalTrace(
         component=component,
         window=window,
         heads=cells.heads or (),
         corrupted_samples=torch.cat(corrupted).cpu(),
         sample_scores=torch.cat(scores).cpu(),
-        **common_fields(model, fact, cells, recalled, noise),
+        **common_fields(model, fact, cells, clean, noise),
     )

@@ -1,4 +1,4 @@
-"""The cells of a trace: which states of which prompt are restored, checked before anything is run."""
+"""The cells of a trace: which states are restored. All options are checked before a run."""
 
 import math
 from collections.abc import Iterable
@@ -7,62 +7,64 @@ from dataclasses import dataclass, replace
 from rome_lens.arguments import one_of, whole_number, whole_numbers
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.tokens import FactTokens, tokens_to_run
+from rome_lens.forward.tokens import Answer, FactTokens, tokens_to_run
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A state to restore: one position (of one head, for ``"z"``) in a window of layers."""
-
-    pos: int
-    window: range
-    head: int | None = None
-
-
-Place = (
-    tuple[int, int] | tuple[int, int, int]
-)  # of a cell in scores [layer, pos] or [layer, pos, head]
+Place = tuple[int, int] | tuple[int, int, int]
+"""The indices of a cell in scores ``[layer, pos]`` or ``[layer, pos, head]``."""
 
 _TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A state to restore: one position in a window of layers; for ``"z"``, of a single head."""
+
+    pos: int
+    """The restored position."""
+    window: range
+    """The restored layers."""
+    head: int | None = None
+    """The restored head, for component ``"z"``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The cells that a trace asks for.
+    """The cells of a trace: all chosen layers, positions and, for component ``"z"``, heads."""
 
-    Attributes:
-        answer: the scored tokens.
-        rows: the most rows of one forward.
-    """
-
-    component: str
+    component: Component
+    """The component whose output is restored."""
     window: int
+    """The number of layers restored together."""
     encoded: FactTokens
+    """The fact as the model's tokens."""
     answer: tuple[int, ...]
+    """The scored tokens."""
     layers: tuple[int, ...]
+    """The chosen layers."""
     positions: tuple[int, ...]
+    """The chosen positions, counted from the start."""
     heads: tuple[int, ...] | None
+    """The chosen heads for component ``"z"``; None for the others."""
     rows: int
+    """Maximum rows per forward pass."""
     n_layers: int
+    """The number of the model's layers."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Layers, positions, and heads where they are single."""
-        return (
-            len(self.layers),
-            len(self.positions),
-            *(() if self.heads is None else (len(self.heads),)),
-        )
+        """The numbers of layers, positions and, for ``"z"``, heads."""
+        heads = () if self.heads is None else (len(self.heads),)
+        return (len(self.layers), len(self.positions), *heads)
 
     @property
     def count(self) -> int:
-        """How many cells there are."""
+        """The number of cells."""
         return math.prod(self.shape)
 
     @property
-    def read(self) -> int:
+    def first_read(self) -> int:
         """The first position that predicts a scored token."""
         return len(self.encoded.tokens) - 1
 
@@ -71,17 +73,18 @@ class Grid:
         return replace(self, positions=(pos,))
 
     def cells(self, *, causal: bool) -> dict[Place, Cell]:
-        """By their place in the scores, the cells whose restoration can change the answer.
+        """The cells whose restoration can change the answer, by their place in the scores.
 
-        In a causal model states before the subject are not corrupted, and after the last layer's attention only the
-        positions that predict the answer are read.
+        Two kinds of cells are left out. In a causal model, states before the subject are not
+        corrupted. After the last layer's attention, only the positions that predict the answer are
+        read.
         """
         cells: dict[Place, Cell] = {}
         for i, layer in enumerate(self.layers):
             window = restored_layers(layer, self.window, self.n_layers)
             for j, pos in enumerate(self.positions):
-                read = pos >= self.read or window.start < self.n_layers - 1
-                if not read or (causal and pos < self.encoded.subject[0]):
+                is_read = pos >= self.first_read or window.start < self.n_layers - 1
+                if not is_read or (causal and pos < self.encoded.subject[0]):
                     continue
                 if self.heads is None:
                     cells[i, j] = Cell(pos=pos, window=window)
@@ -94,7 +97,11 @@ class Grid:
 
 
 def restored_layers(layer: int, window: int, n_layers: int) -> range:
-    """``max(0, l - window // 2)`` up to, not including, ``min(n_layers, l - (-window // 2))``, as the study cuts it."""
+    """The layers of the window around layer ``l``, with the study's bounds.
+
+    They go from ``max(0, l - window // 2)`` up to, not including,
+    ``min(n_layers, l - (-window // 2))``.
+    """
     return range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
 
 
@@ -102,24 +109,25 @@ def grid(
     model: LensModel,
     fact: Fact,
     *,
-    component: str,
+    component: Component,
     window: int,
     layers: Iterable[int] | None,
     positions: Iterable[int] | None,
     heads: Iterable[int] | None,
-    answer: str,
+    answer: Answer,
     prepend_bos: bool | None,
     batch_size: int | None,
 ) -> Grid:
     """The cells of a trace, from its options.
 
     Raises:
-        ValueError, ModelError, FactError: an option that does not fit the model or the fact.
+        ArgumentError, ModelError, FactError: an option does not fit the model or the fact.
     """
     check_options(model, component=component, window=window, batch_size=batch_size)
     chosen_layers = named_layers(model, layers)
     chosen_heads = _chosen_heads(model, component, heads)
     encoded, scored = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
+    length = len(encoded.tokens) + len(scored) - 1
     return Grid(
         component=component,
         window=whole_number("window", window),
@@ -128,29 +136,33 @@ def grid(
         layers=chosen_layers,
         positions=_chosen_positions(positions, len(encoded.tokens)),
         heads=chosen_heads,
-        rows=batch_size or max(1, _TOKENS_PER_BATCH // (len(encoded.tokens) + len(scored) - 1)),
+        rows=batch_size or max(1, _TOKENS_PER_BATCH // length),
         n_layers=model.cfg.n_layers,
     )
 
 
-def check_options(model: LensModel, *, component: str, window: int, batch_size: int | None) -> None:
-    """Refuse what no fact can make right.
+def check_options(
+    model: LensModel, *, component: Component, window: int, batch_size: int | None
+) -> None:
+    """Refuse options that are wrong whatever the fact is.
 
     Raises:
-        ValueError: an unknown component, a window that is empty or the whole model, a batch of no rows.
-        ModelError: the MLPs of a model that has none.
+        ArgumentError: the component is unknown, the window is empty or covers the whole model, or
+            ``batch_size`` is below 1.
+        ModelError: the component is ``"mlp"`` and the model has no MLPs.
     """
     one_of("component", component, Component)
     window = whole_number("window", window)
     n_layers = model.cfg.n_layers
     if window < 1 or (n_layers > 1 and window // 2 >= n_layers - 1 and -(-window // 2) >= n_layers):
         raise ArgumentError(
-            f"window is {window}, expected at least 1 and less than {2 * n_layers - 1}: from there on the window around "
-            f"every layer is the whole model of {n_layers} layers."
+            f"window is {window}, expected at least 1 and less than {2 * n_layers - 1}: from that "
+            f"number on, the window around every layer is the whole model of {n_layers} layers."
         )
     if component == "z" and window > 1:
         raise ArgumentError(
-            f"window is {window}, expected 1 for 'z': heads of the same number in other layers have no part in it."
+            f"window is {window}, expected 1 for 'z': heads with the same number in different "
+            "layers are unrelated."
         )
     if component == "mlp":
         check_has_mlp(model)
@@ -159,12 +171,12 @@ def check_options(model: LensModel, *, component: str, window: int, batch_size: 
 
 
 def _chosen_heads(
-    model: LensModel, component: str, heads: Iterable[int] | None
+    model: LensModel, component: Component, heads: Iterable[int] | None
 ) -> tuple[int, ...] | None:
     if component != "z":
         if heads is not None:
             raise ArgumentError(
-                f"heads is given for component {component!r}, expected component='z'."
+                f"heads is given for component {component!r}, but only component='z' has heads."
             )
         return None
     chosen = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
@@ -187,6 +199,7 @@ def _chosen_positions(positions: Iterable[int] | None, length: int) -> tuple[int
     outside = [pos for pos in chosen if not -length <= pos < length]
     if outside:
         raise ArgumentError(
-            f"Positions {outside} are outside the prompt, which has {length} tokens (0 to {length - 1})."
+            f"Positions {outside} are outside the prompt, which has {length} tokens (0 to "
+            f"{length - 1})."
         )
     return tuple(pos % length for pos in chosen)

@@ -1,6 +1,6 @@
-"""One trace for each of many facts, on disk as soon as it is done, so that a long run can be broken off and resumed."""
+"""Traces of many facts. Each is written to disk once it is done, so a run can be resumed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,26 @@ from rome_lens.tracing.causal import causal_trace
 from rome_lens.tracing.cells import check_options
 from rome_lens.tracing.clean_run import FactNotKnownError
 from rome_lens.tracing.corruption import Replacement
-from rome_lens.tracing.noise import GaussianNoise
-from rome_lens.tracing.results import CausalTrace, position_of
+from rome_lens.tracing.noise import GaussianNoise, Noise
+from rome_lens.tracing.results import CausalTrace, Position, position_of
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class NotKnown(Stored):
-    """Why a fact was not traced: what the model answers instead."""
+    """Why a fact was not traced."""
 
     message: str
+    """What the model answers instead."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TracedFacts(Result):
-    """Traces of the facts that the model knows; and the facts that it does not, each with what it answers instead."""
+    """The traces of the facts that the model knows, and the facts that it does not know."""
 
     traces: tuple[CausalTrace, ...]
+    """One trace for each fact that the model knows, in the order of the facts."""
     unknown: tuple[tuple[Fact, str], ...]
+    """The facts that the model does not know, each with a message that says what it answers."""
 
     def __iter__(self) -> Iterator[CausalTrace]:
         return iter(self.traces)
@@ -56,56 +59,64 @@ def trace_facts(
     *,
     component: Component = "resid",
     window: int = 1,
-    noise: Any = GaussianNoise(),
+    noise: Noise = GaussianNoise(),
     samples: int = 10,
     layers: Iterable[int] | None = None,
-    at: str | int | None = None,
+    at: Position | None = None,
     answer: Answer = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> TracedFacts:
-    """:func:`causal_trace` of every fact that the model knows.
+    """:func:`causal_trace` for every fact that the model knows.
 
-    For the noise of the study, one level for all facts, pass
-    ``GaussianNoise(subjects=tuple(fact.subject for fact in facts)).fitted(model)``.
+    The study's noise has one level for all facts. To use it, pass
+    ``noise=GaussianNoise(subjects=tuple(fact.subject for fact in facts)).fitted(model)``.
 
     Args:
+        model: the model; it is left as it was.
+        facts: one or several facts. A fact that is given twice is traced once.
         layers: None takes all.
-        facts: one or several; one that is given twice is traced once.
-        at: the one position to trace in each fact, as :meth:`CausalTrace.peak` names it; None takes all.
-        directory: where each finished trace is written at once. A run broken off goes on from there, with the same or
-            with more facts. None keeps everything in memory.
-        component, window, noise, samples, answer, prepend_bos, batch_size: as for :func:`causal_trace`.
+        at: the one position to trace in each fact: ``"subject_first"``, ``"subject_last"``,
+            ``"last"``, or a number. None takes all positions.
+        directory: a directory where each finished trace is written at once. An interrupted run
+            resumes from there, with the same facts or with more. None keeps everything in memory.
+        progress: show a progress bar.
+        component, window, noise, samples, answer, prepend_bos, batch_size: as for
+            :func:`causal_trace`. ``noise`` cannot be a tensor, because a tensor fits one subject.
+
+    Returns:
+        The traces, and the facts that the model does not know.
 
     Raises:
-        StoreError: the directory holds traces of another model or with other settings; the message says which.
-        FactError: there is no fact, or one cannot be tokenised; raised before the first is traced.
-        ValueError: as for :func:`causal_trace`; ``at`` is no position of a fact.
+        StoreError: the directory has traces of another model or with other settings; the message
+            says which.
+        FactError: there is no fact, or one of them cannot be tokenised. Nothing is traced before
+            all have been checked.
+        ArgumentError, ModelError: as for :func:`causal_trace`, or ``at`` is not a position of one
+            of the facts.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> known = rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec")
+        >>> wrong = rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Ondavel")
+        >>> traced = rl.trace_facts(model, [known, wrong], samples=2)
+        >>> traced
+        TracedFacts(1 traced, 1 not known)
+        >>> traced.traces[0].fact.target, traced.unknown[0][0].target
+        ('Pralec', 'Ondavel')
     """
     chosen = list(
         {(fact.prompt, fact.subject, fact.target): fact for fact in as_facts(facts)}.values()
     )
-    if isinstance(noise, Tensor) or (
-        isinstance(noise, Replacement) and isinstance(noise.noise, Tensor)
-    ):
-        raise ArgumentError(
-            "noise is a tensor, which fits one subject: give a kind of noise, such as GaussianNoise()."
-        )
-    if directory is not None and " at 0x" in repr(noise):
-        raise ArgumentError(
-            f"noise is {noise!r}, which a later run cannot be compared with: give its class a __repr__ that names its "
-            "settings (a dataclass has one), or no directory."
-        )
+    _check_noise(noise, stored=directory is not None)
     check_options(model, component=component, window=window, batch_size=batch_size)
     layers = None if layers is None else named_layers(model, layers)
-    positions = {}
-    for fact in chosen:
-        encoded, _ = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
-        positions[fact] = (
-            None if at is None else [position_of(at, encoded.subject, len(encoded.tokens))]
-        )
+    positions = {
+        fact: _positions(model, fact, at, answer, prepend_bos=prepend_bos) for fact in chosen
+    }
     settings = {
         "component": component,
         "window": int(window),
@@ -116,39 +127,69 @@ def trace_facts(
         "answer": answer,
         "prepend_bos": starts_with_bos(model, prepend_bos),
     }
-    if directory is None:
-        store = Store(None)
-    else:
-        identity = model_identity(model)
-        store = Store(
-            directory, identity=identity, settings={"model": weights_fingerprint(model), **settings}
-        )
+    store = _store(model, directory, settings)
     traces, unknown = [], []
     for fact in tqdm(chosen, desc=f"trace {component}", disable=not progress):
         name = store.name(fact.prompt, fact.subject, fact.target)
-        trace = store.get(CausalTrace, name)
-        reason = store.get(NotKnown, name)
-        if trace is None and reason is None:
-            try:
-                trace = causal_trace(
-                    model,
-                    fact,
-                    component=component,
-                    window=window,
-                    noise=noise,
-                    samples=samples,
-                    layers=layers,
-                    positions=positions[fact],
-                    answer=answer,
-                    prepend_bos=prepend_bos,
-                    batch_size=batch_size,
-                )
-                store.add(name, trace)
-            except FactNotKnownError as error:
-                reason = NotKnown(message=str(error))
-                store.add(name, reason)
-        if trace is not None:
-            traces.append(replace(trace, fact=fact))  # with this call's new target
-        elif reason is not None:
-            unknown.append((fact, reason.message))
+        done = store.get(CausalTrace, name) or store.get(NotKnown, name)
+        if done is None:
+            done = _trace_or_reason(
+                model,
+                fact,
+                component=component,
+                window=window,
+                noise=noise,
+                samples=samples,
+                layers=layers,
+                positions=positions[fact],
+                answer=answer,
+                prepend_bos=prepend_bos,
+                batch_size=batch_size,
+            )
+            store.add(name, done)
+        if isinstance(done, NotKnown):
+            unknown.append((fact, done.message))
+        else:
+            traces.append(replace(done, fact=fact))  # the stored fact may have another new target
     return TracedFacts(traces=tuple(traces), unknown=tuple(unknown))
+
+
+def _trace_or_reason(model: LensModel, fact: Fact, **options: Any) -> CausalTrace | NotKnown:
+    try:
+        return causal_trace(model, fact, **options)
+    except FactNotKnownError as error:
+        return NotKnown(message=str(error))
+
+
+def _check_noise(noise: object, *, stored: bool) -> None:
+    """Refuse noise that fits one subject only, or that a later run could not recognise."""
+    inner = noise.noise if isinstance(noise, Replacement) else noise
+    if isinstance(inner, Tensor):
+        raise ArgumentError(
+            "noise is a tensor, which fits one subject: give a kind of noise, such as "
+            "GaussianNoise()."
+        )
+    if stored and " at 0x" in repr(noise):
+        raise ArgumentError(
+            f"noise is {noise!r}, which does not name its settings, so a later run could not tell "
+            "whether they are the same. Give its class a __repr__ that names them (a dataclass has "
+            "one), or leave out the directory."
+        )
+
+
+def _positions(
+    model: LensModel, fact: Fact, at: Position | None, answer: Answer, *, prepend_bos: bool | None
+) -> list[int] | None:
+    """The positions to trace in a fact; None for all."""
+    encoded, _ = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
+    return None if at is None else [position_of(at, encoded.subject, len(encoded.tokens))]
+
+
+def _store(model: LensModel, directory: str | Path | None, settings: Mapping[str, object]) -> Store:
+    if directory is None:
+        return Store(None)
+    return Store(
+        directory,
+        identity=model_identity(model),
+        settings={"model": weights_fingerprint(model), **settings},
+    )

@@ -1,11 +1,12 @@
-"""The random kinds of noise, and what every kind of corruption is.
+"""The random kinds of noise, and the protocol that every kind of corruption follows.
 
-Draws are made on the CPU in float32 from the kind's own seed, so that every device and precision gets the same noise, and
-the global random state is neither read nor moved.
+Noise is drawn on the CPU in float32 from the kind's own seed. Every device and precision therefore
+gets the same noise, and the global random state is neither read nor changed.
 
 Source: Meng et al. 2022, section 2.1 and appendix B.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -19,38 +20,40 @@ from rome_lens.data.facts import Fact
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.tokens import FactTokens
 from rome_lens.models.lens import LensModel, at_least_float32
-from rome_lens.tracing.embeddings import EmbeddingLaw, embedding_std
+from rome_lens.tracing.embedding_statistics import EmbeddingLaw, embedding_std
 
-_SCALE = 3.0
+_DEFAULT_SCALE = 3.0
 
 
 class NoiseError(RomeLensError):
-    """A noise tensor or setting that does not fit the subject."""
+    """A noise tensor or a noise setting is wrong, or does not fit the subject."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptedPrompt:
-    """The prompt whose subject is corrupted.
-
-    Attributes:
-        encoded: the fact as the model's tokens, made with ``prepend_bos``.
-        embeddings: what ``hook_embed`` gives for the subject's tokens in the clean run.
-    """
+    """The prompt whose subject is corrupted."""
 
     fact: Fact
+    """The fact that the prompt asks for."""
     encoded: FactTokens
+    """The fact as the model's tokens, made with ``prepend_bos``."""
     embeddings: Float[Tensor, "subject d_model"]
+    """The output of ``hook_embed`` at the subject's tokens in the clean run."""
     prepend_bos: bool | None
+    """Whether the prompt starts with BOS; None means the model's default."""
 
 
 @runtime_checkable
 class Noise(Protocol):
-    """What is added to the subject's token embeddings in a corrupted run."""
+    """A kind of corruption: what is added to the subject's token embeddings in a corrupted run."""
 
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:
-        """The noise for ``samples`` corrupted runs; a kind without chance in it gives one."""
+        """The noise for ``samples`` corrupted runs.
+
+        A kind that involves no chance returns a single sample.
+        """
         ...
 
 
@@ -59,10 +62,12 @@ _Scaled = TypeVar("_Scaled", bound="_ScaledNoise")
 
 @dataclass(frozen=True, kw_only=True)
 class _ScaledNoise:
-    """Draws of one law times a level: ``scale * sigma``, or given as itself.
+    """Noise that is ``level`` times a draw from a fixed distribution, where ``level`` is given or
+    is ``scale * sigma``.
 
-    ``sigma`` is pooled over all entries of the token embeddings of ``subjects``, each tokenised alone without BOS, as
-    the study does over its list of facts; without ``subjects`` it is taken over the traced subject's own embeddings.
+    ``sigma`` is the standard deviation over all entries of the token embeddings of ``subjects``.
+    Each subject is tokenised alone and without BOS, as the study does with its list of facts.
+    Without ``subjects`` it is the standard deviation of the traced subject's own embeddings.
     """
 
     scale: float | None = None
@@ -73,76 +78,91 @@ class _ScaledNoise:
     def __post_init__(self) -> None:
         if self.level is not None and (self.scale is not None or self.subjects is not None):
             raise NoiseError(
-                f"level is {self.level!r} beside scale {self.scale!r} and subjects {self.subjects!r}: a level is used as "
-                "it is, in place of scale times the subjects' sigma. Give one or the other."
+                f"level is {self.level!r}, but scale ({self.scale!r}) or subjects "
+                f"({self.subjects!r}) is given too. A level replaces scale times the subjects' "
+                "sigma. Give one or the other."
             )
         if self.level is None:
-            scale = _SCALE if self.scale is None else self.scale
-            _set(self, "scale", _number("scale", scale, "sigmas of the embeddings; 0 adds nothing"))
+            scale = _DEFAULT_SCALE if self.scale is None else self.scale
+            meaning = "in sigmas of the embeddings; 0 adds nothing"
+            _set(self, "scale", _amount("scale", scale, meaning))
         else:
-            _set(
-                self,
-                "level",
-                _number("level", self.level, "in units of the embeddings; 0 adds nothing"),
-            )
+            meaning = "in units of the embeddings; 0 adds nothing"
+            _set(self, "level", _amount("level", self.level, meaning))
         _set(self, "seed", _seed(self.seed))
         _set(self, "subjects", _subjects(self.subjects))
 
     def fitted(self: _Scaled, model: LensModel) -> _Scaled:
-        """The same noise with ``level = scale * sigma`` of the ``subjects`` computed once, for tracing many facts.
+        """The same noise with ``level = scale * sigma`` computed once from ``subjects``, for
+        tracing many facts.
 
         Raises:
-            NoiseError: there are no ``subjects``, so that ``sigma`` is another one for each traced fact.
+            NoiseError: there are no ``subjects``, so ``sigma`` differs from one traced fact to the
+                next.
         """
         if self.level is not None:
             return self
         if self.subjects is None:
             raise NoiseError(
-                f"{self!r} takes sigma from each traced subject: there is nothing to compute before. Give subjects=."
+                f"{self!r} takes sigma from each traced subject, so nothing can be computed in "
+                "advance. Give subjects=."
             )
-        return replace(
-            self, scale=None, subjects=None, level=self._scaled(embedding_std(model, self.subjects))
-        )
+        level = self._times_scale(embedding_std(model, self.subjects))
+        return replace(self, scale=None, subjects=None, level=level)
 
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:
-        """The level times draws of the law at level 1."""
+        """``level`` times draws from the distribution at level 1."""
         if self.level is not None:
             level = self.level
         elif self.subjects is not None:
-            level = self._scaled(embedding_std(model, self.subjects))
+            level = self._times_scale(embedding_std(model, self.subjects))
         else:
-            level = self._scaled(float(at_least_float32(prompt.embeddings).std()))
-        draws = self._draw(
-            (samples, *prompt.embeddings.shape), torch.Generator().manual_seed(self.seed)
-        )
+            level = self._times_scale(float(at_least_float32(prompt.embeddings).std()))
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = self._draw((samples, *prompt.embeddings.shape), generator)
         return level * draws.to(prompt.embeddings)
 
-    def _scaled(self, sigma: float) -> float:
+    def _times_scale(self, sigma: float) -> float:
         assert self.scale is not None
         return self.scale * sigma
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+        """Draws from the distribution at level 1."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(_ScaledNoise):
-    """Noise ``e ~ N(0, level^2)`` on each entry, ``level = scale * sigma``.
+    """Noise ``e ~ N(0, level^2)`` in each entry, where ``level = scale * sigma``.
+
+    ``sigma`` is the standard deviation of token embeddings.
+
+    Args:
+        scale: the standard deviation of the noise in units of ``sigma``. It is 3 if neither
+            ``scale`` nor ``level`` is given.
+        seed: the seed of the draws.
+        subjects: compute ``sigma`` over all entries of these subjects' token embeddings. Each
+            subject is tokenised alone and without BOS, as the study does with its list of facts.
+            None uses the embeddings of the traced subject alone. Use :meth:`fitted` to compute
+            ``sigma`` once for many traces.
+        level: the standard deviation of the noise itself, instead of ``scale`` and ``subjects``.
+
+    Raises:
+        NoiseError: a setting is negative or not finite, or ``level`` is given together with what it
+            replaces.
 
     Source: Meng et al. 2022, section 2.1 and appendix B.1 (scale 3).
 
-    Args:
-        scale: the standard deviation in units of ``sigma``; 3 where neither it nor ``level`` is given.
-        seed: of the draws.
-        subjects: ``sigma`` is pooled over all entries of their token embeddings, each tokenised alone without BOS, as
-            the study does over its list of facts; None takes the traced subject's own embeddings. :meth:`fitted`
-            computes it once for many traces.
-        level: the standard deviation itself, in place of ``scale`` and ``subjects``.
+    Example:
+        The study's noise has one level for all facts, taken from the subjects of all of them.
 
-    Raises:
-        NoiseError: a setting is not finite or negative, or a level is given beside what it replaces.
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> noise = rl.GaussianNoise(scale=3, subjects=("Wanda Brandt", "Hugo Kessler"))
+        >>> round(noise.fitted(model).level, 2)
+        0.45
     """
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -151,10 +171,12 @@ class GaussianNoise(_ScaledNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(_ScaledNoise):
-    """Noise ``e ~ U(-level, level)`` on each entry, ``level = scale * sigma``; its standard deviation is level / sqrt(3).
+    """Noise ``e ~ U(-level, level)`` in each entry, where ``level = scale * sigma``.
 
-    Source: Meng et al. 2022, appendix B. Arguments and errors as for :class:`GaussianNoise`, but that ``level`` is half
-    the range.
+    The standard deviation of the noise is ``level / sqrt(3)``. Arguments and errors are those of
+    :class:`GaussianNoise`, except that ``level`` is half the range.
+
+    Source: Meng et al. 2022, appendix B.
     """
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -163,36 +185,36 @@ class UniformNoise(_ScaledNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentTNoise(_ScaledNoise):
-    """Noise ``e = level * sqrt((degrees - 2) / u) * z``, a multivariate Student t, ``level = scale * sigma``.
+    """Multivariate Student-t noise ``e = level * sqrt((degrees - 2) / u) * z``, where ``level =
+    scale * sigma``.
 
-    ``z ~ N(0, I)`` has an entry for each of ``d_model``, ``u ~ chi^2(degrees)`` is one number for each token vector of
-    each sample: a vector is long or short as a whole, and each entry has a tail of power ``degrees``. The standard
-    deviation of an entry is ``level``, as in :class:`GaussianNoise`, which is the limit of many degrees.
+    ``z ~ N(0, I)`` has ``d_model`` entries. ``u ~ chi^2(degrees)`` is one number for each token
+    vector of each sample. A vector is therefore long or short as a whole, and the tail of each
+    entry falls with power ``degrees``. The standard deviation of an entry is ``level``, as in
+    :class:`GaussianNoise`, which is the limit of many degrees of freedom.
 
-    Arguments and errors as for :class:`GaussianNoise`.
+    The other arguments and the errors are those of :class:`GaussianNoise`.
 
     Args:
-        degrees: degrees of freedom, more than 2: with fewer there is no standard deviation to scale to.
+        degrees: degrees of freedom, more than 2. With fewer, the distribution has no standard
+            deviation to scale.
     """
 
     degrees: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            not _number(
-                "degrees", self.degrees, "more than 2, so that the noise has a standard deviation"
-            )
-            > 2
-        ):
+        degrees = _amount("degrees", self.degrees, "more than 2, or there is no standard deviation")
+        if degrees <= 2.0:
             raise NoiseError(
-                f"degrees is {self.degrees!r}, expected more than 2: below, t has no standard deviation."
+                f"degrees is {self.degrees!r}, expected more than 2: with fewer, t has no standard "
+                "deviation."
             )
-        _set(self, "degrees", float(self.degrees))
+        _set(self, "degrees", degrees)
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
         normal = torch.randn(shape, generator=generator)
-        # The inverse of chi-square's survival function: torch's own draws of it take no public generator.
+        # Inverts chi-square's survival function: torch's own draws take no public generator.
         survival = torch.rand((*shape[:2], 1), generator=generator, dtype=torch.float64)
         chi_square = torch.from_numpy(chdtri(self.degrees, survival.numpy()))
         return normal * ((self.degrees - 2.0) / chi_square).sqrt().float()
@@ -200,23 +222,27 @@ class StudentTNoise(_ScaledNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class MultivariateGaussianNoise:
-    """Noise ``e ~ N(m, scale^2 C)`` for each token, ``m`` and ``C`` mean and covariance of token embeddings.
+    """Noise ``e ~ N(m, scale^2 C)`` for each token, where ``m`` and ``C`` are the mean and
+    covariance of embeddings.
 
-    With ``scale`` 1 a draw is distributed like a token's embedding to second order, so that ``Replacement`` of it puts
-    a random token's likeness in place of the subject. ``scale`` widens the draws about ``m``, and ``m`` stays: with
-    ``scale`` 0 the noise is ``m``, not 0.
-
-    Source: Meng et al. 2022, appendix B.
+    With ``scale`` 1, a draw has the same mean and covariance as a token's embedding. A
+    :class:`Replacement` by this noise therefore replaces the subject with something that looks like
+    random tokens. ``scale`` widens the draws around ``m``, which stays: with ``scale`` 0 the noise
+    is ``m``, not 0.
 
     Args:
         scale: factor of the standard deviations.
-        seed: of the draws.
-        subjects: the embeddings are those of their tokens, each subject tokenised alone without BOS and a token counted
-            as often as it occurs; None takes every token of the vocabulary once.
-        law: mean and covariance themselves, in place of ``subjects``; :meth:`fitted` gives it.
+        seed: the seed of the draws.
+        subjects: take the mean and covariance over these subjects' tokens. Each subject is
+            tokenised alone and without BOS, and a token counts as often as it occurs. None takes
+            every token of the vocabulary once.
+        law: the mean and covariance themselves, instead of ``subjects``. :meth:`fitted` computes
+            them.
 
     Raises:
-        NoiseError: a setting is not finite or negative, or a law is given beside subjects.
+        NoiseError: a setting is negative or not finite, or ``law`` and ``subjects`` are both given.
+
+    Source: Meng et al. 2022, appendix B.
     """
 
     scale: float = 1.0
@@ -225,35 +251,36 @@ class MultivariateGaussianNoise:
     law: EmbeddingLaw | None = None
 
     def __post_init__(self) -> None:
-        _set(
-            self,
-            "scale",
-            _number("scale", self.scale, "a factor of the embeddings' standard deviations"),
-        )
+        meaning = "a factor of the embeddings' standard deviations"
+        _set(self, "scale", _amount("scale", self.scale, meaning))
         _set(self, "seed", _seed(self.seed))
         _set(self, "subjects", _subjects(self.subjects))
         if self.law is not None and self.subjects is not None:
             raise NoiseError(
-                f"law is given beside subjects {self.subjects!r}, which it replaces. Give one of the two."
+                f"law and subjects ({self.subjects!r}) are both given, but a law replaces "
+                "subjects. Give one of the two."
             )
 
     def fitted(self, model: LensModel) -> "MultivariateGaussianNoise":
-        """The same noise with the law of the embeddings computed once, for tracing many facts."""
+        """The same noise with the mean and covariance computed once, for tracing many facts."""
         return self if self.law is not None else replace(self, subjects=None, law=self._fit(model))
 
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:
-        """``m + scale * C^(1/2) z``; the symmetric root is the only one that does not depend on the eigenvectors' signs."""
+        """``m + scale * C^(1/2) z``, with the symmetric root of ``C``.
+
+        No other root is independent of the eigenvectors' signs.
+        """
         law = self._fit(model) if self.law is None else self.law
-        if len(law.mean) != prompt.embeddings.shape[1]:
+        d_model = prompt.embeddings.shape[1]
+        if len(law.mean) != d_model:
             raise NoiseError(
-                f"{law!r} is of d_model {len(law.mean)}, the model's is {prompt.embeddings.shape[1]}: it was fitted to "
-                "another model. Call fitted with this one."
+                f"{law!r} was fitted to another model: it has d_model {len(law.mean)}, this model "
+                f"has {d_model}. Call fitted with this model."
             )
-        normal = torch.randn(
-            (samples, *prompt.embeddings.shape), generator=torch.Generator().manual_seed(self.seed)
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        normal = torch.randn((samples, *prompt.embeddings.shape), generator=generator)
         return (law.mean + self.scale * (normal.double() @ law.root)).to(prompt.embeddings)
 
     def _fit(self, model: LensModel) -> EmbeddingLaw:
@@ -263,11 +290,13 @@ class MultivariateGaussianNoise:
             raise NoiseError(str(error)) from error
 
 
-def _set(noise: Any, name: str, value: Any) -> None:
+def _set(noise: object, name: str, value: object) -> None:
+    """Set a field of a frozen dataclass while it is being made."""
     object.__setattr__(noise, name, value)
 
 
-def _number(name: str, value: Any, meaning: str) -> float:
+def _amount(name: str, value: Any, meaning: str) -> float:
+    """The value as a finite float of at least 0."""
     return real_number(f"{name} ({meaning})", value, least=0.0, finite=True, error=NoiseError)
 
 
@@ -275,18 +304,18 @@ def _seed(value: Any) -> int:
     return seed_number("seed", value, error=NoiseError)
 
 
-def _subjects(value: Any) -> tuple[str, ...] | None:
+def _subjects(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
         raise NoiseError(
-            f"subjects is the text {value!r}, expected a tuple of subjects: write ({value!r},)."
+            f"subjects is the single text {value!r}, expected a tuple of subjects: write "
+            f"({value!r},)."
         )
     subjects = tuple(value)
-    if not subjects or not all(
-        isinstance(subject, str) and subject.strip() for subject in subjects
-    ):
+    if not subjects or not all(isinstance(each, str) and each.strip() for each in subjects):
         raise NoiseError(
-            f"subjects is {subjects!r}, expected the words of at least one subject, and no empty ones."
+            f"subjects is {subjects!r}, expected at least one subject, and each of them a text "
+            "that is not empty."
         )
     return subjects

@@ -1,7 +1,8 @@
-"""What tracing found: scores, effects, peaks, and the layer that they point to."""
+"""What traces return: scores, effects, peaks, and the layer that they point to."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import pandas as pd
 import torch
@@ -12,35 +13,46 @@ from torch import Tensor
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import half_width
+from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
+
+NamedPosition = Literal["subject_first", "subject_last", "last"]
+Position = NamedPosition | int
+"""A position in a prompt: by name, or by number. Negative numbers count from the end."""
+Severed = Literal["mlp", "attn", "both"]
+"""The modules that a severed trace keeps corrupted."""
+HeldLayers = Literal["later", "all"]
+"""The layers in which it does: those after the restored one, or all."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Trace(Stored):
-    """The probability of the answer for every cell: what all traces have.
-
-    Attributes:
-        layers, positions: the traced layers and positions, the axes of the scores.
-        labels: the text of every token of the prompt; ``subject`` is the half-open span of the subject's.
-        answer: what is scored, the answer's first token or all of it; ``clean`` its probability in the clean run.
-        corrupted_samples: its probability in each corrupted run.
-        sample_scores: its probability in each corrupted run with the cell restored.
-        noise: the corruption, as text; ``model_fingerprint`` of the traced model.
-        answer_tokens: how many tokens of the answer are scored.
-    """
+    """The probability of the answer for every cell. All kinds of trace have these fields."""
 
     fact: Fact
+    """The traced fact."""
     layers: tuple[int, ...]
+    """The traced layers, the first axis of the scores."""
     positions: tuple[int, ...]
+    """The traced positions, the second axis of the scores."""
     labels: tuple[str, ...]
+    """The text of every token of the prompt."""
     subject: tuple[int, int]
+    """The half-open span of the subject's tokens."""
     answer: str
+    """What is scored: the answer's first token, or the whole answer."""
     clean: float
+    """The probability of the answer in the clean run."""
     corrupted_samples: Float[Tensor, " sample"]
+    """The probability of the answer in each corrupted run."""
     sample_scores: Float[Tensor, "sample layer pos *head"]
+    """The probability of the answer in each corrupted run with the cell restored."""
     noise: str
+    """The corruption, as text."""
     model_fingerprint: str
+    """The fingerprint of the traced model."""
     answer_tokens: int = 1
+    """The number of the answer's tokens that are scored."""
 
     def __repr__(self) -> str:
         return (
@@ -55,12 +67,12 @@ class Trace(Stored):
 
     @property
     def scores(self) -> Float[Tensor, "layer pos *head"]:
-        """Mean over the samples of the answer's probability with the cell restored."""
+        """The answer's probability with the cell restored, averaged over the samples."""
         return self.sample_scores.mean(0)
 
     @property
     def corrupted(self) -> float:
-        """Mean over the samples of the answer's probability in the corrupted run."""
+        """The answer's probability in the corrupted run, averaged over the samples."""
         return float(self.corrupted_samples.mean())
 
     @property
@@ -75,29 +87,33 @@ class Trace(Stored):
 
     @property
     def half_widths(self) -> Float[Tensor, "layer pos *head"]:
-        """Half the 95 % interval of each indirect effect, over the noise samples of this one fact; NaN for one sample."""
+        """Half the width of each indirect effect's 95 % interval over the noise samples of this one
+        fact.
+
+        NaN for a single sample.
+        """
         return half_width(self._sample_effects)
 
     @property
     def _sample_effects(self) -> Float[Tensor, "sample layer pos *head"]:
-        return self.sample_scores - self._corrupted_like(self.sample_scores)
+        corrupted = self.corrupted_samples.view(-1, *(1 for _ in self.sample_scores.shape[1:]))
+        return self.sample_scores - corrupted
 
-    def _corrupted_like(self, scores: Tensor) -> Tensor:
-        return self.corrupted_samples.view(-1, *(1 for _ in scores.shape[1:]))
-
-    def peak(self, at: str | int | None = None) -> tuple[int, ...]:
-        """``(layer, pos)`` of the highest score, ``(layer, pos, head)`` of a trace of ``"z"``.
+    def peak(self, at: Position | None = None) -> tuple[int, ...]:
+        """``(layer, pos)`` of the highest score; ``(layer, pos, head)`` for a trace of ``"z"``.
 
         Args:
-            at: a position, or ``"subject_first"``, ``"subject_last"``, ``"last"``; None looks everywhere.
+            at: look at this position only: a number, ``"subject_first"``, ``"subject_last"`` or
+                ``"last"``. None looks at all traced positions.
 
         Raises:
-            ValueError: an unknown name, or a position that was not traced.
+            ArgumentError: the name is unknown, or the position was not traced.
         """
         wanted = None if at is None else position_of(at, self.subject, len(self.labels))
         if wanted is not None and wanted not in self.positions:
             raise ArgumentError(
-                f"Position {wanted} was not traced; the traced ones are {list(self.positions)}."
+                f"Position {wanted} was not traced. The traced positions are "
+                f"{list(self.positions)}."
             )
         columns = [i for i, pos in enumerate(self.positions) if wanted is None or pos == wanted]
         scores = self.scores[:, columns]
@@ -109,7 +125,7 @@ class Trace(Stored):
         return ()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each cell: layer, pos, token, (head,) score, indirect effect and half its 95 % interval."""
+        """One row per cell: layer, pos, token, (head,) score, indirect effect, half width."""
         places = torch.ones_like(self.scores).nonzero()
         frame = pd.DataFrame(
             {
@@ -128,16 +144,14 @@ class Trace(Stored):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class CausalTrace(Trace):
-    """What :func:`causal_trace` found.
+    """The result of :func:`causal_trace`."""
 
-    Attributes:
-        component, window: what was restored.
-        heads: the traced heads, the scores' third axis, of a trace of ``"z"``; else empty.
-    """
-
-    component: str
+    component: Component
+    """The component whose output was restored."""
     window: int
+    """The number of layers restored together."""
     heads: tuple[int, ...] = ()
+    """The traced heads of a trace of ``"z"``, the third axis of its scores; empty otherwise."""
 
     @property
     def _what(self) -> str:
@@ -150,18 +164,16 @@ class CausalTrace(Trace):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class SeveredTrace(Trace):
-    """What :func:`severed_trace` found: the residual stream's trace with modules cut out, beside the ordinary one.
+    """The result of :func:`severed_trace`: the trace with modules severed, and the ordinary one."""
 
-    Attributes:
-        severed, held_layers: which modules stay corrupted, and in which layers.
-        ordinary_sample_scores: the trace with nothing severed, on the same noise.
-        held_noise: the corruption of the run that the held values come from, as text.
-    """
-
-    severed: str
-    held_layers: str
+    severed: Severed
+    """The modules that stay corrupted."""
+    held_layers: HeldLayers
+    """The layers in which they stay corrupted."""
     ordinary_sample_scores: Float[Tensor, "sample layer pos"]
+    """The scores with nothing severed, on the same noise."""
     held_noise: str
+    """The corruption of the run that the held values come from, as text."""
 
     @property
     def _what(self) -> str:
@@ -169,26 +181,26 @@ class SeveredTrace(Trace):
 
     @property
     def ordinary_scores(self) -> Float[Tensor, "layer pos"]:
-        """Mean over the samples of the answer's probability with the cell restored and nothing severed."""
+        """The mean probability of the answer with the cell restored and nothing severed."""
         return self.ordinary_sample_scores.mean(0)
 
     @property
     def ordinary_indirect_effects(self) -> Float[Tensor, "layer pos"]:
-        """Indirect effects with nothing severed."""
+        """The indirect effects with nothing severed."""
         return self.ordinary_scores - self.corrupted
 
     @property
     def lost(self) -> Float[Tensor, "layer pos"]:
-        """How much of the ordinary effect the severed modules carried: ``ordinary_scores - scores``."""
+        """``ordinary_scores - scores``: the part of the effect that the severed modules carried."""
         return self.ordinary_scores - self.scores
 
     @property
     def lost_half_widths(self) -> Float[Tensor, "layer pos"]:
-        """Half the 95 % interval of ``lost``, over the noise samples; NaN for one sample."""
+        """Half the width of the 95 % interval of ``lost`` over the samples; NaN for one sample."""
         return half_width(self.ordinary_sample_scores - self.sample_scores)
 
     def to_frame(self) -> pd.DataFrame:
-        """The rows of :meth:`Trace.to_frame`, with the ordinary score, and what was lost with half its 95 % interval."""
+        """The rows of :meth:`Trace.to_frame`, with ordinary score, ``lost`` and its half width."""
         frame = super().to_frame()
         for name, values in (
             ("ordinary_score", self.ordinary_scores),
@@ -201,21 +213,43 @@ class SeveredTrace(Trace):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class AttributionTrace(CausalTrace):
-    """What :func:`attribution_trace` estimated: scores to first order, from one forward and one backward pass.
+    """The result of :func:`attribution_trace`: scores estimated to first order.
 
-    A ``score`` is the corrupted probability plus the estimated effect, and may lie outside 0 to 1.
+    A score is the corrupted probability plus the estimated effect. It may lie outside the range
+    from 0 to 1.
     """
 
     def rank_correlation(self, exact: CausalTrace) -> float:
-        """Spearman's rank correlation of the estimated indirect effects with an exact trace's, over the cells of both.
+        """Spearman's rank correlation of the estimated indirect effects with an exact trace's, over
+        their common cells.
 
-        Cells that cannot reach the answer are left out: both give exactly zero there, whatever the estimate is worth. NaN
-        where fewer than two cells are left.
+        Cells that cannot reach the answer are left out: both traces give exactly zero there,
+        however good the estimate is. The correlation is NaN where fewer than two cells are left.
 
         Raises:
-            ValueError: the exact trace is of another fact, component, window, noise or model, or has no cell in common.
+            ArgumentError: the exact trace is of another fact, component, window, noise or model, or
+                the two traces have no cell in common.
         """
-        names = (
+        self._check_comparable(exact)
+        layers = sorted(set(self.layers) & set(exact.layers))
+        positions = sorted(set(self.positions) & set(exact.positions))
+        if not layers or not positions:
+            raise ArgumentError("The two traces have no cell in common.")
+        estimated, expected = (
+            trace._sample_effects[:, [trace.layers.index(layer) for layer in layers]][
+                :, :, [trace.positions.index(pos) for pos in positions]
+            ]
+            for trace in (self, exact)
+        )
+        matters = (expected != 0).any(0)
+        if int(matters.sum()) < 2:
+            return math.nan
+        return float(
+            stats.spearmanr(estimated.mean(0)[matters], expected.mean(0)[matters]).statistic
+        )
+
+    def _check_comparable(self, exact: CausalTrace) -> None:
+        for name in (
             "fact",
             "component",
             "window",
@@ -225,38 +259,31 @@ class AttributionTrace(CausalTrace):
             "answer",
             "noise",
             "model_fingerprint",
-        )
-        for name in names:
+        ):
             if getattr(self, name) != getattr(exact, name):
                 raise ArgumentError(
-                    f"The exact trace has {name} {getattr(exact, name)!r}, the estimate {getattr(self, name)!r}: "
-                    "a correlation compares the same cells."
+                    f"The exact trace has {name} {getattr(exact, name)!r}, but the estimate has "
+                    f"{getattr(self, name)!r}. A correlation compares the same cells: trace both "
+                    "with the same options."
                 )
-        layers = sorted(set(self.layers) & set(exact.layers))
-        positions = sorted(set(self.positions) & set(exact.positions))
-        if not layers or not positions:
-            raise ArgumentError("The two traces have no cell in common.")
-        ours, theirs = (
-            trace._sample_effects[:, [trace.layers.index(layer) for layer in layers]][
-                :, :, [trace.positions.index(pos) for pos in positions]
-            ]
-            for trace in (self, exact)
-        )
-        matters = (theirs != 0).any(0)
-        if int(matters.sum()) < 2:
-            return math.nan
-        return float(stats.spearmanr(ours.mean(0)[matters], theirs.mean(0)[matters]).statistic)
 
 
-def position_of(at: str | int, subject: tuple[int, int], length: int) -> int:
-    """A position by its name: ``"subject_first"``, ``"subject_last"``, ``"last"``, or a number, if negative from the end.
+def position_of(at: Position, subject: tuple[int, int], length: int) -> int:
+    """The number of a position, counted from the start.
+
+    Args:
+        at: ``"subject_first"``, ``"subject_last"``, ``"last"``, or a number. Negative numbers count
+            from the end.
+        subject: the half-open span of the subject's tokens.
+        length: the number of the prompt's tokens.
 
     Raises:
-        ValueError: an unknown name, or a number outside the prompt.
+        ArgumentError: the name is unknown, or the number is outside the prompt.
     """
     named = {"subject_first": subject[0], "subject_last": subject[1] - 1, "last": length - 1}
     if isinstance(at, str) and at not in named:
-        raise ArgumentError(f"at is {at!r}, expected a position, one of {sorted(named)}, or None.")
+        known = ", ".join(map(repr, get_args(NamedPosition)))
+        raise ArgumentError(f"at is {at!r}, expected one of {known}, a number, or None.")
     pos = named[at] if isinstance(at, str) else at
     if not -length <= pos < length:
         raise ArgumentError(
@@ -266,24 +293,28 @@ def position_of(at: str | int, subject: tuple[int, int], length: int) -> int:
 
 
 def choose_layer(trace: CausalTrace) -> int:
-    """The layer whose restored MLP outputs bring back most of the answer at any token of the subject.
+    """The layer whose restored MLP outputs bring back most of the answer, at any token of the
+    subject.
 
-    The paper reads the site off the last subject token, over the average of many facts (section 2.2); of a single fact
-    the whole subject is looked at, since models differ in which of its tokens gathers the fact. This is a place to try,
-    not a proof: what tracing tells about where an edit succeeds is itself in question (Hase et al. 2023).
+    The paper reads the layer off the last subject token, averaged over many facts (section 2.2).
+    With a single fact, this function looks at the whole subject, because models differ in which of
+    its tokens gathers the fact. The result is a layer to try, not a proof: whether tracing tells
+    where an edit succeeds is itself in question (Hase et al. 2023).
 
     Raises:
-        ValueError: the trace is not of MLP outputs, or no token of the subject was traced.
+        ArgumentError: the trace is not of MLP outputs, or no token of the subject was traced.
     """
     if trace.component != "mlp":
         raise ArgumentError(
-            f"The trace is of {trace.component!r}; a layer to edit is chosen from component='mlp'."
+            f"The trace is of {trace.component!r}, but a layer to edit is chosen from a trace with "
+            "component='mlp'."
         )
     columns = [
         i for i, pos in enumerate(trace.positions) if trace.subject[0] <= pos < trace.subject[1]
     ]
     if not columns:
         raise ArgumentError(
-            f"The traced positions {list(trace.positions)} hold no token of the subject {trace.subject}."
+            f"The traced positions {list(trace.positions)} include no token of the subject, which "
+            f"is at {trace.subject}."
         )
     return trace.layers[int(trace.scores[:, columns].amax(1).argmax())]

@@ -1,4 +1,4 @@
-"""From final residual streams to the scores of a trace."""
+"""From final residual streams to the scores of a trace, and what all three kinds of trace share."""
 
 import hashlib
 from typing import Any
@@ -13,18 +13,18 @@ from rome_lens.data.facts import Fact
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
-from rome_lens.tracing.clean_run import Recall
+from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.corruption import noise_for
-from rome_lens.tracing.noise import CorruptedPrompt
+from rome_lens.tracing.noise import CorruptedPrompt, Noise
 from rome_lens.tracing.restoring import Restorer
 
 _ROWS_PER_UNEMBEDDING = 2048
 
 
 def common_fields(
-    model: LensModel, fact: Fact, cells: Grid, recalled: Recall, noise: Any
+    model: LensModel, fact: Fact, cells: Grid, clean: CleanRun, noise: Noise | Tensor
 ) -> dict[str, Any]:
-    """What every kind of trace says of its fact, its cells and its model."""
+    """The fields that every kind of trace has: its fact, its cells, its noise and its model."""
     return {
         "fact": fact,
         "layers": cells.layers,
@@ -33,17 +33,17 @@ def common_fields(
         "subject": cells.encoded.subject,
         "answer": model.tokenizer.decode(list(cells.answer)),
         "answer_tokens": len(cells.answer),
-        "clean": recalled.clean,
-        "noise": described(noise),
+        "clean": clean.probability,
+        "noise": noise_text(noise),
         "model_fingerprint": fingerprint(model),
     }
 
 
-def drawn_noise(
+def draw_noise(
     model: LensModel,
     fact: Fact,
-    recalled: Recall,
-    noise: Any,
+    clean: CleanRun,
+    noise: Noise | Tensor,
     *,
     samples: int,
     prepend_bos: bool | None,
@@ -51,74 +51,75 @@ def drawn_noise(
     """The noise of a trace for this fact."""
     prompt = CorruptedPrompt(
         fact=fact,
-        encoded=recalled.encoded,
-        embeddings=recalled.embeddings[slice(*recalled.encoded.subject)],
+        encoded=clean.encoded,
+        embeddings=clean.embeddings[slice(*clean.encoded.subject)],
         prepend_bos=prepend_bos,
     )
     return noise_for(noise, model, prompt, samples=samples)
 
 
 def corrupted_embeddings(
-    recalled: Recall, noise: Float[Tensor, "sample subject d_model"]
+    clean: CleanRun, noise: Float[Tensor, "sample subject d_model"]
 ) -> Float[Tensor, "sample pos d_model"]:
-    """The clean embeddings with noise on the subject's."""
-    embeddings = repeat(recalled.embeddings, "pos d -> sample pos d", sample=len(noise)).clone()
-    embeddings[:, slice(*recalled.encoded.subject)] += noise
+    """The clean embeddings with the noise added to the subject's."""
+    embeddings = repeat(clean.embeddings, "pos d -> sample pos d", sample=len(noise)).clone()
+    embeddings[:, slice(*clean.encoded.subject)] += noise
     return embeddings
 
 
-def described(noise: Any) -> str:
-    """The noise as results name it; of a tensor a few digits of its hash."""
+def noise_text(noise: Noise | Tensor) -> str:
+    """The noise as results name it. A tensor is named by a few digits of its hash."""
     if not isinstance(noise, Tensor):
         return repr(noise)
     values = noise.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
     return f"tensor {hashlib.sha256(values).hexdigest()[:8]}"
 
 
-def scores_of(
-    recalled: Recall,
+def cell_scores(
+    clean: CleanRun,
     cells: Grid,
     restorer: Restorer,
     unrestored: Float[Tensor, " sample"],
     bar: tqdm,
 ) -> Float[Tensor, "sample layer pos *head"]:
-    """The scores of all cells; one that cannot matter has the score of the run with nothing restored."""
+    """The scores of all cells. Cells that cannot matter keep the score of the run as it is."""
     samples = len(unrestored)
     scores = unrestored.view(-1, *(1 for _ in cells.shape)).repeat(1, *cells.shape)
+    by_place = rearrange(scores, "sample ... -> ... sample")
     chosen = cells.cells(causal=restorer.past is not None)
     places, wanted = list(chosen), list(chosen.values())
     waiting: list[tuple[int, Tensor]] = []
 
-    def write() -> None:  # many at once, since each product reads the whole vocabulary's weights
+    def write() -> None:
+        # Many cells at once, because each product reads the weights of the whole vocabulary.
         if waiting:
-            found = probabilities(recalled, torch.cat([finals for _, finals in waiting])).split(
-                samples
-            )
-            by_place = rearrange(scores, "sample ... -> ... sample")
-            for (i, _), row in zip(waiting, found, strict=True):
+            finals = torch.cat([final for _, final in waiting])
+            rows = answer_probabilities(clean, finals).split(samples)
+            for (i, _), row in zip(waiting, rows, strict=True):
                 by_place[places[i]] = row
             waiting.clear()
 
-    bar.update(samples * (scores[0].numel() - len(places)))
-    with recalled.forward.model.hooks(fwd_hooks=restorer.hooks()):
-        for chunk, finals in restorer.finals(wanted, rows=cells.rows, read=len(recalled.answer)):
-            waiting += zip(chunk, finals, strict=True)
-            bar.update(samples * len(chunk))
+    bar.update(samples * (cells.count - len(places)))
+    with clean.forward.model.hooks(fwd_hooks=restorer.hooks()):
+        for batch, finals in restorer.final_streams(
+            wanted, rows=cells.rows, read=len(clean.answer)
+        ):
+            waiting += zip(batch, finals, strict=True)
+            bar.update(samples * len(batch))
             if len(waiting) * samples >= _ROWS_PER_UNEMBEDDING:
                 write()
     write()
     return scores
 
 
-def probabilities(
-    recalled: Recall, finals: Float[Tensor, "row pos d_model"]
+def answer_probabilities(
+    clean: CleanRun, finals: Float[Tensor, "row pos d_model"]
 ) -> Float[Tensor, " row"]:
-    """The answer's probability, from the last positions of final streams."""
-    return recalled.forward.answer_log_probs(
-        finals[:, -len(recalled.answer) :], recalled.answer
-    ).exp()
+    """The answer's probability, read from the last positions of final streams."""
+    read = finals[:, -len(clean.answer) :]
+    return clean.forward.answer_log_probs(read, clean.answer).exp()
 
 
-def progress_bar(description: str, cells: Grid, runs: int, *, shown: bool) -> tqdm:
+def progress_bar(description: str, cells: Grid, runs: int, *, progress: bool) -> tqdm:
     """A bar that counts restored runs."""
-    return tqdm(desc=description, total=cells.count * runs, unit="run", disable=not shown)
+    return tqdm(desc=description, total=cells.count * runs, unit="run", disable=not progress)

@@ -1,37 +1,40 @@
 """Severed traces: what a restored state does while later modules at its position stay corrupted."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
 from rome_lens.forward.tokens import Answer, encode
-from rome_lens.models.hook_names import Hook, capture_hooks, component_hook
+from rome_lens.models.hook_names import Component, Hook, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel, check_has_mlp
-from rome_lens.tracing.cells import grid
-from rome_lens.tracing.clean_run import Recall, recall
-from rome_lens.tracing.noise import GaussianNoise, NoiseError
-from rome_lens.tracing.restoring import CorruptedRun, Restorer, corrupted_run
-from rome_lens.tracing.results import SeveredTrace
+from rome_lens.tracing.cells import Grid, grid
+from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.noise import GaussianNoise, Noise, NoiseError
+from rome_lens.tracing.restoring import CorruptedRun, Restorer, run_corrupted
+from rome_lens.tracing.results import HeldLayers, Severed, SeveredTrace
 from rome_lens.tracing.scoring import (
+    answer_probabilities,
+    cell_scores,
     common_fields,
     corrupted_embeddings,
-    described,
-    drawn_noise,
-    probabilities,
+    draw_noise,
+    noise_text,
     progress_bar,
-    scores_of,
 )
 
-Severed = Literal["mlp", "attn", "both"]
-HeldLayers = Literal["later", "all"]
-_SEVERED = {"mlp": ("mlp",), "attn": ("attn",), "both": ("mlp", "attn")}
+_MODULES: dict[Severed, tuple[Component, ...]] = {
+    "mlp": ("mlp",),
+    "attn": ("attn",),
+    "both": ("mlp", "attn"),
+}
 
 
 def severed_trace(
@@ -39,8 +42,8 @@ def severed_trace(
     fact: Fact | Record,
     *,
     severed: Severed = "mlp",
-    noise: Any = GaussianNoise(),
-    held_noise: Any = None,
+    noise: Noise | Tensor = GaussianNoise(),
+    held_noise: Noise | Tensor | None = None,
     held_layers: HeldLayers = "later",
     samples: int = 10,
     layers: Iterable[int] | None = None,
@@ -51,110 +54,146 @@ def severed_trace(
     progress: bool = False,
     require_correct: bool = True,
 ) -> SeveredTrace:
-    """The trace of the residual stream while later MLPs (or attentions) at the restored position stay corrupted.
+    """The residual stream's trace while later MLPs (or attentions) at the restored position stay
+    corrupted.
 
-    With the state at ``(layer, pos)`` restored, the outputs of the severed modules at ``pos`` in the layers after it are
-    held at the values that they have in the corrupted run: what is lost against the ordinary trace went through them.
-
-    Source: Meng et al. 2022, section 2.2 and figure 3 (the modified graph). There the held values come from a first draw of
-    noise and the scored run from a second one; here one draw serves both, unless ``held_noise`` is given. (At the last
-    layer, after which nothing is held, the study's code scores its first draw; here it is always ``noise``.)
+    With the state at ``(layer, pos)`` restored, the outputs of the severed modules at ``pos`` in
+    all later layers are held at their values in the corrupted run. What the score loses against the
+    ordinary trace went through them.
 
     Args:
-        severed: ``"mlp"``, ``"attn"`` or ``"both"``.
-        noise: of the scored runs.
-        held_noise: of the runs that the held values are taken from; None takes the scored runs' own.
-        held_layers: ``"later"`` holds the layers after the restored one, ``"all"`` every layer. With one draw they agree,
-            since before the restored layer nothing differs from the corrupted run.
+        model, fact: the model, which is left as it was, and the fact to trace.
+        severed: the modules that stay corrupted: ``"mlp"``, ``"attn"`` or ``"both"``.
+        noise: the noise of the scored runs.
+        held_noise: the noise of the runs that the held values are taken from. None takes the noise
+            of the scored runs.
+        held_layers: ``"later"`` holds the layers after the restored one, ``"all"`` holds every
+            layer. The two agree unless ``held_noise`` is given, because up to the restored layer
+            nothing differs from the corrupted run.
         positions: None takes the last token of the subject, as the study does.
-        samples, layers, answer, prepend_bos, batch_size, progress, require_correct: as for :func:`causal_trace`.
+        samples, layers, answer, prepend_bos, batch_size, progress, require_correct: as for
+            :func:`causal_trace`.
+
+    Returns:
+        The trace: ``scores`` with the modules severed, ``ordinary_scores`` without, and their
+        difference ``lost``, each ``Float[Tensor, "layer pos"]``.
 
     Raises:
-        FactNotKnownError, ModelError, FactError, NoiseError, ValueError: as for :func:`causal_trace`.
+        FactNotKnownError, ArgumentError, FactError, NoiseError, ModelError: as for
+            :func:`causal_trace`.
+
+    Source: Meng et al. 2022, section 2.2 and figure 3 (the modified graph). The study takes the
+    held values from a first draw of noise and runs the scored passes on a second one. Here one draw
+    serves both, unless ``held_noise`` is given. At the last layer, after which nothing is held, the
+    study's code scores its first draw; here it is always ``noise``.
+
+    Example:
+        Restoring the subject's last token in an early layer works mostly through the MLPs above it.
+
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> fact = rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Pralec")
+        >>> trace = rl.severed_trace(model, fact, severed="mlp", layers=(0, 2, 4))
+        >>> [round(lost, 2) for lost in trace.lost[:, 0].tolist()]
+        [0.6, 0.06, 0.0]
     """
     fact = as_fact(fact)
     _check_severed(model, severed, held_layers)
+    if positions is None:
+        positions = [encode(model, fact, prepend_bos=prepend_bos).subject_last]
     cells = grid(
         model,
         fact,
         component="resid",
         window=1,
         layers=layers,
-        positions=[encode(model, fact, prepend_bos=prepend_bos).subject_last]
-        if positions is None
-        else positions,
+        positions=positions,
         heads=None,
         answer=answer,
         prepend_bos=prepend_bos,
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        recalled = recall(
+        clean = run_clean(
             model, fact, cells.encoded, cells.answer, "resid", require_correct=require_correct
         )
-        drawn = drawn_noise(model, fact, recalled, noise, samples=samples, prepend_bos=prepend_bos)
-        first = drawn
+        scored_noise = first_noise = draw_noise(
+            model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos
+        )
         if held_noise is not None:
-            first = drawn_noise(
-                model, fact, recalled, held_noise, samples=samples, prepend_bos=prepend_bos
+            first_noise = draw_noise(
+                model, fact, clean, held_noise, samples=samples, prepend_bos=prepend_bos
             )
-        if len(first) != len(drawn):
+        if len(first_noise) != len(scored_noise):
             raise NoiseError(
-                f"held_noise has {len(first)} samples, noise {len(drawn)}: expected as many."
+                f"held_noise has {len(first_noise)} samples, but noise has {len(scored_noise)}: "
+                "expected equal numbers."
             )
-        corrupted, ordinary, cut = [], [], []
-        with progress_bar(f"severed {severed}", cells, 2 * len(drawn), shown=progress) as bar:
-            for part, held_part in zip(
-                drawn.split(cells.rows), first.split(cells.rows), strict=True
+        parts = []
+        runs = 2 * len(scored_noise)
+        with progress_bar(f"severed {severed}", cells, runs, progress=progress) as bar:
+            for noise_part, first_part in zip(
+                scored_noise.split(cells.rows), first_noise.split(cells.rows), strict=True
             ):
-                run = corrupted_run(
-                    recalled.forward, recalled.tokens, corrupted_embeddings(recalled, part)
-                )
-                corrupted.append(probabilities(recalled, run.streams[-1]))
-                restorer = Restorer(recalled.forward, "resid", recalled.states, run)
-                ordinary.append(scores_of(recalled, cells, restorer, corrupted[-1], bar))
-                held = _outputs(recalled, severed, held_part)
-                columns = []
-                for pos in cells.positions:
-                    base = (
-                        run if held_layers == "later" else _run_with_held(recalled, part, held, pos)
-                    )
-                    restorer = Restorer(recalled.forward, "resid", recalled.states, base, held=held)
-                    unrestored = probabilities(recalled, base.streams[-1])
-                    columns.append(scores_of(recalled, cells.at(pos), restorer, unrestored, bar))
-                cut.append(torch.cat(columns, dim=2))
+                held = _module_outputs(clean, severed, first_part)
+                parts.append(_scores(clean, cells, noise_part, held, held_layers, bar))
+    corrupted, ordinary, cut = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
     return SeveredTrace(
         severed=severed,
         held_layers=held_layers,
-        corrupted_samples=torch.cat(corrupted).cpu(),
-        ordinary_sample_scores=torch.cat(ordinary).cpu(),
-        sample_scores=torch.cat(cut).cpu(),
-        held_noise=described(noise if held_noise is None else held_noise),
-        **common_fields(model, fact, cells, recalled, noise),
+        corrupted_samples=corrupted,
+        ordinary_sample_scores=ordinary,
+        sample_scores=cut,
+        held_noise=noise_text(noise if held_noise is None else held_noise),
+        **common_fields(model, fact, cells, clean, noise),
     )
 
 
-def _outputs(
-    recalled: Recall, severed: str, noise: Float[Tensor, "sample subject d_model"]
+def _scores(
+    clean: CleanRun,
+    cells: Grid,
+    noise: Float[Tensor, "sample subject d_model"],
+    held: dict[str, Tensor],
+    held_layers: HeldLayers,
+    bar: tqdm,
+) -> tuple[
+    Float[Tensor, " sample"], Float[Tensor, "sample layer pos"], Float[Tensor, "sample layer pos"]
+]:
+    """The corrupted probabilities, the ordinary scores, and those with severed modules held."""
+    run = run_corrupted(clean.forward, clean.tokens, corrupted_embeddings(clean, noise))
+    corrupted = answer_probabilities(clean, run.streams[-1])
+    restorer = Restorer(clean.forward, "resid", clean.states, run)
+    ordinary = cell_scores(clean, cells, restorer, corrupted, bar)
+    columns = []
+    for pos in cells.positions:
+        base = run if held_layers == "later" else _run_with_held(clean, noise, held, pos)
+        restorer = Restorer(clean.forward, "resid", clean.states, base, held=held)
+        unrestored = answer_probabilities(clean, base.streams[-1])
+        columns.append(cell_scores(clean, cells.at(pos), restorer, unrestored, bar))
+    return corrupted, ordinary, torch.cat(columns, dim=2)
+
+
+def _module_outputs(
+    clean: CleanRun, severed: Severed, noise: Float[Tensor, "sample subject d_model"]
 ) -> dict[str, Float[Tensor, "sample pos d_model"]]:
     """The severed modules' outputs in the corrupted run, by hook name."""
-    n_layers = recalled.forward.model.cfg.n_layers
+    n_layers = clean.forward.model.cfg.n_layers
     names = [
-        component_hook(module, layer) for layer in range(n_layers) for module in _SEVERED[severed]
+        component_hook(module, layer) for layer in range(n_layers) for module in _MODULES[severed]
     ]
     kept: dict[str, Tensor] = {}
-    embeddings = corrupted_embeddings(recalled, noise)
-    corrupted_run(recalled.forward, recalled.tokens, embeddings, hooks=capture_hooks(names, kept))
+    embeddings = corrupted_embeddings(clean, noise)
+    run_corrupted(clean.forward, clean.tokens, embeddings, hooks=capture_hooks(names, kept))
     return kept
 
 
 def _run_with_held(
-    recalled: Recall,
+    clean: CleanRun,
     noise: Float[Tensor, "sample subject d_model"],
     held: dict[str, Tensor],
     pos: int,
 ) -> CorruptedRun:
-    """The corrupted run with one position's severed modules held in every layer."""
+    """The corrupted run with the severed modules held at one position, in every layer."""
 
     def holding(name: str) -> Hook:
         def hold(value: Tensor, hook: Any) -> Tensor:
@@ -165,13 +204,12 @@ def _run_with_held(
         return name, hold
 
     hooks = [holding(name) for name in held]
-    return corrupted_run(
-        recalled.forward, recalled.tokens, corrupted_embeddings(recalled, noise), hooks=hooks
-    )
+    embeddings = corrupted_embeddings(clean, noise)
+    return run_corrupted(clean.forward, clean.tokens, embeddings, hooks=hooks)
 
 
-def _check_severed(model: LensModel, severed: str, held_layers: str) -> None:
+def _check_severed(model: LensModel, severed: Severed, held_layers: HeldLayers) -> None:
     one_of("severed", severed, Severed)
     one_of("held_layers", held_layers, HeldLayers)
-    if "mlp" in _SEVERED[severed]:
+    if "mlp" in _MODULES[severed]:
         check_has_mlp(model)

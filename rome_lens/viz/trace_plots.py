@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from rome_lens.errors import ArgumentError
 from rome_lens.tracing.averages import TraceAverage
-from rome_lens.tracing.results import CausalTrace, SeveredTrace
+from rome_lens.tracing.results import CausalTrace, Position, SeveredTrace
 from rome_lens.viz.axes import COLOURS, NAMES, band, layer_label, layer_ticks, visible
 
 
@@ -44,7 +44,7 @@ def trace(result: CausalTrace) -> Figure:
     return figure
 
 
-def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
+def heads(result: CausalTrace, at: Position | None = None) -> Figure:
     """Heatmap of a trace of ``"z"``: heads down, layers across, at one position (None: that of the highest score).
 
     Raises:

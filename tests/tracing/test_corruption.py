@@ -5,19 +5,20 @@ import json
 import math
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
-from models_for_tests import CLASSES, REFERENCE, last_logits, tiny
+from models_for_tests import CLASSES, REFERENCE, last_logits, reference_model, tiny
 from scipy import stats
+from test_causal import not_refused
 
 import rome_lens as rl
 from rome_lens.forward.runs import embed
 from rome_lens.forward.tokens import encode, token_ids
 from rome_lens.models.hook_names import EMBED
+from rome_lens.tracing import corruption, embedding_statistics
 from rome_lens.tracing.corruption import Counterfactual, Replacement, noise_for
-from rome_lens.tracing.embeddings import EmbeddingLaw, embedding_std
+from rome_lens.tracing.embedding_statistics import EmbeddingLaw, embedding_std
 from rome_lens.tracing.noise import CorruptedPrompt, NoiseError
 
 FACTS = json.loads((REFERENCE / "reference.json").read_text())["traces"]
@@ -43,7 +44,7 @@ def prompt_of(model: Any, fact: rl.Fact, *, prepend_bos: bool | None = None) -> 
 
 
 def long_prompt(model: Any, fact: rl.Fact, rows: int = 200) -> CorruptedPrompt:
-    """A prompt with a subject of many tokens, so that a draw of noise is a large sample of its law."""
+    """A prompt whose subject has many tokens, so a draw of noise is a large sample."""
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn((rows, model.cfg.d_model), generator=generator)
     return dataclasses.replace(prompt_of(model, fact), embeddings=embeddings)
@@ -73,18 +74,15 @@ def kurtosis(values: torch.Tensor) -> float:
 # The level.
 
 
-def test_the_noise_level_is_the_original_one(reference32: Any) -> None:
-    assert (
-        abs(embedding_std(reference32, FACTS["subjects_for_std"]) - FACTS["embedding_std_f32"])
-        < 1e-7
-    )
-
-
-def test_the_noise_level_in_double_is_the_original_one(reference64: Any) -> None:
-    assert (
-        abs(embedding_std(reference64, FACTS["subjects_for_std"]) - FACTS["embedding_std_f64"])
-        < 1e-12
-    )
+def test_the_noise_level_is_the_original_one() -> None:
+    subjects = FACTS["subjects_for_std"]
+    for model_class in CLASSES:
+        single, double = (
+            embedding_std(reference_model(model_class, dtype), subjects)
+            for dtype in (torch.float32, torch.float64)
+        )
+        assert abs(single - FACTS["embedding_std_f32"]) < 1e-7
+        assert abs(double - FACTS["embedding_std_f64"]) < 1e-12
 
 
 def test_sigma_is_taken_where_corruption_enters(tiny_model: Any) -> None:
@@ -96,22 +94,22 @@ def test_sigma_is_taken_where_corruption_enters(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", SCALED)
-def test_a_level_stands_for_scale_times_sigma(toy: Any, fact: rl.Fact, kind: Any) -> None:
-    prompt = prompt_of(toy, fact)
+def test_a_level_stands_for_scale_times_sigma(one_toy: Any, fact: rl.Fact, kind: Any) -> None:
+    prompt = prompt_of(one_toy, fact)
     own = float(prompt.embeddings.std())
-    listed = embedding_std(toy, SUBJECTS)
+    listed = embedding_std(one_toy, SUBJECTS)
     assert own != listed
     for noise, level in (
         (kind(), 3.0 * own),
         (kind(scale=2.0), 2.0 * own),
         (kind(scale=2.0, subjects=SUBJECTS), 2.0 * listed),
     ):
-        expected = kind(level=level).sample(toy, prompt, samples=2)
+        expected = kind(level=level).sample(one_toy, prompt, samples=2)
         torch.testing.assert_close(
-            noise.sample(toy, prompt, samples=2), expected, atol=0.0, rtol=1e-6
+            noise.sample(one_toy, prompt, samples=2), expected, atol=0.0, rtol=1e-6
         )
-    assert not kind(scale=0.0).sample(toy, prompt, samples=2).any()
-    assert not kind(level=0.0).sample(toy, prompt, samples=2).any()
+    assert not kind(scale=0.0).sample(one_toy, prompt, samples=2).any()
+    assert not kind(level=0.0).sample(one_toy, prompt, samples=2).any()
 
 
 def test_three_sigma_is_what_is_meant_without_a_scale() -> None:
@@ -124,30 +122,36 @@ def test_three_sigma_is_what_is_meant_without_a_scale() -> None:
 
 
 @pytest.mark.parametrize("kind", SCALED)
-def test_fitted_noise_is_the_same_noise(toy: Any, fact: rl.Fact, kind: Any) -> None:
-    prompt = prompt_of(toy, fact)
+def test_fitted_noise_is_the_same_noise(one_toy: Any, fact: rl.Fact, kind: Any) -> None:
+    prompt = prompt_of(one_toy, fact)
     noise = kind(scale=2.0, seed=5, subjects=SUBJECTS)
-    fitted = noise.fitted(toy)
-    assert (fitted.level, fitted.subjects) == (2.0 * embedding_std(toy, SUBJECTS), None)
-    assert torch.equal(fitted.sample(toy, prompt, samples=3), noise.sample(toy, prompt, samples=3))
-    assert fitted.fitted(toy) is fitted
+    fitted = noise.fitted(one_toy)
+    assert (fitted.level, fitted.subjects) == (2.0 * embedding_std(one_toy, SUBJECTS), None)
+    assert torch.equal(
+        fitted.sample(one_toy, prompt, samples=3), noise.sample(one_toy, prompt, samples=3)
+    )
+    assert fitted.fitted(one_toy) is fitted
     with pytest.raises(NoiseError, match="Give subjects="):
-        kind().fitted(toy)
+        kind().fitted(one_toy)
 
 
 # The laws.
 
 
-def test_gaussian_noise_is_normal(toy: Any, fact: rl.Fact) -> None:
-    noise = rl.GaussianNoise(level=0.4, seed=3).sample(toy, long_prompt(toy, fact), samples=20)
+def test_gaussian_noise_is_normal(one_toy: Any, fact: rl.Fact) -> None:
+    noise = rl.GaussianNoise(level=0.4, seed=3).sample(
+        one_toy, long_prompt(one_toy, fact), samples=20
+    )
     assert abs(float(noise.mean())) < 0.003
     assert float(noise.std()) == pytest.approx(0.4, rel=0.005)
     assert kurtosis(noise) == pytest.approx(3.0, abs=0.05)
     assert stats.kstest(noise[:2].flatten().numpy() / 0.4, "norm").pvalue > 0.01
 
 
-def test_uniform_noise_fills_its_range(toy: Any, fact: rl.Fact) -> None:
-    noise = rl.UniformNoise(level=0.4, seed=3).sample(toy, long_prompt(toy, fact), samples=20)
+def test_uniform_noise_fills_its_range(one_toy: Any, fact: rl.Fact) -> None:
+    noise = rl.UniformNoise(level=0.4, seed=3).sample(
+        one_toy, long_prompt(one_toy, fact), samples=20
+    )
     assert 0.3999 < float(noise.max()) <= 0.4
     assert -0.4 <= float(noise.min()) < -0.3999
     assert float(noise.std()) == pytest.approx(0.4 / math.sqrt(3.0), rel=0.005)
@@ -155,67 +159,67 @@ def test_uniform_noise_fills_its_range(toy: Any, fact: rl.Fact) -> None:
     assert stats.kstest(noise[:2].flatten().numpy(), "uniform", args=(-0.4, 0.8)).pvalue > 0.01
 
 
-@pytest.mark.parametrize("degrees", [2.5, 3.0, 12.0])
 def test_student_t_noise_is_t_in_each_entry_and_one_length_for_each_token(
-    toy: Any, fact: rl.Fact, degrees: float
+    one_toy: Any, fact: rl.Fact
 ) -> None:
-    """``|e|^2 / d`` of a vector follows F(d, degrees), which it would not with a chi-square for every entry."""
-    noise = rl.StudentTNoise(level=0.4, degrees=degrees, seed=0).sample(
-        toy, long_prompt(toy, fact), samples=20
-    )
-    vectors = noise.double().flatten(0, 1) / (0.4 * math.sqrt((degrees - 2.0) / degrees))
-    d_model = vectors.shape[1]
-    assert stats.kstest(vectors[:, 0].numpy(), "t", args=(degrees,)).pvalue > 0.01
-    assert stats.kstest(vectors.pow(2).mean(1).numpy(), "f", args=(d_model, degrees)).pvalue > 0.01
-    directions = vectors / vectors.norm(dim=1, keepdim=True)
-    assert kurtosis(directions) == pytest.approx(3.0 * d_model / (d_model + 2.0), abs=0.05), (
-        "not round"
-    )
+    """``|e|^2 / d`` of a vector follows F(d, degrees).
+
+    It would not with a chi-square for every entry.
+    """
+    prompt = long_prompt(one_toy, fact)
+    for degrees in (2.5, 3.0, 12.0):
+        noise = rl.StudentTNoise(level=0.4, degrees=degrees).sample(one_toy, prompt, samples=20)
+        vectors = noise.double().flatten(0, 1) / (0.4 * math.sqrt((degrees - 2.0) / degrees))
+        d_model = vectors.shape[1]
+        lengths = vectors.pow(2).mean(1).numpy()
+        assert stats.kstest(vectors[:, 0].numpy(), "t", args=(degrees,)).pvalue > 0.01
+        assert stats.kstest(lengths, "f", args=(d_model, degrees)).pvalue > 0.01
+        directions = vectors / vectors.norm(dim=1, keepdim=True)
+        round_kurtosis = 3.0 * d_model / (d_model + 2.0)
+        assert kurtosis(directions) == pytest.approx(round_kurtosis, abs=0.05), "not round"
 
 
 def test_student_t_noise_has_the_level_as_deviation_and_heavy_tails(
-    toy: Any, fact: rl.Fact
+    one_toy: Any, fact: rl.Fact
 ) -> None:
-    prompt = long_prompt(toy, fact)
-    noise = rl.StudentTNoise(level=0.4, degrees=12.0, seed=3).sample(toy, prompt, samples=40)
+    prompt = long_prompt(one_toy, fact)
+    noise = rl.StudentTNoise(level=0.4, degrees=12.0, seed=3).sample(one_toy, prompt, samples=40)
     assert float(noise.std()) == pytest.approx(0.4, rel=0.01)
     assert kurtosis(noise) == pytest.approx(3.0 * 10.0 / 8.0, abs=0.15)
-    wild = rl.StudentTNoise(level=0.4, seed=3).sample(toy, prompt, samples=40)
+    wild = rl.StudentTNoise(level=0.4, seed=3).sample(one_toy, prompt, samples=40)
     assert kurtosis(wild) > 6.0
     assert float((wild.abs() > 5 * 0.4).float().mean()) > 1000 * 2 * stats.norm.sf(5.0)
 
 
-def test_student_t_noise_of_many_degrees_is_gaussian_noise(toy: Any, fact: rl.Fact) -> None:
-    prompt = prompt_of(toy, fact)
-    normal = rl.GaussianNoise(level=0.4, seed=3).sample(toy, prompt, samples=5)
-    found = rl.StudentTNoise(level=0.4, degrees=1e8, seed=3).sample(toy, prompt, samples=5)
+def test_student_t_noise_of_many_degrees_is_gaussian_noise(one_toy: Any, fact: rl.Fact) -> None:
+    prompt = prompt_of(one_toy, fact)
+    normal = rl.GaussianNoise(level=0.4, seed=3).sample(one_toy, prompt, samples=5)
+    found = rl.StudentTNoise(level=0.4, degrees=1e8, seed=3).sample(one_toy, prompt, samples=5)
     torch.testing.assert_close(found, normal, atol=0.0, rtol=1e-3)
 
 
-@pytest.mark.parametrize("subjects", [None, SUBJECTS])
-def test_the_embeddings_law_is_their_mean_and_covariance(
-    tiny_model: Any, subjects: tuple[str, ...] | None
-) -> None:
+def test_the_embeddings_law_is_their_mean_and_covariance(tiny_model: Any) -> None:
     """With fewer tokens than ``d_model``, and with more than the context holds."""
-    listed = () if subjects is None else subjects
-    ids = [i for subject in listed for i in token_ids(tiny_model, subject, prepend_bos=False)]
-    rows = hook_embed_of(tiny_model, ids or list(range(tiny_model.cfg.d_vocab))).double()
-    law = EmbeddingLaw.of(tiny_model, subjects)
-    assert law.tokens == len(rows)
-    covariance = torch.cov(rows.T)
-    size = float(covariance.diagonal().max())
-    torch.testing.assert_close(law.mean, rows.mean(0), atol=1e-6 * math.sqrt(size), rtol=0.0)
-    torch.testing.assert_close(law.root @ law.root, covariance, atol=1e-6 * size, rtol=0.0)
+    for subjects in (None, SUBJECTS):
+        listed = () if subjects is None else subjects
+        ids = [i for subject in listed for i in token_ids(tiny_model, subject, prepend_bos=False)]
+        rows = hook_embed_of(tiny_model, ids or list(range(tiny_model.cfg.d_vocab))).double()
+        law = EmbeddingLaw.of(tiny_model, subjects)
+        assert law.tokens == len(rows)
+        covariance = torch.cov(rows.T)
+        size = float(covariance.diagonal().max())
+        torch.testing.assert_close(law.mean, rows.mean(0), atol=1e-6 * math.sqrt(size), rtol=0.0)
+        torch.testing.assert_close(law.root @ law.root, covariance, atol=1e-6 * size, rtol=0.0)
 
 
 def test_a_large_mean_costs_the_covariance_no_digits(
-    toy: Any, monkeypatch: pytest.MonkeyPatch
+    one_toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = torch.randn(
-        (toy.cfg.d_vocab, 5), generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        (one_toy.cfg.d_vocab, 5), generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
-    monkeypatch.setattr("rome_lens.tracing.embeddings.embed", lambda model, ids: 1e6 + rows[ids])
-    root = EmbeddingLaw.of(toy).root
+    monkeypatch.setattr(embedding_statistics, "embed", lambda model, ids: 1e6 + rows[ids])
+    root = EmbeddingLaw.of(one_toy).root
     torch.testing.assert_close(root @ root, torch.cov(rows.T), atol=1e-8, rtol=0.0)
 
 
@@ -234,12 +238,14 @@ def test_multivariate_noise_has_the_embeddings_mean_and_covariance(fact: rl.Fact
     assert kurtosis(draws[:, 0]) == pytest.approx(3.0, abs=0.1)
 
 
-def test_noise_of_few_subjects_stays_in_the_plane_of_their_tokens(toy: Any, fact: rl.Fact) -> None:
-    ids = token_ids(toy, SUBJECTS[0], prepend_bos=False)
-    rows = hook_embed_of(toy, ids).double()
-    assert len(ids) < toy.cfg.d_model
+def test_noise_of_few_subjects_stays_in_the_plane_of_their_tokens(
+    one_toy: Any, fact: rl.Fact
+) -> None:
+    ids = token_ids(one_toy, SUBJECTS[0], prepend_bos=False)
+    rows = hook_embed_of(one_toy, ids).double()
+    assert len(ids) < one_toy.cfg.d_model
     noise = rl.MultivariateGaussianNoise(subjects=SUBJECTS[:1]).sample(
-        toy, long_prompt(toy, fact), samples=2
+        one_toy, long_prompt(one_toy, fact), samples=2
     )
     deviations = noise.double().flatten(0, 1) - rows.mean(0)
     plane = torch.linalg.qr((rows - rows.mean(0))[1:].T).Q
@@ -247,12 +253,16 @@ def test_noise_of_few_subjects_stays_in_the_plane_of_their_tokens(toy: Any, fact
     torch.testing.assert_close(deviations @ plane @ plane.T, deviations, atol=1e-5, rtol=0.0)
 
 
-def test_a_fitted_law_gives_the_same_noise_and_fits_no_other_model(toy: Any, fact: rl.Fact) -> None:
-    prompt = prompt_of(toy, fact)
+def test_a_fitted_law_gives_the_same_noise_and_fits_no_other_model(
+    one_toy: Any, fact: rl.Fact
+) -> None:
+    prompt = prompt_of(one_toy, fact)
     noise = rl.MultivariateGaussianNoise(seed=5, subjects=SUBJECTS)
-    fitted = noise.fitted(toy)
-    assert torch.equal(fitted.sample(toy, prompt, samples=3), noise.sample(toy, prompt, samples=3))
-    assert fitted.fitted(toy) is fitted
+    fitted = noise.fitted(one_toy)
+    assert torch.equal(
+        fitted.sample(one_toy, prompt, samples=3), noise.sample(one_toy, prompt, samples=3)
+    )
+    assert fitted.fitted(one_toy) is fitted
     assert len(repr(fitted)) < 250
     assert SUBJECTS[0] in repr(fitted)
     other = tiny("gpt2", "TransformerBridge")
@@ -263,48 +273,44 @@ def test_a_fitted_law_gives_the_same_noise_and_fits_no_other_model(toy: Any, fac
 # Chance.
 
 
-@pytest.mark.parametrize("noise", RANDOM, ids=repr)
-def test_the_seed_alone_decides_the_draws(
-    toy: Any, fact: rl.Fact, untouched: Any, noise: Any
-) -> None:
-    untouched(toy)
-    prompt = prompt_of(toy, fact)
-    first = noise_for(noise, toy, prompt, samples=4)
-    with torch.random.fork_rng():
-        torch.manual_seed(99)
-        second = noise_for(noise, toy, prompt, samples=4)
-    other = noise_for(reseeded(noise, 4), toy, prompt, samples=4)
-    assert torch.equal(first, second)
-    assert first.shape == (4, *prompt.embeddings.shape)
-    assert ((first != other).float().mean() > 0.99).all()
-    assert len({tuple(row.tolist()) for row in first.flatten(1)}) == 4, "samples repeat"
+def test_the_seed_alone_decides_the_draws(one_toy: Any, fact: rl.Fact, untouched: Any) -> None:
+    untouched(one_toy)
+    prompt = prompt_of(one_toy, fact)
+    for noise in RANDOM:
+        first = noise_for(noise, one_toy, prompt, samples=4)
+        with torch.random.fork_rng():
+            torch.manual_seed(99)
+            second = noise_for(noise, one_toy, prompt, samples=4)
+        other = noise_for(reseeded(noise, 4), one_toy, prompt, samples=4)
+        assert torch.equal(first, second), noise
+        assert first.shape == (4, *prompt.embeddings.shape), noise
+        assert (first != other).float().mean() > 0.99, noise
+        assert len({tuple(row.tolist()) for row in first.flatten(1)}) == 4, f"{noise}: repeats"
 
 
 @pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class")
-@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
-@pytest.mark.parametrize("noise", RANDOM, ids=repr)
-def test_both_model_classes_get_the_same_noise(family: str, fact: rl.Fact, noise: Any) -> None:
-    hooked, bridge = (
-        noise_for(noise, model, prompt_of(model, fact), samples=3)
-        for model in (tiny(family, name) for name in CLASSES)
-    )
-    torch.testing.assert_close(hooked, bridge, atol=1e-5 * float(bridge.abs().max()), rtol=1e-5)
+def test_both_model_classes_get_the_same_noise(fact: rl.Fact) -> None:
+    for family in ("gpt2", "gemma3"):
+        prompts = {name: prompt_of(tiny(family, name), fact) for name in CLASSES}
+        for noise in RANDOM:
+            hooked, bridge = (
+                noise_for(noise, tiny(family, name), prompt, samples=3)
+                for name, prompt in prompts.items()
+            )
+            atol = 1e-5 * float(bridge.abs().max())
+            assert torch.allclose(hooked, bridge, atol=atol, rtol=1e-5), (family, noise)
 
 
-@pytest.mark.parametrize("noise", RANDOM, ids=repr)
-def test_every_precision_gets_the_same_noise(toy: Any, fact: rl.Fact, noise: Any) -> None:
-    prompt = prompt_of(toy, fact)
-    single = noise_for(noise, toy, prompt, samples=3)
-    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 2e-2)):
-        cast = dataclasses.replace(prompt, embeddings=prompt.embeddings.to(dtype))
-        found = noise_for(noise, toy, cast, samples=3)
-        assert found.dtype == dtype
-        torch.testing.assert_close(
-            found.double(),
-            single.double(),
-            atol=tolerance * float(single.abs().max()),
-            rtol=tolerance,
-        )
+def test_every_precision_gets_the_same_noise(one_toy: Any, fact: rl.Fact) -> None:
+    prompt = prompt_of(one_toy, fact)
+    for noise in RANDOM:
+        single = noise_for(noise, one_toy, prompt, samples=3).double()
+        for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 2e-2)):
+            cast = dataclasses.replace(prompt, embeddings=prompt.embeddings.to(dtype))
+            drawn = noise_for(noise, one_toy, cast, samples=3)
+            assert drawn.dtype == dtype, noise
+            atol = tolerance * float(single.abs().max())
+            assert torch.allclose(drawn.double(), single, atol=atol, rtol=tolerance), noise
 
 
 # Replacement.
@@ -314,11 +320,11 @@ def test_every_precision_gets_the_same_noise(toy: Any, fact: rl.Fact, noise: Any
     "noise", [rl.GaussianNoise(seed=2), rl.MultivariateGaussianNoise(seed=2)], ids=repr
 )
 def test_a_replacement_puts_the_draw_in_place_of_the_embeddings(
-    toy: Any, fact: rl.Fact, noise: Any
+    one_toy: Any, fact: rl.Fact, noise: Any
 ) -> None:
-    prompt = prompt_of(toy, fact)
-    draws = noise_for(noise, toy, prompt, samples=5)
-    found = prompt.embeddings + noise_for(Replacement(noise), toy, prompt, samples=5)
+    prompt = prompt_of(one_toy, fact)
+    draws = noise_for(noise, one_toy, prompt, samples=5)
+    found = prompt.embeddings + noise_for(Replacement(noise), one_toy, prompt, samples=5)
     torch.testing.assert_close(found, draws, atol=1e-6, rtol=1e-6)
 
 
@@ -362,22 +368,18 @@ REPLACING = Replacement(torch.tensor(ARRAYS["fact0.noise"]))
 KINDS = [("resid_uniform", UNIFORM), ("resid_replace", REPLACING)]
 
 
-@pytest.mark.parametrize(("kind", "noise"), KINDS, ids=["uniform", "replace"])
-def test_double_precision_gives_the_original_values(
-    reference64: Any, kind: str, noise: Any
-) -> None:
-    check_reference(reference64, kind, noise, "f64", 1e-10)
+def test_double_precision_gives_the_original_values(reference64: Any) -> None:
+    for kind, noise in KINDS:
+        check_reference(reference64, kind, noise, "f64", 1e-10)
 
 
-@pytest.mark.parametrize(("kind", "noise"), KINDS, ids=["uniform", "replace"])
-def test_single_precision_gives_the_original_values(
-    reference32: Any, kind: str, noise: Any
-) -> None:
-    check_reference(reference32, kind, noise, "f32", 5e-6)
+def test_single_precision_gives_the_original_values(reference32: Any) -> None:
+    for kind, noise in KINDS:
+        check_reference(reference32, kind, noise, "f32", 5e-6)
 
 
 def check_reference(model: Any, kind: str, noise: Any, precision: str, tolerance: float) -> None:
-    """The original's own low score of a replacement adds the noise, so that it is not compared."""
+    """The original's own low score of a replacement adds the noise, so it is not compared."""
     known = FACTS["facts"]["fact0"]
     fact = rl.Fact.from_text(known["prompt"], subject=known["subject"], target=known["attribute"])
     trace = rl.causal_trace(model, fact, noise=noise, prepend_bos=False)
@@ -395,9 +397,8 @@ def check_reference(model: Any, kind: str, noise: Any, precision: str, tolerance
 def swapped_subject(model: Any, fact: rl.Fact) -> str:
     """Another record's subject with as many tokens in this fact's prompt."""
     length = len(prompt_of(model, fact).embeddings)
-    names = [record.fact.subject for record in rl.data.limits() if "toy" in record.known_by] + list(
-        SUBJECTS
-    )
+    known = [record.fact.subject for record in rl.data.records(known_by="toy")]
+    names = [*known, *SUBJECTS]
     return next(
         name
         for name in names
@@ -410,7 +411,13 @@ def check_counterfactual(model: Any, fact: rl.Fact, **options: Any) -> rl.Causal
     swapped = encode(model, fact.about(other), **options)
     expected = last_logits(model, swapped.tokens[None])[0].softmax(-1)[swapped.answer[0]]
     trace = rl.causal_trace(
-        model, fact, noise=Counterfactual(subject=other), require_correct=False, **options
+        model,
+        fact,
+        noise=Counterfactual(subject=other),
+        require_correct=False,
+        layers=[0, model.cfg.n_layers - 1],
+        positions=[2, -1],
+        **options,
     )
     assert trace.corrupted_samples.shape == (1,)
     assert trace.corrupted == pytest.approx(float(expected), rel=2e-4, abs=1e-7)
@@ -423,12 +430,12 @@ def test_a_counterfactual_is_the_swapped_prompt(toy: Any, toy_record: rl.data.Re
     assert check_counterfactual(toy, toy_record.fact).total_effect > 0.3
 
 
-@pytest.mark.parametrize("prepend_bos", [True, False])
 def test_a_counterfactual_is_the_swapped_prompt_on_every_family(
-    tiny_model: Any, fact: rl.Fact, prepend_bos: bool
+    tiny_model: Any, fact: rl.Fact
 ) -> None:
-    trace = check_counterfactual(tiny_model, fact, prepend_bos=prepend_bos)
-    assert abs(trace.total_effect) > 1e-3 * trace.clean
+    for prepend_bos in (True, False):
+        trace = check_counterfactual(tiny_model, fact, prepend_bos=prepend_bos)
+        assert abs(trace.total_effect) > 1e-3 * trace.clean
 
 
 def test_a_counterfactual_puts_the_other_subjects_embeddings_in_place(
@@ -441,116 +448,86 @@ def test_a_counterfactual_puts_the_other_subjects_embeddings_in_place(
     torch.testing.assert_close(prompt.embeddings + noise[0], expected, atol=1e-6 * size, rtol=0.0)
 
 
-def test_a_counterfactual_that_does_not_fit_is_refused(toy: Any, fact: rl.Fact) -> None:
-    prompt = prompt_of(toy, fact)
+def test_a_counterfactual_that_does_not_fit_is_refused(one_toy: Any, fact: rl.Fact) -> None:
+    prompt = prompt_of(one_toy, fact)
     with pytest.raises(
         NoiseError, match=r"'Wanda Brandt' is \[.*Hugo del Lindqvist' is \[.*Choose a subject of"
     ):
-        noise_for(Counterfactual(subject="Hugo del Lindqvist"), toy, prompt, samples=1)
+        noise_for(Counterfactual(subject="Hugo del Lindqvist"), one_toy, prompt, samples=1)
     with pytest.raises(NoiseError, match="is the fact's own"):
-        noise_for(Counterfactual(subject="Wanda Brandt"), toy, prompt, samples=1)
+        noise_for(Counterfactual(subject="Wanda Brandt"), one_toy, prompt, samples=1)
 
 
 def test_a_counterfactual_that_moves_other_tokens_is_refused(
-    toy: Any, fact: rl.Fact, monkeypatch: pytest.MonkeyPatch
+    one_toy: Any, fact: rl.Fact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompt, other = prompt_of(toy, fact), swapped_subject(toy, fact)
-    swapped = encode(toy, fact.about(other))
+    prompt, other = prompt_of(one_toy, fact), swapped_subject(one_toy, fact)
+    swapped = encode(one_toy, fact.about(other))
     tokens = swapped.tokens.clone()
     tokens[-1] += 1
-    monkeypatch.setattr(
-        "rome_lens.tracing.corruption.encode",
-        lambda *_, **__: dataclasses.replace(swapped, tokens=tokens),
-    )
+    other_tokens = dataclasses.replace(swapped, tokens=tokens)
+    monkeypatch.setattr(corruption, "encode", lambda *_, **__: other_tokens)
     with pytest.raises(NoiseError, match="has other tokens"):
-        noise_for(Counterfactual(subject=other), toy, prompt, samples=1)
+        noise_for(Counterfactual(subject=other), one_toy, prompt, samples=1)
 
 
 # Wrong input.
 
 
-@pytest.fixture
-def types_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users run without the tests' type checks, which would refuse a wrong type in the package's place."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+WRONG_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"scale": -1.0}, NoiseError, "is -1.0, expected a finite number of at least 0"),
+    ({"scale": math.nan}, NoiseError, "is nan, expected a number"),
+    ({"scale": math.inf}, NoiseError, "is inf, expected a finite number"),
+    ({"scale": "3"}, NoiseError, "is '3', expected a number"),
+    ({"scale": True}, NoiseError, "is True, expected a number"),
+    ({"seed": 1.5}, NoiseError, "seed is 1.5, expected a whole number"),
+    ({"seed": -1}, NoiseError, "seed is -1, expected a whole number"),
+    ({"seed": 1 << 70}, NoiseError, f"seed is {1 << 70}, expected a whole number"),
+    ({"subjects": "Paris"}, NoiseError, "write ('Paris',)"),
+    ({"subjects": ()}, NoiseError, "expected at least one subject"),
+    ({"subjects": ("Paris", " ")}, NoiseError, "each of them a text that is not empty"),
+    ({"subjects": ("Paris", 3)}, NoiseError, "each of them a text"),
+]
+WRONG_LEVELS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"level": -1.0}, NoiseError, "is -1.0, expected a finite number of at least 0"),
+    ({"level": math.inf}, NoiseError, "is inf, expected a finite number"),
+    ({"level": 1.0, "scale": 3.0}, NoiseError, "Give one or the other"),
+    ({"level": 1.0, "subjects": SUBJECTS}, NoiseError, "Give one or the other"),
+]
 
 
-@pytest.mark.parametrize("kind", [*SCALED, rl.MultivariateGaussianNoise])
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"scale": -1.0}, "scale is -1.0, expected a finite number of at least 0"),
-        ({"scale": math.nan}, "scale is nan, expected a finite"),
-        ({"scale": math.inf}, "scale is inf, expected a finite"),
-        ({"scale": "3"}, "scale is '3', expected a finite"),
-        ({"scale": True}, "scale is True, expected a finite"),
-        ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
-        ({"seed": -1}, "seed is -1, expected a whole number"),
-        ({"seed": 1 << 70}, "seed is .* expected a whole number"),
-        ({"subjects": "Paris"}, "write \\('Paris',\\)"),
-        ({"subjects": ()}, "at least one subject"),
-        ({"subjects": ("Paris", " ")}, "no empty ones"),
-        ({"subjects": ("Paris", 3)}, "the words of"),
-    ],
-)
-@pytest.mark.usefixtures("types_unchecked")
-def test_wrong_settings_are_refused_when_made(
-    kind: Any, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(NoiseError, match=message):
-        kind(**settings)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_settings_are_refused_when_made() -> None:
+    for kind in (*SCALED, rl.MultivariateGaussianNoise):
+        assert not not_refused(kind, WRONG_SETTINGS), kind
+    for kind in SCALED:
+        assert not not_refused(kind, WRONG_LEVELS), kind
 
 
-@pytest.mark.parametrize("kind", SCALED)
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"level": -1.0}, "level is -1.0, expected a finite"),
-        ({"level": math.inf}, "level is inf, expected a finite"),
-        ({"level": 1.0, "scale": 3.0}, "Give one or the other"),
-        ({"level": 1.0, "subjects": SUBJECTS}, "Give one or the other"),
-    ],
-)
-def test_wrong_levels_are_refused_when_made(
-    kind: Any, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(NoiseError, match=message):
-        kind(**settings)
+@pytest.mark.usefixtures("unchecked")
+def test_other_wrong_kinds_are_refused_when_made() -> None:
+    already = "replaces the subject's embeddings already"
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"make": lambda: rl.StudentTNoise(degrees=2.0)}, NoiseError, "expected more than 2"),
+        ({"make": lambda: rl.StudentTNoise(degrees=math.inf)}, NoiseError, "expected a finite"),
+        ({"make": lambda: rl.StudentTNoise(degrees=-3.0)}, NoiseError, "is -3.0, expected a"),
+        ({"make": lambda: Replacement("much")}, NoiseError, "expected a kind of noise"),
+        ({"make": lambda: Replacement(rl.GaussianNoise)}, NoiseError, "write GaussianNoise("),
+        ({"make": lambda: Replacement(Replacement(rl.GaussianNoise()))}, NoiseError, already),
+        ({"make": lambda: Replacement(Counterfactual(subject="Paris"))}, NoiseError, already),
+        ({"make": lambda: Counterfactual(subject=" ")}, NoiseError, "expected the words of"),
+        ({"make": lambda: Counterfactual(subject=None)}, NoiseError, "expected the words of"),
+    ]
+    assert not not_refused(lambda make: make(), cases)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: rl.StudentTNoise(degrees=2.0), "degrees is 2.0, expected more than 2"),
-        (lambda: rl.StudentTNoise(degrees=math.inf), "degrees is inf, expected a finite"),
-        (lambda: rl.StudentTNoise(degrees=-3.0), "degrees is -3.0, expected a finite"),
-        (lambda: Replacement("much"), "expected a kind of noise"),
-        (lambda: Replacement(rl.GaussianNoise), r"write GaussianNoise\("),
-        (
-            lambda: Replacement(Replacement(rl.GaussianNoise())),
-            "replaces the subject's embeddings already",
-        ),
-        (
-            lambda: Replacement(Counterfactual(subject="Paris")),
-            "replaces the subject's embeddings already",
-        ),
-        (lambda: Counterfactual(subject=" "), "subject is ' ', expected the words"),
-        (lambda: Counterfactual(subject=None), "subject is None, expected the words"),
-    ],
-)
-@pytest.mark.usefixtures("types_unchecked")
-def test_other_wrong_kinds_are_refused_when_made(make: Any, message: str) -> None:
-    with pytest.raises(NoiseError, match=message):
-        make()
-
-
-@pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.usefixtures("unchecked")
 def test_whole_numbers_and_lists_are_taken_as_what_they_mean() -> None:
     assert rl.GaussianNoise(scale=3, subjects=list(SUBJECTS)) == rl.GaussianNoise(subjects=SUBJECTS)
 
 
-def test_a_law_beside_subjects_is_refused(toy: Any) -> None:
-    law = EmbeddingLaw.of(toy, SUBJECTS)
+def test_a_law_with_subjects_is_refused(one_toy: Any) -> None:
+    law = EmbeddingLaw.of(one_toy, SUBJECTS)
     with pytest.raises(NoiseError, match="Give one of the two"):
         rl.MultivariateGaussianNoise(law=law, subjects=SUBJECTS)
 
@@ -569,69 +546,61 @@ class ConstantNoise:
         return torch.full((samples, *prompt.embeddings.shape), 0.25)
 
 
-def test_a_callers_own_kind_is_used(toy: Any, fact: rl.Fact) -> None:
-    noise = noise_for(ConstantNoise(), toy, prompt_of(toy, fact), samples=2)
+def test_a_callers_own_kind_is_used(one_toy: Any, fact: rl.Fact) -> None:
+    noise = noise_for(ConstantNoise(), one_toy, prompt_of(one_toy, fact), samples=2)
     assert (noise == 0.25).all()
     assert len(noise) == 2
 
 
-@pytest.mark.parametrize("wrap", [lambda noise: noise, Replacement], ids=["added", "replaced"])
-@pytest.mark.parametrize(
-    ("noise", "message"),
-    [
-        (
-            torch.zeros(3, 1, 5),
-            r"shape \[3, 1, 5\], expected \[samples, .*each token of the subject \['",
-        ),
-        (torch.zeros(3, 5), r"expected \[samples, "),
-        (torch.zeros(0, 3, 5), r"expected \[samples, "),
-        (OneSidedNoise(), "gave a list, expected a tensor"),
-    ],
-)
-def test_noise_of_a_wrong_shape_is_refused(
-    toy: Any, toy_record: rl.data.Record, untouched: Any, noise: Any, message: str, wrap: Any
+@pytest.mark.usefixtures("unchecked")
+def test_noise_that_does_not_fit_is_refused(
+    one_toy: Any, toy_record: rl.data.Record, untouched: Any
 ) -> None:
-    untouched(toy)
-    with pytest.raises(NoiseError, match=message):
-        rl.causal_trace(toy, toy_record.fact, noise=wrap(noise))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"samples": 0}, "samples is 0, expected at least 1"),
-        ({"noise": "much"}, "expected a kind of noise"),
+    untouched(one_toy)
+    shapes = "expected [samples, "
+    wrong: list[tuple[Any, str]] = [
+        (torch.zeros(3, 1, 5), "shape [3, 1, 5], expected [samples, "),
+        (torch.zeros(3, 1, 5), "one vector for each token of the subject ['"),
+        (torch.zeros(3, 5), shapes),
+        (torch.zeros(0, 3, 5), shapes),
+        (OneSidedNoise(), "returned a list, expected a tensor"),
+    ]
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        *(({"noise": noise}, NoiseError, words) for noise, words in wrong),
+        *(({"noise": Replacement(noise)}, NoiseError, words) for noise, words in wrong),
+        ({"samples": 0}, NoiseError, "samples is 0, expected a whole number of at least 1"),
+        ({"noise": "much"}, NoiseError, "expected a kind of noise"),
         (
             {"noise": rl.GaussianNoise},
-            r"the class GaussianNoise, expected an instance of it: write GaussianNoise\(",
+            NoiseError,
+            "expected an instance of it: write GaussianNoise(",
         ),
-    ],
-)
-def test_wrong_noise_is_refused(
-    toy: Any, toy_record: rl.data.Record, untouched: Any, options: dict[str, Any], message: str
-) -> None:
-    untouched(toy)
-    with pytest.raises(NoiseError, match=message):
-        rl.causal_trace(toy, toy_record.fact, **options)
+    ]
+    assert not not_refused(
+        lambda **options: rl.causal_trace(one_toy, toy_record.fact, **options), cases
+    )
 
 
-def test_noise_that_is_not_finite_is_refused(toy: Any, fact: rl.Fact) -> None:
-    prompt = prompt_of(toy, fact)
+def test_noise_that_is_not_finite_is_refused(one_toy: Any, fact: rl.Fact) -> None:
+    prompt = prompt_of(one_toy, fact)
     noise = torch.zeros(2, *prompt.embeddings.shape)
     noise[1, 0, 0] = math.nan
     for each in (noise, Replacement(noise)):
         with pytest.raises(NoiseError, match="NaN"):
-            noise_for(each, toy, prompt, samples=1)
+            noise_for(each, one_toy, prompt, samples=1)
     half = dataclasses.replace(prompt, embeddings=prompt.embeddings.half())
     with pytest.raises(NoiseError, match=r"infinity as torch\.float16"):
-        noise_for(rl.GaussianNoise(level=1e6), toy, half, samples=1)
+        noise_for(rl.GaussianNoise(level=1e6), one_toy, half, samples=1)
 
 
-def test_one_token_has_no_covariance(toy: Any, fact: rl.Fact) -> None:
-    word = toy.tokenizer.decode([token_ids(toy, "Wanda Brandt", prepend_bos=False)[0]])
+def test_one_token_has_no_covariance(one_toy: Any, fact: rl.Fact) -> None:
+    word = one_toy.tokenizer.decode([token_ids(one_toy, "Wanda Brandt", prepend_bos=False)[0]])
     with pytest.raises(NoiseError, match="at least two"):
         noise_for(
-            rl.MultivariateGaussianNoise(subjects=(word,)), toy, prompt_of(toy, fact), samples=1
+            rl.MultivariateGaussianNoise(subjects=(word,)),
+            one_toy,
+            prompt_of(one_toy, fact),
+            samples=1,
         )
     with pytest.raises(ValueError, match="list of subjects is empty"):
-        embedding_std(toy, ())
+        embedding_std(one_toy, ())

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_for_tests import CLASSES, REFERENCE, tiny
+from models_for_tests import CLASSES, REFERENCE, reference_model, tiny
+from test_causal import not_refused
 
 import rome_lens as rl
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.models.hook_names import EMBED, component_hook
 from rome_lens.models.lens import ModelError
@@ -40,112 +42,124 @@ def check(found: torch.Tensor, name: str, precision: str) -> None:
     torch.testing.assert_close(found.to(expected), expected, atol=tolerance, rtol=0.0)
 
 
-@pytest.mark.parametrize("held_layers", ["all", "later"])
 @pytest.mark.parametrize("what", ["mlp", "attn", "both"])
-def test_one_draw_gives_the_original_values(
-    reference64: Any, reference32: Any, what: str, held_layers: str
-) -> None:
-    for model, precision in ((reference64, "f64"), (reference32, "f32")):
-        trace = severed(model, "noise_pass1", None, severed=what, held_layers=held_layers)
-        check(trace.scores[:, 0], f"{what}_severed.{NAMES[held_layers]}.same_noise", precision)
-        check(trace.ordinary_scores[:, 0], "ordinary", precision)
+def test_one_draw_gives_the_original_values(reference64: Any, what: str) -> None:
+    for held_layers in ("all", "later"):
+        trace = severed(reference64, "noise_pass1", None, severed=what, held_layers=held_layers)
+        check(trace.scores[:, 0], f"{what}_severed.{NAMES[held_layers]}.same_noise", "f64")
+        check(trace.ordinary_scores[:, 0], "ordinary", "f64")
 
 
-@pytest.mark.parametrize("what", ["mlp", "attn", "both"])
-def test_two_draws_give_the_original_values(reference64: Any, what: str) -> None:
-    trace = severed(reference64, "noise_pass2", "noise_pass1", severed=what, held_layers="all")
-    check(trace.scores[:, 0], f"{what}_severed.all_layers", "f64")
-    later = severed(
-        reference64, "noise_pass2", "noise_pass1", severed=what, held_layers="later"
-    ).scores[:, 0]
-    expected = torch.tensor(ARRAYS[f"fact0.{what}_severed.later_only.f64"])
-    torch.testing.assert_close(later[:-1], expected[:-1], atol=1e-10, rtol=0.0)
-    # After the last layer nothing is held: there the original scores its first draw, ordinarily.
-    torch.testing.assert_close(
-        expected[-1], torch.tensor(ARRAYS["fact0.ordinary.f64"][-1]), atol=1e-10, rtol=0.0
-    )
-    torch.testing.assert_close(
-        later[-1],
-        severed(reference64, "noise_pass2", None).ordinary_scores[-1, 0],
-        atol=1e-10,
-        rtol=0.0,
-    )
+def test_one_draw_gives_the_original_values_in_single_precision(reference32: Any) -> None:
+    for what, held_layers in (("mlp", "later"), ("attn", "all"), ("both", "later")):
+        trace = severed(reference32, "noise_pass1", None, severed=what, held_layers=held_layers)
+        check(trace.scores[:, 0], f"{what}_severed.{NAMES[held_layers]}.same_noise", "f32")
+        check(trace.ordinary_scores[:, 0], "ordinary", "f32")
 
 
-@pytest.mark.parametrize("what", ["mlp", "attn"])
-def test_it_equals_the_plain_loop(tiny_model: Any, fact: rl.Fact, what: str) -> None:
-    """One run of the whole model for each layer, with hooks written out."""
-    encoded = encode(tiny_model, fact)
+def test_two_draws_give_the_original_values() -> None:
+    model = reference_model(CLASSES[0], torch.float64)
+    for what in ("mlp", "attn", "both"):
+        every, later = (
+            severed(model, "noise_pass2", "noise_pass1", severed=what, held_layers=held_layers)
+            for held_layers in ("all", "later")
+        )
+        check(every.scores[:, 0], f"{what}_severed.all_layers", "f64")
+        expected = torch.tensor(ARRAYS[f"fact0.{what}_severed.later_only.f64"])
+        close = {"atol": 1e-10, "rtol": 0.0}
+        torch.testing.assert_close(later.scores[:-1, 0], expected[:-1], **close)
+        # After the last layer nothing is held. There the original scores its first draw instead.
+        ordinary = torch.tensor(ARRAYS["fact0.ordinary.f64"][-1])
+        torch.testing.assert_close(expected[-1], ordinary, **close)
+        torch.testing.assert_close(later.scores[-1], later.ordinary_scores[-1], **close)
+
+
+def one_row_per_layer(model: Any, fact: rl.Fact, what: str, noise: torch.Tensor) -> torch.Tensor:
+    """Scores from two whole runs: one keeps the corrupted outputs, one has a row per layer."""
+    encoded = encode(model, fact)
     (start, end), pos = encoded.subject, encoded.subject_last
-    generator = torch.Generator().manual_seed(3)
-    noise = torch.randn((3, end - start, tiny_model.cfg.d_model), generator=generator)
-    rows = encoded.tokens[None].expand(4, -1)
-    n_layers = tiny_model.cfg.n_layers
+    n_layers, samples = model.cfg.n_layers, len(noise)
+    rows = encoded.tokens[None].expand(1 + samples * n_layers, -1)
     kept: dict[str, torch.Tensor] = {}
 
     def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
-        value[1:, start:end] = value[:1, start:end] + noise
+        value[1:, start:end] = value[:1, start:end] + noise.repeat(n_layers, 1, 1)
         return value
 
-    def keep(name: str) -> Any:
+    def keep(layer: int) -> Any:
+        name = component_hook(what, layer)
         return name, lambda value, hook: kept.update({name: value.clone()})
 
-    names = [component_hook(what, layer) for layer in range(n_layers)]
+    def restore(layer: int) -> Any:
+        def hook_fn(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            value = value.clone()
+            value[1 + layer * samples : 1 + (layer + 1) * samples, pos] = value[0, pos]
+            return value
+
+        return component_hook("resid", layer), hook_fn
+
+    def hold(layer: int) -> Any:
+        name = component_hook(what, layer)
+
+        def hook_fn(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            value, restored_before = value.clone(), slice(1, 1 + layer * samples)
+            value[restored_before, pos] = kept[name][restored_before, pos]
+            return value
+
+        return name, hook_fn
+
+    layers = range(n_layers)
     with torch.no_grad():
-        tiny_model.run_with_hooks(rows, fwd_hooks=[(EMBED, corrupt), *map(keep, names)])
-    expected = torch.zeros(n_layers)
-    for layer in range(n_layers):
-
-        def restore(value: torch.Tensor, hook: Any) -> torch.Tensor:
-            return torch.cat(
-                [value[:, :pos], value[:1, pos : pos + 1].expand(4, -1, -1), value[:, pos + 1 :]],
-                dim=1,
-            )
-
-        def hold(name: str) -> Any:
-            def hook_fn(value: torch.Tensor, hook: Any) -> torch.Tensor:
-                value = value.clone()
-                value[1:, pos] = kept[name][1:, pos]
-                return value
-
-            return name, hook_fn
-
-        hooks = [
-            (EMBED, corrupt),
-            (component_hook("resid", layer), restore),
-            *map(hold, names[layer + 1 :]),
-        ]
-        with torch.no_grad():
-            logits = tiny_model.run_with_hooks(rows, fwd_hooks=hooks)
-        expected[layer] = logits[1:, -1].softmax(-1)[:, encoded.answer[0]].mean()
-    trace = rl.severed_trace(
-        tiny_model, fact, severed=what, noise=noise, require_correct=False, batch_size=5
-    )
-    torch.testing.assert_close(trace.scores[:, 0], expected, atol=0.0, rtol=5e-4)
-    assert (trace.lost[:-1, 0].abs() > 1e-5 * trace.clean).any(), "severing changes nothing"
+        model.run_with_hooks(rows, fwd_hooks=[(EMBED, corrupt), *map(keep, layers)])
+        hooks = [(EMBED, corrupt), *map(restore, layers), *map(hold, layers)]
+        logits = model.run_with_hooks(rows, fwd_hooks=hooks)[1:, -1]
+    return logits.softmax(-1)[:, encoded.answer[0]].view(n_layers, samples).mean(1)
 
 
-def test_nothing_is_lost_where_nothing_follows(toy: Any, toy_record: rl.data.Record) -> None:
-    trace = rl.severed_trace(toy, toy_record.fact, positions=[-1, 2], samples=3)
+def test_it_equals_whole_runs(tiny_model: Any, fact: rl.Fact) -> None:
+    start, end = encode(tiny_model, fact).subject
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn((3, end - start, tiny_model.cfg.d_model), generator=generator)
+    for what in ("mlp", "attn"):
+        expected = one_row_per_layer(tiny_model, fact, what, noise)
+        trace = rl.severed_trace(
+            tiny_model, fact, severed=what, noise=noise, require_correct=False, batch_size=5
+        )
+        torch.testing.assert_close(trace.scores[:, 0], expected, atol=0.0, rtol=5e-4)
+        lost = trace.lost[:-1, 0].abs()
+        assert (lost > 1e-5 * trace.clean).any(), f"severing {what} changes nothing"
+
+
+def test_nothing_is_lost_where_nothing_follows(one_toy: Any, toy_record: rl.data.Record) -> None:
+    trace = rl.severed_trace(one_toy, toy_record.fact, layers=[4, 5], positions=[-1, 2], samples=3)
     torch.testing.assert_close(trace.scores[-1], trace.ordinary_scores[-1], atol=1e-6, rtol=0.0)
     assert trace.positions == (len(trace.labels) - 1, 2)
 
 
-def test_the_ordinary_side_is_the_causal_trace(toy: Any, toy_record: rl.data.Record) -> None:
-    trace = rl.severed_trace(toy, toy_record.fact, samples=4)
-    plain = rl.causal_trace(toy, toy_record.fact, samples=4, positions=trace.positions)
+def test_the_ordinary_side_is_the_causal_trace(one_toy: Any, toy_record: rl.data.Record) -> None:
+    trace = rl.severed_trace(one_toy, toy_record.fact, samples=4)
+    plain = rl.causal_trace(one_toy, toy_record.fact, samples=4, positions=trace.positions)
     torch.testing.assert_close(
         trace.ordinary_sample_scores, plain.sample_scores, atol=1e-6, rtol=0.0
     )
     assert torch.equal(trace.corrupted_samples, plain.corrupted_samples)
 
 
-def test_batch_size_changes_nothing(toy: Any, toy_record: rl.data.Record) -> None:
-    one, many = (
-        rl.severed_trace(toy, toy_record.fact, samples=5, batch_size=size) for size in (1, 100)
-    )
-    torch.testing.assert_close(one.sample_scores, many.sample_scores, atol=1e-5, rtol=0.0)
+def test_batch_size_changes_nothing(one_toy: Any, toy_record: rl.data.Record) -> None:
+    for held_layers in ("later", "all"):
+        one, many = (
+            rl.severed_trace(
+                one_toy,
+                toy_record.fact,
+                held_layers=held_layers,
+                samples=3,
+                layers=[0, 3, 5],
+                batch_size=size,
+            )
+            for size in (1, 100)
+        )
+        torch.testing.assert_close(one.sample_scores, many.sample_scores, atol=1e-5, rtol=0.0)
 
 
 @pytest.mark.skipif(len(CLASSES) < 2, reason="this TransformerLens has one model class")
@@ -157,11 +171,8 @@ def test_both_model_classes_agree(fact: rl.Fact) -> None:
     torch.testing.assert_close(ours.scores, theirs.scores, atol=0.0, rtol=5e-4)
 
 
-def test_it_is_saved_shown_and_leaves_nothing(
-    toy: Any, toy_record: rl.data.Record, tmp_path: Any, untouched: Any
-) -> None:
-    untouched(toy)
-    trace = rl.severed_trace(toy, toy_record.fact, severed="both", samples=3)
+def test_it_is_saved_and_shown(one_toy: Any, toy_record: rl.data.Record, tmp_path: Any) -> None:
+    trace = rl.severed_trace(one_toy, toy_record.fact, severed="both", samples=3, layers=[0, 1, 3])
     loaded = rl.SeveredTrace.load(trace.save(tmp_path / "severed.safetensors"))
     assert torch.equal(loaded.sample_scores, trace.sample_scores)
     assert (loaded.severed, loaded.held_layers, loaded.positions) == (
@@ -175,30 +186,21 @@ def test_it_is_saved_shown_and_leaves_nothing(
     assert "img" in trace._repr_html_()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"severed": "heads"}, ValueError, "'mlp', 'attn', 'both'"),
-        ({"held_layers": "none"}, ValueError, "'later' or 'all'"),
-        ({"held_noise": torch.zeros(3, 3, 5)}, NoiseError, "expected \\[samples, "),
-        ({"layers": [99]}, ModelError, "layers 0 to"),
-        ({"positions": []}, ValueError, "positions is empty"),
-    ],
-)
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_options_are_refused(
-    toy: Any,
-    toy_record: rl.data.Record,
-    options: dict[str, Any],
-    error: type[Exception],
-    message: str,
+    one_toy: Any, toy_record: rl.data.Record, untouched: Any
 ) -> None:
-    with pytest.raises(error, match=message):
-        rl.severed_trace(toy, toy_record.fact, **options)
-
-
-def test_draws_of_different_size_are_refused(toy: Any, toy_record: rl.data.Record) -> None:
-    start, end = encode(toy, toy_record.fact).subject
-    with pytest.raises(NoiseError, match="held_noise has 2 samples, noise 10"):
-        rl.severed_trace(
-            toy, toy_record.fact, held_noise=torch.zeros(2, end - start, toy.cfg.d_model)
-        )
+    untouched(one_toy)
+    start, end = encode(one_toy, toy_record.fact).subject
+    few = torch.zeros(2, end - start, one_toy.cfg.d_model)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"severed": "heads"}, ArgumentError, "expected one of 'mlp', 'attn', 'both'"),
+        ({"held_layers": "none"}, ArgumentError, "expected one of 'later', 'all'"),
+        ({"held_noise": torch.zeros(3, 3, 5)}, NoiseError, "expected [samples, "),
+        ({"held_noise": few}, NoiseError, "held_noise has 2 samples, but noise has 10"),
+        ({"layers": [99]}, ModelError, "layers 0 to"),
+        ({"positions": []}, ArgumentError, "positions is empty"),
+    ]
+    assert not not_refused(
+        lambda **options: rl.severed_trace(one_toy, toy_record.fact, **options), cases
+    )

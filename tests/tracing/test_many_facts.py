@@ -1,0 +1,231 @@
+"""Many facts: interrupted, resumed, refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from models_for_tests import CLASSES, reference_model
+from test_causal import not_refused
+
+import rome_lens as rl
+from rome_lens.data.facts import FactError
+from rome_lens.errors import ArgumentError
+from rome_lens.storage import StorageError
+from rome_lens.stores import StoreError
+from rome_lens.tracing import many_facts
+
+
+@pytest.fixture(scope="module")
+def facts(toy_records: list[rl.data.Record]) -> list[rl.Fact]:
+    """Three facts that the toy knows, and one that it does not."""
+    known = [record.fact for record in toy_records[:3]]
+    first = known[0]
+    return [*known, rl.Fact(first.prompt, subject=first.subject, target=str(first.new_target))]
+
+
+SMALL: dict[str, Any] = {"samples": 2, "layers": [1, 4], "at": "subject_last"}
+
+
+def test_unknown_facts_are_left_out_and_named(one_toy: Any, facts: list[rl.Fact]) -> None:
+    traced = rl.trace_facts(one_toy, facts, **SMALL)
+    assert [trace.fact for trace in traced] == facts[:3]
+    ((fact, message),) = traced.unknown
+    assert fact == facts[3]
+    assert facts[0].target in message
+    alone = rl.causal_trace(
+        one_toy, facts[2], samples=2, layers=[1, 4], positions=traced.traces[2].positions
+    )
+    assert torch.equal(traced.traces[2].sample_scores, alone.sample_scores)
+
+
+def test_some_layers_at_one_position_are_those_cells_of_the_whole_trace(
+    one_toy: Any, facts: list[rl.Fact]
+) -> None:
+    whole = rl.trace_facts(one_toy, facts[:2], samples=2)
+    for at in ("subject_last", -2):
+        some = rl.trace_facts(one_toy, facts[:2], samples=2, layers=[3, 1], at=at)
+        for part, trace in zip(some, whole, strict=True):
+            pos = trace.subject[1] - 1 if at == "subject_last" else len(trace.labels) - 2
+            assert (part.layers, part.positions) == ((3, 1), (pos,))
+            torch.testing.assert_close(
+                part.scores[:, 0], trace.scores[[3, 1], pos], rtol=0.0, atol=1e-5
+            )
+
+
+def test_an_interrupted_run_loses_no_finished_fact(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
+) -> None:
+    directory = tmp_path / "run"
+    plain, done = many_facts.causal_trace, []
+
+    def interrupted(model: Any, fact: rl.Fact, **options: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(fact)
+        return plain(model, fact, **options)
+
+    def counted(model: Any, fact: rl.Fact, **options: Any) -> Any:
+        done.append(fact)
+        return plain(model, fact, **options)
+
+    monkeypatch.setattr(many_facts, "causal_trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rl.trace_facts(one_toy, facts, directory=directory, **SMALL)
+    assert len(list(directory.glob("*.safetensors"))) == 2
+    assert not list(directory.glob("*.part"))
+    done.clear()
+    monkeypatch.setattr(many_facts, "causal_trace", counted)
+    resumed = rl.trace_facts(one_toy, facts, directory=directory, **SMALL)
+    assert done == facts[2:]
+    whole = rl.trace_facts(one_toy, facts, **SMALL)
+    for trace, expected in zip(resumed, whole, strict=True):
+        assert torch.equal(trace.sample_scores, expected.sample_scores)
+    done.clear()
+    again = rl.trace_facts(one_toy, facts, directory=directory, **SMALL)
+    assert not done
+    assert (len(again), again.unknown) == (3, resumed.unknown)
+
+
+def test_a_run_with_other_settings_is_refused(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"samples": 3}, StoreError, "samples was 2 and is 3"),
+        ({"window": 2}, StoreError, "window was 1 and is 2"),
+        ({"component": "mlp"}, StoreError, "component was 'resid' and is 'mlp'"),
+        (
+            {"noise": rl.GaussianNoise(seed=1)},
+            StoreError,
+            "and is 'GaussianNoise(scale=3.0, seed=1",
+        ),
+        ({"prepend_bos": False}, StoreError, "prepend_bos was True and is False"),
+        ({"layers": [3, 1]}, StoreError, "layers was None and is [3, 1]"),
+        ({"at": "last"}, StoreError, "at was None and is 'last'"),
+        ({"answer": "whole"}, StoreError, "answer was 'first_token' and is 'whole'"),
+    ]
+
+    def trace(**options: Any) -> Any:
+        settings = {"samples": 2, "directory": tmp_path, **options}
+        return rl.trace_facts(one_toy, facts[:1], **settings)
+
+    assert not not_refused(trace, cases)
+    assert len(trace(batch_size=3)) == 1
+
+
+def test_a_run_of_another_or_an_edited_model_is_refused(
+    toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+    with pytest.raises(StoreError, match="model was "):
+        rl.trace_facts(
+            reference_model(CLASSES[0], torch.float32),
+            [rl.Fact("{} is a", subject="Hugo", target="man")],
+            samples=2,
+            directory=tmp_path,
+        )
+    weights = dict(toy.named_parameters())
+    for name in [name for name in weights if "3" in name or "embed" in name]:
+        saved = weights[name].detach().clone()
+        try:
+            weights[name].data.mul_(1.01).add_(0.01)
+            with pytest.raises(StoreError, match="model was "):
+                rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)
+        finally:
+            weights[name].data.copy_(saved)
+    assert len(rl.trace_facts(toy, facts[:1], samples=2, directory=tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_noise_that_cannot_be_compared_later_is_refused(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    class Silence:
+        def sample(self, model: Any, prompt: Any, *, samples: int) -> torch.Tensor:
+            return torch.zeros(samples, *prompt.embeddings.shape)
+
+    with pytest.raises(ValueError, match="__repr__"):
+        rl.trace_facts(one_toy, facts[:1], noise=Silence(), directory=tmp_path)
+    assert len(rl.trace_facts(one_toy, facts[:1], noise=Silence(), samples=1)) == 1
+    with pytest.raises(ValueError, match="fits one subject"):
+        rl.trace_facts(
+            one_toy,
+            facts[:1],
+            noise=rl.Replacement(torch.zeros(1, 3, one_toy.cfg.d_model)),
+            directory=tmp_path,
+        )
+
+
+def test_another_new_target_is_the_same_fact_and_comes_back_as_asked(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    fact = facts[0]
+    other = rl.Fact(fact.prompt, subject=fact.subject, target=fact.target, new_target="Elsewhere")
+    assert len(rl.trace_facts(one_toy, [fact, other], samples=1)) == 1
+    rl.trace_facts(one_toy, [fact], samples=1, directory=tmp_path)
+    assert rl.trace_facts(one_toy, [other], samples=1, directory=tmp_path).traces[0].fact == other
+
+
+def test_what_a_killed_run_left_behind_does_not_matter(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    (tmp_path / "store.json.0123.part").write_text("{")
+    assert len(rl.trace_facts(one_toy, facts[:1], samples=1, directory=tmp_path)) == 1
+
+
+def test_a_directory_of_other_things_is_refused(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match="holds 'thesis"):
+        rl.trace_facts(one_toy, facts[:1], directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_file_is_named(one_toy: Any, facts: list[rl.Fact], tmp_path: Any) -> None:
+    rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StorageError, match=path.name):
+        rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(StoreError, match="does not say"):
+        rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_wrong_is_said_before_the_first_trace(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(
+        many_facts, "causal_trace", lambda *args, **options: pytest.fail("a fact was traced")
+    )
+    directory = tmp_path / "run"
+    long = rl.Fact("{} " + "and so on " * 50 + "lives in", subject="Wanda", target="Pralec")
+    tensor = torch.zeros(2, 3, one_toy.cfg.d_model)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"facts": [facts[0], long]}, FactError, "context only"),
+        ({"facts": []}, FactError, "list of facts is empty"),
+        ({"noise": tensor}, ArgumentError, "which fits one subject"),
+        ({"window": 99, "component": "mlp"}, ArgumentError, "is the whole model of"),
+        ({"at": "middle"}, ArgumentError, "at is 'middle', expected one of 'subject_first'"),
+        ({"at": 99}, ArgumentError, "Position 99 is outside the prompt"),
+        ({"at": -99}, ArgumentError, "Position -99 is outside the prompt"),
+    ]
+
+    def trace(**options: Any) -> None:
+        rl.trace_facts(one_toy, **{"facts": facts, "directory": directory, **options})
+
+    assert not not_refused(trace, cases)
+    assert not directory.exists()
+
+
+def test_a_fact_given_twice_is_traced_once(one_toy: Any, facts: list[rl.Fact]) -> None:
+    assert len(rl.trace_facts(one_toy, [facts[0], facts[0]], samples=1)) == 1
+
+
+def test_progress_is_shown_when_asked(one_toy: Any, facts: list[rl.Fact], capfd: Any) -> None:
+    rl.trace_facts(one_toy, facts[:2], samples=1)
+    assert "trace resid" not in capfd.readouterr().err
+    rl.trace_facts(one_toy, facts[:2], samples=1, progress=True)
+    assert "2/2" in capfd.readouterr().err
