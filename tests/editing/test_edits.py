@@ -219,7 +219,7 @@ def save_old(edit: Any, path: Any) -> None:
         header, tensors = (
             dict(file.metadata()),
             {name: file.get_tensor(name) for name in file.keys()},
-        )  # noqa: SIM118
+        )
     fields = json.loads(header["fields"])
     del fields["prepend_bos"]
     save_file(tensors, path, metadata={**header, "fields": json.dumps(fields)})

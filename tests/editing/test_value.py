@@ -8,11 +8,11 @@ import pytest
 import torch
 from models_for_tests import CLASSES, last_logits, reference_model, tiny
 from plain_value import plain_value
+from rome_lens.editing.rank_one import FirstTokenWarning, ProcessedModelWarning
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
 from rome_lens.editing.new_target import LikelyTargetWarning
-from rome_lens.editing.rank_one import FirstTokenWarning, ProcessedModelWarning
 from rome_lens.editing.value_optimisation import EditedLayer, EditRows, descent
 from rome_lens.forward.runs import evaluating, in_float32
 from rome_lens.forward.tokens import encode
