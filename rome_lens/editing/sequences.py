@@ -63,7 +63,8 @@ class Edits(Edit):
         ``v_i*``. At 1, the disturbance is as large as the edit itself was. Later edits at the same
         layer add ``(u_j . k_i*) v_j`` to the output for ``k_i*``. So the last edit of a layer has
         0, and the earlier ones generally do not. ``k_i*`` is the key at the time of the edit. Edits
-        at earlier layers also move the keys that the model computes, which this number does not show.
+        at earlier layers also move the keys that the model computes, which this number does not
+        show.
 
         Raises:
             ArgumentError: an edit does not name its key and value.
