@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
@@ -17,6 +17,7 @@ from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
 
 
+@runtime_checkable
 class ActsByHooks(Protocol):
     """What an editor returns: anything that acts on a model by hooks, such as an :class:`Edit`."""
 
