@@ -316,9 +316,7 @@ def test_arguments_of_another_kind_are_refused_by_name(
     assert not_refused(functools.partial(rl.rome, one_toy), of_both + of_rome, **options) == []
 
 
-def test_a_record_is_taken_in_place_of_its_fact(
-    one_toy: Any, toy_record: rl.data.Record
-) -> None:
+def test_a_record_is_taken_in_place_of_its_fact(one_toy: Any, toy_record: rl.data.Record) -> None:
     options: Any = {"config": rl.RomeConfig(steps=2), **BARE}
     expected = identity_edit(one_toy, toy_record.fact, **options)
     found = identity_edit(one_toy, toy_record, **options)
