@@ -44,7 +44,9 @@ class KeySum(Stored):
         place = torch.device("cpu") if device(model).type == "mps" else device(model)
         if path is not None and path.is_file():
             partial = cls.load(path)
-            partial.upper = partial.upper.to(place)
+            # A copy, because the last bit of a product depends on how its memory is aligned, and
+            # a tensor from a file is aligned otherwise than a new one.
+            partial.upper = partial.upper.to(place, copy=True)
             return partial
         return cls(layer=layer, upper=torch.zeros(d_mlp, d_mlp, dtype=torch.float64, device=place))
 
