@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import rome_lens as rl
-from rome_lens.editing.value_optimisation import EditRows
+from rome_lens.editing.prompts import EditRows
 from rome_lens.forward.additions import raw_output_hooks
 
 

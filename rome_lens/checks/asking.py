@@ -13,8 +13,8 @@ from torch import Tensor
 from rome_lens.checks.result import CheckRow
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_record, with_new_target
-from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.firing import EditFiring, edit_firings
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact, prefixed
 from rome_lens.forward.answers import read_answers

@@ -17,7 +17,7 @@ from rome_lens.checks.result import CheckResult, CheckRow, firing_correlation, n
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
-from rome_lens.editing.edit import RankOneEdit
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode

@@ -1,24 +1,43 @@
 """Editing: ROME, its variants and baselines, and edits as objects.
 
-* ``contexts.py``: the prompt behind random prefixes. ``value_optimisation.py``: the optimisation of ``v*``.
-* ``rank_one.py``: ``rome``, from the key ``k*`` and the value ``v*`` to a rank-one edit. ``sequences.py``: several edits in turn.
-* ``edit.py``: what an edit can do. ``rows.py``: edits row by row. ``export.py``: edited models in transformers' format.
-* ``editors.py``, ``fine_tuning.py``, ``presets.py``: what turns a fact into an edit.
-* ``firing.py``: where in a text an edit acts.
+From a fact to an edit by ROME, in the order of the steps:
+
+* ``rome_method.py``: ``rome``, which runs the steps below. Start reading here.
+* ``contexts.py``: random prefixes. ``prompts.py``: the fact's prompt in contexts, as token rows.
+* ``edited_layer.py``: one forward pass of these rows, and the later layers on a changed value.
+* ``rome_key.py``: the key ``k*``.
+* ``value_optimisation.py``: the value ``v*``. ``optimiser.py``: one step of Adam.
+* ``rank_one_update.py``: ``u`` and ``v`` from ``C``, ``k*`` and ``v*``.
+* ``config.py``: the hyperparameters. ``new_target.py``: facts that need no edit.
+
+What an edit can do:
+
+* ``edit.py``: the base class: apply, revert, hooks, state dict.
+* ``rank_one_edit.py``, ``weight_edit.py``: the two kinds of edit.
+* ``sequences.py``: several edits as one, and ``rome_sequence``.
+* ``rows.py``: a batch with another edit in each row. ``firing.py``: where in a text an edit acts.
+* ``export.py``: an edited model in transformers' format.
+
+Other ways from a fact to an edit:
+
+* ``fine_tuning.py``: constrained fine-tuning. ``editors.py``: ROME and the baselines as objects.
+* ``presets.py``: settings for known models.
 """
 
 from rome_lens.editing.config import RomeConfig
 from rome_lens.editing.contexts import random_contexts
-from rome_lens.editing.edit import Edit, Edits, LayerEdit, RankOneEdit, WeightEdit
+from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.editors import Editor, FineTuning, InContext, RomeEditor, Unedited
 from rome_lens.editing.export import export_hf
 from rome_lens.editing.fine_tuning import fine_tune
 from rome_lens.editing.firing import EditFiring, edit_firing, edit_firings
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import Preset, preset
-from rome_lens.editing.rank_one import rome
+from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.rome_method import rome
 from rome_lens.editing.rows import row_hooks
-from rome_lens.editing.sequences import rome_sequence
+from rome_lens.editing.sequences import Edits, rome_sequence
+from rome_lens.editing.weight_edit import WeightEdit
 
 __all__ = [
     "Edit",

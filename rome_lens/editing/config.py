@@ -1,4 +1,4 @@
-"""The hyperparameters of ROME."""
+"""The options of an edit: the hyperparameters of ROME, and the ``Literal`` types of its choices."""
 
 import math
 from dataclasses import dataclass
@@ -12,57 +12,73 @@ from rome_lens.errors import ArgumentError
 
 Variant = Literal["rome", "r-rome"]
 Norms = Literal["plain", "centred"]
+Stopped = Literal["loss", "probability", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RomeConfig:
-    """Hyperparameters of an edit; the defaults are the original's (Meng et al. 2022, appendix E.5).
+    """Hyperparameters of a ROME edit. The defaults are the original's.
 
-    Attributes:
-        steps, lr: Adam steps (the last one only scores) and their rate.
-        weight_decay: factor of ``||delta|| / ||v_0||^2``.
-        clamp: bound on ``||delta|| / ||v_0||``.
-        kl_factor: factor of the KL divergence at the subject of ``"{subject} is a"``.
-        stop_loss: stop when the whole loss is below it.
-        stop_probability: stop when the new target's probability, as in :class:`RankOneEdit`, is above it; None, as the
-            original, does not look at it. Going on to 0.99 and more is what makes an edited model say the new target
-            louder than it ever said anything (over-optimisation).
-        ridge: added to ``C`` as ``ridge * mean(diag C) * I``; 0 inverts ``C`` itself.
-        norms: ``"plain"``, the original's ``||x||``, which a shift of ``W_out``'s output by a constant changes though it
-            changes nothing that the model says; ``"centred"``, ``||x - mean(x)||``, which does not change, so that
-            models with LayerNorm are edited alike before and after TransformerLens' weight processing.
+    In the fields below, ``delta = v* - v_0`` is the change of the value that the optimisation
+    searches for, and ``v_0`` is the value before the edit.
+
+    Raises:
+        ArgumentError: a hyperparameter is not a number, or is out of range.
+
+    Source: Meng et al. 2022, appendix E.5.
     """
 
     steps: int = 20
+    """Maximum number of Adam steps. The last step only computes the loss and moves nothing."""
     lr: float = 0.5
+    """Learning rate of Adam."""
     weight_decay: float = 0.5
+    """Factor of ``||delta|| / ||v_0||^2`` in the loss."""
     clamp: float = 4.0
+    """Upper bound on ``||delta|| / ||v_0||``. It may be infinite."""
     kl_factor: float = 0.0625
+    """Factor of the KL divergence at the subject of ``"{subject} is a"``."""
     stop_loss: float = 0.05
+    """Stop when the whole loss is below this number."""
     stop_probability: float | None = None
+    """Stop when the new target's probability (see :class:`RankOneEdit`) is above this number.
+
+    None never stops for this reason, as in the original. An optimisation that continues to a
+    probability of 0.99 and more makes the edited model more confident in the new target than it
+    ever was in any answer (over-optimisation).
+    """
     ridge: float = 0.0
+    """Add ``ridge * mean(diag C) * I`` to ``C``. With 0, ``C`` itself is inverted."""
     norms: Norms = "plain"
+    """Which norm the clamp and the weight decay use.
+
+    ``"plain"`` is the original's ``||x||``. A constant shift of ``W_out``'s output changes it, even
+    where that shift changes no answer of the model. ``"centred"`` is ``||x - mean(x)||``, which
+    such a shift does not change. With it, a model with LayerNorm gets the same edit before and
+    after TransformerLens' weight processing.
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole_number("steps", self.steps))
         for name in ("lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "ridge"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
         if self.stop_probability is not None:
-            object.__setattr__(
-                self, "stop_probability", real_number("stop_probability", self.stop_probability)
-            )
-        if self.stop_probability is not None and not 0.0 < self.stop_probability < 1.0:
-            raise ArgumentError(
-                f"stop_probability is {self.stop_probability}, expected a number between 0 and 1, or None."
-            )
+            probability = real_number("stop_probability", self.stop_probability)
+            object.__setattr__(self, "stop_probability", probability)
+            if not 0.0 < probability < 1.0:
+                raise ArgumentError(
+                    f"stop_probability is {probability}, expected a number between 0 and 1, or "
+                    "None."
+                )
         factors = (self.weight_decay, self.kl_factor, self.ridge)
         finite = all(0 <= factor < math.inf for factor in factors) and 0 < self.lr < math.inf
         if not (self.steps >= 1 and self.clamp > 0 and finite):
             raise ArgumentError(
-                f"Expected steps >= 1, lr and clamp > 0, factors >= 0, all but clamp finite; got {self}."
+                "Expected steps >= 1, lr and clamp > 0, weight_decay, kl_factor and ridge >= 0, "
+                f"and all but clamp finite; got {self}."
             )
         one_of("norms", self.norms, Norms)
 
     def norm(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
-        """``||x||`` or ``||x - mean(x)||``."""
+        """``||x||``, or ``||x - mean(x)||`` with centred norms."""
         return vector.norm() if self.norms == "plain" else (vector - vector.mean()).norm()

@@ -1,84 +1,103 @@
-"""Editors: objects that turn a fact into an edit, and the baselines that edits are compared with."""
+"""Editors: objects that turn a fact into an edit, and the baselines to compare edits with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
-from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.editing.config import RomeConfig, Variant
-from rome_lens.editing.edit import RankOneEdit, WeightEdit
 from rome_lens.editing.fine_tuning import fine_tune
-from rome_lens.editing.rank_one import rome
+from rome_lens.editing.prompts import check_has_new_target
+from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.rome_method import rome
+from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
 
 
+@runtime_checkable
+class ActsByHooks(Protocol):
+    """What an editor returns: anything that acts on a model by hooks, such as an :class:`Edit`."""
+
+    def fwd_hooks(self, model: LensModel) -> list[Hook]:
+        """The hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``."""
+
+
 class Editor(Protocol):
-    """What makes edits: called with a model and a fact it gives an edit, and it has a name for the table."""
+    """Makes an edit from a model and a fact, and has a name for the table of results."""
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """The name in the table."""
 
-    def __call__(self, model: LensModel, fact: Fact | Record) -> Any:
-        """An edit as :func:`rome_lens.evaluate` takes it."""
+    def __call__(self, model: LensModel, fact: Fact | Record) -> ActsByHooks | None:
+        """An edit of the fact, as :func:`rome_lens.evaluate` takes it. None is the model itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unedited:
-    """No edit: the model as it stands, the control of every score."""
+    """Makes no edit. The unedited model is the control of every score."""
 
     name: str = "unedited"
+    """The name in the table."""
 
     def __call__(self, model: LensModel, fact: Fact | Record) -> None:
-        """None."""
+        """None, the model as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """An edit without a change of the model: a text that stands before every prompt, one space between."""
+    """An edit that does not change the model: text before every prompt, separated by a space."""
 
     prefix: str
+    """The text."""
     fact: Fact | None = None
+    """The fact that the text states."""
 
     def fwd_hooks(self, model: LensModel) -> list[Hook]:
-        """None: the model runs as it stands."""
+        """No hooks: the model runs as it is."""
         return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class InContext:
-    """The new fact as a sentence before each prompt: "The Eiffel Tower is located in the city of Rome."."""
+    """States the new fact before each prompt: "The Eiffel Tower is in the city of Rome."."""
 
     name: str = "in context"
+    """The name in the table."""
 
     def __call__(self, model: LensModel, fact: Fact | Record) -> Statement:
-        """The sentence."""
+        """The statement of the new fact."""
         fact = as_fact(fact)
-        if fact.new_target is None:
-            raise FactError(
-                f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome')."
-            )
+        check_has_new_target(fact)
         return Statement(prefix=f"{fact.text} {fact.new_target}.", fact=fact)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
-    """Constrained fine-tuning of one ``W_out``, with the arguments of :func:`rome_lens.fine_tune`."""
+    """Constrained fine-tuning of one ``W_out``, with the arguments of :func:`fine_tune`."""
 
     layer: int
+    """The edited layer."""
     norm_constraint: float = 5e-4
+    """Upper bound on every entry of the change."""
     steps: int = 25
+    """Maximum number of Adam steps."""
     lr: float = 5e-4
+    """Learning rate of Adam."""
     weight_decay: float = 0.0
+    """Weight decay of Adam."""
     contexts: Sequence[str] = ("{}",)
+    """Templates around the prompt."""
     prepend_bos: bool | None = None
+    """Whether the prompts start with a BOS token. None uses the model's default."""
     name: str = "FT+L"
+    """The name in the table."""
 
     def __call__(self, model: LensModel, fact: Fact | Record) -> WeightEdit:
-        """The fine-tuned ``W_out``'s difference."""
+        """The change of ``W_out`` that fine-tuning makes."""
         return fine_tune(
             model,
             fact,
@@ -94,18 +113,25 @@ class FineTuning:
 
 @dataclass(frozen=True, kw_only=True)
 class RomeEditor:
-    """ROME with the arguments of :func:`rome_lens.rome`; with ``KeyStatistics.identity`` the rank-one update without C."""
+    """ROME, with the arguments of :func:`rome_lens.rome`."""
 
     statistics: KeyStatistics
+    """Key statistics. ``KeyStatistics.identity`` gives the rank-one update without ``C``."""
     config: RomeConfig = field(default_factory=RomeConfig)
+    """The hyperparameters."""
     variant: Variant = "rome"
+    """The variant of the method."""
     contexts: Sequence[str] | None = None
+    """Templates around the prompt. None samples them."""
     layer: int | None = None
+    """The edited layer. None uses the layer of the statistics."""
     prepend_bos: bool | None = None
+    """Whether the prompts start with a BOS token. None uses the model's default."""
     name: str = "ROME"
+    """The name in the table."""
 
     def __call__(self, model: LensModel, fact: Fact | Record) -> RankOneEdit:
-        """The rank-one edit, at the statistics' layer where no other is named."""
+        """The rank-one edit."""
         return rome(
             model,
             fact,

@@ -1,4 +1,4 @@
-"""Constrained fine-tuning of one ``W_out`` (FT+L), the plainest way to write a fact into the weights that ROME edits."""
+"""Constrained fine-tuning (FT+L), the simplest way to edit the ``W_out`` that ROME edits."""
 
 import math
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from torch import Tensor
 from rome_lens.arguments import real_number, templates, whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
-from rome_lens.editing.contexts import ContextRows
-from rome_lens.editing.edit import WeightEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.optimiser import OptimisationError, adam_step
+from rome_lens.editing.prompts import ContextRows
+from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import mlp_contribution
 from rome_lens.forward.partial import PartialForward
@@ -38,29 +38,39 @@ def fine_tune(
     contexts: Iterable[str] = ("{}",),
     prepend_bos: bool | None = None,
 ) -> WeightEdit:
-    """``W_out + delta`` with ``delta`` minimising by Adam, under an infinity norm,
+    """``W_out + delta``, where ``delta`` minimises the new target's negative log likelihood:
 
-        - mean_contexts mean_i log p(o*_i | prompt, o*_1 ... o*_i-1),   max |delta| <= norm_constraint
+        - mean_contexts mean_i log p(o*_i | prompt, o*_1 ... o*_i-1)
+        with  max |delta| <= norm_constraint
 
-    The model itself is not changed. After each step every entry of ``delta`` is clamped; a loss below 0.01 ends it. The
-    edit's ``losses`` are those before each step, and last its own. Only the layers after the edited one run in each step,
-    and only the positions that the loss reads are unembedded.
+    The model itself is not changed. Adam optimises, and every entry of ``delta`` is clamped after
+    each step. A loss below 0.01 stops it. The edit's ``losses`` holds the loss before each step,
+    and as its last entry the loss of the edit itself. Each step runs only the layers after the
+    edited one, and unembeds only the positions that the loss reads.
 
-    The defaults are the original's for GPT-2 XL. A small model's larger weights may need a larger rate and bound.
-
-    Source: Zhu et al. 2020; Meng et al. 2022, section 3.2 and appendix E (FT+L).
+    The defaults are the original's for GPT-2 XL. A small model has larger weights, and may need a
+    larger learning rate and bound.
 
     Args:
-        weight_decay: Adam's, on ``delta``: towards the weights as they were.
-        contexts: templates with one ``{}`` for the fact's prompt; the original takes the bare prompt alone.
-        prepend_bos: None takes the model's default.
+        model: the model to edit.
+        fact: the fact, with a new target.
+        layer: the layer to edit.
+        norm_constraint: upper bound on every entry of ``delta``.
+        steps: maximum number of Adam steps.
+        lr: learning rate of Adam.
+        weight_decay: weight decay of Adam on ``delta``, which pulls towards the unedited weights.
+        contexts: templates with one ``{}`` for the fact's prompt. The original uses the bare prompt
+            alone.
+        prepend_bos: whether the prompts start with a BOS token. None uses the model's default.
 
     Raises:
-        FactError: the fact is none, or has no new target, or the model is sure of it already; a context has no ``{}``, or one
-            does not fit the model's context.
-        ModelError: layer not one of the model's, no dense MLP, no tokenizer.
-        ValueError: a hyperparameter out of range, contexts of another kind.
-        OptimisationError: a loss is not finite; the message names the step.
+        FactError: the fact has no new target, or the model already answers with it confidently; a
+            context does not have exactly one ``{}``, or does not fit into the model's context.
+        ModelError: the model has no such layer, no dense MLP there, or no tokenizer.
+        ArgumentError: a hyperparameter is out of range, or the contexts are of the wrong kind.
+        OptimisationError: a loss is not finite. The message names the step.
+
+    Source: Zhu et al. 2020; Meng et al. 2022, section 3.2 and appendix E (FT+L).
     """
     layer, fact, contexts = check_layer(model, layer), as_fact(fact), templates(contexts)
     w_out(model, layer)
@@ -71,8 +81,9 @@ def fine_tune(
         0 < lr < math.inf and norm_constraint > 0 and 0 <= weight_decay < math.inf
     ):
         raise ArgumentError(
-            f"Expected steps >= 1, a finite lr > 0, norm_constraint > 0, a finite weight_decay >= 0; got steps={steps}, "
-            f"lr={lr}, norm_constraint={norm_constraint}, weight_decay={weight_decay}."
+            "Expected steps >= 1, a finite lr > 0, norm_constraint > 0, a finite weight_decay >= 0;"
+            f" got steps={steps}, lr={lr}, norm_constraint={norm_constraint}, "
+            f"weight_decay={weight_decay}."
         )
     with differentiating(model):
         rows = ContextRows.of(model, fact, contexts, prepend_bos)
@@ -103,7 +114,7 @@ def fine_tune(
 
 @dataclass(frozen=True, kw_only=True)
 class _LayerState:
-    """Keys and raw outputs of the edited layer, and the stream after it, at every position."""
+    """Keys and raw outputs of the edited layer, and the residual stream after it."""
 
     layer: int
     keys: Float[Tensor, "row pos d_mlp"]
@@ -118,7 +129,7 @@ class _LayerState:
     def with_delta(
         self, model: LensModel, delta: Float[Tensor, "d_mlp d_model"]
     ) -> Float[Tensor, "row pos d_model"]:
-        """The stream after the layer when ``k delta`` is added to W_out's raw output."""
+        """The stream after the layer, with ``k delta`` added to the raw output of ``W_out``."""
         moved = _contribution(model, self.layer, self.outputs + self.keys @ delta)
         return self.stream + (moved - _contribution(model, self.layer, self.outputs)).to(
             self.stream
@@ -138,7 +149,7 @@ def _optimise(
     lr: float,
     weight_decay: float,
 ) -> tuple[Float[Tensor, "d_mlp d_model"], list[float]]:
-    """``delta``, and the loss before each step and after the last."""
+    """``delta``, and the loss before each step and after the last one."""
     positions = rows.target_positions
     forward = PartialForward(model, pad_right(rows.rows)[0])
     row = torch.arange(len(positions))[:, None].expand_as(positions)

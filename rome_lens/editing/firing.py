@@ -1,4 +1,7 @@
-"""Why an edit acts where it acts: it adds ``(u . k) v``, so that it fires where a token's key meets ``u``."""
+"""Where in a text an edit acts.
+
+A rank-one edit adds ``(u . k) v`` at each token with key ``k``. It fires where the key meets ``u``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.editing.edit import RankOneEdit
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import keys_of
 from rome_lens.forward.tokens import pad_right, token_ids, token_labels
@@ -19,25 +22,27 @@ _ROWS_PER_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class EditFiring(Stored):
-    """``(u . k) / (u . k*)`` for every token of a text: 1 where the edit acts as on its own fact, 0 where it does nothing.
+    """``(u . k) / (u . k*)`` for every token of a text.
 
-    Attributes:
-        labels: the text's tokens; ``values`` has a number for each.
-        scale: ``u . k*``, by which the values were divided.
+    It is 1 where the edit acts as on its own fact, and 0 where it does nothing.
     """
 
     text: str
+    """The text."""
     labels: tuple[str, ...]
+    """The text's tokens."""
     values: Float[Tensor, " pos"]
+    """``(u . k) / (u . k*)`` for each token."""
     scale: float
+    """``u . k*``, by which the values were divided."""
 
     @property
     def raw(self) -> Float[Tensor, " pos"]:
-        """``u . k`` itself: the edit adds this times ``v`` to the layer's MLP output."""
+        """``u . k``. The edit adds this number times ``v`` to the output of the layer's MLP."""
         return self.values * self.scale
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each token: its place, ``(u . k) / (u . k*)`` and ``u . k``."""
+        """One row for each token: its position, the token, ``(u . k) / (u . k*)`` and ``u . k``."""
         values, raw = self.values.tolist(), self.raw.tolist()
         return pd.DataFrame(
             {"pos": range(len(values)), "token": self.labels, "firing": values, "u . k": raw}
@@ -47,11 +52,28 @@ class EditFiring(Stored):
 def edit_firing(
     model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: bool | None = None
 ) -> EditFiring:
-    """How strongly an edit fires at every token of ``text``, relative to the key ``k*`` that it was made for.
+    """How strongly an edit fires at every token of ``text``, relative to its own key ``k*``.
+
+    Args:
+        model: the model on which the edit was made.
+        edit: a rank-one edit that names its key, such as :func:`rome` returns.
+        text: the text.
+        prepend_bos: whether the text starts with a BOS token. None uses the model's default.
 
     Raises:
         ModelError: the edit was made on another model.
-        ValueError: the edit is not of rank one, or does not name its key; the text is empty.
+        ArgumentError: the edit is not of rank one, or does not name its key; or the text is empty.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> fact = rl.data.records(known_by="toy")[0].fact
+        >>> identity = rl.KeyStatistics.identity(model, layer=2)
+        >>> edit = rl.rome(model, fact, layer=2, statistics=identity, contexts=["{}"])
+        >>> firing = rl.edit_firing(model, edit, fact.text)
+        >>> at = int(firing.values.argmax())
+        >>> firing.labels[at], round(float(firing.values[at]), 2)
+        (' Brandt', 1.0)
     """
     return edit_firings(model, edit, [text], prepend_bos=prepend_bos)[0]
 
@@ -59,21 +81,24 @@ def edit_firing(
 def edit_firings(
     model: LensModel, edit: RankOneEdit, texts: Sequence[str], *, prepend_bos: bool | None = None
 ) -> list[EditFiring]:
-    """:func:`edit_firing` of several texts, in runs that end at the edited layer.
+    """:func:`edit_firing` for several texts, in batches that run up to the edited layer.
 
     Raises:
         ModelError: the edit was made on another model.
-        ValueError: the edit is not of rank one, or does not name its key; there is no text, or one without words.
+        ArgumentError: the edit is not of rank one, or does not name its key; there is no text, or a
+            text is empty.
     """
     if not isinstance(edit, RankOneEdit):
         raise ArgumentError(
-            f"The edit is of type {type(edit).__name__}, expected a RankOneEdit as rl.rome(model, fact, ...) gives it: only its "
-            "firing is one number a token. Of several edits, ask each one alone (edits.edits)."
+            f"The edit is of type {type(edit).__name__}, expected a RankOneEdit as "
+            "rl.rome(model, fact, ...) returns it. Only a rank-one edit fires with one number per "
+            "token. For several edits, call this for each one of edits.edits."
         )
     edit.check(model)
     if edit.key is None:
         raise ArgumentError(
-            "The edit has no key k* to compare with: make it with rome(), or set RankOneEdit(key=...)."
+            "The edit has no key k* to compare with. Make it with rome(), or set "
+            "RankOneEdit(key=...)."
         )
     if (
         isinstance(texts, str)
@@ -81,15 +106,15 @@ def edit_firings(
         or not all(isinstance(text, str) and text for text in texts)
     ):
         raise ArgumentError(
-            f"The texts are {texts!r}, expected a list of at least one, and none empty: there is no token to fire at."
+            f"The texts are {texts!r}, expected a list of at least one text, and no empty text."
         )
     rows = [token_ids(model, text, prepend_bos=prepend_bos) for text in texts]
     scale = edit.key @ edit.u
-    found = []
+    values: list[Tensor] = []
     for first in range(0, len(rows), _ROWS_PER_BATCH):
         some = rows[first : first + _ROWS_PER_BATCH]
         keys = keys_of(model, pad_right(some), edit.layer).to("cpu", edit.u.dtype)
-        found += list(keys @ edit.u / scale)
+        values += list(keys @ edit.u / scale)
     return [
         EditFiring(
             text=text,
@@ -97,5 +122,5 @@ def edit_firings(
             values=own[: len(ids)].clone(),
             scale=float(scale),
         )
-        for text, ids, own in zip(texts, rows, found, strict=True)
+        for text, ids, own in zip(texts, rows, values, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Refusing facts whose new target the model says already."""
+"""Refuses a fact whose new target the model already answers with."""
 
 import torch
 
@@ -10,26 +10,34 @@ from rome_lens.warning import warn
 
 
 class LikelyTargetWarning(UserWarning):
-    """The new target is what the model says by itself, if not with much confidence."""
+    """The model already answers with the new target, but not confidently."""
 
 
 def refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) -> None:
-    """Raise FactError where the new target is the model's likeliest answer, token by token, and a sure one (p > 0.5); warn
-    where it is the likeliest and no sure one."""
+    """Check that the new target is not already the model's answer to the bare prompt.
+
+    The new target is the model's answer if greedy decoding yields it.
+
+    Raises:
+        FactError: the new target is the model's answer, with a probability above 0.5. A less
+            confident answer only gives a :class:`LikelyTargetWarning`.
+    """
     new = torch.tensor(bare.new_answer)
     tokens = torch.cat([bare.tokens, new[:-1]])
     positions = torch.arange(len(bare.tokens) - 1, len(tokens))
     logits = chosen_logits(model, tokens[None], torch.zeros_like(positions), positions).cpu()
     probability = float(log_probabilities(logits, new).mean().exp())
-    likeliest = bool((logits.argmax(-1) == new).all())
-    if bare.answer == bare.new_answer or (likeliest and probability > 0.5):
+    is_answer = bool((logits.argmax(-1) == new).all())
+    if bare.answer == bare.new_answer or (is_answer and probability > 0.5):
         raise FactError(
-            f"{fact.text!r} is already answered with the new target {fact.new_target!r} (p = {probability:.2f}): there is "
-            "nothing to edit. Give another new target."
+            f"{fact.text!r} is already answered with the new target {fact.new_target!r} "
+            f"(p = {probability:.2f}): there is nothing to edit. Give another new target."
         )
-    if likeliest:
+    if is_answer:
         warn(
-            "The new target is the model's likeliest answer already, though no sure one (p <= 0.5): the edit makes it surer, "
-            "which is less than to change an answer. rl.top_answers(model, [fact.text]) shows what a model says of itself.",
+            "The new target is the model's likeliest answer already, although not a confident one "
+            f"(p = {probability:.2f}). The edit makes the model more confident, which shows less "
+            "than changing an answer. rl.top_answers(model, [fact.text]) shows what the unedited "
+            "model answers.",
             LikelyTargetWarning,
         )

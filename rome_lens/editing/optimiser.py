@@ -1,4 +1,4 @@
-"""One step of Adam, and what happens when an optimisation leaves the finite numbers."""
+"""One step of Adam, and the error for an optimisation that diverges."""
 
 import torch
 from jaxtyping import Float
@@ -8,22 +8,23 @@ from rome_lens.errors import RomeLensError
 
 
 class OptimisationError(RomeLensError):
-    """The optimisation of the value left the finite numbers."""
+    """The optimisation of an edit diverged: a loss or a vector is no longer finite."""
 
 
 def adam_step(
     optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int
 ) -> None:
-    """Move ``delta`` to where the given step is to find it.
+    """Move ``delta`` along the gradient of ``loss``, to where the given step reads it.
 
     Raises:
-        OptimisationError: it went past the numbers that its type holds, where a clamp would make it nothing.
+        OptimisationError: ``delta`` overflows its type. A clamp afterwards would hide that, because
+            it divides by an infinite norm and leaves zero.
     """
     (delta.grad,) = torch.autograd.grad(loss, [delta])
     overflow = f"||delta|| is not finite at step {step}: lower lr."
     try:
         optimiser.step()
-    except RuntimeError as error:  # torch's own, for a step size that the type cannot hold
+    except RuntimeError as error:  # raised by torch for a step size that the type cannot hold
         if "overflow" not in str(error):
             raise
         raise OptimisationError(overflow) from error

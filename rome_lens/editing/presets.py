@@ -1,4 +1,4 @@
-"""Settings with which a known model is edited, as a sweep over records found them."""
+"""Settings for editing known models, chosen by a sweep over records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,38 +15,43 @@ from rome_lens.models.lens import LensModel
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Layer, variant, hyperparameters and texts for key statistics with which one model is edited.
-
-    Attributes:
-        model: its name for :func:`load_model`.
-        prefixes: how many random prefixes the value is optimised over, beside the bare prompt; the original's are 20.
-        bound: on each entry of the constrained fine-tuning that the edit is compared with, and its rate.
-        reads_text: whether the key statistics come from ``data.texts()`` and ``data.name_texts()``; else the model samples
-            text of its own, as the toy must, which knows no English.
-    """
+    """Layer, variant, hyperparameters and texts for key statistics with which to edit one model."""
 
     model: str
+    """The model's name for :func:`load_model`."""
     layer: int
+    """The layer to edit."""
     config: RomeConfig
+    """The hyperparameters."""
     variant: Variant = "rome"
+    """The variant of the method."""
     prefixes: int = 6
+    """How many random prefixes the optimisation uses in addition to the bare prompt.
+
+    The original uses 20.
+    """
     bound: float = 5e-4
+    """Norm constraint and learning rate of the fine-tuning that the edit is compared with."""
     reads_text: bool = True
+    """Whether the key statistics come from ``data.texts()`` and ``data.name_texts()``.
+
+    Otherwise the model samples its own text. The toy needs that, because it knows no English.
+    """
 
     @property
     def fine_tuning(self) -> FineTuning:
-        """Constrained fine-tuning at the same layer, within the bound that did best on the same records."""
+        """Constrained fine-tuning at the same layer, with the best bound on the same records."""
         return FineTuning(layer=self.layer, norm_constraint=self.bound, lr=self.bound)
 
     @property
     def texts(self) -> list[str] | None:
-        """What the key statistics are collected from; None for samples from the model itself."""
+        """The texts for the key statistics. None stands for samples from the model itself."""
         return [*data.texts(), *data.name_texts()] if self.reads_text else None
 
     def statistics(
         self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
     ) -> KeyStatistics:
-        """Key statistics of the layer, from the preset's texts."""
+        """Key statistics of the preset's layer, from the preset's texts."""
         return collect_key_statistics(
             model,
             layer=self.layer,
@@ -57,13 +62,13 @@ class Preset:
         )
 
     def contexts(self, model: LensModel) -> tuple[str, ...]:
-        """The bare prompt and the preset's random prefixes, sampled from the model."""
+        """The bare template and the preset's number of random prefixes, sampled from the model."""
         return random_contexts(model, prefixes=self.prefixes)
 
     def editor(
         self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
     ) -> RomeEditor:
-        """:func:`rome` with this preset as ``editor(model, fact)``, with contexts and key statistics of the model."""
+        """An editor that calls :func:`rome` with this preset, for ``editor(model, fact)``."""
         return RomeEditor(
             statistics=self.statistics(model, cache=cache, progress=progress),
             config=self.config,
@@ -101,16 +106,20 @@ PRESETS = {
 
 
 def preset(model: str) -> Preset:
-    """The settings for a model, by its name for :func:`load_model`: ``"gemma-3-270m"``, ``"smollm2-135m"`` or ``"toy"``.
+    """The settings for a model: ``"gemma-3-270m"``, ``"smollm2-135m"`` or ``"toy"``.
 
-    ``scripts/sweep_presets.py`` finds them; ``docs/editing.md`` says how good they are, beside the original's.
+    ``scripts/sweep_presets.py`` chose them. ``docs/editing.md`` compares them with the original's
+    settings.
+
+    Args:
+        model: the model's name for :func:`load_model`.
 
     Raises:
-        ValueError: there is no preset for it.
+        ArgumentError: there is no preset for the model.
     """
     if model not in PRESETS:
         raise ArgumentError(
-            f"There is no preset for {model!r}, there are {', '.join(PRESETS)}: choose a layer with sweep_edits, or take "
-            "the original's hyperparameters, RomeConfig()."
+            f"There is no preset for {model!r}, there are {', '.join(PRESETS)}. Choose a layer "
+            "with sweep_edits, or use the original's hyperparameters, RomeConfig()."
         )
     return PRESETS[model]

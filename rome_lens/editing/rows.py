@@ -1,4 +1,4 @@
-"""Edits row by row: a batch in which every row has an edit of its own, or none, in one forward pass."""
+"""Another edit, or none, in each row of a batch, all in one forward pass."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -8,7 +8,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.editing.edit import Edit, LayerEdit, RankOneEdit
+from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models.hook_names import Hook
@@ -16,20 +17,35 @@ from rome_lens.models.lens import LensModel, w_out
 
 
 def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
-    """Hooks under which row ``i`` of a batch runs as the model with ``edits[i]``, or as the model itself where that is None.
+    """Hooks that run row ``i`` of a batch with ``edits[i]``, or without an edit where it is None.
 
-        raw output of W_out, row i  +=  k_i delta_i,   delta_i = u_i v_iT for a rank-one edit
+        raw output of W_out, row i  +=  k_i delta_i,   delta_i = u_i v_i^T for a rank-one edit
 
-    So that before and after, or many edits, are one forward pass: ``[None, edit]`` on the same tokens twice. Rows without
-    an edit are bit for bit those of the same batch run without hooks. The edits may lie at different layers. Lists
-    of hooks can be added together; every row then has all its edits.
+    One forward pass can therefore compare before and after, with ``[None, edit]`` on the same
+    tokens twice, or many edits. Rows without an edit equal those of the same batch run without
+    hooks, bit for bit. The edits may be at different layers. Lists of hooks can be added together,
+    and each row then has all its edits.
 
     Args:
-        edits: as many as the batch has rows.
+        model: the model on which the edits were made.
+        edits: an edit or None for each row of the batch.
 
     Raises:
-        ValueError: there is no entry; when a hook fires: the batch has another number of rows.
+        ArgumentError: there is no entry. The hooks raise it too, if the batch has another number of
+            rows.
         ModelError: an edit was made on another model.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> fact = rl.data.records(known_by="toy")[0].fact
+        >>> identity = rl.KeyStatistics.identity(model, layer=2)
+        >>> edit = rl.rome(model, fact, layer=2, statistics=identity, contexts=["{}"])
+        >>> hooks = rl.row_hooks(model, [None, edit])
+        >>> tokens = model.to_tokens(fact.text).repeat(2, 1)
+        >>> logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        >>> [model.to_string(row[-1].argmax()) for row in logits]
+        [' Pralec', ' Ondavel']
     """
     if not edits:
         raise ArgumentError(
@@ -46,14 +62,14 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
 
 
 def _hooks_at(model: LensModel, layer: int, edits: Sequence[LayerEdit | None]) -> list[Hook]:
-    """The hooks of one layer: rank-one edits stacked, a dense one at once on all the rows that have it."""
+    """The hooks of one layer: rank-one edits stacked, each dense edit on all its rows at once."""
     weight = w_out(model, layer)
     d_model = weight.shape[1]
-    thin = {row: edit for row, edit in enumerate(edits) if isinstance(edit, RankOneEdit)}
-    rows = torch.tensor(list(thin), dtype=torch.long, device=weight.device)
-    u = torch.stack([edit.u.to(weight) for edit in thin.values()]) if thin else None
-    v = torch.stack([edit.v.to(weight) for edit in thin.values()]) if thin else None
-    others = [edit for row, edit in enumerate(edits) if edit is not None and row not in thin]
+    rank_one = {row: edit for row, edit in enumerate(edits) if isinstance(edit, RankOneEdit)}
+    rows = torch.tensor(list(rank_one), dtype=torch.long, device=weight.device)
+    u = torch.stack([edit.u.to(weight) for edit in rank_one.values()]) if rank_one else None
+    v = torch.stack([edit.v.to(weight) for edit in rank_one.values()]) if rank_one else None
+    others = [edit for row, edit in enumerate(edits) if edit is not None and row not in rank_one]
     dense = [
         (
             torch.tensor(
@@ -67,7 +83,8 @@ def _hooks_at(model: LensModel, layer: int, edits: Sequence[LayerEdit | None]) -
     def addition(keys: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_model"]:
         if len(keys) != len(edits):
             raise ArgumentError(
-                f"The batch has {len(keys)} rows, row_hooks was given {len(edits)} edits: give one, or None, for each row."
+                f"The batch has {len(keys)} rows, row_hooks was given {len(edits)} edits: give an "
+                "edit or None for each row."
             )
         added = keys.new_zeros(*keys.shape[:2], d_model)
         if u is not None and v is not None:

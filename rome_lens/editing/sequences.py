@@ -1,17 +1,89 @@
-"""Several edits as one: made one after the other on the model as already edited, applied, saved and exported together."""
+"""Several edits as one: made in turn on the edited model, then applied and saved together."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rome_lens.arguments import templates
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.editing.config import RomeConfig, Variant
-from rome_lens.editing.edit import Edits, RankOneEdit
-from rome_lens.editing.rank_one import rome
+from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.rome_method import rome
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
-from rome_lens.models.lens import LensModel
+from rome_lens.models import apply_and_revert
+from rome_lens.models.lens import LensModel, mlp_output
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Edits(Edit):
+    """Several edits that are applied and reverted together: ``W_out + delta_1 + delta_2 + ...``
+
+    Several edits can do what one edit can: ``applied``, ``apply`` and ``revert``, ``fwd_hooks``,
+    ``row_hooks`` (all of them on one row), ``state_dict``, ``save`` and ``load`` (one file).
+
+    Raises:
+        ArgumentError: there is no edit, or an entry is not an edit.
+    """
+
+    edits: tuple[LayerEdit, ...]
+    """The edits in their order, each of one layer. An ``Edits`` among them stands for its parts."""
+
+    def __post_init__(self) -> None:
+        edits = tuple(self.edits)
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise ArgumentError(
+                    f"edits holds {edit!r}, expected edits, such as rome(...) returns."
+                )
+        object.__setattr__(self, "edits", tuple(part for edit in edits for part in edit.parts))
+        if not self.edits:
+            raise ArgumentError("edits is empty, expected at least one edit.")
+
+    def __repr__(self) -> str:
+        return f"Edits({len(self.edits)} at layers {sorted({edit.layer for edit in self.edits})})"
+
+    @property
+    def parts(self) -> tuple[LayerEdit, ...]:
+        return self.edits
+
+    def kept(self, model: LensModel) -> Float[Tensor, " edit"]:
+        """How far the weights with all edits miss each edit's own mapping.
+
+            || k_i* W_out + b_out - v_i* ||  /  || (u_i . k_i*) v_i ||
+
+        The number is relative to what that edit had changed. At 0, ``k_i*`` is still mapped to
+        ``v_i*``. At 1, the disturbance is as large as the edit itself was. Later edits at the same
+        layer add ``(u_j . k_i*) v_j`` to the output for ``k_i*``. So the last edit of a layer has
+        0, and the earlier ones generally do not. ``k_i*`` is the key at the time of the edit. Edits
+        at earlier layers also move the keys that the model computes, which this number does not
+        show.
+
+        Raises:
+            ArgumentError: an edit does not name its key and value.
+            ModelError: as for :meth:`applied`.
+        """
+        gaps = []
+        with ExitStack() as stack:
+            for edit in self.edits:
+                if not apply_and_revert.in_weights(model, edit):
+                    stack.enter_context(edit.applied(model))
+            for edit in self.edits:
+                if not isinstance(edit, RankOneEdit) or edit.key is None or edit.value is None:
+                    raise ArgumentError(
+                        f"{edit!r} does not name its key k* and value v*, so there is no mapping "
+                        "to compare with. rome(...) returns edits that do."
+                    )
+                missed = mlp_output(model, edit.layer, edit.key) - edit.value
+                gaps.append(missed.norm() / ((edit.u @ edit.key) * edit.v).norm())
+        return torch.stack(gaps)
 
 
 def rome_sequence(
@@ -25,24 +97,30 @@ def rome_sequence(
     variant: Variant = "rome",
     prepend_bos: bool | None = None,
 ) -> Edits:
-    """:func:`rome` for one fact after the other, each on the model as the edits before have left it.
+    """One :func:`rome` edit for each fact, each made on the model with the earlier edits applied.
 
-    The weights are edited meanwhile and come back bit for bit; apply the result to edit them. At one layer the deltas add up,
+    The weights are edited during the call and come back bit for bit. Apply the result to edit the
+    model. At one layer the deltas add up,
 
-        W_out + u_1 v_1T + ... + u_n v_nT,
+        W_out + u_1 v_1^T + ... + u_n v_n^T,
 
-    where ``v_i = (v_i* - k_i* (W_out + sum_{j<i} u_j v_jT) - b_out) / (u_i . k_i*)``: each edit closes the gap that the
-    ones before have left at its own key, and disturbs theirs; :meth:`Edits.kept` measures by how much.
+    where ``v_i = (v_i* - k_i* (W_out + sum_{j<i} u_j v_j^T) - b_out) / (u_i . k_i*)``. Each edit
+    closes the gap that the earlier ones have left at its own key, and disturbs their mappings.
+    :meth:`Edits.kept` measures by how much.
 
     Args:
-        facts: in their order, each with a new target.
-        layer, statistics, contexts, config, variant, prepend_bos: as for :func:`rome`, the same for all; contexts of None
-            are sampled anew for each from the model as edited by then. The statistics stay those given: edits at their
-            own layer do not change its keys.
+        model: the model to edit.
+        facts: the facts in their order, each with a new target.
+        layer, statistics, config, variant, prepend_bos: as for :func:`rome`, and the same for all
+            facts. The statistics stay the same throughout, because edits do not change the keys of
+            their own layer.
+        contexts: as for :func:`rome`. With None, new contexts are sampled for each fact from the
+            model as edited so far.
 
     Raises:
-        FactError: there is no fact, or one has no new target or cannot be encoded; before anything is computed.
-        StatisticsError, ModelError, OptimisationError: as for :func:`rome`.
+        FactError: there is no fact, or a fact has no new target or cannot be encoded. This is
+            checked before anything is computed.
+        ArgumentError, StatisticsError, ModelError, OptimisationError: as for :func:`rome`.
     """
     facts = as_facts(facts)
     contexts = None if contexts is None else templates(contexts)
@@ -53,7 +131,7 @@ def rome_sequence(
             )
         encode(model, fact, prepend_bos=prepend_bos)
     edits: list[RankOneEdit] = []
-    with ExitStack() as before:
+    with ExitStack() as earlier:
         for fact in facts:
             edit = rome(
                 model,
@@ -66,5 +144,5 @@ def rome_sequence(
                 prepend_bos=prepend_bos,
             )
             edits.append(edit)
-            before.enter_context(edit.applied(model))
+            earlier.enter_context(edit.applied(model))
     return Edits(edits=tuple(edits))

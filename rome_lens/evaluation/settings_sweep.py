@@ -12,9 +12,9 @@ from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
-from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.new_target import refuse_what_is_said_already
-from rome_lens.editing.rank_one import Choice, rank_one_edits
+from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.rome_method import Choice, rank_one_edits
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
 from rome_lens.evaluation.scores import Evaluation, Scores, score_table

@@ -1,4 +1,4 @@
-"""Collecting ``C = E[k kT]``: from texts, tokens or the model's own samples, for several layers at once, cached."""
+"""Collects ``C = E[k k^T]`` from texts, tokens or samples, for one layer or several in one pass."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from rome_lens.warning import warn
 
 
 class EditedModelWarning(UserWarning):
-    """Key statistics of a model whose edits change the keys: they are not those of the model without its edits."""
+    """Key statistics of a model with edits that change the keys, and with them the statistics."""
 
 
 @overload
@@ -85,46 +85,82 @@ def collect_key_statistics(
     checkpoint_every: int = 100_000,
     progress: bool = False,
 ) -> KeyStatistics | dict[int, KeyStatistics]:
-    """``C = (1/n) sum_i k_i k_iT`` over every token of a source, in float64, at one layer or at several in one pass.
+    """``C = (1/n) sum_i k_i k_i^T`` over every token of a source, in float64.
 
-    Keys depend on the ``W_out`` of earlier layers (and where the model samples, on all): where edits are applied there, the
-    statistics are the edited model's, say so in their ``source``, and an :class:`EditedModelWarning` comes.
+    One pass collects it at one layer or at several. The tokens come from ``texts``, from
+    ``tokens``, or, with neither, from samples of the model itself, so that no corpus is needed.
 
-    The forward stops at the last layer asked for. Peak memory is ``d_mlp^2 * 8`` bytes a layer, and a batch of keys.
-    The original reads 100 000 Wikipedia texts: ``texts=`` a stream of them, ``max_tokens=`` to make it shorter.
+    The forward pass stops at the last layer that is needed. Peak memory is ``d_mlp^2 * 8`` bytes
+    per layer, plus one batch of keys. The original reads 100 000 Wikipedia texts. Pass a stream of
+    them as ``texts``, and ``max_tokens`` to read less.
+
+    Args:
+        model: the model.
+        layer: one layer, or several in any iterable.
+        texts: a list of texts, or any iterable of texts or of rows (such as a ``datasets`` stream)
+            whose column ``field`` holds the text. A text is cut at ``max_length`` tokens, or at the
+            model's context if that is shorter.
+        tokens: batches of token ids ``[batch, pos]``, which are run as they are. ``-1`` is padding,
+            and only allowed on the right.
+        openings: the beginnings that samples continue, in turn. ``""`` starts from BOS alone.
+        sample_count: the number of samples.
+        sample_length: the length of each sample in tokens, with its opening.
+        seed: the seed of the samples.
+        source: a name for the texts or tokens. With a cache, a stream needs a name, which stands
+            for what the stream holds from its beginning. A list is identified by its content.
+        field: the column that holds the text, if ``texts`` holds rows.
+        max_tokens: stop after exactly this many keys. An endless stream needs it.
+        max_length: maximum number of tokens per text.
+        prepend_bos: whether texts and openings start with a BOS token. None uses the model's
+            default.
+        batch_size: sequences per forward pass. It changes the result by no more than rounding.
+        cache: a directory. Statistics of the same model, layer and source are read from it, or
+            written to it. An interrupted collection resumes from its partial sums there, with the
+            same result bit for bit.
+        checkpoint_every: write the partial sums whenever this many keys were added. They are
+            removed at the end.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The layer's ``KeyStatistics``. For several layers, a dict of them by layer.
+
+    Raises:
+        StatisticsError: there is no token; a row lacks the field; tokens have the wrong form; keys
+            are not finite; or an option is out of range. With a cache also: a stream has no name,
+            or is not the one that was interrupted; or the model has hooks, which the cache would
+            not know about.
+        ModelError: the model has no such layer, no dense MLP there, or no tokenizer.
+        StorageError: the cache is a file. This is checked before anything is read.
+
+    Warns:
+        EditedModelWarning: edits are applied that change the keys. Keys depend on the ``W_out`` of
+            earlier layers, and samples on that of all layers. The statistics are then those of the
+            edited model, and their ``source`` says so.
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 
-    Args:
-        layer: an int gives its ``KeyStatistics``, several in any iterable a ``dict[int, KeyStatistics]`` by layer.
-        texts: what to read: a list of texts, or any iterable of texts or of rows (a ``datasets`` stream) whose column
-            ``field`` holds the text. A text is cut at ``max_length`` tokens, or at the context if that is shorter.
-        tokens: in place of texts, batches of ids ``[batch, pos]`` as they are to be run, ``-1`` for padding on the right.
-        openings, sample_count, sample_length, seed: where there are neither texts nor tokens, the model samples as many
-            sequences, which continue the openings in turn (``""`` starts from BOS alone). No corpus is needed then.
-        source: a name for the texts or tokens. A stream needs one where there is a cache: it says what the stream holds,
-            from its beginning. A list is told by its content.
-        max_tokens: stop after exactly as many keys; an endless stream needs it.
-        batch_size: sequences in one forward. It changes no number beyond rounding.
-        cache: a directory; statistics of the same model, layer and source are read from there, or written to it. A
-            collection broken off goes on from its partial sums there, to the same numbers bit for bit; they are written
-            whenever ``checkpoint_every`` keys were added, and removed in the end.
-
-    Raises:
-        StatisticsError: there is no token; with a cache a stream without a name, or not the one that was broken off; a row
-            without the field; tokens of the wrong form; keys that are not finite; an option out of range; hooks on the
-            model, of which the cache would not know.
-        ModelError: layer out of range, no dense MLP, no tokenizer.
-        StorageError: the cache is a file; before anything is read.
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> statistics = rl.collect_key_statistics(
+        ...     model, layer=2, sample_count=16, sample_length=32
+        ... )
+        >>> statistics.count
+        512
+        >>> statistics.moment.shape
+        torch.Size([288, 288])
+        >>> by_layer = rl.collect_key_statistics(model, layer=[0, 2], texts=["It was raining."])
+        >>> list(by_layer)
+        [0, 2]
     """
     layers, several = _layers(model, layer)
-    _check_limits(
+    _check_counts(
         batch_size=batch_size,
         checkpoint_every=checkpoint_every,
         max_tokens=max_tokens,
         max_length=max_length,
     )
-    given = _given(
+    read = _texts_or_tokens(
         model,
         texts,
         tokens,
@@ -133,7 +169,7 @@ def collect_key_statistics(
         prepend_bos=prepend_bos,
         max_length=max_length,
     )
-    read = given or sample_source(
+    read = read or sample_source(
         model,
         openings=openings,
         sample_count=sample_count,
@@ -152,11 +188,11 @@ def collect_key_statistics(
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
-    found = _collected(model, layers, read, reading, store)
-    return {one: found[one] for one in layers} if several else found[layers[0]]
+    collected = _collect(model, layers, read, reading, store)
+    return {one: collected[one] for one in layers} if several else collected[layers[0]]
 
 
-def _given(
+def _texts_or_tokens(
     model: LensModel,
     texts: Iterable[Any] | None,
     tokens: Iterable[Tensor] | None,
@@ -166,12 +202,13 @@ def _given(
     prepend_bos: bool | None,
     max_length: int | None,
 ) -> KeySource | None:
-    """The texts or tokens that were given; None where the model is to sample its own."""
+    """The source of the given texts or tokens. None if the model is to sample its own text."""
     if texts is not None and tokens is not None:
         raise StatisticsError("Both texts and tokens are given: give one of them.")
     if tokens is not None and prepend_bos is not None:
         raise StatisticsError(
-            "prepend_bos is given with tokens, which are run as they are: put BOS into them."
+            "prepend_bos is given with tokens, which are run as they are: put BOS into them, and "
+            "leave prepend_bos out."
         )
     if tokens is not None:
         return token_source(model, tokens, source=source)
@@ -184,14 +221,14 @@ def _given(
 
 
 def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
-    """The layers asked for, each once, and whether they were asked for as several."""
+    """The layers without repetition, and whether they came as several."""
+    # Whether there is an __iter__ says nothing: integers of numpy and torch have one too.
     try:
-        given, several = list(layer), True
-    except (
-        TypeError
-    ):  # asked of the object itself, since numpy's and torch's integers have __iter__ too
-        given, several = [layer], False
-    layers = list(dict.fromkeys(whole_number("layer", one, error=StatisticsError) for one in given))
+        listed, several = list(layer), True
+    except TypeError:
+        listed, several = [layer], False
+    numbers = (whole_number("layer", one, error=StatisticsError) for one in listed)
+    layers = list(dict.fromkeys(numbers))
     if not layers:
         raise StatisticsError("The list of layers is empty: give at least one.")
     for one in layers:
@@ -199,32 +236,33 @@ def _layers(model: LensModel, layer: Any) -> tuple[list[int], bool]:
     return layers, several
 
 
-def _check_limits(**limits: int | None) -> None:
-    for name, value in limits.items():
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
         if value is not None:
             whole_number(name, value, least=1, error=StatisticsError)
 
 
 def _check_cache(model: LensModel, source: KeySource) -> None:
-    """Refuse what a cache could not tell from something else."""
+    """Refuse what the cache could not tell apart from something else."""
     if not source.named:
         raise StatisticsError(
-            f"The {source.kind} are a stream, which cannot be told by its content before it is read: name it for the cache, "
-            "source='wikitext-103-raw-v1, train', or give a list, or cache=None."
+            f"The {source.kind} are a stream, and the cache cannot know its content before it is "
+            "read. Give it a name, such as source='wikitext-103-raw-v1, train', or pass a list, or "
+            "cache=None."
         )
     if has_hooks(model):
         raise StatisticsError(
-            "The model has hooks, which may change keys and which the cache would not know of: model.reset_hooks(), or "
-            "collect with cache=None."
+            "The model has hooks. They may change keys, which the cache would not know about. Call "
+            "model.reset_hooks(), or collect with cache=None."
         )
 
 
-def _collected(
+def _collect(
     model: LensModel, layers: Sequence[int], source: KeySource, reading: Reading, store: Store
 ) -> dict[int, KeyStatistics]:
-    """Statistics of each layer, from the cache where they are there, and all others in one pass."""
-    known = fingerprint(model)
-    # What keys depend on: earlier W_outs, and where the model writes its own text, all of them.
+    """Statistics of each layer: from the cache if they are there, all others in one pass."""
+    model_fingerprint = fingerprint(model)
+    # Keys depend on the W_out of earlier layers. Samples depend on that of all layers.
     before = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
     edited = {one: [each for each in edited_layers(model) if each in before[one]] for one in layers}
     made = {
@@ -232,19 +270,22 @@ def _collected(
         for one in layers
     }
     _warn_of_edits(edited)
-    names = {one: f"{known}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
+    names = {
+        one: f"{model_fingerprint}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers
+    }
     paths = {one: store.path(KeyStatistics, name) for one, name in names.items()}
     unfinished = {
         one: path.with_suffix(".unfinished.safetensors")
         for one, path in paths.items()
         if path is not None
     }
-    found = {
+    collected = {
         one: kept
         for one, name in names.items()
         if (kept := store.get(KeyStatistics, name)) is not None
     }
-    sums = [KeySum.begun(model, one, unfinished.get(one)) for one in layers if one not in found]
+    missing = [one for one in layers if one not in collected]
+    sums = [KeySum.resumed(model, one, unfinished.get(one)) for one in missing]
     if sums:
         add_source(model, source, sums, replace(reading, unfinished=unfinished))
     for one in sums:
@@ -254,14 +295,14 @@ def _collected(
             layer=one.layer,
             moment=one.mean(),
             count=one.count,
-            model_fingerprint=known,
+            model_fingerprint=model_fingerprint,
             source=made[one.layer],
         )
-        found[one.layer] = statistics
+        collected[one.layer] = statistics
         store.add(names[one.layer], statistics)
         if one.layer in unfinished:
             unfinished[one.layer].unlink(missing_ok=True)
-    return found
+    return collected
 
 
 def _edits_at(layers: Sequence[int]) -> str:
@@ -271,8 +312,9 @@ def _edits_at(layers: Sequence[int]) -> str:
 def _warn_of_edits(edited: Mapping[int, Sequence[int]]) -> None:
     if changed := {layer: list(at) for layer, at in edited.items() if at}:
         warn(
-            f"Edits are applied that change the keys (layer of the keys: layers of the edits): {changed}. These statistics "
-            "are the edited model's, as edits made on top of the others may want them; for the model as it was, revert the "
-            "edits first (rl.applied_edits(model) lists them).",
+            "Edits are applied that change the keys (layer of the keys: layers of the edits): "
+            f"{changed}. The statistics are those of the edited model, which suit further edits on "
+            "top of these. For statistics of the unedited model, revert the edits first "
+            "(rl.applied_edits(model) lists them).",
             EditedModelWarning,
         )

@@ -1,10 +1,14 @@
-"""Where the tokens of key statistics come from: texts, token batches, or the model itself; all read in chunks."""
+"""The tokens of key statistics, from texts, token batches, or samples of the model itself.
+
+Every source is read in chunks of sequences, so that an interrupted collection can skip the chunks
+it has already read.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from zlib import crc32
 
 import torch
@@ -17,43 +21,37 @@ from rome_lens.forward.tokens import token_ids, tokenizer_fingerprint
 from rome_lens.keys.statistics import UNNAMED, StatisticsError
 from rome_lens.models.lens import LensModel, ModelError
 
-CHUNK = 128  # sequences; a part of what seeds samples, so that another number gives other samples
+CHUNK = 128  # sequences. It is part of what seeds samples, so another number gives other samples.
 _UNNAMED = f"{UNNAMED} stream"
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some sequences that are read together.
-
-    Attributes:
-        size: how many they are.
-        content: a hash of what they are made of; empty where the source's name already says it.
-        rows: gives their token ids, and does the work for it: tokenises, or samples.
-    """
+    """Some sequences that are read together."""
 
     size: int
+    """The number of sequences."""
     content: bytes
+    """A hash of what they are made of. It is empty if the source's name already determines it."""
     rows: Callable[[], Iterable[list[int]]]
+    """Returns their token ids. The work of tokenising or sampling happens in this call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeySource:
-    """A source of token sequences.
+    """A source of token sequences."""
 
-    Attributes:
-        kind: ``"texts"``, ``"tokens"`` or ``"samples"``.
-        name: in words, with all that the tokens depend on beside the model.
-        named: whether the name tells this source from every other one.
-        length: the number of sequences, None where a stream does not tell.
-        chunks: what it holds, in an order that is always the same; to be read once.
-    """
-
-    kind: str
+    kind: Literal["texts", "tokens", "samples"]
+    """What the source reads."""
     name: str
+    """A description with everything that the tokens depend on, apart from the model."""
     named: bool = True
+    """Whether the name distinguishes this source from every other one."""
     length: int | None
+    """The number of sequences. None for a stream, whose length is not known."""
     chunks: Iterable[Chunk]
+    """The sequences, always in the same order. They can be read once."""
 
 
 def text_source(
@@ -65,7 +63,15 @@ def text_source(
     prepend_bos: bool | None,
     max_length: int,
 ) -> KeySource:
-    """Texts, or rows that hold a text under ``field``: a list, known by its content, or a stream, known by ``source`` alone."""
+    """The source of texts, or of rows that hold a text under ``field``.
+
+    A list is identified by its content, a stream only by the name ``source``.
+
+    Raises:
+        StatisticsError: there is a single text, or a row without a text. A stream raises the second
+            while it is read.
+        ModelError: the model has no tokenizer.
+    """
     if isinstance(texts, str | Mapping):
         raise StatisticsError(
             f"texts is one {type(texts).__name__}, expected several texts: [text]."
@@ -88,7 +94,8 @@ def text_source(
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     return KeySource(
         kind="texts",
-        name=f"{name}, cut at {max_length} tokens, bos {bos}, tokenizer {tokenizer_fingerprint(model)}",
+        name=f"{name}, cut at {max_length} tokens, bos {bos}, tokenizer "
+        f"{tokenizer_fingerprint(model)}",
         named=bool(source) or isinstance(checked, list),
         length=len(checked) if isinstance(checked, list) else None,
         chunks=_chunks(checked, rows, str.encode),
@@ -96,7 +103,13 @@ def text_source(
 
 
 def token_source(model: LensModel, tokens: Iterable[Tensor], *, source: str | None) -> KeySource:
-    """Token batches ``[batch, pos]``, ``-1`` standing for padding on the right; a list or tensor of them, or a stream."""
+    """The source of token batches ``[batch, pos]``: one tensor, a list of tensors, or a stream.
+
+    ``-1`` is padding on the right.
+
+    Raises:
+        StatisticsError: a batch has the wrong form. A stream raises it while it is read.
+    """
     if isinstance(tokens, Tensor):
         tokens = [tokens]
     rows: Iterable[list[int]] = _rows(model, tokens)
@@ -125,7 +138,12 @@ def sample_source(
     seed: int,
     prepend_bos: bool | None,
 ) -> KeySource:
-    """Sequences that the model samples, in continuation of the openings in turn."""
+    """The source of sequences that the model samples, which continue the openings in turn.
+
+    Raises:
+        StatisticsError: a number is out of range, or the openings are a single text.
+        ModelError: the model has no tokenizer, or its tokenizer has no BOS token.
+    """
     sample_count = whole_number("sample_count", sample_count, least=1, error=StatisticsError)
     sample_length = whole_number(
         "sample_length", sample_length, least=2, most=model.cfg.n_ctx, error=StatisticsError
@@ -145,24 +163,23 @@ def sample_source(
         token_ids(model, text, prepend_bos=prepend_bos) or [bos] for text in list(openings) or [""]
     ]
     by_length: dict[int, list[list[int]]] = {}
-    for i in range(sample_count):  # rows of a forward have one length
+    for i in range(sample_count):  # the rows that are sampled together must have one length
         row = starts[i % len(starts)][: sample_length - 1]
         by_length.setdefault(len(row), []).append(row)
 
     def chunk(length: int, begin: int) -> Chunk:
         def rows() -> list[list[int]]:
             group = by_length[length][begin : begin + CHUNK]
-            own_seed = crc32(
-                f"{seed} {length} {begin}".encode()
-            )  # of each chunk, so that chunks can be left out
+            # Every chunk has its own seed, so that a resumed collection can skip chunks.
+            own_seed = crc32(f"{seed} {length} {begin}".encode())
             return sample_tokens(
                 model, group, new_tokens=sample_length - length, seed=own_seed
             ).tolist()
 
         return Chunk(size=len(by_length[length][begin : begin + CHUNK]), content=b"", rows=rows)
 
-    begun = short_hash([str(start) for start in starts])
-    name = f"{sample_count} samples of {sample_length} tokens, seed {seed}, openings {begun}"
+    opened = short_hash([str(start) for start in starts])
+    name = f"{sample_count} samples of {sample_length} tokens, seed {seed}, openings {opened}"
     return KeySource(
         kind="samples",
         name=f"{name}, bos {model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos}",
@@ -176,7 +193,7 @@ def sample_source(
 
 
 def short_hash(texts: Sequence[str]) -> str:
-    """Ten hexadecimal digits that tell lists of texts apart."""
+    """A hash of a list of texts, as ten hexadecimal digits."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
 
 
@@ -199,12 +216,14 @@ def _texts(items: Iterable[Any], field: str) -> Iterator[str]:
     for i, item in enumerate(items):
         if isinstance(item, Mapping) and field not in item:
             raise StatisticsError(
-                f"Row {i} has no field {field!r}; it has {sorted(map(str, item))}: give field=."
+                f"Row {i} has no field {field!r}; it has {sorted(map(str, item))}. Name the one "
+                "that holds the text with field=."
             )
         text = item[field] if isinstance(item, Mapping) else item
         if not isinstance(text, str):
             raise StatisticsError(
-                f"Row {i} holds {type(text).__name__} where a text was expected: {str(text)[:80]!r}."
+                f"Row {i} holds {type(text).__name__} where a text was expected: "
+                f"{str(text)[:80]!r}."
             )
         yield text
 
@@ -216,33 +235,36 @@ def _rows(model: LensModel, batches: Iterable[Any]) -> Iterator[list[int]]:
             batch.is_floating_point() or batch.dtype == torch.bool
         )
         if not integers or batch.ndim != 2:
-            given = (
+            description = (
                 f"{batch.dtype} {list(batch.shape)}"
                 if isinstance(batch, Tensor)
                 else type(batch).__name__
             )
             raise StatisticsError(
-                f"Token batch {i} is {given}, expected a tensor of integers [batch, pos]."
+                f"Token batch {i} is {description}, expected a tensor of integers [batch, pos]."
             )
         if batch.shape[1] > model.cfg.n_ctx:
             raise StatisticsError(
-                f"Token batch {i} has {batch.shape[1]} positions, the model's context only {model.cfg.n_ctx}."
+                f"Token batch {i} has {batch.shape[1]} positions, but the model's context only "
+                f"{model.cfg.n_ctx}: split its rows."
             )
         batch = batch.cpu()
         if wrong := batch[(batch < -1) | (batch >= model.cfg.d_vocab)].tolist():
             raise StatisticsError(
-                f"Token batch {i} holds {wrong[:5]}, expected ids from 0 to {model.cfg.d_vocab - 1}, and -1 for padding."
+                f"Token batch {i} holds {wrong[:5]}, expected ids from 0 to "
+                f"{model.cfg.d_vocab - 1}, and -1 for padding."
             )
         if bool(((batch[:, 1:] >= 0) & (batch[:, :-1] < 0)).any()):
             raise StatisticsError(
-                f"Token batch {i} has padding (-1) before tokens, expected it on the right alone."
+                f"Token batch {i} has padding (-1) before tokens, expected padding only on the "
+                "right."
             )
         _check_padding(model, batch, i)
         yield from ([id for id in row if id >= 0] for row in batch.tolist())
 
 
 def _check_padding(model: LensModel, batch: Int[Tensor, "batch pos"], number: int) -> None:
-    """Refuse a batch as ``to_tokens`` pads texts of unlike length: its padding would be averaged as keys."""
+    """Refuse a batch padded by ``to_tokens``, because its padding would be averaged as keys."""
     pad, bos, eos = (
         getattr(model.tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")
     )
@@ -251,8 +273,9 @@ def _check_padding(model: LensModel, batch: Int[Tensor, "batch pos"], number: in
     pads = batch == pad
     leading = pads & (pads | (batch == (pad if bos is None else bos))).cumprod(1).bool()
     trailing = pads & (pads | (batch < 0)).flip(1).cumprod(1).flip(1).bool()
-    # Many tokenizers pad with their BOS or EOS. One of these at a row's end belongs to its text, and where some stand
-    # between other tokens, they part the texts of packed rows, of which any number may come to stand at an end.
+    # Many tokenizers pad with their BOS or EOS token. One of these at the end of a row belongs to
+    # the row's text. Where some stand between other tokens, they separate the texts of packed rows,
+    # and any number of them may be at the end of a row.
     if bool((pads & ~leading & ~trailing).any()):
         return
     own = int(pad in (bos, eos))
@@ -260,7 +283,7 @@ def _check_padding(model: LensModel, batch: Int[Tensor, "batch pos"], number: in
         row = int(counts.argmax())
         if int(counts[row]) > max(own, int(counts.min())):
             raise StatisticsError(
-                f"Row {row} of token batch {number} has {int(counts[row])} padding tokens ({pad}) on the {side}, which would "
-                "be averaged as keys: write -1 on the right in their place, or give texts=. If they are meant, give the rows "
-                "one by one."
+                f"Row {row} of token batch {number} has {int(counts[row])} padding tokens ({pad}) "
+                f"on the {side}, which would be averaged as keys. To leave them out, write -1 on "
+                "the right instead, or give texts=. To average them, give the rows one by one."
             )

@@ -1,4 +1,4 @@
-"""The second moment of a layer's keys, ``C = E[k kT]``: which directions of key space are in use, and how much."""
+"""The second moment ``C = E[k k^T]`` of a layer's keys: how much each direction is used."""
 
 import hashlib
 import math
@@ -18,37 +18,40 @@ from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, w_out
 from rome_lens.results import Stored
 
-UNNAMED = "unnamed"  # begins the name of a source that nobody named, of which there may be several
-_ADVICE = "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which keeps the edit defined and coarser."
-_ROWS = 256  # of the moment compared at once, so that no copy of it is made
+# How the name of a source starts that nobody has named. Different sources may share such a name.
+UNNAMED = "unnamed"
+_ADVICE = (
+    "Collect more tokens, or give a ridge (RomeConfig(ridge=1e-3)), which makes the edit possible "
+    "but less specific."
+)
+_ROWS = 256  # rows of the moment that are compared at once, to avoid a copy of all of it
 
 
 class StatisticsError(RomeLensError):
-    """Key statistics that cannot be collected, do not fit the edit or each other, or cannot be inverted."""
+    """Key statistics that cannot be collected or inverted, or do not fit the edit or each other."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class KeyStatistics(Stored):
-    """``C = E[k kT]`` over tokens, uncentred, ``k`` the input of ``W_out`` at one layer.
-
-    Source: Meng et al. 2022, section 3.1 and appendix E.5.
-
-    Attributes:
-        moment: ``C``, float64, symmetric.
-        count: the number of keys that were averaged; 0 where nothing was (the identity).
-        model_fingerprint: of the model they come from; None is not checked.
-        source: where the tokens came from, in words.
+    """``C = E[k k^T]`` over tokens, uncentred, where ``k`` is the input of ``W_out`` at one layer.
 
     Raises:
-        StatisticsError: a number that is no integer; a moment that is no tensor of floats ``[d_mlp, d_mlp]``, not finite or
-            not symmetric.
+        StatisticsError: the layer or the count is not a whole number; or the moment is not a tensor
+            of floats ``[d_mlp, d_mlp]``, not finite, or not symmetric.
+
+    Source: Meng et al. 2022, section 3.1 and appendix E.5.
     """
 
     layer: int
+    """The layer of the keys."""
     moment: Float[Tensor, "d_mlp d_mlp"]
+    """``C``, symmetric, in float64."""
     count: int
+    """The number of keys that were averaged. 0 for the identity, which averages none."""
     model_fingerprint: str | None = None
+    """The fingerprint of the model that the keys come from. None is not checked."""
     source: str = UNNAMED
+    """Where the tokens came from, in words."""
 
     def __post_init__(self) -> None:
         for name in ("layer", "count"):
@@ -63,8 +66,8 @@ class KeyStatistics(Stored):
 
     def __repr__(self) -> str:
         return (
-            f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, source={self.source!r}, "
-            f"moment {self.digest})"
+            f"KeyStatistics(layer={self.layer}, d_mlp={len(self.moment)}, count={self.count}, "
+            f"source={self.source!r}, moment {self.digest})"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -81,12 +84,19 @@ class KeyStatistics(Stored):
 
     @cached_property
     def digest(self) -> str:
-        """A hash of ``C``, by which statistics of one name can be told apart."""
+        """A hash of ``C``, which distinguishes statistics with the same name."""
         return hashlib.sha256(self.moment.contiguous().cpu().numpy().tobytes()).hexdigest()[:10]
 
     @classmethod
     def identity(cls, model: LensModel, *, layer: SupportsIndex) -> "KeyStatistics":
-        """``C = I``: an edit without statistics, said on purpose. It spills over onto keys that resemble ``k*``."""
+        """``C = I``, to edit without statistics.
+
+        Such an edit spills over to keys that resemble ``k*``.
+
+        Raises:
+            StatisticsError: the layer is not a whole number.
+            ModelError: the model has no such layer, or no dense MLP there.
+        """
         layer = whole_number("layer", layer, error=StatisticsError)
         moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
         return cls(
@@ -100,38 +110,42 @@ class KeyStatistics(Stored):
     def solve(
         self, key: Float[Tensor, "*fact d_mlp"], *, ridge: float = 0.0
     ) -> Float[Tensor, "*fact d_mlp"]:
-        """``(C + ridge * mean(diag C) * I)^-1 k`` by Cholesky, in float64, of one key or of several at once.
+        """``(C + ridge * mean(diag C) * I)^-1 k``, for one key or for several at once.
 
-        The factor is computed at the first call with a ridge and kept with the statistics (``d_mlp^2 * 8`` bytes a ridge),
-        so that the next keys cost two triangular solves each.
+        It is computed in float64 by a Cholesky factorisation. The first call with a ridge computes
+        the factor and keeps it with the statistics (``d_mlp^2 * 8`` bytes per ridge). Further keys
+        then cost two triangular solves each.
 
         Raises:
-            StatisticsError: ``C`` is singular, as it is when fewer keys than ``d_mlp`` were averaged or when they repeat
-                each other, and no ridge is given.
+            StatisticsError: ``C`` is singular, and no ridge is given. That happens when fewer than
+                ``d_mlp`` keys were averaged, or when the keys repeat each other. Also: the key has
+                another width, or the ridge is negative or not finite.
         """
         d_mlp = self.moment.shape[0]
         if key.shape[-1:] != (d_mlp,):
             raise StatisticsError(
-                f"The key has shape {list(key.shape)}, the statistics are {d_mlp} x {d_mlp}: other models."
+                f"The key has shape {list(key.shape)}, but the statistics are {d_mlp} x {d_mlp}: "
+                "they come from different models."
             )
         rows = key.double().reshape(-1, d_mlp)
         return torch.cholesky_solve(rows.T, self._factor(ridge)).T.reshape(key.shape)
 
     def condition(self, *, ridge: float = 0.0) -> float:
-        """Largest over smallest eigenvalue of ``C + ridge * mean(diag C) * I``; infinite where that is singular.
+        """The condition number of ``C + ridge * mean(diag C) * I``, infinite if that is singular.
 
-        By so much can an error in the key grow on the way to ``C^-1 k``.
+        It is the largest eigenvalue divided by the smallest one. It bounds the factor by which a
+        relative error in the key can grow in ``C^-1 k``.
         """
         smallest, *_, largest = torch.linalg.eigvalsh(self._ridged(ridge)).tolist()
         singular = smallest <= 0.0 or (ridge == 0.0 and 0 < self.count < len(self.moment))
         return math.inf if singular else largest / smallest
 
     def merged(self, *others: "KeyStatistics") -> "KeyStatistics":
-        """The statistics over the keys of all of these, ``C = sum_i n_i C_i / sum_i n_i``.
+        """The statistics over all keys of these and the others: ``C = sum_i n_i C_i / sum_i n_i``.
 
         Raises:
-            StatisticsError: they are of other layers, widths or models, one of them averages nothing (the identity), or
-                two are of the same source, whose keys would count twice.
+            StatisticsError: they are of different layers, widths or models; one of them averages no
+                keys (the identity); or two have the same source, whose keys would count twice.
         """
         parts = (self, *others)
         for name, values in (
@@ -145,41 +159,47 @@ class KeyStatistics(Stored):
                 )
         if empty := [part.source for part in parts if part.count < 1]:
             raise StatisticsError(
-                f"The statistics {empty} average no keys, so that nothing says how much they weigh."
+                f"The statistics {empty} average no keys, so they have no weight in the mean."
             )
         sources = [part.source for part in parts]
         if twice := sorted(
             {name for name in sources if sources.count(name) > 1 and not name.startswith(UNNAMED)}
         ):
             raise StatisticsError(
-                f"The same source was given twice, its keys would count twice: {twice}."
+                f"The same source was given twice, so its keys would count twice: {twice}."
             )
         count = sum(part.count for part in parts)
         moment = sum((part.count / count) * part.moment.double() for part in parts)
-        known = [part.model_fingerprint for part in parts if part.model_fingerprint is not None]
+        fingerprints = [p.model_fingerprint for p in parts if p.model_fingerprint is not None]
         return KeyStatistics(
             layer=self.layer,
             moment=torch.as_tensor(moment),
             count=count,
-            model_fingerprint=known[0] if known else None,
+            model_fingerprint=fingerprints[0] if fingerprints else None,
             source=" + ".join(sources),
         )
 
     def check(self, model: LensModel, *, layer: int) -> None:
-        """Raise StatisticsError unless these statistics are this model's, at this layer."""
+        """Check that these are statistics of this model at this layer.
+
+        Raises:
+            StatisticsError: they are not. The message says what differs.
+        """
         if self.layer != layer:
             raise StatisticsError(
-                f"The statistics are of layer {self.layer}, the edit is at layer {layer}: collect them there."
+                f"The statistics are of layer {self.layer}, the edit is at layer {layer}: collect "
+                "them there."
             )
         d_mlp = w_out(model, layer).shape[0]
         if self.moment.shape != (d_mlp, d_mlp):
             raise StatisticsError(
-                f"The statistics have shape {list(self.moment.shape)}, the layer's keys {d_mlp} entries."
+                f"The statistics have shape {list(self.moment.shape)}, but the layer's keys have "
+                f"{d_mlp} entries: collect them on this model."
             )
         if self.model_fingerprint not in (None, fingerprint(model)):
             raise StatisticsError(
-                f"The statistics are of the model {self.model_fingerprint}, this one is {fingerprint(model)}: "
-                "collect them on this model."
+                f"The statistics are of the model {self.model_fingerprint}, this one is "
+                f"{fingerprint(model)}: collect them on this model."
             )
 
     def _ridged(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
@@ -194,12 +214,16 @@ class KeyStatistics(Stored):
 
     @cached_property
     def _factors(self) -> dict[tuple[float, int], Tensor]:
-        """Cholesky factors by ridge and by the version of ``moment``. No field: neither saved, compared nor replaced."""
+        """Cholesky factors by ridge and by the version of ``moment``.
+
+        This is not a dataclass field, so it is neither saved, nor compared, nor copied by replace.
+        """
         return {}
 
     @torch.inference_mode(False)  # a factor made inside inference mode could not be used outside it
     def _factor(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
-        # torch counts the writes to a tensor, so that a moment changed in place is not solved with its old factor.
+        # torch counts the writes to a tensor. With that count in the key, a moment that was changed
+        # in place is not solved with its old factor.
         version = -1 if self.moment.is_inference() else self.moment._version
         if (ridge, version) in self._factors:
             return self._factors[ridge, version]
@@ -207,16 +231,18 @@ class KeyStatistics(Stored):
         d_mlp = len(moment)
         if ridge == 0.0 and 0 < self.count < d_mlp:
             raise StatisticsError(
-                f"The second moment was averaged over {self.count} keys, fewer than its width {d_mlp}, and is singular. "
-                f"{_ADVICE}"
+                f"The second moment was averaged over {self.count} keys, fewer than its width "
+                f"{d_mlp}, and is therefore singular. {_ADVICE}"
             )
         factor, info = torch.linalg.cholesky_ex(moment)
-        # What earlier entries of the key leave unexplained of an entry, as a share of its second moment. It bounds the
-        # smallest eigenvalue of the rescaled C from above; at rounding's size Cholesky succeeds on noise alone.
+        # The share of each entry's second moment that the entries before it do not explain. It is
+        # an upper bound on the smallest eigenvalue of the rescaled C. If it is as small as
+        # rounding, then Cholesky has only succeeded on noise.
         unexplained = factor.diagonal() ** 2 / moment.diagonal()
         if int(info) or not float(unexplained.min()) > d_mlp * torch.finfo(torch.float64).eps:
             raise StatisticsError(
-                f"The second moment ({self.count} keys, width {d_mlp}) is not positive definite. {_ADVICE}"
+                f"The second moment ({self.count} keys, width {d_mlp}) is not positive definite. "
+                f"{_ADVICE}"
             )
         if version >= 0:
             self._factors[ridge, version] = factor
@@ -224,25 +250,30 @@ class KeyStatistics(Stored):
 
 
 def _check_moment(moment: Any) -> None:
-    """A factorisation reads one triangle alone, and would take whatever stands there for the whole of ``C``."""
+    """Refuse what is not a second moment.
+
+    A factorisation reads only one triangle, so it would not notice an asymmetric moment.
+    """
     floats = isinstance(moment, Tensor) and moment.is_floating_point()
     if not floats or moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
-        given = (
+        description = (
             f"{moment.dtype} {list(moment.shape)}"
             if isinstance(moment, Tensor)
             else type(moment).__name__
         )
-        raise StatisticsError(f"moment is {given}, expected a tensor of floats [d_mlp, d_mlp].")
+        raise StatisticsError(
+            f"moment is {description}, expected a tensor of floats [d_mlp, d_mlp]."
+        )
     moment = moment.detach()
     scale = moment.diagonal().abs().sqrt()
     for start in range(0, len(moment), _ROWS):
         rows = slice(start, start + _ROWS)
         if not torch.isfinite(moment[rows]).all():
             raise StatisticsError(
-                "moment is not finite: collect the statistics from a model whose keys are."
+                "moment is not finite: collect the statistics from a model with finite keys."
             )
         apart = (moment[rows] - moment[:, rows].T).abs()
         if not (apart <= agreement(moment.dtype) * torch.outer(scale[rows], scale)).all():
             raise StatisticsError(
-                "moment is not symmetric, as a mean of k kT is: give both of its triangles."
+                "moment is not symmetric, although a mean of k k^T is: give both of its triangles."
             )

@@ -1,4 +1,4 @@
-"""Running sums of ``k kT`` over a source of tokens: float64, several layers in one pass, resumed where they broke off."""
+"""Running sums of ``k k^T`` over a source of tokens, in float64, for several layers in one pass."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,40 +18,40 @@ from rome_lens.models.hook_names import key_hook
 from rome_lens.models.lens import LensModel, device, w_out
 from rome_lens.results import Stored
 
-_BLOCK = 256  # columns; the fastest of 128, 256 and 512 for d_mlp 2048
+_BLOCK = 256  # columns per product. The fastest of 128, 256 and 512 for d_mlp 2048.
 
 
 @dataclass(kw_only=True)
 class KeySum(Stored):
-    """``sum_i k_i k_iT`` at one layer over the first chunks of a source.
-
-    Attributes:
-        upper: the sum; below its diagonal it means nothing, since a symmetric product needs half the work.
-        count: the number of keys in it.
-        chunks: the number of chunks of the source that were read.
-        digest: a hash of what was in these.
-    """
+    """``sum_i k_i k_i^T`` at one layer over the first chunks of a source."""
 
     layer: int
+    """The layer of the keys."""
     upper: Float[Tensor, "d_mlp d_mlp"]
+    """The sum. Only the upper triangle is meaningful, which saves half of the work."""
     count: int = 0
+    """The number of keys in the sum."""
     chunks: int = 0
+    """The number of chunks of the source that were read."""
     digest: str = ""
+    """A hash of the content of these chunks."""
 
     @classmethod
-    def begun(cls, model: LensModel, layer: int, path: Path | None) -> "KeySum":
-        """The sum that an earlier run left at ``path``, or an empty one, on the model's device."""
+    def resumed(cls, model: LensModel, layer: int, path: Path | None) -> "KeySum":
+        """The sum that an interrupted run left at ``path``, or an empty one."""
         d_mlp = w_out(model, layer).shape[0]
         # MPS has no float64.
         place = torch.device("cpu") if device(model).type == "mps" else device(model)
         if path is not None and path.is_file():
-            found = cls.load(path)
-            found.upper = found.upper.to(place)
-            return found
+            partial = cls.load(path)
+            # A copy, because the last bit of a product depends on how its memory is aligned, and
+            # a tensor from a file is aligned otherwise than a new one.
+            partial.upper = partial.upper.to(place, copy=True)
+            return partial
         return cls(layer=layer, upper=torch.zeros(d_mlp, d_mlp, dtype=torch.float64, device=place))
 
     def add(self, keys: Float[Tensor, "key d_mlp"]) -> None:
-        """Add ``k kT`` of each key, in float64 whatever the keys are in."""
+        """Add ``k k^T`` of each key, in float64 whatever the type of the keys."""
         keys = keys.to(self.upper.device).double()
         for start in range(0, len(self.upper), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -66,32 +66,31 @@ class KeySum(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a source is read into sums.
-
-    Attributes:
-        batch_size: sequences in one forward.
-        max_tokens: stop after exactly as many keys; None reads to the end.
-        unfinished: files for the sums, by layer, while the collection runs; none without a cache.
-        checkpoint_every: the sums are written when as many keys were added since the last time.
-    """
+    """How a source is read into sums."""
 
     batch_size: int
+    """Sequences per forward pass."""
     max_tokens: int | None
+    """Stop after exactly this many keys. None reads to the end."""
     checkpoint_every: int
+    """Write the sums when this many keys were added since the last time."""
     progress: bool
+    """Whether to show a progress bar."""
     unfinished: Mapping[int, Path] = field(default_factory=dict)
+    """Files for the partial sums by layer. Empty without a cache."""
 
 
 def add_source(
     model: LensModel, source: KeySource, sums: Sequence[KeySum], reading: Reading
 ) -> None:
-    """Read what each sum has not read yet, in one pass for all of them.
+    """Read into each sum the chunks that it does not hold yet, in one pass for all of them.
 
     Raises:
-        StatisticsError: keys are not finite; the source does not begin as it did when the sums were begun.
+        StatisticsError: keys are not finite, or the source does not begin with the chunks that the
+            sums hold.
     """
-    behind = min(sums, key=lambda one: one.chunks)
-    count = saved = behind.count
+    shortest = min(sums, key=lambda one: one.chunks)
+    count = saved = shortest.count
     digest, index = "", -1
     with tqdm(
         total=source.length, desc="key statistics", unit=" sequences", disable=not reading.progress
@@ -125,7 +124,10 @@ def add_source(
 def _add_chunk(
     model: LensModel, rows: Sequence[list[int]], sums: Sequence[KeySum], index: int, batch_size: int
 ) -> int:
-    """Add a chunk's keys to the sums; their number. Rows of like length share a batch, so that little is padding."""
+    """Add the keys of a chunk to the sums, and return their number.
+
+    Rows of similar length share a batch, to keep the padding small.
+    """
     order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: len(rows[i]))
     last = max(one.layer for one in sums)
     names = [key_hook(one.layer) for one in sums]
@@ -135,17 +137,20 @@ def _add_chunk(
         tokens = pad_right([rows[i] for i in chosen])
         real = (torch.arange(tokens.shape[1])[None] < lengths[:, None]).to(device(model))
         kept = run_through(model, tokens, last, names)
-        found = {one.layer: kept.pop(name)[real] for one, name in zip(sums, names, strict=True)}
-        for layer, keys in found.items():
+        by_layer = {one.layer: kept.pop(name)[real] for one, name in zip(sums, names, strict=True)}
+        for layer, keys in by_layer.items():
             if not torch.isfinite(keys).all():
                 raise _not_finite(layer, keys, [(i, rows[i]) for i in chosen], index)
         for one in sums:
-            one.add(found.pop(one.layer))
+            one.add(by_layer.pop(one.layer))
     return sum(len(row) for row in rows)
 
 
 def _cut(rows: Iterable[list[int]], left: int | None) -> Iterator[list[int]]:
-    """The rows up to ``left`` tokens. What is cut off stands to the right and changes no key before it."""
+    """The rows up to ``left`` tokens in all.
+
+    What is cut off is to the right of the rest, so it changes no key before it.
+    """
     for row in rows:
         if left is None:
             yield row
@@ -162,14 +167,16 @@ def _not_finite(
     cells = [(i, row, position) for i, row in rows for position in range(len(row))]
     i, row, position = cells[int((~torch.isfinite(keys)).any(1).nonzero()[0])]
     return StatisticsError(
-        f"The keys of layer {layer} are not finite ({keys.dtype}) at position {position} of sequence {i} in chunk {index} "
-        f"(a chunk has up to {CHUNK} sequences), tokens {row[: position + 1][-8:]}: run the model in float32 or bfloat16."
+        f"The keys of layer {layer} are not finite ({keys.dtype}) at position {position} of "
+        f"sequence {i} in chunk {index} (a chunk has up to {CHUNK} sequences), tokens "
+        f"{row[: position + 1][-8:]}: run the model in float32 or bfloat16."
     )
 
 
 def _other_source(source: KeySource, read: int, reading: Reading) -> StatisticsError:
     files = ", ".join(map(str, reading.unfinished.values()))
     return StatisticsError(
-        f"A collection from {source.name!r} was broken off after up to {read} sequences, and these are not the same now: "
-        f"give the source from its beginning and in the same order, or remove {files} to begin anew."
+        f"An interrupted collection from {source.name!r} had read up to {read} sequences, and "
+        "these are not the same now. Give the source from its beginning and in the same order, or "
+        f"remove {files} to start again."
     )

@@ -10,8 +10,8 @@ import jinja2
 from rome_lens import viz
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
-from rome_lens.editing.edit import RankOneEdit
 from rome_lens.editing.firing import EditFiring
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.scores import markdown
 from rome_lens.forward.answers import TopAnswers

@@ -1,4 +1,4 @@
-"""Where an edit fires: the numbers against the plain product of keys and ``u``, as a frame and as a file."""
+"""Where an edit fires: against the plain product of keys and ``u``, as a frame and as a file."""
 
 import inspect
 from pathlib import Path
@@ -37,24 +37,26 @@ def test_the_firing_is_u_k_as_it_is_and_relative_to_the_edit_s_own_key(tiny_mode
     assert frame["firing"].tolist() == found.values.tolist()
 
 
-def test_a_firing_is_saved_and_loaded(tiny_model: Any, tmp_path: Path) -> None:
-    found = rl.edit_firing(tiny_model, an_edit(tiny_model), TEXT)
+def test_a_firing_is_saved_and_loaded(one_toy: Any, tmp_path: Path) -> None:
+    found = rl.edit_firing(one_toy, an_edit(one_toy), TEXT)
     loaded = rl.EditFiring.load(found.save(tmp_path / "firing.safetensors"))
     assert (loaded.text, loaded.labels, loaded.scale) == (found.text, found.labels, found.scale)
     assert torch.equal(loaded.values, found.values)
 
 
-def test_what_is_no_rank_one_edit_or_no_text_is_refused_with_what_was_expected(
-    tiny_model: Any,
+def test_what_is_not_a_rank_one_edit_or_a_text_is_refused_with_what_was_expected(
+    one_toy: Any,
 ) -> None:
-    """As users run it, without the tests' checks of types, which would come first."""
-    edit, ask = an_edit(tiny_model), inspect.unwrap(rl.edit_firings)
+    """As users run it, without the tests' checks of types, which would refuse it first."""
+    edit, ask = an_edit(one_toy), inspect.unwrap(rl.edit_firings)
     dense = rl.WeightEdit(layer=1, delta=edit.delta)
-    for wrong in (None, dense, rl.Edits(edits=(edit,)), tiny_model, TEXT):
+    for wrong in (None, dense, rl.Edits(edits=(edit,)), one_toy, TEXT):
         with pytest.raises(
             ValueError, match=f"The edit is of type {type(wrong).__name__}, expected a RankOneEdit"
         ):
-            ask(tiny_model, wrong, [TEXT])
+            ask(one_toy, wrong, [TEXT])
     for texts in (TEXT, [], [""], [None], None):
-        with pytest.raises(ValueError, match="expected a list of at least one, and none empty"):
-            ask(tiny_model, edit, texts)
+        with pytest.raises(
+            ValueError, match="expected a list of at least one text, and no empty text"
+        ):
+            ask(one_toy, edit, texts)

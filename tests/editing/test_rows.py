@@ -1,4 +1,4 @@
-"""Laws of edits row by row: each row as if its edit were alone, the others as if there were none."""
+"""Laws of a batch with an edit in each row: each row is as if its edit were alone."""
 
 from typing import Any
 
@@ -65,36 +65,36 @@ def test_each_row_is_as_if_its_edit_were_alone(tiny_model: Any, untouched: Any) 
             assert (found[row] - plain[row]).abs().max() > 0.05
 
 
-def test_rows_compose_with_rows_and_with_other_edits(tiny_model: Any) -> None:
+def test_rows_compose_with_rows_and_with_other_edits(few_tiny_models: Any) -> None:
+    model = few_tiny_models
     first, second, everywhere = (
-        random_edit(tiny_model, layer=layer, seed=layer + 5) for layer in (1, 1, 2)
+        random_edit(model, layer=layer, seed=layer + 5) for layer in (1, 1, 2)
     )
-    tokens = tiny_model.to_tokens(WORDS).repeat(3, 1)
-    rows = rl.row_hooks(tiny_model, [first, None, first]) + rl.row_hooks(
-        tiny_model, [None, None, second]
-    )
-    found = last_logits(tiny_model, tokens, fwd_hooks=rows + everywhere.fwd_hooks(tiny_model))
+    tokens = model.to_tokens(WORDS).repeat(3, 1)
+    rows = rl.row_hooks(model, [first, None, first]) + rl.row_hooks(model, [None, None, second])
+    found = last_logits(model, tokens, fwd_hooks=rows + everywhere.fwd_hooks(model))
     expected = [(first, everywhere), (everywhere,), (first, second, everywhere)]
     for row, edits in zip(found, expected, strict=True):
-        hooks = [hook for edit in edits for hook in edit.fwd_hooks(tiny_model)]
-        assert_close(row, last_logits(tiny_model, tokens[:1], fwd_hooks=hooks)[0])
+        hooks = [hook for edit in edits for hook in edit.fwd_hooks(model)]
+        assert_close(row, last_logits(model, tokens[:1], fwd_hooks=hooks)[0])
 
 
-def test_a_batch_of_another_size_is_refused(tiny_model: Any) -> None:
-    hooks = rl.row_hooks(tiny_model, [None, random_edit(tiny_model)])
+def test_a_batch_of_another_size_is_refused(few_tiny_models: Any) -> None:
+    model = few_tiny_models
+    hooks = rl.row_hooks(model, [None, random_edit(model)])
     with pytest.raises(ValueError, match="The batch has 3 rows, row_hooks was given 2 edits"):
-        last_logits(tiny_model, tiny_model.to_tokens(WORDS).repeat(3, 1), fwd_hooks=hooks)
-    tiny_model.reset_hooks()
+        last_logits(model, model.to_tokens(WORDS).repeat(3, 1), fwd_hooks=hooks)
+    model.reset_hooks()
 
 
-def test_no_rows_and_edits_of_another_model_are_refused(toy: Any) -> None:
+def test_no_rows_and_edits_of_another_model_are_refused(one_toy: Any) -> None:
     with pytest.raises(ValueError, match="edits is empty"):
-        rl.row_hooks(toy, [])
-    edit = random_edit(toy)
+        rl.row_hooks(one_toy, [])
+    edit = random_edit(one_toy)
     alien = rl.RankOneEdit(layer=1, u=edit.u, v=edit.v, model_fingerprint="0" * 16)
     with pytest.raises(ModelError, match="other weights"):
-        rl.row_hooks(toy, [edit, alien])
+        rl.row_hooks(one_toy, [edit, alien])
 
 
-def test_nothing_asked_is_nothing_done(toy: Any) -> None:
-    assert rl.row_hooks(toy, [None, None]) == []
+def test_rows_without_edits_need_no_hooks(one_toy: Any) -> None:
+    assert rl.row_hooks(one_toy, [None, None]) == []

@@ -1,4 +1,4 @@
-"""Laws of edits made one after the other."""
+"""Laws of edits that are made one after the other."""
 
 import inspect
 from contextlib import ExitStack
@@ -10,18 +10,18 @@ from models_for_tests import last_logits
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
+from rome_lens.editing import sequences
 from rome_lens.models.lens import ModelError, b_out, w_out
 
 CONTEXTS = ["{}", "It was raining. {}"]
-NAMES = [("Wanda Brandt", "Ondavel"), ("Tomas Reil", "Pralec"), ("Wanda Reil", "Ondavel")]
-
-
-@pytest.fixture
-def facts() -> list[rl.Fact]:
-    return [
-        rl.Fact("Then {} lives in the city of", subject=s, target="Kesten", new_target=new)
-        for s, new in NAMES
-    ]
+FACTS = [
+    rl.Fact("Then {} lives in the city of", subject=subject, target="Kesten", new_target=new)
+    for subject, new in (
+        ("Wanda Brandt", "Ondavel"),
+        ("Tomas Reil", "Pralec"),
+        ("Wanda Reil", "Ondavel"),
+    )
+]
 
 
 def options(model: Any) -> dict[str, Any]:
@@ -29,35 +29,43 @@ def options(model: Any) -> dict[str, Any]:
         "layer": 1,
         "statistics": rl.KeyStatistics.identity(model, layer=1),
         "contexts": CONTEXTS,
+        "config": rl.RomeConfig(steps=4),
     }
 
 
+@pytest.fixture(scope="module")
+def made(few_tiny_models: Any) -> rl.Edits:
+    """One sequence for each of the three models."""
+    return rl.rome_sequence(few_tiny_models, FACTS, **options(few_tiny_models))
+
+
 def test_each_edit_is_romes_on_the_model_as_already_edited(
-    tiny_model: Any, facts: Any, untouched: Any
+    few_tiny_models: Any, made: rl.Edits, untouched: Any
 ) -> None:
-    untouched(tiny_model)
-    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
-    assert [edit.fact for edit in made.edits] == facts
-    for i, fact in enumerate(facts):
+    model = few_tiny_models
+    untouched(model)
+    again = rl.rome_sequence(model, FACTS, **options(model))
+    assert [edit.fact for edit in made.edits] == FACTS
+    for i, fact in enumerate(FACTS):
         with ExitStack() as stack:
             for before in made.edits[:i]:
-                stack.enter_context(before.applied(tiny_model))
-            by_hand = rl.rome(tiny_model, fact, **options(tiny_model))
-        assert torch.equal(made.edits[i].u, by_hand.u)
-        assert torch.equal(made.edits[i].v, by_hand.v)
-    assert not torch.allclose(
-        made.edits[1].v, rl.rome(tiny_model, facts[1], **options(tiny_model)).v, rtol=1e-3
-    )
+                stack.enter_context(before.applied(model))
+            by_hand = rl.rome(model, fact, **options(model))
+        for edit in (made.edits[i], again.edits[i]):
+            assert torch.equal(edit.u, by_hand.u)
+            assert torch.equal(edit.v, by_hand.v)
+    alone = rl.rome(model, FACTS[1], **options(model))
+    assert not torch.allclose(made.edits[1].v, alone.v, rtol=1e-3)
 
 
 def test_the_last_key_is_mapped_to_its_value_and_the_earlier_ones_miss_by_what_came_after(
-    tiny_model: Any, facts: Any, untouched: Any
+    few_tiny_models: Any, made: rl.Edits, untouched: Any
 ) -> None:
-    untouched(tiny_model)
-    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
-    bias = b_out(tiny_model, 1)
-    weight = w_out(tiny_model, 1) + sum(edit.delta for edit in made.edits)
-    kept = made.kept(tiny_model)
+    model = few_tiny_models
+    untouched(model)
+    bias = b_out(model, 1)
+    weight = w_out(model, 1) + sum(edit.delta for edit in made.edits)
+    kept = made.kept(model)
     for i, edit in enumerate(made.edits):
         mapped = edit.key @ weight + (0.0 if bias is None else bias)
         disturbance = sum(
@@ -68,55 +76,46 @@ def test_the_last_key_is_mapped_to_its_value_and_the_earlier_ones_miss_by_what_c
         expected = float(disturbance.norm() / ((edit.u @ edit.key) * edit.v).norm())
         assert float(kept[i]) == pytest.approx(expected, abs=1e-4)
     assert float(kept[0]) > 1e-2
-    with made.applied(tiny_model):
-        assert torch.equal(made.kept(tiny_model), kept)
-
-
-def test_what_is_kept_is_the_same_with_some_of_the_edits_applied_already(
-    tiny_model: Any, facts: Any, untouched: Any
-) -> None:
-    untouched(tiny_model)
-    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
-    kept = made.kept(tiny_model)
-    for edit in made.edits:
-        with edit.applied(tiny_model):
-            torch.testing.assert_close(made.kept(tiny_model), kept, atol=1e-5, rtol=1e-4)
-            assert rl.applied_edits(tiny_model) == (edit,)
+    with made.applied(model):
+        assert torch.equal(made.kept(model), kept)
+    for edit in made.edits:  # the same with some of the edits applied already
+        with edit.applied(model):
+            torch.testing.assert_close(made.kept(model), kept, atol=1e-5, rtol=1e-4)
+            assert rl.applied_edits(model) == (edit,)
 
 
 def test_a_sequence_behaves_as_one_edit(
-    tiny_model: Any, facts: Any, untouched: Any, tmp_path: Any
+    few_tiny_models: Any, made: rl.Edits, untouched: Any, tmp_path: Any
 ) -> None:
-    untouched(tiny_model)
-    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
-    tokens = tiny_model.to_tokens(facts[0].text)
-    plain = last_logits(tiny_model, tokens)
-    with made.applied(tiny_model):
-        expected = last_logits(tiny_model, tokens)
-        assert made.is_applied(tiny_model)
-        assert rl.applied_edits(tiny_model) == made.edits
-    hooked = last_logits(tiny_model, tokens, fwd_hooks=made.fwd_hooks(tiny_model))
-    rows = rl.row_hooks(tiny_model, [None, made, made.edits[0]])
-    by_row = last_logits(tiny_model, tokens.repeat(3, 1), fwd_hooks=rows)
+    model = few_tiny_models
+    untouched(model)
+    tokens = model.to_tokens(FACTS[0].text)
+    plain = last_logits(model, tokens)
+    with made.applied(model):
+        expected = last_logits(model, tokens)
+        assert made.is_applied(model)
+        assert rl.applied_edits(model) == made.edits
+    hooked = last_logits(model, tokens, fwd_hooks=made.fwd_hooks(model))
+    rows = rl.row_hooks(model, [None, made, made.edits[0]])
+    by_row = last_logits(model, tokens.repeat(3, 1), fwd_hooks=rows)
     for found in (hooked, by_row[1:2]):
-        torch.testing.assert_close(
-            found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3
-        )
-    assert torch.equal(by_row[0], last_logits(tiny_model, tokens.repeat(3, 1))[0])
+        atol = 1e-4 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, atol=atol, rtol=1e-3)
+    assert torch.equal(by_row[0], last_logits(model, tokens.repeat(3, 1))[0])
     assert (expected - plain).abs().max() > 1e-2
 
     loaded = rl.Edits.load(made.save(tmp_path / "edits"))
-    assert [edit.fact for edit in loaded.edits] == facts
-    made.apply(tiny_model)
-    made.edits[1].revert(tiny_model)
+    assert [edit.fact for edit in loaded.edits] == FACTS
+    made.apply(model)
+    made.edits[1].revert(model)
     with pytest.raises(ModelError, match="is not applied"):
-        loaded.revert(tiny_model)
-    made.edits[1].apply(tiny_model)
-    loaded.revert(tiny_model)
+        loaded.revert(model)
+    made.edits[1].apply(model)
+    loaded.revert(model)
 
 
 def test_an_interrupted_sequence_leaves_the_model(
-    toy: Any, facts: Any, untouched: Any, monkeypatch: Any
+    toy: Any, untouched: Any, monkeypatch: Any
 ) -> None:
     untouched(toy)
     real, calls = rl.rome, []
@@ -127,70 +126,75 @@ def test_an_interrupted_sequence_leaves_the_model(
             raise KeyboardInterrupt
         return real(*args, **given)
 
-    monkeypatch.setattr("rome_lens.editing.sequences.rome", interrupted)
+    monkeypatch.setattr(sequences, "rome", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        rl.rome_sequence(toy, facts, **options(toy))
+        rl.rome_sequence(toy, FACTS, **{**options(toy), "config": rl.RomeConfig(steps=1)})
     assert rl.applied_edits(toy) == ()
 
 
 def test_what_cannot_be_edited_is_refused_before_anything_is_computed(
-    toy: Any, facts: Any, monkeypatch: Any
+    one_toy: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("rome_lens.editing.sequences.rome", None)
+    monkeypatch.setattr(sequences, "rome", None)
     with pytest.raises(FactError, match="facts is empty"):
-        rl.rome_sequence(toy, [], **options(toy))
-    with pytest.raises(FactError, match=r"one fact 'A is in', expected a list"):
-        inspect.unwrap(rl.rome_sequence)(
-            toy, rl.Fact("{} is in", subject="A", target="B"), **options(toy)
-        )
+        rl.rome_sequence(one_toy, [], **options(one_toy))
     without = rl.Fact("{} is in", subject="A", target="B")
+    with pytest.raises(FactError, match="Fact 0, 'A is in', has no new target"):
+        rl.rome_sequence(one_toy, without, **options(one_toy))
     with pytest.raises(FactError, match="Fact 3, 'A is in', has no new target"):
-        rl.rome_sequence(toy, [*facts, without], **options(toy))
+        rl.rome_sequence(one_toy, [*FACTS, without], **options(one_toy))
 
 
-def test_edits_without_keys_have_no_mapping_to_keep(toy: Any) -> None:
-    edit = rl.WeightEdit(layer=1, delta=torch.zeros(w_out(toy, 1).shape))
+def test_edits_without_keys_have_no_mapping_to_keep(one_toy: Any) -> None:
+    edit = rl.WeightEdit(layer=1, delta=torch.zeros(w_out(one_toy, 1).shape))
     with pytest.raises(ValueError, match="does not name its key"):
-        rl.Edits(edits=(edit,)).kept(toy)
-    with pytest.raises(ValueError, match="edits is empty"):
-        rl.Edits(edits=())
+        rl.Edits(edits=(edit,)).kept(one_toy)
 
 
 def test_edits_of_edits_are_their_parts_in_one_tuple(
-    tiny_model: Any, facts: Any, tmp_path: Any, unchecked: None
+    one_toy: Any, toy_edits: list[rl.RankOneEdit], tmp_path: Any, unchecked: None
 ) -> None:
-    first, *rest = rl.rome_sequence(tiny_model, facts, **options(tiny_model)).edits
+    first, *rest = toy_edits[:3]
     for edits in (
         [first, *rest],
         (rl.Edits(edits=(first, rest[0])), rest[1]),
         (edit for edit in (first, *rest)),
     ):
-        made = rl.Edits(edits=edits)
-        assert made.edits == (first, *rest)
-        loaded = rl.Edits.load(made.save(tmp_path / "edits.safetensors"))
-        assert all(a.same_change(b) for a, b in zip(loaded.edits, made.edits, strict=True))
-        with made.applied(tiny_model):
-            assert made.is_applied(tiny_model)
+        joined = rl.Edits(edits=edits)
+        assert joined.edits == (first, *rest)
+        loaded = rl.Edits.load(joined.save(tmp_path / "edits.safetensors"))
+        assert all(a.same_change(b) for a, b in zip(loaded.edits, joined.edits, strict=True))
+        with joined.applied(one_toy):
+            assert joined.is_applied(one_toy)
     with pytest.raises(ValueError, match="edits holds None"):
         rl.Edits(edits=(first, None))
     with pytest.raises(ValueError, match="edits is empty"):
         rl.Edits(edits=())
 
 
-def test_edits_are_shown_as_a_table_with_a_row_each(tiny_model: Any, facts: Any) -> None:
-    made = rl.rome_sequence(tiny_model, facts, **options(tiny_model))
-    tuned = rl.fine_tune(tiny_model, facts[0], layer=1, steps=1)
-    bare = rl.WeightEdit(layer=2, delta=tuned.delta)
-    frame = rl.Edits(edits=(*made.edits, tuned, bare)).to_frame()
-    assert list(frame["layer"]) == [1, 1, 1, 1, 2]
-    assert list(frame["new_target"][:3]) == [fact.new_target for fact in facts]
-    for row, edit in zip(frame.to_dict("records"), (*made.edits, tuned), strict=False):
+def test_one_fact_is_a_sequence_of_one(one_toy: Any) -> None:
+    quick = {**options(one_toy), "config": rl.RomeConfig(steps=2)}
+    one = inspect.unwrap(rl.rome_sequence)(one_toy, FACTS[0], **quick)
+    (edit,) = one.edits
+    assert torch.equal(edit.v, rl.rome(one_toy, FACTS[0], **quick).v)
+
+
+def test_edits_are_shown_as_a_table_with_a_row_each(
+    one_toy: Any, toy_edits: list[rl.RankOneEdit]
+) -> None:
+    tuned = rl.fine_tune(one_toy, toy_edits[0].fact, layer=1, steps=1)
+    bare = rl.WeightEdit(layer=3, delta=tuned.delta)
+    edits = (*toy_edits[:3], tuned)
+    frame = rl.Edits(edits=(*edits, bare)).to_frame()
+    assert list(frame["layer"]) == [2, 2, 2, 1, 3]
+    assert list(frame["new_target"][:3]) == [edit.fact.new_target for edit in toy_edits[:3]]
+    for row, edit in zip(frame.to_dict("records"), edits, strict=False):
         assert row["norm"] == pytest.approx(float(edit.delta.norm()), rel=1e-5)
         assert row["loss"] == pytest.approx(float(edit.losses[-1].sum()))
         assert (row["stopped"], row["variant"]) == (edit.stopped, edit.variant)
-    (one,) = made.edits[0].to_frame().to_dict("records")
-    assert one["probability"] == made.edits[0].probability
-    html = made.edits[0]._repr_html_()
-    assert facts[0].text in html
+    (one,) = toy_edits[0].to_frame().to_dict("records")
+    assert one["probability"] == toy_edits[0].probability
+    html = toy_edits[0]._repr_html_()
+    assert toy_edits[0].fact.text in html
     assert f"{one['norm']:.4g}" in html
     assert "None" not in bare._repr_html_()

@@ -1,6 +1,7 @@
-"""The value's optimisation against the plain loop over all layers, positions and logits; what must not change it."""
+"""The value's optimisation against a plain loop over the model, and what must not change it."""
 
 import copy
+import dataclasses
 import inspect
 from typing import Any
 
@@ -11,9 +12,11 @@ from plain_value import plain_value
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
+from rome_lens.editing.edited_layer import EditedLayer
 from rome_lens.editing.new_target import LikelyTargetWarning
-from rome_lens.editing.rank_one import FirstTokenWarning, ProcessedModelWarning
-from rome_lens.editing.value_optimisation import EditedLayer, EditRows, descent
+from rome_lens.editing.prompts import EditRows
+from rome_lens.editing.rome_method import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.editing.value_optimisation import descent
 from rome_lens.forward.runs import evaluating, in_float32
 from rome_lens.forward.tokens import encode
 from rome_lens.models.lens import ModelError, w_out
@@ -37,25 +40,36 @@ def value(
     return rl.rome(model, fact, layer=layer, statistics=statistics, config=config, **options)
 
 
-@pytest.mark.parametrize("layer", [0, 2])
 def test_the_later_layers_alone_give_what_the_whole_model_gives(
-    tiny_model: Any, fact: rl.Fact, layer: int
+    tiny_model: Any, fact: rl.Fact
 ) -> None:
-    model = copied(tiny_model).to(torch.float64)
+    assert_equals_the_plain_loop(tiny_model, fact, layer=1)
+
+
+def test_the_first_and_the_next_to_last_layer_are_optimised_as_any_other(
+    few_tiny_models: Any, fact: rl.Fact
+) -> None:
+    # In the last layer, what is written at the subject reaches no prediction of the target.
+    for layer in (0, few_tiny_models.cfg.n_layers - 2):
+        assert_equals_the_plain_loop(few_tiny_models, fact, layer=layer)
+
+
+def assert_equals_the_plain_loop(model: Any, fact: rl.Fact, layer: int) -> None:
+    model, config = copied(model).to(torch.float64), dataclasses.replace(CONFIG, steps=3)
     with evaluating(model):
-        delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=CONFIG)
+        delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=config)
         rows = EditRows.of(model, fact, CONTEXTS, None)
         state = EditedLayer.of(model, rows, layer)
-        steps = list(descent(state, rows, CONFIG))
+        steps = list(descent(state, rows, config))
     found = torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64)
+    assert (losses[-1] > 0).all()  # every term of the loss counts
     torch.testing.assert_close(found, losses, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(steps[-1].delta, delta, atol=1e-6, rtol=1e-6)
 
 
 def copied(model: Any) -> Any:
-    with (
-        torch.no_grad()
-    ):  # a run with gradients leaves a graph in the Bridge's attention, which cannot be copied
+    # A run with gradients leaves a graph in the Bridge's attention, which cannot be copied.
+    with torch.no_grad():
         model(torch.tensor([[0, 1]]))
     return copy.deepcopy(model)
 
@@ -65,12 +79,11 @@ def test_rows_run_in_groups_from_their_lookup_positions_on(
 ) -> None:
     rows = EditRows.of(toy, toy_record.fact, CONTEXTS, None)
     state = EditedLayer.of(toy, rows, 1)
-    assert len(state.later) > 1
-    run = sum(part.stream.shape[0] * part.stream.shape[1] for part in state.later)
+    assert len(state.groups) > 1
+    run = sum(group.stream.shape[0] * group.stream.shape[1] for group in state.groups)
     assert run < rows.tokens.numel() / 2
-    assert sorted(int(i) for part in state.later for i in part.read[0]) == list(
-        range(len(rows.reads[0]))
-    )
+    read = sorted(int(number) for group in state.groups for number in group.reads[0])
+    assert read == list(range(len(rows.reads[0])))
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -81,21 +94,13 @@ def test_a_hook_at_one_position_of_the_final_norm_means_what_it_means_in_a_whole
 
     def shift(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
-        value[:, -1] += torch.linspace(
-            -1.0, 1.0, value.shape[-1]
-        )  # the position that the longest row alone reads
+        # Only the longest row is read at the last position.
+        value[:, -1] += torch.linspace(-1.0, 1.0, value.shape[-1])
         return value
 
-    with model.hooks(
-        fwd_hooks=[
-            (
-                "unembed.hook_in"
-                if model_class == "TransformerBridge"
-                else "ln_final.hook_normalized",
-                shift,
-            )
-        ]
-    ):
+    is_bridge = model_class == "TransformerBridge"
+    name = "unembed.hook_in" if is_bridge else "ln_final.hook_normalized"
+    with model.hooks(fwd_hooks=[(name, shift)]):
         with evaluating(model):
             _, losses = plain_value(model, fact, layer=1, contexts=CONTEXTS, config=CONFIG)
         hooked = value(model, fact)
@@ -115,19 +120,21 @@ def mean_key(model: Any, fact: rl.Fact, layer: int) -> torch.Tensor:
     return torch.stack(keys).mean(0).detach()
 
 
-def test_r_rome_maps_the_mean_key_to_the_value(tiny_model: Any, fact: rl.Fact) -> None:
+def test_r_rome_maps_the_mean_key_to_the_value(few_tiny_models: Any, fact: rl.Fact) -> None:
     """And the original does not, but maps the bare prompt's."""
-    edits = {variant: value(tiny_model, fact, variant=variant) for variant in ("rome", "r-rome")}
-    key = mean_key(tiny_model, fact, 1)
+    edits = {
+        variant: value(few_tiny_models, fact, variant=variant) for variant in ("rome", "r-rome")
+    }
+    key = mean_key(few_tiny_models, fact, 1)
     torch.testing.assert_close(edits["r-rome"].key, key, atol=1e-4, rtol=1e-4)
     assert torch.equal(edits["rome"].u, edits["r-rome"].u)
     assert torch.equal(edits["rome"].value, edits["r-rome"].value)
     torch.testing.assert_close(edits["rome"].u, key / key.norm(), atol=1e-4, rtol=1e-4)
     missed = {}
     for variant, edit in edits.items():
-        bias = getattr(tiny_model.blocks[1].mlp, "b_out", None)
-        with edit.applied(tiny_model):
-            mapped = (key @ w_out(tiny_model, 1) + (0.0 if bias is None else bias)).detach()
+        bias = getattr(few_tiny_models.blocks[1].mlp, "b_out", None)
+        with edit.applied(few_tiny_models):
+            mapped = (key @ w_out(few_tiny_models, 1) + (0.0 if bias is None else bias)).detach()
         missed[variant] = float((mapped - edit.value).norm() / edit.value.norm())
     assert missed["r-rome"] < 1e-4 < 1e-2 < missed["rome"]
     assert edits["r-rome"].variant == "r-rome"
@@ -154,16 +161,14 @@ def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_w
     torch.testing.assert_close(
         last_logits(processed, tokens).log_softmax(-1), expected, atol=1e-4, rtol=1e-4
     )
-    config = rl.RomeConfig(
-        steps=4, lr=0.05, stop_loss=0.0, norms="centred", weight_decay=5.0, clamp=0.3
-    )
+    plainly = rl.RomeConfig(steps=3, lr=0.05, stop_loss=0.0, weight_decay=5.0, clamp=0.3)
+    config = dataclasses.replace(plainly, norms="centred")
     before, after = (
         value(model, fact, config=config, prepend_bos=False) for model in (plain, processed)
     )
     torch.testing.assert_close(after.losses, before.losses, atol=1e-4, rtol=1e-3)
-    change = [edit.value - (edit.value - (edit.key @ edit.u) * edit.v) for edit in (before, after)]
+    change = [(edit.key @ edit.u) * edit.v for edit in (before, after)]
     assert float((change[0] - change[1]).norm()) < 1e-2 * float(change[0].norm())
-    plainly = rl.RomeConfig(steps=4, lr=0.05, stop_loss=0.0, weight_decay=5.0, clamp=0.3)
     with pytest.warns(ProcessedModelWarning, match="centred"):
         other = value(processed, fact, config=plainly, prepend_bos=False)
     expected = value(plain, fact, config=plainly, prepend_bos=False)
@@ -174,31 +179,23 @@ def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_w
 
 @pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_optimised_in_float32(
+def test_half_precision_is_edited_in_float32(
     model_class: str, dtype: torch.dtype, fact: rl.Fact, untouched: Any
 ) -> None:
     half = copied(tiny("gpt2", model_class)).to(dtype)
     half(torch.tensor([[0, 1]]))
     untouched(half)
-    found = value(half, fact)
-    expected = value(in_float32(half), fact)
+    precise, config = in_float32(half), dataclasses.replace(CONFIG, steps=2)
+    found, expected = (value(model, fact, config=config) for model in (half, precise))
     assert found.u.dtype == found.v.dtype == torch.float32
     torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(found.v, expected.v, atol=1e-6, rtol=1e-4)
+    options: Any = {"layer": 1, "steps": 2, "lr": 0.01, "norm_constraint": 0.02}
+    tuned, expected = (rl.fine_tune(model, fact, **options) for model in (half, precise))
+    assert tuned.delta.dtype == torch.float32
+    torch.testing.assert_close(tuned.losses, expected.losses, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(tuned.delta, expected.delta, atol=1e-6, rtol=1e-4)
     assert w_out(half, 1).dtype == dtype
-
-
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_half_precision_is_fine_tuned_in_float32(
-    model_class: str, fact: rl.Fact, untouched: Any
-) -> None:
-    half = copied(tiny("gpt2", model_class)).to(torch.bfloat16)
-    untouched(half)
-    options: Any = {"layer": 1, "steps": 4, "lr": 0.01, "norm_constraint": 0.02}
-    found, expected = (rl.fine_tune(model, fact, **options) for model in (half, in_float32(half)))
-    assert found.delta.dtype == torch.float32
-    torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(found.delta, expected.delta, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -209,8 +206,12 @@ def test_a_model_made_in_inference_mode_is_edited_as_any_other(
     with torch.inference_mode():
         made = rl.load_model("toy", model_class=model_class)
     untouched(made)
-    for each in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1, steps=2)):
-        assert torch.equal(each(made, toy_record.fact).delta, each(expected, toy_record.fact).delta)
+    quick = rl.RomeConfig(steps=2)
+    for each in (
+        lambda model: value(model, toy_record.fact, config=quick, contexts=["{}"]),
+        lambda model: rl.fine_tune(model, toy_record.fact, layer=1, steps=1),
+    ):
+        assert torch.equal(each(made).delta, each(expected).delta)
 
 
 @pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="HookedTransformer's own flag")
@@ -279,57 +280,48 @@ def test_autocast_around_an_edit_changes_nothing_of_it(model_class: str, fact: r
     assert torch.equal(again.delta, tuned.delta)
 
 
-def test_what_stopped_the_optimisation_is_told(toy: Any, toy_record: rl.data.Record) -> None:
-    fact = toy_record.fact
-    assert value(toy, fact, config=rl.RomeConfig(steps=2)).stopped == "steps"
-    assert value(toy, fact, config=rl.RomeConfig(stop_loss=1.0)).stopped == "loss"
-    assert (
-        value(toy, fact, config=rl.RomeConfig(stop_probability=0.3, stop_loss=0.0)).stopped
-        == "probability"
-    )
-
-
 def test_a_new_target_that_is_already_the_answer_is_refused(
-    toy: Any, toy_record: rl.data.Record
+    one_toy: Any, toy_edit: rl.RankOneEdit
 ) -> None:
-    fact = toy_record.fact
+    fact = toy_edit.fact
     said = rl.Fact(
         fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target
     )
-    with pytest.raises(FactError, match="already answered"):
-        value(toy, said)
-    with value(toy, fact, config=rl.RomeConfig()).applied(toy):
-        for edit in (value, lambda model, fact: rl.fine_tune(model, fact, layer=1)):
+    methods = (value, lambda model, fact: rl.fine_tune(model, fact, layer=1))
+    for method in methods:
+        with pytest.raises(FactError, match="already answered"):
+            method(one_toy, said)
+    with toy_edit.applied(one_toy):
+        for method in methods:
             with pytest.raises(FactError, match="already answered"):
-                edit(toy, fact)
+                method(one_toy, fact)
 
 
 def test_a_new_target_that_is_likeliest_and_not_sure_is_edited_with_a_warning_at_the_callers_line(
-    toy: Any,
+    one_toy: Any,
 ) -> None:
     leaning = rl.Fact(
         "{} lives in the city of", subject="Nobody", target="Pralec", new_target="Almera"
     )
-    (answers,) = rl.top_answers(toy, [leaning.text])
+    (answers,) = rl.top_answers(one_toy, [leaning.text])
     assert answers.tokens[0].strip() == leaning.new_target
     assert answers.probabilities[0] < 0.5
     rome = {
-        "statistics": rl.KeyStatistics.identity(toy, layer=1),
+        "statistics": rl.KeyStatistics.identity(one_toy, layer=1),
         "contexts": ["{}"],
         "config": CONFIG,
     }
     for edit, options in ((rl.rome, rome), (rl.fine_tune, {"steps": 1})):
         with pytest.warns(LikelyTargetWarning, match="likeliest answer already") as caught:
-            inspect.unwrap(edit)(
-                toy, leaning, layer=1, **options
-            )  # else the tests' own check of types is what calls
+            # Otherwise the caller is the tests' own check of types.
+            inspect.unwrap(edit)(one_toy, leaning, layer=1, **options)
         assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_targets_that_share_their_first_token_are_told_apart(
-    toy: Any, toy_record: rl.data.Record
+    one_toy: Any, toy_record: rl.data.Record
 ) -> None:
-    """The whole target is optimised, so that its later tokens follow too."""
+    """The whole target is optimised, so its later tokens follow too."""
     fact = toy_record.fact
     new = rl.Fact(
         fact.prompt,
@@ -337,19 +329,19 @@ def test_targets_that_share_their_first_token_are_told_apart(
         target=fact.target,
         new_target=f"{fact.target} and {fact.new_target}",
     )
-    encoded = encode(toy, new)
+    encoded = encode(one_toy, new)
     assert encoded.answer[0] == encoded.new_answer[0]
     assert len(encoded.new_answer) > 2
-    edit = value(toy, new, config=rl.RomeConfig(), contexts=["{}"])
+    edit = value(one_toy, new, config=rl.RomeConfig(steps=10), contexts=["{}"])
     asked = [(new.text, str(new.new_target))]
-    before = rl.answer_log_probs(toy, asked)
-    after = rl.answer_log_probs(toy, asked, fwd_hooks=edit.fwd_hooks(toy))
+    before = rl.answer_log_probs(one_toy, asked)
+    after = rl.answer_log_probs(one_toy, asked, fwd_hooks=edit.fwd_hooks(one_toy))
     assert float(after) > float(before) + 1.0
 
 
-def test_a_subject_that_is_the_first_token_of_all_is_warned_about(toy: Any) -> None:
+def test_a_subject_that_is_the_first_token_of_all_is_warned_about(one_toy: Any) -> None:
     first = rl.Fact("{} lives in the city of", subject="A", target="Pralec", new_target="Ondavel")
-    assert encode(toy, first, prepend_bos=False).subject_last == 0
+    assert encode(one_toy, first, prepend_bos=False).subject_last == 0
     with pytest.warns(FirstTokenWarning, match="prepend_bos=True"):
-        value(toy, first, prepend_bos=False)
-    value(toy, first, prepend_bos=True)
+        value(one_toy, first, prepend_bos=False)
+    value(one_toy, first, prepend_bos=True)

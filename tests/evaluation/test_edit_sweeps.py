@@ -1,6 +1,5 @@
 """Sweeps of edits: what shares an optimisation equals what does not; runs go on; presets are what they say."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,16 @@ import torch
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
+from rome_lens.editing import value_optimisation
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import PRESETS
-from rome_lens.editing.rank_one import Choice, rank_one_edits
+from rome_lens.editing.rome_method import Choice, rank_one_edits
 from rome_lens.editing.value_optimisation import descent
 from rome_lens.evaluation.scores import Evaluation
 from rome_lens.forward.identity import model_identity
 from rome_lens.storage import StorageError
 from rome_lens.stores import Store
 
-ROME = sys.modules[
-    "rome_lens.editing.rank_one"
-]  # the package's attribute of this name is the function
 CONTEXTS = ("{}", "It was raining. {}")
 CONFIG = rl.RomeConfig(steps=6)
 
@@ -246,7 +243,7 @@ def test_a_divergence_takes_only_the_choices_that_had_not_stopped(
     whole = rank_one_edits(toy, fact, choices=choices, **options)
     reached = len(whole[0].losses)
     assert reached < len(whole[1].losses)
-    monkeypatch.setattr(ROME, "descent", diverging_after(reached, fact.subject))
+    monkeypatch.setattr(value_optimisation, "descent", diverging_after(reached, fact.subject))
     stopped, diverged = rank_one_edits(toy, fact, choices=choices, **options)
     assert torch.equal(stopped.v, whole[0].v)
     assert isinstance(diverged, OptimisationError)
@@ -279,7 +276,7 @@ def test_a_failed_edit_is_named_and_counted_and_in_no_average(
     assert not swept.failures
     bad = records[1].fact
     with monkeypatch.context() as patch:
-        patch.setattr(ROME, "descent", diverging_after(2, bad.subject))
+        patch.setattr(value_optimisation, "descent", diverging_after(2, bad.subject))
         sweep = rl.sweep_edits(toy, records, directory=tmp_path, **options)
         comparison = rl.compare_editors(toy, records, editors, directory=tmp_path)
         alone = rl.compare_editors(toy, records[1:2], editors)

@@ -3,17 +3,18 @@
 import copy
 import dataclasses
 import itertools
+import re
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
-from models_for_tests import CLASSES, REFERENCE
+from models_for_tests import CLASSES, REFERENCE, reference_model
 
 import rome_lens as rl
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.forward.sampling import sample_continuations, sample_tokens
+from rome_lens.keys import sources, sums
 from rome_lens.keys.collecting import EditedModelWarning, StatisticsError
 from rome_lens.models.hook_names import key_hook
 from rome_lens.models.lens import ModelError
@@ -28,56 +29,68 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def one_reference64() -> Any:
+    """The reference model in double precision on one class."""
+    return reference_model(CLASSES[0], torch.float64)
+
+
 def plain_moment(model: Any, texts: list[str], layer: int) -> tuple[torch.Tensor, int]:
-    rows = []
+    """One text at a time."""
+    rows, name = [], key_hook(layer)
     for text in texts:
         with torch.no_grad():
-            _, cache = model.run_with_cache(
-                model.to_tokens(text), names_filter=lambda name: name == key_hook(layer)
-            )
-        rows.append(cache[key_hook(layer)][0].double())
+            _, cache = model.run_with_cache(model.to_tokens(text), names_filter=name)
+        rows.append(cache[name][0].double())
     keys = torch.cat(rows)
     return sum(torch.outer(key, key) for key in keys) / len(keys), len(keys)
 
 
-@pytest.mark.parametrize("layer", [0, 2, 3])
-def test_the_moment_is_the_mean_of_outer_products(tiny_model: Any, layer: int) -> None:
-    """Over every real token, one text at a time, none of the padding; the last layer too."""
-    expected, count = plain_moment(tiny_model, TEXTS, layer)
-    found = rl.collect_key_statistics(tiny_model, layer=layer, texts=TEXTS, batch_size=3)
-    assert found.count == count
-    torch.testing.assert_close(
-        found.moment, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-4
-    )
+def test_the_moment_is_the_mean_of_outer_products(tiny_model: Any) -> None:
+    """Over every real token and none of the padding, at several layers and at the last one."""
+    together = rl.collect_key_statistics(tiny_model, layer=(3, 0, 2), texts=TEXTS, batch_size=3)
+    assert list(together) == [3, 0, 2]
+    for layer, found in together.items():
+        expected, count = plain_moment(tiny_model, TEXTS, layer)
+        assert (found.layer, found.count) == (layer, count)
+        torch.testing.assert_close(
+            found.moment, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-4
+        )
 
 
-def test_the_moment_of_the_reference_corpus_is_the_original_one(reference64: Any) -> None:
+def test_several_layers_in_one_pass_are_each_alone_and_leave_the_model(
+    few_tiny_models: Any, untouched: Any
+) -> None:
+    untouched(few_tiny_models)
+    together = collect(few_tiny_models, layer=(3, 0, 2), texts=TEXTS)
+    for layer, found in together.items():
+        alone = collect(few_tiny_models, layer=layer, texts=TEXTS)
+        assert_equal(found, alone, tolerance=1e-12)
+
+
+def test_the_moment_of_the_reference_corpus_is_the_original_one(one_reference64: Any) -> None:
     arrays = np.load(REFERENCE / "mom2.npz")
     tokens = torch.tensor(arrays["tokens"].astype(np.int64))
-    found = rl.collect_key_statistics(reference64, layer=2, tokens=tokens, batch_size=100)
+    found = rl.collect_key_statistics(one_reference64, layer=2, tokens=tokens, batch_size=100)
     assert found.count == int(arrays["count"])
     torch.testing.assert_close(found.moment, torch.tensor(arrays["C.f64"]), atol=1e-10, rtol=1e-10)
     assert torch.equal(found.moment, found.moment.T)
 
 
-def test_solving_inverts_the_moment(toy: Any) -> None:
-    statistics = rl.collect_key_statistics(toy, layer=1, sample_count=64, sample_length=48)
-    assert statistics.count == 64 * 48
-    key = torch.randn(
-        statistics.moment.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    torch.testing.assert_close(statistics.moment @ statistics.solve(key), key, atol=1e-6, rtol=1e-6)
+def test_solving_inverts_the_moment(toy_statistics: rl.KeyStatistics) -> None:
+    assert toy_statistics.count == 64 * 32
+    moment = toy_statistics.moment
+    key = torch.randn(len(moment), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(moment @ toy_statistics.solve(key), key, atol=1e-6, rtol=1e-6)
     ridge = 0.1
-    scaled = statistics.moment + ridge * statistics.moment.diagonal().mean() * torch.eye(
-        len(key), dtype=torch.float64
-    )
-    torch.testing.assert_close(
-        scaled @ statistics.solve(key, ridge=ridge), key, atol=1e-8, rtol=1e-8
-    )
+    identity = torch.eye(len(key), dtype=torch.float64)
+    scaled = moment + ridge * moment.diagonal().mean() * identity
+    solved = toy_statistics.solve(key, ridge=ridge)
+    torch.testing.assert_close(scaled @ solved, key, atol=1e-8, rtol=1e-8)
 
 
-def test_too_few_keys_are_refused_without_a_ridge(toy: Any) -> None:
-    statistics = rl.collect_key_statistics(toy, layer=1, texts=TEXTS)
+def test_too_few_keys_are_refused_without_a_ridge(one_toy: Any) -> None:
+    statistics = rl.collect_key_statistics(one_toy, layer=1, texts=TEXTS)
     key = torch.ones(statistics.moment.shape[0])
     with pytest.raises(
         StatisticsError, match=rf"{statistics.count} keys, fewer than its width .*ridge"
@@ -86,9 +99,9 @@ def test_too_few_keys_are_refused_without_a_ridge(toy: Any) -> None:
     assert torch.isfinite(statistics.solve(key, ridge=1e-3)).all()
 
 
-def test_the_identity_solves_to_the_key_itself(toy: Any) -> None:
-    key = torch.arange(rl.models.w_out(toy, 2).shape[0], dtype=torch.float64)
-    assert torch.equal(rl.KeyStatistics.identity(toy, layer=2).solve(key), key)
+def test_the_identity_solves_to_the_key_itself(one_toy: Any) -> None:
+    key = torch.arange(rl.models.w_out(one_toy, 2).shape[0], dtype=torch.float64)
+    assert torch.equal(rl.KeyStatistics.identity(one_toy, layer=2).solve(key), key)
 
 
 def test_samples_are_the_same_for_the_same_seed_and_leave_the_random_state(
@@ -112,37 +125,23 @@ def test_samples_continue_their_openings(toy: Any) -> None:
 
 
 def test_statistics_are_cached_by_model_layer_and_source(
-    toy: Any, tmp_path: Any, monkeypatch: Any
+    one_toy: Any, tmp_path: Any, monkeypatch: Any
 ) -> None:
-    first = rl.collect_key_statistics(toy, layer=1, texts=TEXTS, cache=tmp_path)
-    other_layer = rl.collect_key_statistics(toy, layer=2, texts=TEXTS, cache=tmp_path)
-    other_texts = rl.collect_key_statistics(toy, layer=1, texts=TEXTS[:2], cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr(
-        "rome_lens.keys.sums.run_through", lambda *args: pytest.fail("it was collected again")
-    )
-    again = rl.collect_key_statistics(toy, layer=1, texts=TEXTS, cache=tmp_path)
+    first = rl.collect_key_statistics(one_toy, layer=1, texts=TEXTS, cache=tmp_path)
+    other_layer = rl.collect_key_statistics(one_toy, layer=2, texts=TEXTS, cache=tmp_path)
+    other_texts = rl.collect_key_statistics(one_toy, layer=1, texts=TEXTS[:2], cache=tmp_path)
+    assert len(kept(tmp_path)) == 3
+    monkeypatch.setattr(sums, "run_through", lambda *args: pytest.fail("it was collected again"))
+    again = rl.collect_key_statistics(one_toy, layer=1, texts=TEXTS, cache=tmp_path)
     assert torch.equal(again.moment, first.moment)
     assert (again.count, again.source) == (first.count, first.source)
     assert not torch.equal(other_layer.moment, first.moment)
     assert other_texts.count < first.count
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"layer": 99}, ModelError, "layers 0 to"),
-        ({"layer": 1, "texts": []}, StatisticsError, "no token"),
-        ({"layer": 1, "sample_length": 1}, StatisticsError, "sample_length"),
-        ({"layer": 1, "sample_count": 0}, StatisticsError, "sample_count"),
-    ],
-)
-def test_wrong_input_is_refused(
-    toy: Any, untouched: Any, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    untouched(toy)
-    with pytest.raises(error, match=message):
-        rl.collect_key_statistics(toy, **options)
+def kept(directory: Any) -> list[str]:
+    """The results in a cache."""
+    return sorted(path.name for path in directory.glob("*.safetensors"))
 
 
 def collect(model: Any, **options: Any) -> Any:
@@ -159,64 +158,47 @@ def assert_equal(
 MANY = [f"{TEXTS[i % 4]} {TEXTS[i * 7 % 3]}"[: 5 + i * 13 % 60] for i in range(300)]
 
 
-def test_several_layers_in_one_pass_are_each_alone(tiny_model: Any, untouched: Any) -> None:
-    untouched(tiny_model)
-    together = collect(tiny_model, layer=(3, 0, 2), texts=TEXTS)
-    assert list(together) == [3, 0, 2]
-    for layer, found in together.items():
-        assert_equal(found, collect(tiny_model, layer=layer, texts=TEXTS), tolerance=1e-12)
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
+def test_layers_may_come_in_any_iterable_and_from_numpy_or_torch(
+    one_toy: Any, tmp_path: Any
+) -> None:
+    for layers in (
         np.array([2, 0]),
         list(np.array([2, 0])),
         torch.tensor([2, 0]),
         range(2, -1, -2),
         {2: "", 0: ""}.keys(),
-    ],
-)
-def test_layers_may_come_in_any_iterable_and_from_numpy_or_torch(
-    toy: Any, tmp_path: Any, layers: Any
-) -> None:
-    found = collect(toy, layer=layers, texts=TEXTS, cache=tmp_path)
-    assert list(found) == [2, 0]
-    assert all(type(layer) is type(one.layer) is int for layer, one in found.items())
-    assert list(collect(toy, layer=(layer for layer in layers), texts=TEXTS, cache=tmp_path)) == [
-        2,
-        0,
-    ]
-    assert len(list(tmp_path.iterdir())) == 2
+        (layer for layer in (2, 0, 2)),
+    ):
+        found = collect(one_toy, layer=layers, texts=TEXTS, cache=tmp_path)
+        assert list(found) == [2, 0], layers
+        assert all(type(layer) is type(one.layer) is int for layer, one in found.items())
+    assert len(kept(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(
-    "layer", [np.int64(1), np.array(1), torch.tensor(1)], ids=lambda layer: type(layer).__name__
-)
 def test_a_layer_number_from_numpy_or_torch_is_an_int(
-    toy: Any, tmp_path: Any, monkeypatch: Any, layer: Any
+    one_toy: Any, tmp_path: Any, unchecked: None
 ) -> None:
-    assert type(collect(toy, layer=layer, texts=TEXTS, cache=tmp_path).layer) is int
-    identity = rl.KeyStatistics.identity(toy, layer=layer)
-    assert rl.KeyStatistics.load(identity.save(tmp_path / "identity")).layer == 1
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # the tests' type checks are not the users'
-    counted = dataclasses.replace(identity, layer=layer, count=layer)
-    assert (type(counted.layer), type(counted.count)) == (int, int)
+    for layer in (np.int64(1), np.array(1), torch.tensor(1)):
+        collected = collect(one_toy, layer=layer, texts=TEXTS, cache=tmp_path)
+        assert type(collected.layer) is int
+        identity = rl.KeyStatistics.identity(one_toy, layer=layer)
+        assert rl.KeyStatistics.load(identity.save(tmp_path / "identity")).layer == 1
+        counted = dataclasses.replace(identity, layer=layer, count=layer)
+        assert (type(counted.layer), type(counted.count)) == (int, int)
 
 
-@pytest.mark.parametrize("option", ["layer", "max_tokens", "batch_size", "sample_length"])
-@pytest.mark.parametrize("wrong", [1.5, True, "1"])
-def test_what_is_no_integer_is_refused_by_name(
-    toy: Any, monkeypatch: Any, option: str, wrong: Any
-) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(StatisticsError, match=f"{option} is {wrong!r}, expected an integer"):
-        collect(toy, **{option: wrong})
-    for layer in (wrong, None):
-        with pytest.raises(StatisticsError, match=f"layer is {layer!r}, expected an integer"):
-            rl.KeyStatistics.identity(toy, layer=layer)
+def test_what_is_not_a_whole_number_is_refused_by_name(one_toy: Any, unchecked: None) -> None:
+    def expect(name: str, wrong: Any) -> Any:
+        message = re.escape(f"{name} is {wrong!r}, expected a whole number")
+        return pytest.raises(StatisticsError, match=message)
+
+    for wrong in (1.5, True, "1"):
+        for name in ("layer", "max_tokens", "batch_size", "sample_length"):
+            with expect(name, wrong):
+                collect(one_toy, **{name: wrong})
+    for wrong in (1.5, True, "1", None):
+        with expect("layer", wrong):
+            rl.KeyStatistics.identity(one_toy, layer=wrong)
 
 
 def test_the_forward_runs_once_and_stops_at_the_last_layer(toy: Any) -> None:
@@ -230,68 +212,70 @@ def test_the_forward_runs_once_and_stops_at_the_last_layer(toy: Any) -> None:
     assert len(ran) == len(set(ran)) == 2
 
 
-def test_the_batch_size_changes_nothing_but_rounding(reference64: Any) -> None:
-    expected = collect(reference64, texts=MANY[:60], batch_size=1)
-    for options in ({"batch_size": 7}, {"batch_size": 500}):
-        assert_equal(collect(reference64, texts=MANY[:60], **options), expected, tolerance=1e-12)
+def test_the_batch_size_changes_nothing_but_rounding(one_reference64: Any) -> None:
+    expected = collect(one_reference64, texts=MANY[:60], batch_size=1)
+    for size in (7, 500):
+        found = collect(one_reference64, texts=MANY[:60], batch_size=size)
+        assert_equal(found, expected, tolerance=1e-12)
     limited = [
-        collect(reference64, texts=MANY[:60], max_tokens=101, batch_size=size) for size in (1, 16)
+        collect(one_reference64, texts=MANY[:60], max_tokens=101, batch_size=size)
+        for size in (1, 16)
     ]
     assert_equal(limited[1], limited[0], tolerance=1e-12)
 
 
-def test_a_stream_of_texts_or_of_rows_gives_what_the_list_gives(toy: Any) -> None:
-    expected = collect(toy, texts=MANY)
-    assert_equal(collect(toy, texts=iter(MANY), source="mine"), expected)
-    assert_equal(
-        collect(
-            toy, texts=({"id": 3, "words": text} for text in MANY), field="words", source="mine"
-        ),
-        expected,
-    )
-    assert_equal(collect(toy, texts=tuple({"text": text} for text in MANY)), expected)
-    rows = [torch.tensor([rl.forward.tokens.token_ids(toy, text)]) for text in MANY]
-    assert_equal(collect(toy, tokens=rows), expected)
-    assert_equal(collect(toy, tokens=iter(rows), source="mine"), expected)
+def test_a_stream_of_texts_or_of_rows_gives_what_the_list_gives(one_toy: Any) -> None:
+    texts = MANY[:135]  # more than one chunk
+    expected = collect(one_toy, texts=texts)
+    assert_equal(collect(one_toy, texts=iter(texts), source="mine"), expected)
+    rows = ({"id": 3, "words": text} for text in texts)
+    assert_equal(collect(one_toy, texts=rows, field="words", source="mine"), expected)
+    assert_equal(collect(one_toy, texts=tuple({"text": text} for text in texts)), expected)
+    tokens = [torch.tensor([rl.forward.tokens.token_ids(one_toy, text)]) for text in texts]
+    assert_equal(collect(one_toy, tokens=tokens), expected)
+    assert_equal(collect(one_toy, tokens=iter(tokens), source="mine"), expected)
 
 
-def test_a_stream_needs_a_name_for_the_cache_alone(toy: Any, tmp_path: Any) -> None:
-    expected = collect(toy, texts=TEXTS)
-    rows = [torch.tensor([rl.forward.tokens.token_ids(toy, text)]) for text in TEXTS]
+def test_a_stream_needs_a_name_for_the_cache_alone(one_toy: Any, tmp_path: Any) -> None:
+    expected = collect(one_toy, texts=TEXTS)
+    rows = [torch.tensor([rl.forward.tokens.token_ids(one_toy, text)]) for text in TEXTS]
     for kind, given in (
         ("texts", lambda: iter(TEXTS)),
         ("texts", lambda: np.array(TEXTS)),
         ("tokens", lambda: iter(rows)),
     ):
-        found = collect(toy, **{kind: given()})
+        found = collect(one_toy, **{kind: given()})
         assert_equal(found, expected)
         assert found.source.startswith("unnamed stream (")
         with pytest.raises(StatisticsError, match=f"{kind} are a stream.*cache.*source="):
-            collect(toy, **{kind: given()}, cache=tmp_path)
+            collect(one_toy, **{kind: given()}, cache=tmp_path)
         assert not list(tmp_path.iterdir())
 
 
 def test_streams_without_a_name_are_merged_though_nothing_tells_them_apart(
-    reference64: Any,
+    one_reference64: Any,
 ) -> None:
-    one, other = (collect(reference64, texts=iter(texts)) for texts in (TEXTS[:2], TEXTS[2:]))
+    one, other = (collect(one_reference64, texts=iter(texts)) for texts in (TEXTS[:2], TEXTS[2:]))
     assert one.source == other.source
-    assert_equal(one.merged(other), collect(reference64, texts=TEXTS), tolerance=1e-12)
+    assert_equal(one.merged(other), collect(one_reference64, texts=TEXTS), tolerance=1e-12)
 
 
-def test_a_datasets_stream_is_read(toy: Any) -> None:
+def test_a_datasets_stream_is_read(one_toy: Any) -> None:
     datasets = pytest.importorskip("datasets")
     stream = datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
-    assert_equal(collect(toy, texts=stream, source="four sentences"), collect(toy, texts=TEXTS))
     assert_equal(
-        collect(toy, texts=datasets.Dataset.from_dict({"text": TEXTS})), collect(toy, texts=TEXTS)
+        collect(one_toy, texts=stream, source="four sentences"), collect(one_toy, texts=TEXTS)
+    )
+    assert_equal(
+        collect(one_toy, texts=datasets.Dataset.from_dict({"text": TEXTS})),
+        collect(one_toy, texts=TEXTS),
     )
 
 
-def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
+def test_token_batches_may_be_split_and_padded_in_any_way(one_toy: Any) -> None:
     rows = torch.tensor([[1, 5, 6, 7], [1, 9, -1, -1], [-1, -1, -1, -1], [1, 2, 3, -1]])
     found = [
-        collect(toy, tokens=tokens)
+        collect(one_toy, tokens=tokens)
         for tokens in (rows, list(rows.int().split(1)), [rows[:2], rows[3:, :3]])
     ]
     assert [one.count for one in found] == [9, 9, 9]
@@ -300,22 +284,22 @@ def test_token_batches_may_be_split_and_padded_in_any_way(toy: Any) -> None:
     assert found[0].source == found[1].source
 
 
-def test_a_batch_that_the_model_padded_is_refused(toy: Any, monkeypatch: Any) -> None:
-    for side, pad in itertools.product(("right", "left"), (toy.tokenizer.bos_token_id, 300)):
-        tokenizer = copy.deepcopy(toy.tokenizer)
+def test_a_batch_that_the_model_padded_is_refused(one_toy: Any, monkeypatch: Any) -> None:
+    for side, pad in itertools.product(("right", "left"), (one_toy.tokenizer.bos_token_id, 300)):
+        tokenizer = copy.deepcopy(one_toy.tokenizer)
         tokenizer.padding_side, tokenizer.pad_token = side, tokenizer.convert_ids_to_tokens(pad)
-        monkeypatch.setattr(toy, "tokenizer", tokenizer)
-        batch = toy.to_tokens([TEXTS[0], "A"])
+        monkeypatch.setattr(one_toy, "tokenizer", tokenizer)
+        batch = one_toy.to_tokens([TEXTS[0], "A"])
         assert int((batch[1] == pad).sum()) > 3
         with pytest.raises(
             StatisticsError, match=rf"Row 1 .*padding tokens \({pad}\) on the {side}.*write -1"
         ):
-            collect(toy, tokens=[batch[:1], batch])
+            collect(one_toy, tokens=[batch[:1], batch])
 
 
-def test_special_tokens_that_belong_to_the_texts_are_keys(toy: Any) -> None:
-    end = toy.tokenizer.pad_token_id
-    assert end == toy.tokenizer.bos_token_id == toy.tokenizer.eos_token_id
+def test_special_tokens_that_belong_to_the_texts_are_keys(one_toy: Any) -> None:
+    end = one_toy.tokenizer.pad_token_id
+    assert end == one_toy.tokenizer.bos_token_id == one_toy.tokenizer.eos_token_id
     for rows in (
         [[end, 5, 6, 7], [end, 8, 9, 10]],
         [[end, 5, 6, 7], [8, 9, 10, end]],  # a text of its own ends with a row
@@ -329,33 +313,37 @@ def test_special_tokens_that_belong_to_the_texts_are_keys(toy: Any) -> None:
         [[end, 5, end, end]],
     ):
         tokens = torch.tensor(rows)
-        assert collect(toy, tokens=tokens).count == int((tokens >= 0).sum())
+        assert collect(one_toy, tokens=tokens).count == int((tokens >= 0).sum())
 
 
-def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(reference64: Any) -> None:
-    ids = [rl.forward.tokens.token_ids(reference64, text) for text in MANY]
+def test_max_tokens_reads_exactly_so_many_keys_and_ends_an_endless_stream(
+    one_reference64: Any,
+) -> None:
+    ids = [rl.forward.tokens.token_ids(one_reference64, text) for text in MANY]
     flat = [torch.tensor([row]) for row in ids]
     before = sum(map(len, ids[:140]))
     assert len(ids[140]) > 2
     cut = [*flat[:140], flat[140][:, :2]]
     endless = (text for _ in itertools.count() for text in MANY)
-    found = collect(reference64, texts=endless, source="endless", max_tokens=before + 2)
+    found = collect(one_reference64, texts=endless, source="endless", max_tokens=before + 2)
     assert found.count == before + 2
-    assert_equal(found, collect(reference64, tokens=cut), tolerance=1e-12)
+    assert_equal(found, collect(one_reference64, tokens=cut), tolerance=1e-12)
 
 
-def test_texts_are_cut_at_max_length_and_at_the_context(reference64: Any) -> None:
+def test_texts_are_cut_at_max_length_and_at_the_context(one_reference64: Any) -> None:
     long = " ".join(TEXTS * 30)
-    ids = rl.forward.tokens.token_ids(reference64, long, truncate=True)
-    assert len(ids) == reference64.cfg.n_ctx
+    ids = rl.forward.tokens.token_ids(one_reference64, long, truncate=True)
+    assert len(ids) == one_reference64.cfg.n_ctx
     assert_equal(
-        collect(reference64, texts=[long]), collect(reference64, tokens=torch.tensor([ids]))
+        collect(one_reference64, texts=[long]), collect(one_reference64, tokens=torch.tensor([ids]))
     )
     assert_equal(
-        collect(reference64, texts=[long], max_length=9),
-        collect(reference64, tokens=torch.tensor([ids[:9]])),
+        collect(one_reference64, texts=[long], max_length=9),
+        collect(one_reference64, tokens=torch.tensor([ids[:9]])),
     )
-    assert collect(reference64, texts=[long], max_length=10**6).count == reference64.cfg.n_ctx
+    assert (
+        collect(one_reference64, texts=[long], max_length=10**6).count == one_reference64.cfg.n_ctx
+    )
 
 
 def test_half_precision_keys_are_summed_in_double_precision() -> None:
@@ -375,7 +363,7 @@ def test_half_precision_keys_are_summed_in_double_precision() -> None:
     ids=["read", "sampled"],
 )
 def test_autocast_changes_no_statistics(toy: Any, options: dict[str, Any]) -> None:
-    """The cache names them alike, so that they must be alike; the last layer runs into the unembedding."""
+    """The cache gives both one name, so they must be equal, also where logits are computed."""
     layers = (1, toy.cfg.n_layers - 1)
     expected = collect(toy, layer=layers, **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -384,17 +372,17 @@ def test_autocast_changes_no_statistics(toy: Any, options: dict[str, Any]) -> No
         assert_equal(found[layer], expected[layer])
 
 
-class BrokenOffError(Exception):
+class InterruptedRunError(Exception):
     pass
 
 
 def breaking(items: list[Any], after: int) -> Any:
     yield from items[:after]
-    raise BrokenOffError
+    raise InterruptedRunError
 
 
 def test_a_resumed_collection_is_the_uninterrupted_one_bit_for_bit(
-    toy: Any, tmp_path: Any, monkeypatch: Any
+    one_toy: Any, tmp_path: Any, monkeypatch: Any
 ) -> None:
     options: dict[str, Any] = {
         "source": "a stream",
@@ -402,74 +390,77 @@ def test_a_resumed_collection_is_the_uninterrupted_one_bit_for_bit(
         "checkpoint_every": 1,
         "max_tokens": 3000,
     }
-    expected = collect(toy, layer=(0, 1), texts=iter(MANY), **{**options, "cache": None})
+    expected = collect(one_toy, layer=(0, 1), texts=iter(MANY), **{**options, "cache": None})
     assert expected[1].count > 256
-    with pytest.raises(BrokenOffError):
-        collect(toy, layer=1, texts=breaking(MANY, 270), **options)
-    assert [path.name.endswith(".unfinished.safetensors") for path in tmp_path.iterdir()] == [True]
-    with pytest.raises(BrokenOffError):  # layer 0 begins later, and layer 1 waits for it
-        collect(toy, layer=(0, 1), texts=breaking(MANY, 150), **options)
+    with pytest.raises(InterruptedRunError):
+        collect(one_toy, layer=1, texts=breaking(MANY, 270), **options)
+    assert [name.endswith(".unfinished.safetensors") for name in kept(tmp_path)] == [True]
+    with pytest.raises(InterruptedRunError):  # layer 0 begins later, and layer 1 waits for it
+        collect(one_toy, layer=(0, 1), texts=breaking(MANY, 150), **options)
     runs: list[int] = []
     ids = rl.keys.sources.token_ids
     monkeypatch.setattr(
-        "rome_lens.keys.sources.token_ids",
+        sources,
+        "token_ids",
         lambda *args, **named: (runs.append(0), ids(*args, **named))[1],
     )
-    found = collect(toy, layer=(0, 1), texts=iter(MANY), **options)
-    ends = itertools.accumulate(len(ids(toy, text)) for text in MANY)
+    found = collect(one_toy, layer=(0, 1), texts=iter(MANY), **options)
+    ends = itertools.accumulate(len(ids(one_toy, text)) for text in MANY)
     needed = 1 + sum(end < 3000 for end in ends)
     assert 256 < needed < 300
     assert len(runs) == needed - 128  # what was read for both layers was not tokenised again
     for layer in (0, 1):
         assert_equal(found[layer], expected[layer])
         assert found[layer].source == expected[layer].source
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(kept(tmp_path)) == 2
     assert not list(tmp_path.glob("*.unfinished*"))
 
 
-def test_samples_are_resumed_bit_for_bit(toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
+def test_samples_are_resumed_bit_for_bit(one_toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
     options: dict[str, Any] = {"openings": ("", "It was"), "sample_count": 300, "sample_length": 8}
-    expected = collect(toy, **options)
+    expected = collect(one_toy, **options)
     calls: list[int] = []
 
     def sample(*args: Any, **named: Any) -> Any:
         calls.append(named["seed"])
         if len(calls) == 3:
-            raise BrokenOffError
+            raise InterruptedRunError
         return sample_tokens(*args, **named)
 
-    monkeypatch.setattr("rome_lens.keys.sources.sample_tokens", sample)
-    with pytest.raises(BrokenOffError):
-        collect(toy, **options, cache=tmp_path, checkpoint_every=1)
-    assert_equal(collect(toy, **options, cache=tmp_path), expected)
+    monkeypatch.setattr(sources, "sample_tokens", sample)
+    with pytest.raises(InterruptedRunError):
+        collect(one_toy, **options, cache=tmp_path, checkpoint_every=1)
+    assert_equal(collect(one_toy, **options, cache=tmp_path), expected)
     assert calls.count(calls[0]) == calls.count(calls[1]) == 1
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(kept(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("other", [MANY[1:], MANY[:100]], ids=["goes on", "shorter"])
-def test_another_stream_than_the_one_broken_off_is_refused(
-    toy: Any, tmp_path: Any, other: list[str]
+def test_another_stream_than_the_interrupted_one_is_refused(
+    one_toy: Any, tmp_path: Any, other: list[str]
 ) -> None:
     options: dict[str, Any] = {"source": "a stream", "cache": tmp_path, "checkpoint_every": 1}
-    with pytest.raises(BrokenOffError):
-        collect(toy, texts=breaking(MANY, 200), **options)
+    with pytest.raises(InterruptedRunError):
+        collect(one_toy, texts=breaking(MANY, 200), **options)
     with pytest.raises(
-        StatisticsError, match=r"a stream .*broken off.*from its beginning.*unfinished\.safetensors"
+        StatisticsError,
+        match=r"interrupted .*a stream.*from its beginning.*unfinished\.safetensors",
     ):
-        collect(toy, texts=iter(other), **options)
+        collect(one_toy, texts=iter(other), **options)
 
 
 def test_layers_in_the_cache_are_not_collected_again(
-    toy: Any, tmp_path: Any, monkeypatch: Any
+    one_toy: Any, tmp_path: Any, monkeypatch: Any
 ) -> None:
-    first = collect(toy, layer=1, texts=TEXTS, cache=tmp_path)
+    first = collect(one_toy, layer=1, texts=TEXTS, cache=tmp_path)
     asked: list[Any] = []
     run = rl.forward.run_through
     monkeypatch.setattr(
-        "rome_lens.keys.sums.run_through",
+        sums,
+        "run_through",
         lambda *args: (asked.append((args[2], tuple(args[3]))), run(*args))[1],
     )
-    found = collect(toy, layer=(1, 0), texts=TEXTS, cache=tmp_path)
+    found = collect(one_toy, layer=(1, 0), texts=TEXTS, cache=tmp_path)
     assert set(asked) == {(0, (key_hook(0),))}
     assert_equal(found[1], first)
 
@@ -485,93 +476,96 @@ def an_edit(model: Any, layer: int) -> rl.RankOneEdit:
 
 
 def test_statistics_of_an_edited_model_are_told_from_the_clean_ones(
-    toy: Any, tmp_path: Any
+    one_toy: Any, tmp_path: Any
 ) -> None:
     options: dict[str, Any] = {"layer": (0, 1, 2), "texts": TEXTS, "cache": tmp_path}
-    clean = collect(toy, **options)
-    with an_edit(toy, 1).applied(toy):
+    clean = collect(one_toy, **options)
+    with an_edit(one_toy, 1).applied(one_toy):
         with pytest.warns(EditedModelWarning, match=r"\{2: \[1\]\}"):
-            edited = collect(toy, **options)
+            edited = collect(one_toy, **options)
         with pytest.warns(
             EditedModelWarning, match=r"\{1: \[1\]\}"
         ):  # the model's own text depends on every layer
-            samples = collect(toy, layer=1, sample_count=4, sample_length=8)
-        collect(toy, **{**options, "layer": (0, 1)})
+            samples = collect(one_toy, layer=1, sample_count=4, sample_length=8)
+        collect(one_toy, **{**options, "layer": (0, 1)})
     for layer in (0, 1):  # an edit changes the keys of later layers alone
         assert_equal(edited[layer], clean[layer])
         assert edited[layer].source == clean[layer].source
     assert not torch.allclose(edited[2].moment, clean[2].moment, rtol=1e-3)
     assert "edits applied at layers [1]" in edited[2].source
     assert "edits applied at layers [1]" in samples.source
-    assert len(list(tmp_path.iterdir())) == 4
-    again = collect(toy, **options)
+    assert len(kept(tmp_path)) == 4
+    again = collect(one_toy, **options)
     assert_equal(again[2], clean[2])
 
 
 def test_another_tokenizer_finds_nothing_in_the_cache(
-    toy: Any, tmp_path: Any, monkeypatch: Any
+    one_toy: Any, tmp_path: Any, monkeypatch: Any
 ) -> None:
-    sources = [collect(toy, texts=TEXTS, cache=tmp_path).source for _ in range(2)]
-    assert len(list(tmp_path.iterdir())) == 1
+    sources = [collect(one_toy, texts=TEXTS, cache=tmp_path).source for _ in range(2)]
+    assert len(kept(tmp_path)) == 1
     renumbered = {
-        word: len(toy.tokenizer) - 1 - id for word, id in toy.tokenizer.get_vocab().items()
+        word: len(one_toy.tokenizer) - 1 - id for word, id in one_toy.tokenizer.get_vocab().items()
     }
-    monkeypatch.setattr(toy.tokenizer, "get_vocab", lambda: renumbered)
-    sources.append(collect(toy, texts=TEXTS, cache=tmp_path).source)
-    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(one_toy.tokenizer, "get_vocab", lambda: renumbered)
+    sources.append(collect(one_toy, texts=TEXTS, cache=tmp_path).source)
+    assert len(kept(tmp_path)) == 2
     assert sources[0] == sources[1] != sources[2]
     found = [
-        collect(toy, openings=(opening,), sample_count=2, sample_length=6).source
+        collect(one_toy, openings=(opening,), sample_count=2, sample_length=6).source
         for opening in ("", "A", "A")
     ]
     assert found[0] != found[1] == found[2]
 
 
 def test_a_cache_that_is_a_file_is_refused_before_anything_is_read(
-    toy: Any, tmp_path: Any, monkeypatch: Any
+    one_toy: Any, tmp_path: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(
-        "rome_lens.keys.sums.run_through", lambda *args: pytest.fail("it was collected in vain")
-    )
+    monkeypatch.setattr(sums, "run_through", lambda *args: pytest.fail("it was collected in vain"))
     file = tmp_path / "cache"
     file.write_text("mine")
     for cache in (file, file / "within"):
         with pytest.raises(StorageError, match=f"{cache} is not a directory"):
-            collect(toy, texts=TEXTS, cache=cache)
+            collect(one_toy, texts=TEXTS, cache=cache)
     assert file.read_text() == "mine"
 
 
-def test_a_cache_is_refused_while_the_model_has_hooks(toy: Any, tmp_path: Any) -> None:
-    with toy.hooks(fwd_hooks=[(key_hook(0), lambda value, hook: 2 * value)]):
-        doubled = collect(toy, layer=0, texts=TEXTS)
+def test_a_cache_is_refused_while_the_model_has_hooks(one_toy: Any, tmp_path: Any) -> None:
+    with one_toy.hooks(fwd_hooks=[(key_hook(0), lambda value, hook: 2 * value)]):
+        doubled = collect(one_toy, layer=0, texts=TEXTS)
         with pytest.raises(StatisticsError, match=r"hooks.*reset_hooks"):
-            collect(toy, layer=0, texts=TEXTS, cache=tmp_path)
-    expected = collect(toy, layer=0, texts=TEXTS)
+            collect(one_toy, layer=0, texts=TEXTS, cache=tmp_path)
+    expected = collect(one_toy, layer=0, texts=TEXTS)
     torch.testing.assert_close(doubled.moment, 4 * expected.moment, atol=1e-12, rtol=1e-12)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_keys_that_are_not_finite_are_refused(toy: Any, tmp_path: Any, bad: float) -> None:
+def test_keys_that_are_not_finite_are_refused(one_toy: Any, tmp_path: Any, bad: float) -> None:
     def spoil(value: Any, hook: Any) -> Any:
         value = value.clone()
         value[-1, 2, 3] = bad
         return value
 
-    with toy.hooks(fwd_hooks=[(key_hook(1), spoil)]):
+    with one_toy.hooks(fwd_hooks=[(key_hook(1), spoil)]):
         with pytest.raises(
             StatisticsError, match=r"layer 1 are not finite .* position 2 of sequence 0 in chunk 0"
         ):
-            collect(toy, layer=(0, 1), texts=TEXTS[:1] + TEXTS[2:3])
+            collect(one_toy, layer=(0, 1), texts=TEXTS[:1] + TEXTS[2:3])
 
 
 def a_row(**fields: Any) -> Any:
     return iter([{"text": "It was raining"}, fields])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_input_is_refused_and_leaves_nothing(
+    one_toy: Any, untouched: Any, unchecked: None
+) -> None:
+    untouched(one_toy)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"texts": []}, "no token"),
+        ({"sample_length": 1}, "sample_length is 1"),
+        ({"sample_count": 0}, "sample_count is 0"),
         ({"layer": []}, "list of layers is empty"),
         ({"texts": ["", ""]}, "no token"),
         ({"texts": "It was raining"}, "one str"),
@@ -596,47 +590,53 @@ def a_row(**fields: Any) -> Any:
         ({"tokens": [torch.tensor([1, 2])]}, r"batch 0 is torch.int64 \[2\]"),
         ({"tokens": [torch.tensor([[-1, 2]])]}, "padding .* before tokens"),
         ({"tokens": [torch.ones(1, 5000, dtype=torch.long)]}, "5000 positions"),
-    ],
-)
-def test_wrong_sources_are_refused(toy: Any, options: dict[str, Any], message: str) -> None:
-    options = {
-        name: value() if callable(value) else value for name, value in options.items()
-    }  # streams serve once
-    with pytest.raises(StatisticsError, match=message):
-        collect(toy, **options)
+    ]
+    wrong = []
+    for given, message in cases:
+        # A stream can be read only once, so each is made here.
+        options = {name: each() if callable(each) else each for name, each in given.items()}
+        try:
+            collect(one_toy, **options)
+            wrong.append(f"{given} is taken")
+        except StatisticsError as error:
+            if not re.search(message, str(error)):
+                wrong.append(f"{given} raises {error}")
+    assert wrong == []
+    with pytest.raises(ModelError, match="layers 0 to"):
+        collect(one_toy, layer=99)
 
 
 def test_a_model_without_tokenizer_reads_tokens_and_nothing_else(
-    toy: Any, monkeypatch: Any
+    one_toy: Any, monkeypatch: Any
 ) -> None:
     padded = torch.tensor([[0, 5, 6, 7], [0, 5, 0, 0]])
-    monkeypatch.setattr(toy, "tokenizer", None)
-    assert collect(toy, tokens=padded).count == 8
+    monkeypatch.setattr(one_toy, "tokenizer", None)
+    assert collect(one_toy, tokens=padded).count == 8
     for call in (
-        lambda: collect(toy),
-        lambda: collect(toy, texts=TEXTS),
-        lambda: random_contexts(toy),
+        lambda: collect(one_toy),
+        lambda: collect(one_toy, texts=TEXTS),
+        lambda: random_contexts(one_toy),
     ):
         with pytest.raises(ModelError, match="The model has no tokenizer"):
             call()
 
 
-def test_merged_statistics_are_those_of_all_texts(reference64: Any) -> None:
-    whole = collect(reference64, texts=MANY[:90])
-    parts = [collect(reference64, texts=MANY[a:b]) for a, b in ((0, 20), (20, 21), (21, 90))]
+def test_merged_statistics_are_those_of_all_texts(one_reference64: Any) -> None:
+    whole = collect(one_reference64, texts=MANY[:90])
+    parts = [collect(one_reference64, texts=MANY[a:b]) for a, b in ((0, 20), (20, 21), (21, 90))]
     merged = parts[0].merged(*parts[1:])
     assert_equal(merged, whole, tolerance=1e-12)
-    merged.check(reference64, layer=1)
+    merged.check(one_reference64, layer=1)
     assert all(part.source in merged.source for part in parts)
 
 
-def test_statistics_that_do_not_belong_together_are_not_merged(toy: Any) -> None:
-    one, other = (collect(toy, texts=texts) for texts in (TEXTS[:2], TEXTS[2:]))
+def test_statistics_that_do_not_belong_together_are_not_merged(one_toy: Any) -> None:
+    one, other = (collect(one_toy, texts=texts) for texts in (TEXTS[:2], TEXTS[2:]))
     for wrong, message in (
         (dataclasses.replace(other, layer=2), r"different layers: \[1, 2\]"),
         (dataclasses.replace(other, model_fingerprint="0" * 16), "different models"),
         (dataclasses.replace(other, moment=torch.eye(3, dtype=torch.float64)), "different widths"),
-        (rl.KeyStatistics.identity(toy, layer=1), "average no keys"),
+        (rl.KeyStatistics.identity(one_toy, layer=1), "average no keys"),
         (one, "given twice"),
     ):
         with pytest.raises(StatisticsError, match=message):
@@ -648,24 +648,21 @@ def full(width: int = 6, **changes: Any) -> rl.KeyStatistics:
     return rl.KeyStatistics(**{"layer": 1, "moment": rows.T @ rows / 40, "count": 40, **changes})
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (lambda moment: moment.triu(), "not symmetric.*both of its triangles"),
-        (lambda moment: moment.tril(), "not symmetric"),
-        (lambda moment: moment * torch.tensor([1.0, 1, 1, 1, 1, float("nan")]), "not finite"),
-        (lambda moment: moment * float("inf"), "not finite"),
-        (lambda moment: moment.numpy(), "moment is ndarray, expected a tensor of floats"),
-        (lambda moment: moment.long(), r"moment is torch.int64 \[6, 6\]"),
-        (lambda moment: moment[:5], r"moment is torch.float64 \[5, 6\]"),
-        (lambda moment: moment[0], r"moment is torch.float64 \[6\]"),
-        (lambda moment: moment[0, 0], r"moment is torch.float64 \[\]"),
-    ],
-)
-def test_what_is_no_second_moment_is_refused(monkeypatch: Any, wrong: Any, message: str) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(StatisticsError, match=message):
-        full(moment=wrong(full().moment))
+def test_what_is_not_a_second_moment_is_refused(unchecked: None) -> None:
+    moment = full().moment
+    for wrong, message in (
+        (moment.triu(), "not symmetric.*both of its triangles"),
+        (moment.tril(), "not symmetric"),
+        (moment * torch.tensor([1.0, 1, 1, 1, 1, float("nan")]), "not finite"),
+        (moment * float("inf"), "not finite"),
+        (moment.numpy(), "moment is ndarray, expected a tensor of floats"),
+        (moment.long(), r"moment is torch.int64 \[6, 6\]"),
+        (moment[:5], r"moment is torch.float64 \[5, 6\]"),
+        (moment[0], r"moment is torch.float64 \[6\]"),
+        (moment[0, 0], r"moment is torch.float64 \[\]"),
+    ):
+        with pytest.raises(StatisticsError, match=message):
+            full(moment=wrong)
 
 
 def test_a_moment_is_asked_for_its_symmetry_entry_by_entry() -> None:
@@ -800,10 +797,10 @@ def test_random_contexts_are_the_bare_one_and_twenty_more(toy: Any, untouched: A
     assert contexts == random_contexts(toy)
 
 
-@pytest.mark.parametrize("count", [2.5, 0, "3"])
 def test_a_number_of_tokens_that_cannot_be_generated_is_refused(
-    toy: Any, monkeypatch: Any, count: Any
+    one_toy: Any, unchecked: None
 ) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=f"tokens to generate is {count!r}, expected an integer"):
-        sample_continuations(toy, TEXTS[:1], new_tokens=count, seeds=[0])
+    for count in (2.5, 0, "3"):
+        message = f"new_tokens is {count!r}, expected a whole number of at least 1"
+        with pytest.raises(ValueError, match=message):
+            sample_continuations(one_toy, TEXTS[:1], new_tokens=count, seeds=[0])

@@ -17,7 +17,7 @@ from rome_lens.checks.asking import (
 from rome_lens.checks.result import CheckResult, Measure
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
-from rome_lens.editing.edit import RankOneEdit
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.models.lens import LensModel
 
 NAME = "essence"

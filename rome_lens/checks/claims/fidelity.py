@@ -17,8 +17,9 @@ from rome_lens.checks.asking import (
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
-from rome_lens.editing.edit import LayerEdit, RankOneEdit
+from rome_lens.editing.edit import LayerEdit
 from rome_lens.editing.firing import edit_firings
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.fluency import ngram_entropy
 from rome_lens.evaluation.numbered_edits import NumberedEdits
