@@ -1,11 +1,13 @@
 """The limits of an edit: what it does not do, each check with its control.
 
-Inspired by the critique "But is it really in Rome?"; the prompts are this project's own. Every check is a function
-``check(model, edit, record)`` that returns a :class:`CheckResult`: rows of prompts before and after the edit, an effect
-with its 95 % interval, a control that tells "the edit does not do this" from "the model never could", and a sentence.
+Inspired by the critique "But is it really in Rome?"; the prompts are this project's own. Every
+check is a function ``check(model, edit, record)`` that returns a :class:`CheckResult`: rows of
+prompts before and after the edit, an effect with its 95 % interval, a control that tells "the edit
+does not do this" from "the model never could", and a sentence.
 
 * ``claims/``: one file for each claim.
-* ``limits.py``: all checks of one edit. ``average.py``: the checks of many edits, averaged over facts.
+* ``limits.py``: all checks of one edit. ``average.py``: the checks of many edits, averaged over
+  facts.
 * ``asking.py``: prompts before and after an edit. ``result.py``: what a check returns.
 """
 

@@ -10,10 +10,15 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from rome_lens.checks.claims.fidelity import NAME as FIDELITY
-from rome_lens.checks.claims.fidelity import OTHER_EDITS, compared
+from rome_lens.checks.claims.fidelity import OTHER_EDITS, Fidelity, with_each_other_as_control
 from rome_lens.checks.limits import Limits, check_limits
-from rome_lens.checks.result import CheckResult, CheckRow, firing_correlation, named, shown
+from rome_lens.checks.result import (
+    CheckResult,
+    CheckRow,
+    average_cells,
+    firing_correlation,
+    matching_name,
+)
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
@@ -65,13 +70,14 @@ class LimitsAverage(Stored):
         return [result for result in self._results(check) if result.asked]
 
     def _results(self, check: str) -> list[CheckResult]:
-        name = named(check, self.checks)
+        name = matching_name(check, self.checks)
         return [result for each in self.limits for result in each.results if result.name == name]
 
     def effect(self, check: str, which: str = "effect") -> Average | None:
         """The mean over facts of ``"effect"``, ``"effect_where_known"`` or ``"control"``; None where no fact was asked.
 
-        Where each fact's control is the other facts' own effects (fidelity), their mean would be the effect itself: None.
+        Where each fact's control is the other facts' own effects (fidelity), their mean would be
+        the effect itself: None.
 
         Raises:
             KeyError: there is no check of this name.
@@ -82,7 +88,7 @@ class LimitsAverage(Stored):
                 f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}."
             )
         asked = self.of(check)
-        if which == "control" and check == FIDELITY:
+        if which == "control" and check == Fidelity.name:
             return None
         values = [value.mean for result in asked if (value := getattr(result, which)) is not None]
         return average(values) if values else None
@@ -109,9 +115,10 @@ class LimitsAverage(Stored):
     def firing(self, *, seed: int = 0) -> pd.DataFrame:
         """One line for each kind of prompt: Spearman's correlation of ``|firing|`` with KL over its prompts of all facts.
 
-        Over a fact's prompts of all kinds (:attr:`firing_correlation`) it also counts that some kinds hold the subject and others
-        do not; within a kind it does not. The 95 % interval is a bootstrap over facts. A kind whose prompts all fire alike,
-        since all hold the subject, or none of them, has none.
+        Over a fact's prompts of all kinds (:attr:`firing_correlation`) it also counts that some
+        kinds hold the subject and others do not; within a kind it does not. The 95 % interval is a
+        bootstrap over facts. A kind whose prompts all fire alike, since all hold the subject, or
+        none of them, has none.
         """
         kinds: dict[tuple[str, str], list[list[CheckRow]]] = {}
         for result in (result for each in self.limits for result in each.results):
@@ -140,8 +147,8 @@ class LimitsAverage(Stored):
                 self.effect(name, which) for which in ("effect", "effect_where_known", "control")
             ]
             known = sum(result.effect_where_known is not None for result in asked)
-            cells = shown(values, asked)
-            if name == FIDELITY and asked:
+            cells = average_cells(values, asked)
+            if name == Fidelity.name and asked:
                 cells[2] = "by fact"
             effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
             correlation = [
@@ -227,8 +234,8 @@ def _each_its_own(by_fact: Iterable[Sequence[CheckRow]]) -> list[CheckRow]:
 def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
     """Averages over facts, with 95 % intervals over facts; below five facts, such as of a single one, there is none.
 
-    Raises:
-        ValueError: there is nothing to average, or something else than what :func:`check_limits` gives.
+    Raises: ValueError: there is nothing to average, or something else than what
+        :func:`check_limits` gives.
     """
     each = (
         (limits,)
@@ -257,15 +264,13 @@ def check_records(
 ) -> LimitsAverage:
     """Edit each record's fact alone, and ask :func:`check_limits` about it; the other records' edits are fidelity's control.
 
-    Args:
-        editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
-        texts, samples, new_tokens, seed: as for :func:`check_limits`.
-        prepend_bos: of the questions alone; the editor has its own.
-        directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
+    Args: editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
+        texts, samples, new_tokens, seed: as for :func:`check_limits`. prepend_bos: of the questions
+        alone; the editor has its own. directory: where each finished edit and each finished check
+        is written at once; a run broken off goes on there.
 
-    Raises:
-        ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for
-            :func:`check_limits`, before the first edit where it can be seen then.
+    Raises: ValueError: there is no record, or something that is none; the editor cannot be called;
+        otherwise as for :func:`check_limits`, before the first edit where it can be seen then.
     """
     cases = [with_new_target(record) for record in as_records(records)]
     if not callable(editor):
@@ -310,7 +315,7 @@ def check_records(
 
 def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
     """Every fact's fidelity beside that of the other facts' edits, which read the same texts."""
-    fidelities = iter(compared([each["fidelity"] for each in limits]))
+    fidelities = iter(with_each_other_as_control([each["fidelity"] for each in limits]))
     return [
         replace(
             each,
