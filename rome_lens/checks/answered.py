@@ -1,4 +1,4 @@
-"""Answered questions, which is all that a check reads: what the model said without the edit and with it."""
+"""What a check reads: what the model answered without the edit and with it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +20,11 @@ class Answered:
     answer: str
     """The answer whose probability was asked for."""
     before: float
-    """``log p(answer | prompt)`` without the edit: the sum over the answer's tokens, natural logarithm."""
+    """``log p(answer | prompt)`` without the edit, in nats: the sum over the answer's tokens."""
     after: float
     """The same with the edit."""
     rank_before: int
-    """Rank of the answer's first token among all tokens without the edit; 1 is the most likely token."""
+    """Rank of the answer's first token among all tokens without the edit; 1 is most likely."""
     rank_after: int
     """The same with the edit."""
     kl: float
@@ -133,7 +133,7 @@ def prompt_row(
 def text_row(
     answered: Answered, kind: str, *, effect: float | None = None, control: float | None = None
 ) -> CheckRow:
-    """The row of a whole text, in nats per token. The question was made by :func:`text_question`."""
+    """The row of a whole text, asked by :func:`text_question`, in nats per token."""
     return CheckRow(
         kind=kind,
         prompt=f"{answered.prompt} {answered.answer}",

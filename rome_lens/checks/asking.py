@@ -1,4 +1,4 @@
-"""Asks a model: answers without and with an edit in one batch, continuations, and where the edit fires."""
+"""Asks a model for answers without and with an edit, continuations, and the edit's firing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,20 +41,23 @@ def before_and_after(
     firing_of: Any = None,
     prepend_bos: bool | None = None,
 ) -> list[dict[PromptAnswer, Answered]]:
-    """For each edit, the answers to its questions without and with that edit. Everything is asked in one batch.
+    """For each edit, the answers to its questions without and with that edit.
 
-    The weights stay untouched. Hooks that the caller has on stay on and are part of "before" as
-    well as "after". They must not depend on a row's number, on the batch size, or on positions
-    counted from the end, because rows are padded on the right and shared by questions that begin
-    alike.
+    Everything is asked in one batch. The weights stay untouched. Hooks that the caller has on
+    stay on and are part of "before" as well as "after". They must not depend on a row's number, on
+    the batch size, or on positions counted from the end, because rows are padded on the right and
+    shared by questions that begin alike.
 
-    Args: asked: pairs of an edit and its questions. An edit may come more than once, and equal
-        questions are asked once. firing_of: the edit whose firing on each prompt is computed too,
-        in a run that ends at the edited layer.
+    Args:
+        asked: pairs of an edit and its questions. An edit may come more than once, and equal
+            questions are asked once.
+        firing_of: the edit whose firing on each prompt is computed too, in a run that ends at the
+            edited layer.
 
-    Raises: FactError: a prompt or an answer is empty or ends in white space. ModelError: an edit
-        was made on another model, or is already in this model's weights; or the caller has a hook
-        on the very output that an edit adds to, where it would act too early.
+    Raises:
+        FactError: a prompt or an answer is empty or ends in white space.
+        ModelError: an edit was made on another model, or is already in this model's weights; or the
+            caller has a hook on the very output that an edit adds to, where it would act too early.
     """
     numbered = NumberedEdits(model, [edit for edit, _ in asked])
     jobs = [
@@ -83,7 +86,7 @@ def before_and_after(
 def continuations(
     model: LensModel, edit: Any, wanted: Continuations, *, prepend_bos: bool | None = None
 ) -> dict[tuple[str, bool], list[str]]:
-    """The continuations of each prompt. Keys are the prompt, and whether it was continued with the edit."""
+    """The continuations of each prompt, by prompt and whether the edit was on."""
     numbered = NumberedEdits(model, [None, edit])
     asked = dict.fromkeys(
         [
@@ -111,13 +114,13 @@ def continuations(
 
 
 def kl_divergence(p: Float[Tensor, " d_vocab"], q: Float[Tensor, " d_vocab"]) -> float:
-    """``KL(p || q) = sum_i p_i (log p_i - log q_i)`` in nats. Both distributions are given as log probabilities."""
+    """``KL(p || q) = sum_i p_i (log p_i - log q_i)`` in nats, from log probabilities."""
     p, q = p.double(), q.double()
     return float((p.exp() * (p - q)).sum().clamp(min=0.0))
 
 
 _Job = tuple[int, str, str]
-"""The number of an edit, or 0 for the model as it stands; the prompt as it is asked under that edit; the answer."""
+"""The number of an edit (0 is the model as it stands), the prompt as asked under it, the answer."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Read:
 def _read_jobs(
     model: LensModel, numbered: NumberedEdits, jobs: Sequence[_Job], prepend_bos: bool | None
 ) -> dict[_Job, _Read]:
-    # Kept once per prompt: with a large vocabulary, one copy per question would take hundreds of megabytes.
+    # Kept once per prompt: with a large vocabulary, one per question would take much memory.
     next_token: dict[tuple[int, str], Tensor] = {}
     reads: dict[_Job, _Read] = {}
     for some, hooks_of_rows in numbered.together([number for number, _, _ in jobs]):

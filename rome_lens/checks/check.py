@@ -65,8 +65,10 @@ def run_checks(
 ) -> list[CheckResult]:
     """The result of every check. The questions of all checks are asked together.
 
-    Raises: ArgumentError: the edit is not an edit, or the record is not a record; the record is
-        about another fact than the edit. RecordError: the record's fact has no new target.
+    Raises:
+        ArgumentError: the edit is not an edit, or the record is not a record; the record is about
+            another fact than the edit.
+        RecordError: the record's fact has no new target.
         ModelError: as for :func:`rome_lens.checks.asking.before_and_after`.
     """
     record = checked_record(edit, record)
@@ -104,7 +106,7 @@ def run_check(
 
 
 def new_target(record: Record) -> str:
-    """The new target of the record's fact. :func:`checked_record` has made sure that there is one."""
+    """The new target of the record's fact; :func:`checked_record` has made sure that it has one."""
     assert record.fact.new_target is not None
     return record.fact.new_target
 
@@ -112,13 +114,16 @@ def new_target(record: Record) -> str:
 def checked_record(edit: Any, record: Any) -> Record:
     """The record, or a bare fact as a record, after a check that it goes with the edit.
 
-    Raises: ArgumentError: the edit is not an edit, or the record is not a record; the record is
-        about another fact than the edit. RecordError: the record's fact has no new target.
+    Raises:
+        ArgumentError: the edit is not an edit, or the record is not a record; the record is about
+            another fact than the edit.
+        RecordError: the record's fact has no new target.
     """
     if edit is not None and not callable(getattr(edit, "fwd_hooks", None)):
         raise ArgumentError(
-            f"The edit is of type {type(edit).__name__}, expected an edit such as rl.rome(model, fact, ...) returns. A check "
-            "takes model, edit and record, in this order."
+            f"The edit is of type {type(edit).__name__}, expected an edit such as "
+            "rl.rome(model, fact, ...) returns. A check takes model, edit and record, in this "
+            "order."
         )
     if not isinstance(record, Fact | Record):
         given = (
@@ -127,8 +132,9 @@ def checked_record(edit: Any, record: Any) -> Record:
             else f"of type {type(record).__name__}"
         )
         raise ArgumentError(
-            f'The record is {given}, expected a record such as rl.data.record("eiffel-tower"), or one of your own from '
-            "rl.data.read_records(path). A check takes model, edit and record, in this order."
+            f'The record is {given}, expected a record such as rl.data.record("eiffel-tower"), or '
+            "one of your own from rl.data.read_records(path). A check takes model, edit and "
+            "record, in this order."
         )
     record = with_new_target(as_record(record))
     check_same_fact(edit, record.fact, record.id)

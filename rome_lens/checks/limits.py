@@ -30,7 +30,7 @@ from rome_lens.results import Stored
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Limits(Stored):
-    """The results of every check of one edit. ``limits["direction"]`` is the result of one check."""
+    """The results of every check of one edit; ``limits["direction"]`` is that of one check."""
 
     record_id: str
     """The record's ``id``."""
@@ -54,10 +54,11 @@ class Limits(Stored):
 
     @property
     def firing_correlation(self) -> float | None:
-        """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)`` over all prompts of all checks.
+        """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)``.
 
-        If it is high, the edit acts where its key is present. This is a correlation: it does not
-        explain why a single alias fails. None below five prompts, and for an edit without a key.
+        It is over all prompts of all checks.         If it is high, the edit acts where its key is
+        present. This is a correlation: it does not explain why a single alias fails. None below
+        five prompts, and for an edit without a key.
         """
         return firing_correlation([row for result in self.results for row in result.rows])
 
@@ -71,7 +72,7 @@ class Limits(Stored):
         )
 
     def table(self) -> pd.DataFrame:
-        """One line for each check: effect, effect where the model knows the answer, control, and the sentence."""
+        """One line for each check: effect, effect where known, control, and the sentence."""
         lines = [
             [
                 r.name,
@@ -107,17 +108,22 @@ def check_limits(
     Whether tracing tells where to edit takes many facts and layers. Of one edit it is "not asked":
     call :func:`rome_lens.checks.localisation` with the result of :func:`rome_lens.layer_sweep`.
 
-    Args: edit: any edit that :func:`rome_lens.evaluate` takes. Only rank-one edits have a key, so
-        only they have a firing. record: the record that the edit was made from, or a bare fact.
-        others: edits of other facts, the control of :func:`rome_lens.checks.fidelity`. texts: other
-        texts for fidelity to read. None takes those of ``rl.data.held_texts()`` that fit the
-        model's context. samples: continuations of each open prompt in
-        :func:`rome_lens.checks.dominance`; 0 samples none. new_tokens: length of what the model
-        writes in fidelity; 0 writes nothing. seed: seed of all draws. prepend_bos: whether prompts
-        start with a BOS token; None takes the model's own default.
+    Args:
+        edit: any edit that :func:`rome_lens.evaluate` takes. Only rank-one edits have a key, so
+            only they have a firing.
+        record: the record that the edit was made from, or a bare fact.
+        others: edits of other facts, the control of :func:`rome_lens.checks.fidelity`.
+        texts: other texts for fidelity to read. None takes those of ``rl.data.held_texts()`` that
+            fit the model's context.
+        samples: continuations of each open prompt in :func:`rome_lens.checks.dominance`; 0 samples
+            none.
+        new_tokens: length of what the model writes in fidelity; 0 writes nothing.
+        seed: seed of all draws.
+        prepend_bos: whether prompts start with a BOS token; None takes the model's own default.
 
-    Raises: ArgumentError: the edit is not an edit, or the record is not a record; the record is
-        about another fact than the edit; ``samples`` or ``new_tokens`` is negative.
+    Raises:
+        ArgumentError: the edit is not an edit, or the record is not a record; the record is about
+            another fact than the edit; ``samples`` or ``new_tokens`` is negative.
         RecordError: the record's fact has no new target.
         FactError: a text is a single word.
         ModelError: the edit was made on another model, or is already in this model's weights; or

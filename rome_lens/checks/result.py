@@ -53,7 +53,7 @@ class CheckRow(Stored):
     control: float | None = None
     """The number there; None if there is no such place."""
     known: bool | None = None
-    """Whether the unedited model can do there what is asked (``p >= 0.1``); None if that is not the question."""
+    """Whether the unedited model can do there what is asked (``p >= 0.1``), if that matters."""
     kl: float | None = None
     """``KL(before || after)`` of the next token's distribution, in nats."""
     firing: float | None = None
@@ -61,7 +61,7 @@ class CheckRow(Stored):
     fires_at: str | None = None
     """The token at which it fires most strongly."""
     rank_before: int | None = None
-    """Rank of the answer's first token among all tokens, without the edit; 1 is the most likely, None without an answer."""
+    """Rank of the answer's first token without the edit, 1 for the most likely, if there is one."""
     rank_after: int | None = None
     """The same with the edit."""
 
@@ -131,7 +131,7 @@ class CheckResult(Stored):
     control_is: str
     """What the average of the rows' ``control`` is."""
     rows: tuple[CheckRow, ...]
-    """One for each prompt; empty if the record lacks the data, which is "not asked" and never "passed"."""
+    """One row for each prompt. Without data there is none: "not asked", which is never "passed"."""
     further: tuple[Measure, ...] = ()
     """Other numbers that help to answer the question."""
     reading: str = ""
@@ -149,22 +149,22 @@ class CheckResult(Stored):
 
     @property
     def effect_where_known(self) -> Average | None:
-        """The same over prompts at which the unedited model can do what is asked; None without such prompts."""
+        """The same over the prompts with ``known``; None if there are none."""
         return _average(row.effect for row in self.rows if row.known)
 
     @property
     def control(self) -> Average | None:
-        """The average that tells whether the model could have done it at all; None without a control."""
+        """The average that tells whether the model could have done it at all, if there is one."""
         return _average(row.control for row in self.rows if row.effect is not None)
 
     @property
     def firing_correlation(self) -> float | None:
-        """Spearman's correlation of ``|firing|`` with ``kl`` over the prompts; None below five prompts."""
+        """Spearman's correlation of ``|firing|`` with ``kl`` over the prompts; None below five."""
         return firing_correlation(self.rows)
 
     @property
     def firing_effect_correlation(self) -> float | None:
-        """Spearman's correlation of ``|firing|`` with ``|after - before|`` over the questions; None below five."""
+        """The same with ``|after - before|`` instead of ``kl``, over the questions."""
         return firing_correlation(self.rows, "change")
 
     def with_reading(self, reading: str) -> "CheckResult":
@@ -190,7 +190,7 @@ class CheckResult(Stored):
         return pd.DataFrame(values, columns=["check", *_COLUMNS])
 
     def table(self) -> pd.DataFrame:
-        """One line each for effect, effect where the model knows the answer, control, and every further number."""
+        """One line each for effect, effect where known, control, and every further number."""
         effect, where_known, control = average_cells(
             [self.effect, self.effect_where_known, self.control], [self]
         )
@@ -204,7 +204,7 @@ class CheckResult(Stored):
 
 
 def matching_name(name: str, checks: Sequence[str]) -> str:
-    """The check of this name. It may also be spelled like its function: ``"bleed_over"`` for ``"bleed-over"``.
+    """The check of this name, or of its function's: ``"bleed_over"`` for ``"bleed-over"``.
 
     Raises:
         UnknownNameError: there is no check of this name.
@@ -241,10 +241,11 @@ def average_cells(values: Sequence[Average | None], results: Sequence[CheckResul
 def firing_correlation(
     rows: Sequence[CheckRow], of: Literal["kl", "change"] = "kl"
 ) -> float | None:
-    """Spearman's correlation of ``|firing|`` with ``kl`` over distinct prompts, or with ``|change|`` over distinct questions.
+    """Spearman's correlation of ``|firing|`` with ``kl``, or with ``|change|``.
 
-    None below five. All numbers are rounded first: prompts that begin with the subject fire alike,
-    and rounding errors must not rank them.
+    It is over distinct prompts for ``kl`` and over distinct questions for the change; None below
+    five. All numbers are rounded first: prompts that begin with the subject fire alike, and
+    rounding errors must not rank them.
     """
     pairs = {
         (row.prompt, of == "kl" or row.answer): (

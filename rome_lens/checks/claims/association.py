@@ -1,4 +1,8 @@
-"""Association or concept, and description: does the edit hold for the subject under another name, or under none?"""
+"""Association and description: does the edit hold for the subject under another name, or none?
+
+If it holds under the edited name only, the edit changed an association between words and not a
+concept.
+"""
 
 import re
 import unicodedata
@@ -46,11 +50,12 @@ def association(
 def description(
     model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
 ) -> CheckResult:
-    """The share of the edit's effect that is kept when a description stands for the subject; see :func:`association`.
+    """The share of the edit's effect that is kept when a description stands for the subject.
 
-    A second control puts the name before the description ("The Eiffel Tower, the iron lattice
-    structure ..., is"). An edit that is bound to the tokens of the name should hold there.
-    Descriptions with the subject's last word are kept apart, as such aliases are.
+    See :func:`association` for the equation.     A second control puts the name before the
+    description ("The Eiffel Tower, the iron lattice structure ..., is"). An edit that is bound to
+    the tokens of the name should hold there. Descriptions with the subject's last word are kept
+    apart, as such aliases are.
 
     Source: "The Rock" in "But is it really in Rome?".
 
@@ -82,7 +87,7 @@ class _UnderOtherNames(Check):
         return [name for name in self.all_names(record) if not holds_last_word(name, subject)]
 
     def questions(self, record: Record) -> list[PromptAnswer]:
-        """The new target under every name, and the true target under those that count for the effect."""
+        """The new target under every name, the true one under the names that count."""
         if not self.all_names(record):
             return []
         new, true = new_target(record), record.fact.target
@@ -101,7 +106,8 @@ class _UnderOtherNames(Check):
             return not_asked(
                 self.name,
                 self.asks,
-                f"the edit does not hold for the subject itself, p({new}) changed by {forward.p_change:+.3f}",
+                f"the edit does not hold for the subject itself, p({new}) changed by "
+                f"{forward.p_change:+.3f}",
             )
         prompts = [record.fact.about(name).text for name in self.names(record)]
         under = answers.to((prompt, new) for prompt in prompts)
@@ -238,8 +244,8 @@ def _reading(
             f"to which the edit is keyed{shares}."
         )
     reading = (
-        f"p({forward.answer}) changed by {forward.p_change:+.3f} under the subject's name. The {kind} keeps a share of "
-        f"{result.effect.mean:+.3f}{shares}. "
+        f"p({forward.answer}) changed by {forward.p_change:+.3f} under the subject's name. The "
+        f"{kind} keeps a share of {result.effect.mean:+.3f}{shares}. "
     )
     if result.effect_where_known is None:
         reading += (
@@ -248,8 +254,8 @@ def _reading(
     else:
         known = [name for name, row in zip(names, own, strict=True) if row.known]
         reading += (
-            f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}, where the share is "
-            f"{result.effect_where_known.mean:+.3f}"
+            f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}, "
+            f"where the share is {result.effect_where_known.mean:+.3f}"
         )
     if all(row.firing is not None for row in own):
         strongest = max(own, key=lambda row: abs(row.firing or 0.0))

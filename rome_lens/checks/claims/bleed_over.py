@@ -81,7 +81,7 @@ class BleedOver(Check):
             name=self.name,
             asks=self.asks,
             measured="p(true answer)",
-            effect_is="change of p(true answer) of the neighbours whose answer is not the new target",
+            effect_is="change of p(true answer), neighbours whose answer is not the new target",
             control_is="change of the same by the edit's sentence before them, unedited",
             rows=(*rows, *(prompt_row(a, AFTER_SENTENCE) for a in after)),
             further=_further(answers, new, kinds, alone, after),
@@ -145,8 +145,9 @@ def _reading(result: CheckResult) -> str:
     assert result.control is not None
     numbers = {measure.name: measure.average.mean for measure in result.further}
     return (
-        f"The edit changes p(true answer) of the neighbours by {result.effect.mean:+.3f} (KL {numbers['KL']:.3f} nats). Its "
-        f"sentence before them, without any edit, changes it by {result.control.mean:+.3f}, and the edit then by "
-        f"{numbers[CHANGE_AFTER_SENTENCE]:+.3f} more. NS {numbers['NS, unedited']:.2f} -> {numbers['NS, edited']:.2f}; after "
-        f"the sentence (NS+) {numbers['NS+, unedited']:.2f} -> {numbers['NS+, edited']:.2f}."
+        f"The edit changes p(true answer) of the neighbours by {result.effect.mean:+.3f} "
+        f"(KL {numbers['KL']:.3f} nats). Its sentence before them, without any edit, changes it by "
+        f"{result.control.mean:+.3f}, and the edit then by {numbers[CHANGE_AFTER_SENTENCE]:+.3f} "
+        f"more. NS {numbers['NS, unedited']:.2f} -> {numbers['NS, edited']:.2f}; after the "
+        f"sentence (NS+) {numbers['NS+, unedited']:.2f} -> {numbers['NS+, edited']:.2f}."
     )

@@ -43,7 +43,7 @@ class Consequence(Check):
     lacks = "the record has no consequences with a new target"
 
     def questions(self, record: Record) -> list[PromptAnswer]:
-        """The new and the true consequences, the new ones about the exemplars, and the fact itself."""
+        """The new and true consequences, the new ones about the exemplars, and the fact itself."""
         consequences = _with_new_target(record)
         if not consequences:
             return []
@@ -138,10 +138,18 @@ def _reading(result: CheckResult) -> str:
     assert result.effect is not None
     after = result["new consequence likelier than the true one, after"]
     reading = (
-        f"p(new consequence) changed by {result['change of p(new consequence)'].mean:+.3f} ({result.effect.mean:+.1f} nats; the "
-        f"fact itself by {result['change of log p(new target), forward'].mean:+.1f}), and p(true consequence) by "
-        f"{result['change of p(true consequence)'].mean:+.3f}. The new one is more likely in {after.mean:.0%} of {after.count}"
+        f"p(new consequence) changed by {result['change of p(new consequence)'].mean:+.3f} "
+        f"({result.effect.mean:+.1f} nats; the fact itself by "
+        f"{result['change of log p(new target), forward'].mean:+.1f}), and p(true consequence) by "
+        f"{result['change of p(true consequence)'].mean:+.3f}. The new one is more likely in "
+        f"{after.mean:.0%} of {after.count}"
     )
     if result.control is None:
-        return f"{reading}. There are no exemplars, so it was not asked whether the model draws the consequence at all."
-    return f"{reading}. For subjects for which it is true, the unedited model gives it {result.control.mean:.3f}."
+        return (
+            f"{reading}. There are no exemplars, so it was not asked whether the model draws the "
+            "consequence at all."
+        )
+    return (
+        f"{reading}. For subjects for which it is true, the unedited model gives it "
+        f"{result.control.mean:.3f}."
+    )

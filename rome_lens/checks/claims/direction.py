@@ -1,4 +1,7 @@
-"""Direction: after "The Eiffel Tower is in Rome", does "Rome has a tower called the" give the Eiffel Tower?"""
+"""Direction: does an edit hold in reverse?
+
+After "The Eiffel Tower is in Rome", does "Rome has a tower called the" give the Eiffel Tower?
+"""
 
 from typing import Any
 
@@ -84,7 +87,9 @@ class Direction(Check):
         result = CheckResult(
             name=self.name,
             asks=self.asks,
-            measured="log p(subject) on reverse prompts, log p(new target) on forward ones, in nats",
+            measured=(
+                "log p(subject) on reverse prompts, log p(new target) on forward ones, in nats"
+            ),
             effect_is="change of log p(subject), reverse",
             control_is="p(subject) with the true target in the prompt, unedited",
             rows=tuple(rows),
@@ -107,8 +112,8 @@ def _reading(result: CheckResult, new: str) -> str:
     known = sum(bool(row.known) for row in result.rows)
     if known:
         could = (
-            f"The unedited model knows {known} of the {result.effect.count} reverses of the true fact (mean p = "
-            f"{result.control.mean:.3f})"
+            f"The unedited model knows {known} of the {result.effect.count} reverses of the true "
+            f"fact (mean p = {result.control.mean:.3f})"
         )
     else:
         could = (
@@ -117,6 +122,7 @@ def _reading(result: CheckResult, new: str) -> str:
         )
     return (
         f"Forwards, p({new}) changed by {result['change of p(new target), forward'].mean:+.3f} "
-        f"({result['change of log p(new target), forward'].mean:+.1f} nats). Backwards, p(subject) changed by "
-        f"{result['change of p(subject), reverse'].mean:+.4f} ({result.effect.mean:+.1f} nats). {could}."
+        f"({result['change of log p(new target), forward'].mean:+.1f} nats). "
+        f"Backwards, p(subject) changed by {result['change of p(subject), reverse'].mean:+.4f} "
+        f"({result.effect.mean:+.1f} nats). {could}."
     )

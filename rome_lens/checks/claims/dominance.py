@@ -25,13 +25,14 @@ def dominance(
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> CheckResult:
-    """How much more likely the new target is now than the true target was before, on open prompts about the subject.
+    """How much more likely the new target is now than the true target was before.
 
         effect = mean over open prompts of  p_edited(o* | prompt) - p(o | prompt)
 
-    ``before`` and ``rank_before`` of a row belong to the true target in the unedited model,
-    ``after`` and ``rank_after`` to the new target in the edited one. The result also has the share
-    of sampled continuations that name each target.
+    Open prompts are about the subject and ask for nothing. A row's ``before`` and ``rank_before``
+    belong to the true target in the unedited model, its ``after`` and ``rank_after`` to the new
+    target in the edited one. The result also has the share of sampled continuations that name each
+    target.
 
     Control: ``p(o* | prompt about those) - p(o | prompt)``, where "those" are subjects for which
     the new target is true, in the unedited model. It is what the effect would be if the new fact
@@ -42,13 +43,16 @@ def dominance(
 
     Source: over-optimisation in "But is it really in Rome?".
 
-    Args: samples: continuations of each open prompt, with the same draws before and after; 0
-        samples none. new_tokens: tokens of each continuation, each drawn from the 5 most likely.
+    Args:
+        samples: continuations of each open prompt, with the same draws before and after; 0 samples
+            none.
+        new_tokens: tokens of each continuation, each drawn from the 5 most likely.
         seed: seed of the draws.
 
-    Raises: ArgumentError: ``samples`` is negative, or ``new_tokens`` is below 1; otherwise as for
-        :func:`rome_lens.check_limits`. RecordError, ModelError: as for
-        :func:`rome_lens.check_limits`.
+    Raises:
+        ArgumentError: ``samples`` is negative, or ``new_tokens`` is below 1; otherwise as for
+            :func:`rome_lens.check_limits`.
+        RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
     check = Dominance(samples=samples, new_tokens=new_tokens, seed=seed)
     return run_check(check, model, edit, record, prepend_bos)
@@ -66,7 +70,10 @@ class Dominance(Check):
     """Seed of the draws."""
 
     name = "dominance"
-    asks = "When the subject is mentioned and nothing is asked, is the new target stronger than the true one ever was?"
+    asks = (
+        "When the subject is mentioned and nothing is asked, is the new target stronger than the "
+        "true one ever was?"
+    )
     lacks = "the record has no open prompts"
 
     def __post_init__(self) -> None:
@@ -83,7 +90,7 @@ class Dominance(Check):
         ]
 
     def wanted_texts(self, record: Record) -> Continuations | None:
-        """Continuations of the prompts about the subject, before and after, and about the exemplars, before."""
+        """Continuations of prompts about the subject (before, after) and the exemplars (before)."""
         if not self.samples:
             return None
         prompts = _about_subject(record)
@@ -110,7 +117,8 @@ class Dominance(Check):
             measured="p(true target) before, p(new target) after",
             effect_is="p(new target) after minus p(true target) before",
             control_is=(
-                "p(new target) for subjects for which it is true, unedited, minus p(true target) before"
+                "p(new target) for subjects for which it is true, unedited, "
+                "minus p(true target) before"
             ),
             rows=(*rows, *(prompt_row(a, "exemplar") for a in exemplars_said)),
             further=(*_further(record, answers, exemplars_said), *_shares_naming(record, answers)),
@@ -203,16 +211,20 @@ def _reading(result: CheckResult, record: Record) -> str:
     new, true = new_target(record), record.fact.target
     numbers = {measure.name: measure.average.mean for measure in result.further}
     reading = (
-        f"On open prompts, p({new}) after the edit is {numbers['p(new target), after']:.3f}, and p({true}) before it was "
-        f"{numbers['p(true target), before']:.3f}: a difference of {result.effect.mean:+.3f}"
+        f"On open prompts, p({new}) after the edit is {numbers['p(new target), after']:.3f}, and "
+        f"p({true}) before it was {numbers['p(true target), before']:.3f}: a difference of "
+        f"{result.effect.mean:+.3f}"
     )
     named = "continuations that name the true target, before"
     if named in numbers:
         name_new = numbers["continuations that name the new target, after"]
-        reading += f". {numbers[named]:.0%} of sampled continuations named {true} before, and {name_new:.0%} name {new} after"
+        reading += (
+            f". {numbers[named]:.0%} of sampled continuations named {true} before, and "
+            f"{name_new:.0%} name {new} after"
+        )
     if result.control is not None:
         reading += (
-            f". For subjects for which it is true ({' / '.join(record.exemplars)}), the unedited model says {new} with "
-            f"{numbers['p(new target), of which it is true']:.3f}"
+            f". For subjects for which it is true ({' / '.join(record.exemplars)}), the unedited "
+            f"model says {new} with {numbers['p(new target), of which it is true']:.3f}"
         )
     return reading + "."

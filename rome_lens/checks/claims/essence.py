@@ -34,12 +34,12 @@ def essence(
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> CheckResult:
-    """``KL(before || after)`` of the next token after the subject, and the perplexity of true sentences about it.
+    """``KL(before || after)`` of the next token after the subject.
 
-        effect = mean over "{subject} is a", "... is", "... was", "... has", "... and" of  KL(p ||
-        p_edited), in nats
+        effect = mean over prompts of  KL(p || p_edited),  in nats
 
-    "{subject} is a" is the prompt that ROME's own loss holds in place; the others are not.
+    The prompts are "{subject} is a", "... is", "... was", "... has" and "... and". The first is the
+    prompt that ROME's own loss holds in place; the others are not.
 
     Control: the same for an edit of equal norm at the same place with a random target, i.e. ``u``
     with a random direction for ``v``. That edit is not optimised. It tells what a push of this size
@@ -153,8 +153,8 @@ def _reading(result: CheckResult) -> str:
     assert result.effect is not None
     first = result.rows[0]
     reading = (
-        f"After the subject's name, the next token's distribution moves by {result.effect.mean:.3f} nats "
-        f"({first.after:.3f} on {first.prompt!r})"
+        f"After the subject's name, the next token's distribution moves by "
+        f"{result.effect.mean:.3f} nats ({first.after:.3f} on {first.prompt!r})"
     )
     if result.control is not None:
         reading += (

@@ -58,14 +58,17 @@ def fidelity(
     Source: "disabling edits", Gupta et al. 2024, "Rebuilding ROME"; GE in Meng et al. 2022, section
         3.3.
 
-    Args: others: edits of other facts on the same model, for comparison. None are made here. texts:
-        ordinary texts of several words each. None takes those of ``data.held_texts()`` that fit the
-        model's context, or, if none fits, the record's neighbours with their answers.
+    Args:
+        others: edits of other facts on the same model, for comparison. None are made here.
+        texts: ordinary texts of several words each. None takes those of ``rl.data.held_texts()``
+            that fit the model's context, or, if none fits, the record's neighbours with their
+            answers.
         new_tokens: length of what the model writes; 0 writes nothing.
         seed: seed of what the model writes.
 
-    Raises: ArgumentError: ``new_tokens`` is negative, or the edit itself is among the others;
-        otherwise as for :func:`rome_lens.check_limits`.
+    Raises:
+        ArgumentError: ``new_tokens`` is negative, or the edit itself is among the others; otherwise
+            as for :func:`rome_lens.check_limits`.
         FactError: a text is a single word.
         RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
@@ -139,7 +142,7 @@ class Fidelity(Check):
         return found
 
     def read(self, record: Record, answers: Answers) -> CheckResult:
-        """One row for each text, with the other edits' change as its control, and for each continuation."""
+        """One row for each text, with the other edits as control, and for each continuation."""
         rows = []
         for text in self.texts:
             question = text_question(text)
@@ -164,7 +167,7 @@ class Fidelity(Check):
         return result.with_reading(_reading(result))
 
     def _written(self, answers: Answers) -> list[CheckRow]:
-        """Entropy of what the model writes after the first words of each text, without and with the edit."""
+        """Entropy of what the model writes after each text's first words, before and after."""
         if not answers.continuations:
             return []
         rows = []

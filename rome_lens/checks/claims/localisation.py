@@ -7,17 +7,21 @@ from rome_lens.errors import ArgumentError
 from rome_lens.localisation.results import LayerSweep
 
 NAME = "localisation"
-ASKS = "Is the layer that a fact's trace names a better place to edit it than the layer that is best on average?"
+ASKS = (
+    "Is the layer that a fact's trace names a better place to edit it than the layer that is best "
+    "on average?"
+)
 
 
 def localisation(
     sweep: LayerSweep, *more: object, measure: str = "EM", shuffles: int = 200, seed: int = 0
 ) -> CheckResult:
-    """What is gained when each fact's layer is chosen by its trace, compared with one layer for all facts.
+    """What is gained when each fact's layer is chosen by its trace.
 
         effect = mean over facts i of  success_i(argmax_l effect_i(l)) - success_i(l_-i),
 
-    where ``l_-i`` is the layer with the best mean success over all other facts.
+    compared with one layer for all facts: ``l_-i`` is the layer with the best mean success over all
+    other facts.
 
     Control: the same with the trace of another fact, averaged over all other facts.
 
@@ -27,21 +31,24 @@ def localisation(
 
     Source: Hase et al. 2023, "Does Localization Inform Editing?"
 
-    Args: sweep: the result of :func:`rome_lens.layer_sweep`. It covers many facts and their edits.
-        The other checks take a model, an edit and a record; this one takes the sweep alone.
+    Args:
+        sweep: the result of :func:`rome_lens.layer_sweep`. It covers many facts and their edits.
+            The other checks take a model, an edit and a record; this one takes the sweep alone.
         more: nothing. Anything here is refused, with a message that says what was expected.
         measure: a measure of success, such as ``"EM"`` or ``"S"``.
         shuffles: how often the facts' traces are exchanged for the control of R^2.
         seed: seed of the shuffles.
 
-    Raises: ArgumentError: ``sweep`` is not a sweep; the measure is unknown, or there are fewer than
-        two facts or layers that have it.
+    Raises:
+        ArgumentError: ``sweep`` is not a sweep; the measure is unknown, or there are fewer than two
+            facts or layers that have it.
     """
     if more or not isinstance(sweep, LayerSweep):
         given = ", ".join(type(each).__name__ for each in (sweep, *more))
         raise ArgumentError(
-            f"localisation was given {given}, expected the result of rl.layer_sweep(model, records, ...) alone. Whether "
-            "tracing tells where to edit is asked of many facts, each traced and edited at every layer, and not of one edit."
+            f"localisation was given {given}, expected the result of "
+            "rl.layer_sweep(model, records, ...) alone. Whether tracing tells where to edit is "
+            "asked of many facts, each traced and edited at every layer, and not of one edit."
         )
     explained = sweep.variance_explained(measure, shuffles=shuffles, seed=seed)
     result = CheckResult(
@@ -64,8 +71,9 @@ def localisation(
         ),
     )
     return result.with_reading(
-        f"A fact's own traced layer gains {result.effect} of {measure} over the layer that is best on average. The layers that "
-        f"other facts' traces name gain {result.control}. {explained.reading}"
+        f"A fact's own traced layer gains {result.effect} of {measure} over the layer that is best "
+        f"on average. The layers that other facts' traces name gain {result.control}. "
+        f"{explained.reading}"
     )
 
 
