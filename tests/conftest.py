@@ -1,5 +1,6 @@
 """Fixtures: the toy model, the reference model and tiny models, on every model class at hand."""
 
+import os
 from typing import Any
 
 import jaxtyping
@@ -8,6 +9,12 @@ import torch
 from models_for_tests import CLASSES, FEW_TINY, TINY, reference_model, tiny
 
 import rome_lens as rl
+
+# The suite runs in two processes (pytest-xdist). One thread each is faster than two processes that
+# share two cores with four threads, and it is what makes numbers repeatable. Notebook kernels
+# inherit the variable.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", params=CLASSES)

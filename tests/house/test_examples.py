@@ -1,0 +1,56 @@
+"""Every example in a docstring runs and prints what it says; the functions used most have one."""
+
+import doctest
+import importlib
+import pkgutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+import rome_lens as rl
+
+MOST_USED = (
+    rl.Fact,
+    rl.load_model,
+    rl.top_answers,
+    rl.causal_trace,
+    rl.trace_facts,
+    rl.collect_key_statistics,
+    rl.rome,
+    rl.RankOneEdit,
+    rl.evaluate,
+    rl.compare_editors,
+    rl.check_limits,
+    rl.layer_sweep,
+)
+MODULES = [name for _, name, _ in pkgutil.walk_packages(rl.__path__, "rome_lens.")]
+
+
+def examples() -> list[doctest.DocTest]:
+    """The examples of every module, each where it is defined."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = []
+    for name in MODULES:
+        if not name.endswith("__main__"):
+            found += [t for t in finder.find(importlib.import_module(name)) if t.examples]
+    return sorted(found, key=lambda test: test.name)
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
+def test_an_example_prints_what_it_says(
+    example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example.globs = {}
+    said: list[str] = []
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        failed = doctest.DocTestRunner(optionflags=options).run(example, out=said.append).failed
+    assert failed == 0, "".join(said)
+
+
+def test_what_is_used_most_has_an_example() -> None:
+    missing = [each.__name__ for each in MOST_USED if ">>> " not in (each.__doc__ or "")]
+    assert missing == []
