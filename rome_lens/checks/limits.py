@@ -56,7 +56,7 @@ class Limits(Stored):
     def firing_correlation(self) -> float | None:
         """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)``.
 
-        It is over all prompts of all checks.         If it is high, the edit acts where its key is
+        It is over all prompts of all checks. If it is high, the edit acts where its key is
         present. This is a correlation: it does not explain why a single alias fails. None below
         five prompts, and for an edit without a key.
         """
@@ -130,7 +130,18 @@ def check_limits(
             the caller has a hook on the very output that the edit adds to.
 
     Example:
-        LIMITS_EXAMPLE
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> record = rl.data.records(known_by="toy")[0]
+        >>> C = rl.KeyStatistics.identity(model, layer=2)
+        >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
+        >>> limits = rl.check_limits(model, edit, record, samples=0, new_tokens=0)
+        >>> [result.name for result in limits.results if result.asked]
+        ['direction', 'association', 'description', 'dominance', 'bleed-over', ...]
+        >>> round(limits["association"].effect.mean, 2)  # an alias keeps nothing of the edit
+        0.0
+        >>> round(limits["description"]["share kept, description with the name"].mean, 1)
+        1.0
     """
     record = checked_record(edit, record)
     checks: list[Check] = [

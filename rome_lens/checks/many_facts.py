@@ -62,6 +62,13 @@ def check_records(
         >>> import rome_lens as rl
         >>> model = rl.load_model("toy")
         >>> records = rl.data.records(known_by="toy")[:2]
+        >>> C = rl.KeyStatistics.identity(model, layer=2)
+        >>> def edit(model, fact):
+        ...     fewer = rl.RomeConfig(steps=5)
+        ...     return rl.rome(model, fact, layer=2, statistics=C, contexts=["{}"], config=fewer)
+        >>> average = rl.check_records(model, records, edit, samples=0, new_tokens=0)
+        >>> average.effect("description").count
+        2
     """
     cases = [with_new_target(record) for record in as_records(records)]
     if not callable(editor):

@@ -52,7 +52,7 @@ def description(
 ) -> CheckResult:
     """The share of the edit's effect that is kept when a description stands for the subject.
 
-    See :func:`association` for the equation.     A second control puts the name before the
+    See :func:`association` for the equation. A second control puts the name before the
     description ("The Eiffel Tower, the iron lattice structure ..., is"). An edit that is bound to
     the tokens of the name should hold there. Descriptions with the subject's last word are kept
     apart, as such aliases are.

@@ -38,10 +38,14 @@ def direction(
     Example:
         >>> import rome_lens as rl
         >>> model = rl.load_model("toy")
-        >>> record = rl.data.record("EXAMPLE")
+        >>> record = rl.data.records(known_by="toy")[0]
         >>> C = rl.KeyStatistics.identity(model, layer=2)
         >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
         >>> result = rl.checks.direction(model, edit, record)
+        >>> round(result["change of log p(new target), forward"].mean, 1)
+        9.1
+        >>> round(result.effect.mean, 1)  # backwards, nothing has changed
+        -0.1
     """
     return run_check(Direction(), model, edit, record, prepend_bos)
 
