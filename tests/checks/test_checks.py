@@ -1,4 +1,4 @@
-"""Checks on the toy model: rows against their plain calculation, one batch for all, and what is refused."""
+"""Checks on the toy model: rows against plain runs, one batch for all, and what is refused."""
 
 import dataclasses
 import math
@@ -23,8 +23,15 @@ QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 0}
 
 @pytest.fixture(scope="module")
 def record(toy_records: list[rl.data.Record]) -> rl.data.Record:
-    """A two-way record: the toy knows its reverse, its alias and its description."""
-    return next(record for record in toy_records if record.one_way is False)
+    """A two-way record, whose reverse, alias and description the toy knows, with few prompts."""
+    record = next(record for record in toy_records if record.one_way is False)
+    return dataclasses.replace(
+        record,
+        paraphrases=record.paraphrases[:1],
+        open_prompts=record.open_prompts[:1],
+        exemplars=record.exemplars[:2],
+        consequences=record.consequences[:2],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +50,12 @@ def edit(one_toy: Any, record: rl.data.Record, toy_statistics: Any) -> rl.RankOn
 def limits(toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any) -> Limits:
     """Every check of the two-way record's edit, with another fact's edit to compare with."""
     return rl.check_limits(
-        toy, edit, record, others=[toy_edit], texts=TEXTS, samples=2, new_tokens=4
+        toy, edit, record, others=[toy_edit], texts=TEXTS, samples=1, new_tokens=4
     )
 
 
 def plain_p(model: Any, prompt: str, answer: str) -> float:
-    """Probability of the whole answer, token after token, with nothing batched, padded or skipped."""
+    """Probability of the whole answer, token after token, nothing batched, padded or skipped."""
     tokens = model.to_tokens(prompt)
     log_p = 0.0
     for token in rl.forward.tokens.continuation(model, prompt, answer):
@@ -79,7 +86,7 @@ def full_forwards(model: Any, call: Any) -> list[tuple[int, int]]:
 def test_rows_are_the_plain_probabilities(
     toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, limits: Limits
 ) -> None:
-    """The first row of each kind against runs of the whole model; after the edit, of edited weights."""
+    """The first row of each kind against plain runs; after the edit, on edited weights."""
     target, new = record.fact.target, record.fact.new_target
     seen = set()
     for result in limits.results:
@@ -110,7 +117,7 @@ def test_the_questions_of_all_checks_are_asked_in_one_batch(
 
     passes = checked(record)
     assert len(passes) <= 2
-    # A paraphrase that is also a neighbour's prompt, and one that is said twice, are not asked again.
+    # The fact's own prompt is a question of several checks. As a paraphrase it is not asked again.
     again = dataclasses.replace(record, paraphrases=(*record.paraphrases, record.fact.text))
     assert checked(again) == passes
 
@@ -154,7 +161,7 @@ def test_kl_and_ranks_are_those_of_the_whole_distribution(
 def test_an_edit_that_changes_nothing_has_no_effect(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
-    """The law behind every check: with v = 0, before and after are the same, and there is nothing to keep a share of."""
+    """With v = 0, before and after are the same, and there is no effect to keep a share of."""
     nothing = dataclasses.replace(edit, v=torch.zeros_like(edit.v), value=None)
     limits = rl.check_limits(one_toy, nothing, record, texts=TEXTS, samples=1, new_tokens=2)
     for result in limits.results:
@@ -188,7 +195,7 @@ def test_controls_are_high_where_the_toy_was_taught_and_low_where_not(
 
 
 def test_the_toy_shows_what_it_was_taught_to_show(limits: Limits) -> None:
-    """The reverse does not follow, though the toy knows reverses; consequences do; the firing tells which prompts move."""
+    """Reverses do not follow, though the toy knows them; consequences do; KL follows the firing."""
     direction, consequence = limits["direction"], limits["consequence"]
     assert direction["change of p(subject), reverse"].mean < 0.05 < direction.control.mean
     assert direction["change of p(new target), forward"].mean > 0.9
@@ -261,7 +268,7 @@ def test_the_sizes_of_an_edit_are_those_of_its_matrix(
 def test_what_a_record_lacks_is_not_asked(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
-    """A bare fact has a subject and nothing else; CounterFact's records have neighbours of the same true target too."""
+    """A bare fact has a subject and nothing else; CounterFact's records have neighbours, too."""
     fact = record.fact
     counterfact = rl.data.Record(
         id=0,
@@ -354,9 +361,8 @@ def test_any_editor_s_edit_can_be_asked(one_toy: Any, record: rl.data.Record) ->
     """Fine-tuning has no key and fires nowhere; a sentence in the context has no weights at all."""
     tuned = rl.fine_tune(one_toy, record.fact, layer=1, steps=1, contexts=["{}"])
     said = rl.InContext()(one_toy, record.fact)
-    short = dataclasses.replace(record, open_prompts=record.open_prompts[:1], exemplars=())
     for edit in (tuned, said):
-        limits = rl.check_limits(one_toy, edit, short, texts=TEXTS[:1], samples=1, new_tokens=2)
+        limits = rl.check_limits(one_toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
         assert limits.firing_correlation is None
         assert all(row.firing is None for result in limits.results for row in result.rows)
         assert limits["direction"].asked
@@ -373,7 +379,7 @@ def test_any_editor_s_edit_can_be_asked(one_toy: Any, record: rl.data.Record) ->
 def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(
     toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
-    """On edited weights it acts on what the edit adds, as hooks it would come before it; other edits' hooks only add."""
+    """It should act on what the edit adds, but would come first. Other edits' hooks only add."""
     name = next(name for name, _ in reversed(edit.fwd_hooks(toy)))
     with (
         toy.hooks(fwd_hooks=[(name, lambda value, hook: 0.0 * value)]),
@@ -420,10 +426,9 @@ def test_a_hook_on_a_position_by_its_number_stays_on_while_sampling(
         value[:, 2] *= -3.0
         return value
 
-    short = dataclasses.replace(record, open_prompts=record.open_prompts[:1], exemplars=())
     before = plain_p(toy, record.fact.text, record.fact.target)
     with toy.hooks(fwd_hooks=[("blocks.1.hook_resid_post", push)]):
-        found = rl.check_limits(toy, edit, short, texts=TEXTS[:1], samples=1, new_tokens=2)
+        found = rl.check_limits(toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
         hooked = plain_p(toy, record.fact.text, record.fact.new_target)
         unsaid = plain_p(toy, record.fact.text, record.fact.target)
     forward = next(row for row in found["direction"].rows if row.kind == "forward")
@@ -506,8 +511,7 @@ def test_checks_leave_the_model_as_it_was(
     toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, untouched: Any
 ) -> None:
     untouched(toy)
-    short = dataclasses.replace(record, open_prompts=record.open_prompts[:1], exemplars=())
-    limits = rl.check_limits(toy, edit, short, texts=TEXTS[:1], samples=1, new_tokens=2)
+    limits = rl.check_limits(toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
     assert all(isinstance(result, CheckResult) for result in limits.results)
 
 

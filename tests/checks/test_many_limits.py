@@ -18,7 +18,7 @@ from rome_lens.intervals import average
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
 
 
-QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 1, "new_tokens": 2}
+QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 2}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_averages_are_over_facts_and_not_over_prompts() -> None:
 
 
 def test_firing_is_compared_with_kl_within_each_kind_of_prompt() -> None:
-    """Two kinds far apart in both; within one firing tells the KL, within the other nothing can, since all fire alike."""
+    """Two kinds, far apart. Within one, firing tells the KL; within the other, all fire alike."""
 
     def fact(shift: float) -> Limits:
         def row(kind: str, firing: float, kl: float) -> CheckRow:
@@ -168,7 +168,7 @@ def test_nothing_asked_is_not_passed_in_the_table() -> None:
 def test_each_record_is_checked_with_the_edits_of_the_others(
     one_toy: Any, records: Any, editor: CountingEditor, tmp_path: Path
 ) -> None:
-    """As by hand; a second call reads everything from the directory, and a new setting has the checks made again."""
+    """As by hand. A second call reads the directory; another setting has the checks made again."""
     found = rl.check_records(one_toy, records, editor, directory=tmp_path, **QUICK)
     edits = [editor(one_toy, record.fact) for record in records]
     by_hand = [
@@ -188,10 +188,10 @@ def test_each_record_is_checked_with_the_edits_of_the_others(
     made = editor.made
     assert rl.check_records(one_toy, records, editor, directory=tmp_path, **QUICK) == found
     files = set(tmp_path.iterdir())
-    other = {**QUICK, "texts": TEXTS[:1], "samples": 0, "new_tokens": 0}
-    again = rl.check_records(one_toy, records, editor, directory=tmp_path, **other)
+    other = {**QUICK, "texts": TEXTS[:1], "new_tokens": 0}
+    again = rl.check_records(one_toy, records[:1], editor, directory=tmp_path, **other)
     assert editor.made == made
-    assert len(set(tmp_path.iterdir()) - files) == len(records)
+    assert len(set(tmp_path.iterdir()) - files) == 1
     assert again != found
     # The mean over facts of the others' effects is the mean of the effects: it would be no control.
     assert found.effect("fidelity", "control") is None
