@@ -119,6 +119,12 @@ def kl_divergence(p: Float[Tensor, " d_vocab"], q: Float[Tensor, " d_vocab"]) ->
     return float((p.exp() * (p - q)).sum().clamp(min=0.0))
 
 
+def strongest_firing(firing: EditFiring, *, start: int = 0) -> tuple[float, str]:
+    """The firing of the largest size from token ``start`` on, with its sign, and that token."""
+    place = start + int(torch.argmax(firing.values[start:].abs()))
+    return float(firing.values[place]), firing.labels[place]
+
+
 _Job = tuple[int, str, str]
 """The number of an edit (0 is the model as it stands), the prompt as asked under it, the answer."""
 
@@ -194,9 +200,4 @@ def _strongest_firings(
         return {}
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     firings = edit_firings(model, edit, prompts, prepend_bos=prepend_bos)
-    return {each.text: _strongest(each, int(bos)) for each in firings}
-
-
-def _strongest(firing: EditFiring, start: int) -> tuple[float, str]:
-    place = start + int(torch.argmax(firing.values[start:].abs()))
-    return float(firing.values[place]), firing.labels[place]
+    return {each.text: strongest_firing(each, start=int(bos)) for each in firings}

@@ -16,7 +16,7 @@ from rome_lens.checks.result import CheckResult, Measure, not_asked
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_record, with_new_target
 from rome_lens.errors import ArgumentError
-from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact
+from rome_lens.evaluation.numbered_edits import check_same_fact
 from rome_lens.models.lens import LensModel
 
 
@@ -73,7 +73,6 @@ def run_checks(
     """
     record = checked_record(edit, record)
     edits = [[edit, *check.control_edits(edit, record)] for check in checks]
-    NumberedEdits(model, [each for its in edits for each in its])  # refuses before anything is run
     questions = [check.questions(record) for check in checks]
     asked = [
         (each, its) for its_edits, its in zip(edits, questions, strict=True) for each in its_edits

@@ -153,9 +153,25 @@ def test_kl_and_ranks_are_those_of_the_whole_distribution(
     assert found.kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-4)
     assert found.rank_before == 1 + int((before > before[first]).sum())
     assert (found.rank_after, found.rank_before > 1) == (1, True)
-    firing = rl.edit_firing(one_toy, edit, record.fact.text)
-    assert found.firing == pytest.approx(float(firing.values.abs().max()), rel=1e-4)
-    assert found.fires_at == firing.labels[int(firing.values.abs().argmax())]
+    values = rl.edit_firing(one_toy, edit, record.fact.text).values
+    place = int(values.abs().argmax())
+    assert found.firing == pytest.approx(float(values[place]), rel=1e-4)
+    assert found.fires_at == one_toy.to_str_tokens(record.fact.text)[place]
+
+
+def test_a_firing_on_bos_does_not_count(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """An edit that is keyed to BOS, where it fires most strongly by far."""
+    tokens = one_toy.to_tokens(record.fact.text)
+    with torch.no_grad():
+        _, cache = one_toy.run_with_cache(tokens)
+    bos_key = cache["post", edit.layer][0, 0]
+    keyed = dataclasses.replace(edit, u=bos_key / bos_key.norm(), v=0 * edit.v, value=None)
+    values = rl.edit_firing(one_toy, keyed, record.fact.text).values.abs()
+    assert int(values.argmax()) == 0
+    found = ask_one(one_toy, keyed, (record.fact.text, record.fact.new_target))
+    assert abs(found.firing) == pytest.approx(float(values[1:].max()), rel=1e-4)
 
 
 def test_an_edit_that_changes_nothing_has_no_effect(

@@ -11,6 +11,7 @@ import torch
 import rome_lens as rl
 from rome_lens.checks import CheckResult, CheckRow
 from rome_lens.checks.answered import Answered, Answers, PromptAnswer
+from rome_lens.checks.asking import strongest_firing
 from rome_lens.checks.check import Check
 from rome_lens.checks.claims.association import Association, Description, holds_last_word
 from rome_lens.checks.claims.bleed_over import BleedOver
@@ -275,6 +276,14 @@ def test_fidelity_is_in_nats_per_token_and_its_control_is_other_edits() -> None:
     assert Fidelity(texts=("Simon\nCalloway  is\there.",)).questions(BARE) == [
         ("Simon", "Calloway  is\there.")
     ]
+
+
+def test_the_strongest_firing_has_its_sign_and_is_not_that_of_the_first_token() -> None:
+    firing = rl.EditFiring(
+        text="b c", labels=("bos", "b", "c"), values=torch.tensor([9.0, 0.1, -0.5]), scale=2.0
+    )
+    assert strongest_firing(firing, start=1) == (-0.5, "c")
+    assert strongest_firing(firing) == (9.0, "bos")
 
 
 def test_what_differs_by_rounding_alone_is_no_rank() -> None:
