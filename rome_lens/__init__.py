@@ -1,4 +1,24 @@
-"""Where a transformer keeps a fact, whether it can be rewritten there, and what the rewrite really changed."""
+"""Where does a language model store a fact, can it be rewritten there, and what else changes?
+
+A plugin for TransformerLens. The package is a house with wings, one for each step of the work:
+
+* ``data``: facts, records of questions about them, and what comes with the package.
+* ``models``: loading, and everything that depends on where TransformerLens keeps a weight.
+* ``forward``: tokens, parts of a forward pass, and answers.
+* ``keys``: key statistics, ``C = E[k k^T]``.
+* ``tracing``: causal tracing. ``editing``: ROME, its variants, and edits as objects.
+* ``evaluation``: CounterFact's scores, and editors side by side.
+* ``localisation``: does tracing tell where to edit?
+* ``checks``: what an edit does not do, and what it does besides.
+* ``viz``: pictures and pages.
+
+The files next to the wings serve them all. ``results.py`` holds what every result can do,
+``stores.py`` keeps finished work on disk, and ``storage.py`` writes files. ``arguments.py`` checks
+arguments, ``intervals.py`` computes averages, and ``errors.py`` holds the base class of all errors.
+
+A wing imports only from the wings above it in this list, so a picture can know a check, but not the
+other way round. ``tracing`` and ``editing`` do not know each other.
+"""
 
 from rome_lens import checks, data, forward, models, viz
 from rome_lens.checks import (

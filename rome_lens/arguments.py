@@ -1,18 +1,17 @@
 """Checks of arguments, each kind in one place.
 
-Every check returns the argument as a plain Python value, whichever library's it was: results hold plain values, and files
-know no others.
+Every check returns its argument as a plain Python value, because results hold plain values and
+files can store nothing else. Integers and floats of other libraries are converted.
 """
 
 import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from rome_lens.errors import ArgumentError, RomeLensError
 
-Chosen = TypeVar("Chosen", bound=str)
 LARGEST_SEED = 2**63 - 1
 
 
@@ -24,18 +23,20 @@ def whole_number(
     most: int | None = None,
     error: type[RomeLensError] = ArgumentError,
 ) -> int:
-    """The value as an ``int``. Integers of numpy and torch are taken; ``True``, ``2.0`` and ``"2"`` are not.
+    """The value as an ``int``.
+
+    Integers of numpy and torch are accepted; ``True``, ``2.0`` and ``"2"`` are not.
 
     Args:
         name: the argument's name, for the message.
-        least, most: the bounds, both included; None for no bound.
-        error: the error to raise.
+        least, most: the bounds, both inclusive; None for no bound.
+        error: the class of error to raise.
 
     Raises:
         ArgumentError: the value is not a whole number, or is out of range.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")) in _BOOLEAN_TYPES:
             raise TypeError("a truth value")
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError as cause:
@@ -56,19 +57,23 @@ def real_number(
     finite: bool = False,
     error: type[RomeLensError] = ArgumentError,
 ) -> float:
-    """The value as a ``float``, which may be infinite unless ``finite`` is set.
+    """The value as a ``float``. It may be infinite unless ``finite`` is set, but not NaN.
 
     Raises:
         ArgumentError: the value is not a number, is NaN, or is out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise error(f"{name} is {value!r}, expected a number{_bounds(least, most)}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the range of floats
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    if math.isnan(number):
+        raise error(f"{name} is {value!r}, expected a number{_bounds(least, most)}.")
     outside = (least is not None and number < least) or (most is not None and number > most)
     if outside or (finite and math.isinf(number)):
-        raise error(
-            f"{name} is {value!r}, expected a {'finite ' if finite else ''}number{_bounds(least, most)}."
-        )
+        kind = "finite number" if finite else "number"
+        raise error(f"{name} is {value!r}, expected a {kind}{_bounds(least, most)}.")
     return number
 
 
@@ -76,7 +81,7 @@ def seed_number(name: str, value: object, *, error: type[RomeLensError] = Argume
     """The value as a seed for ``torch.Generator``: a whole number from 0 to 2^63 - 1.
 
     Raises:
-        ArgumentError: it is not one.
+        ArgumentError: the value is not such a number.
     """
     return whole_number(name, value, least=0, most=LARGEST_SEED, error=error)
 
@@ -87,13 +92,11 @@ def whole_numbers(
     """The values as a tuple of ``int``, such as the layers ``range(4)`` or ``[0, 3]``.
 
     Raises:
-        ArgumentError: they cannot be iterated, or one is not a whole number.
+        ArgumentError: the values are not several, or one of them is not a whole number.
     """
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
-        raise error(f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3].")
     try:
-        return tuple(whole_number(name, value) for value in values)
-    except ArgumentError as cause:
+        return tuple(whole_number(name, value) for value in _entries(values))
+    except (ArgumentError, TypeError) as cause:
         raise error(
             f"{name} is {values!r}, expected whole numbers, such as range(4) or [0, 3]."
         ) from cause
@@ -105,7 +108,7 @@ def one_of(
     """The value, if it is one of the options of a ``Literal`` type.
 
     Raises:
-        ArgumentError: it is not; the message lists the options.
+        ArgumentError: the value is not an option; the message lists the options.
     """
     known = get_args(options)
     if not isinstance(value, str) or value not in known:
@@ -119,36 +122,57 @@ def texts(
     """Several texts as a tuple.
 
     Raises:
-        ArgumentError: there is a single text where several are expected, or an entry is not a text.
+        ArgumentError: ``values`` is a single text rather than several, or an entry is not a text.
     """
     if isinstance(values, str):
         raise error(
             f"{name} is the single text {values!r}, expected a list of texts: write [{values!r}]."
         )
-    if not isinstance(values, Iterable):
-        raise error(f"{name} is {values!r}, expected a list of texts.")
-    listed = tuple(values)
-    if wrong := [value for value in listed if not isinstance(value, str)]:
-        raise error(f"{name} holds {wrong[0]!r}, expected a list of texts.")
-    return listed
+    try:
+        entries = tuple(_entries(values))
+    except TypeError as cause:
+        raise error(f"{name} is {values!r}, expected a list of texts.") from cause
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise error(f"{name} holds {entry!r}, expected a list of texts.")
+    return entries
 
 
 def templates(contexts: object) -> tuple[str, ...]:
-    """The contexts as a tuple, which can be read more than once.
+    """The contexts of a prompt, such as ``"{}"`` or ``"It rained. {}"``, as a tuple.
 
     Raises:
-        ArgumentError: they are one text, or not texts.
+        ArgumentError: ``contexts`` is a single text rather than several, or an entry is not a text.
     """
     if isinstance(contexts, str):
         raise ArgumentError(
-            f"contexts is the text {contexts!r}, expected a list of templates: write [{contexts!r}]."
+            f"contexts is the text {contexts!r}, expected a list of templates: write "
+            f"[{contexts!r}]."
         )
-    listed = tuple(contexts) if isinstance(contexts, Iterable) else (contexts,)
-    if not all(isinstance(context, str) for context in listed):
+    try:
+        entries = tuple(_entries(contexts))
+    except TypeError:
+        entries = (contexts,)
+    if not all(isinstance(entry, str) for entry in entries):
         raise ArgumentError(
-            f"contexts is {contexts!r}, expected a list of templates such as '{{}}' or 'It rained. {{}}'."
+            f"contexts is {contexts!r}, expected a list of templates such as '{{}}' or "
+            "'It rained. {}'."
         )
-    return tuple(str(context) for context in listed)
+    return entries
+
+
+_BOOLEAN_TYPES = ("bool", "torch.bool")  # torch lets a truth value pass as an index
+
+
+def _entries(values: Any) -> Iterable[Any]:
+    """An iterator over several values; a single text is not several.
+
+    Raises:
+        TypeError: the values cannot be iterated, as a tensor or an array without axes.
+    """
+    if isinstance(values, str | bytes):
+        raise TypeError("a text")
+    return iter(values)
 
 
 def _bounds(least: float | None, most: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The one base class of the package's errors, and the error for a wrong argument."""
+"""The base class of the package's errors, and the errors that belong to no wing."""
 
 
 class RomeLensError(ValueError):

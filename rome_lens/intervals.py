@@ -1,4 +1,4 @@
-"""Averages with their 95 % intervals."""
+"""Averages with 95 % intervals, and rank correlations."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,21 @@ from torch import Tensor
 from rome_lens.errors import ArgumentError
 
 FEWEST = 5
+"""Below this number of values there is no interval and no correlation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """A mean over ``count`` values with its 95 % interval; ``low`` and ``high`` are None below five values."""
+    """A mean with its 95 % interval."""
 
     mean: float
+    """The mean of the values."""
     low: float | None
+    """Lower end of the interval; None for fewer than five values."""
     high: float | None
+    """Upper end of the interval; None for fewer than five values."""
     count: int
+    """The number of values."""
 
     def __str__(self) -> str:
         if self.low is None:
@@ -30,13 +35,13 @@ class Average:
 
 
 def average(values: list[float]) -> Average:
-    """Mean and Student-t 95 % interval of independent values.
+    """The mean of independent values with its Student-t 95 % interval.
 
     Raises:
-        ValueError: there is no value.
+        ArgumentError: ``values`` is empty.
     """
     if not values:
-        raise ArgumentError("There is no value to average.")
+        raise ArgumentError("There are no values to average: give at least one.")
     mean = math.fsum(values) / len(values)
     if len(values) < FEWEST:
         return Average(mean=mean, low=None, high=None, count=len(values))
@@ -45,7 +50,10 @@ def average(values: list[float]) -> Average:
 
 
 def half_width(samples: Float[Tensor, "sample *shape"]) -> Float[Tensor, "*shape"]:
-    """Half the width of the 95 % interval of the mean over the first axis: ``t_{0.975, n-1} s / sqrt(n)``; NaN for n = 1."""
+    """Half the width of the mean's 95 % interval: ``t_{0.975, n-1} s / sqrt(n)``.
+
+    The samples lie along the first axis. The result is NaN for a single sample.
+    """
     count = samples.shape[0]
     if count == 1:
         return torch.full(samples.shape[1:], math.nan, dtype=samples.dtype)
@@ -53,13 +61,16 @@ def half_width(samples: Float[Tensor, "sample *shape"]) -> Float[Tensor, "*shape
 
 
 def share(values: list[float]) -> Average:
-    """Mean and 95 % interval of independent values between 0 and 1, such as successes.
+    """The mean of independent values between 0 and 1, such as successes, with its 95 % interval.
 
-    Two ones and two zeros are added before the Student-t interval is taken, which is then cut to [0, 1] (for successes that
-    is Agresti and Coull 1998, "plus four"): without them values that all agree would have an interval of no width.
+    Two ones and two zeros are added to the values for the Student-t interval, which is then clipped
+    to [0, 1]. Without them the interval of values that all agree would have no width. The mean is
+    that of the given values alone.
 
     Raises:
-        ValueError: there is no value, or one is not between 0 and 1.
+        ArgumentError: ``values`` is empty, or holds a value outside [0, 1].
+
+    Source: Agresti and Coull 1998, "plus four" (for successes).
     """
     if not all(0.0 <= value <= 1.0 for value in values):
         raise ArgumentError(f"Expected values between 0 and 1, got {min(values)} to {max(values)}.")
@@ -74,7 +85,7 @@ def share(values: list[float]) -> Average:
 
 
 def average_correlation(values: list[float]) -> Average | None:
-    """The average of correlations, its interval cut to [-1, 1]; None where there is none."""
+    """The mean of correlations, with an interval clipped to [-1, 1]; None for an empty list."""
     if not values:
         return None
     plain = average(values)
@@ -84,7 +95,7 @@ def average_correlation(values: list[float]) -> Average | None:
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's rank correlation; None below five pairs, or where one side is constant."""
+    """Spearman's rank correlation; None for fewer than five pairs, or if one side is constant."""
     if len(pairs) < FEWEST:
         return None
     first, second = zip(*pairs, strict=True)

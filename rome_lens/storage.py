@@ -1,4 +1,4 @@
-"""Results as files: one safetensors file each, tensors as tensors and everything else as JSON in its header."""
+"""Writing files and directories safely, and naming the versions that wrote them."""
 
 import os
 from collections.abc import Iterator
@@ -14,34 +14,37 @@ _VERSIONED = ("torch", "transformer-lens", "transformers")
 
 
 class StorageError(RomeLensError):
-    """A file that does not hold what it was opened for, or a path at which there can be none."""
+    """A file that does not hold what was expected, or a path that cannot be written to."""
 
 
-def made_directory(path: Path) -> Path:
-    """The directory, made where it is not there yet.
+def make_directory(path: Path) -> Path:
+    """Create the directory, and its parents, unless it exists; returns ``path``.
 
     Raises:
-        StorageError: a file stands in its place.
+        StorageError: ``path`` or one of its parents is a file.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(
-            f"{path} is no directory: a file stands at it or above it ({error}). Give another one."
+            f"{path} is not a directory: it, or one of its parents, is a file ({error}). Give "
+            "another directory."
         ) from error
     return path
 
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name ``path`` when the block ends well, and is removed when it does not.
+    """Yield a temporary path to write to, which is renamed to ``path`` when the block succeeds.
+
+    If the block raises, the temporary file is removed and a file that was at ``path`` before stays.
 
     Raises:
-        StorageError: ``path`` is a directory, or a file stands in its directory's place.
+        StorageError: ``path`` is a directory, or one of its parents is a file.
     """
     if path.is_dir():
         raise StorageError(f"{path} is a directory, expected the path of a file.")
-    unfinished = made_directory(path.parent) / f"{path.name}.{uuid4().hex[:8]}.part"
+    unfinished = make_directory(path.parent) / f"{path.name}.{uuid4().hex[:8]}.part"
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -50,5 +53,5 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a number can depend on."""
+    """The versions of this package and of the installed packages that a number can depend on."""
     return {"rome-lens": __version__, **{name: metadata.version(name) for name in _VERSIONED}}

@@ -1,3 +1,3 @@
-"""The version of this package, also where it runs from a source tree that is not installed."""
+"""The version of this package, kept in the source so that it is known without an installation."""
 
 __version__ = "0.2.0.dev0"

@@ -1,6 +1,7 @@
-"""Data: facts, records of questions about them, readers of files, and what comes with the package.
+"""Data: facts, the records of questions about them, and the texts that come with the package.
 
-* ``facts.py``: ``Fact``. ``record_type.py``: ``Record``. ``records_file.py``, ``counterfact.py``: readers.
+* ``facts.py``: ``Fact``. ``record_type.py``: ``Record``, one fact and all that is asked about it.
+* ``records_file.py``, ``counterfact.py``: readers of files.
 * ``bundled.py``: the bundled records and texts.
 """
 

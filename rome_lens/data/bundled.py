@@ -15,16 +15,19 @@ FILES = (_HERE / "records.json", _HERE / "toy" / "records.json")
 
 
 def records(*, known_by: str | None = None) -> list[Record]:
-    """Every bundled record: the project's own facts about the world, and the toy model's.
+    """The bundled records: facts about the world, and the toy model's invented people.
 
     Args:
-        known_by: keep only the records whose fact this model knows: ``"gemma-3-270m"``, ``"smollm2-135m"`` or ``"toy"``.
+        known_by: keep only the records whose fact this model knows: ``"gemma-3-270m"``,
+            ``"smollm2-135m"`` or ``"toy"``.
 
     Raises:
         RecordError: no record is known by a model of this name.
 
     Example:
         >>> import rome_lens as rl
+        >>> len(rl.data.records())
+        131
         >>> len(rl.data.records(known_by="toy"))
         10
     """
@@ -34,28 +37,31 @@ def records(*, known_by: str | None = None) -> list[Record]:
     names = sorted({name for record in every for name in record.known_by})
     if known_by not in names:
         raise RecordError(
-            f"known_by is {known_by!r}, expected one of {', '.join(map(repr, names))}, or None for all records."
+            f"known_by is {known_by!r}, expected one of {', '.join(map(repr, names))}, or None for "
+            "all records."
         )
     return [record for record in every if known_by in record.known_by]
 
 
 def record(id: str) -> Record:
-    """The bundled record of this id.
+    """The bundled record with this id.
 
     Raises:
-        RecordError: there is no record of this id.
+        RecordError: no record has this id; the message lists all ids.
 
     Example:
         >>> import rome_lens as rl
-        >>> rl.data.record("eiffel-tower").fact.text
+        >>> record = rl.data.record("eiffel-tower")
+        >>> record.fact.text
         'The Eiffel Tower is located in the city of'
+        >>> record.aliases[0]
+        'La Tour Eiffel'
     """
     for each in _every_record():
         if each.id == id:
             return each
-    raise RecordError(
-        f"There is no record {id!r}. There are: {', '.join(str(each.id) for each in _every_record())}."
-    )
+    ids = ", ".join(str(each.id) for each in _every_record())
+    raise RecordError(f"There is no record {id!r}. There are: {ids}.")
 
 
 @overload
@@ -63,7 +69,10 @@ def limits(id: None = None) -> list[Record]: ...
 @overload
 def limits(id: str) -> Record: ...
 def limits(id: str | None = None) -> list[Record] | Record:
-    """Every bundled record, or the one of this id: the former name of :func:`records` and :func:`record`."""
+    """All bundled records, or the one with this id.
+
+    This is the name that version 0.1 used. New code calls :func:`records` or :func:`record`.
+    """
     return records() if id is None else record(id)
 
 
@@ -73,19 +82,22 @@ def _every_record() -> tuple[Record, ...]:
 
 
 def texts() -> list[str]:
-    """About 14 000 tokens of ordinary text full of names, for key statistics: sampled once from Gemma 3 270M.
+    """About 14 000 tokens of ordinary text that is full of names, for key statistics.
 
-    What they say is made up. ``scripts/sample_texts.py`` wrote them.
+    Gemma 3 270M generated these texts (``scripts/sample_texts.py``), so what they say is made up.
     """
     return list(json.loads((_HERE / "texts.json").read_text(encoding="utf-8")))
 
 
 def name_texts(*, seed: int = 0) -> list[str]:
-    """About 40 000 tokens of short sentences, each about one name, for key statistics; the same for the same seed.
+    """About 40 000 tokens of short sentences, each about one name, for key statistics.
 
-    A fact is looked up at the last token of a name, and ``C`` can only tell names apart whose kind it has seen: of ordinary
-    text few tokens are ends of names. People are first and last names put together at random within a language; places and
-    things are real; names like "Keller Glacier" end in a common noun, and events begin with a year.
+    A fact is looked up at the last token of a name, and ``C`` can only tell apart kinds of names
+    that it has seen. Few tokens of ordinary text end a name.
+
+    People's first and last names are combined at random within a language. Places and things are
+    real. Names such as "Keller Glacier" end in a common noun, and events begin with a year. The
+    same seed gives the same texts.
     """
     names = json.loads((_HERE / "names.json").read_text(encoding="utf-8"))
     draw = random.Random(seed)
@@ -108,13 +120,16 @@ def name_texts(*, seed: int = 0) -> list[str]:
 
 
 def held_texts() -> list[str]:
-    """Six short paragraphs on everyday topics, to measure perplexity on before and after an edit.
+    """Six short paragraphs on everyday topics, for perplexity before and after an edit.
 
-    They name nothing that a record is about, and are never used for key statistics.
+    They mention nothing that a record is about, and are never used for key statistics.
     """
     return list(json.loads((_HERE / "held.json").read_text(encoding="utf-8")))
 
 
 def openings() -> list[str]:
-    """Beginnings of sentences about named people, places and things, which a model can continue (see :func:`texts`)."""
+    """Beginnings of sentences about named people, places and things, for a model to continue.
+
+    The texts of :func:`texts` were sampled from them.
+    """
     return list(json.loads((_HERE / "openings.json").read_text(encoding="utf-8")))

@@ -1,6 +1,10 @@
-"""Reading CounterFact's records: a fact to rewrite, paraphrases that should follow, neighbours that should stay."""
+"""A reader of CounterFact's file.
 
-from collections.abc import Iterable, Mapping
+Each of its entries is a fact to rewrite, with paraphrases that should follow the rewrite and
+neighbours that should not.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +13,18 @@ from rome_lens.data.record_type import Question, Record, RecordError, as_record,
 
 
 def read_counterfact(path: str | Path) -> list[Record]:
-    """Records from a JSON list in CounterFact's form.
+    """The records of a JSON list in CounterFact's form.
 
-    Each entry has ``requested_rewrite`` with ``prompt``, ``subject``, ``target_true``, ``target_new`` (each with ``str``) and
-    perhaps ``relation_id``; ``case_id`` (by default its index); and the lists of texts ``paraphrase_prompts``,
-    ``neighborhood_prompts``, ``generation_prompts`` and ``reference_texts``, each of which may be absent. The neighbours'
-    answer is the fact's true target, as in CounterFact. Other fields are ignored.
+    Each entry has ``requested_rewrite``, with ``prompt``, ``subject``, ``target_true``,
+    ``target_new`` (the targets are objects with ``str``) and optionally ``relation_id``. The other
+    fields are optional: ``case_id`` (by default the entry's index), and ``paraphrase_prompts``,
+    ``neighborhood_prompts``, ``generation_prompts`` and ``reference_texts``, which are lists of
+    texts. Fields with other names are ignored. As in CounterFact, the true answer to neighbours'
+    prompts is the fact's true target.
 
     Raises:
-        FactError: the file is not such a list, or holds no record; the message names record and field.
+        FactError: the file does not hold such a list, the list is empty, or a ``case_id`` occurs
+            twice; the message names the record and the field.
     """
     records = [
         record_from_counterfact(item, default_id=index, where=f"{path}, record {index}")
@@ -27,7 +34,8 @@ def read_counterfact(path: str | Path) -> list[Record]:
     for index, record in enumerate(records):
         if record.id in seen:
             raise FactError(
-                f"{path}, record {index}, field 'case_id': {record.id!r} is record {seen[record.id]}'s already."
+                f"{path}, record {index}, field 'case_id': record {seen[record.id]} already has "
+                f"the id {record.id!r}."
             )
         seen[record.id] = index
     return records
@@ -36,10 +44,10 @@ def read_counterfact(path: str | Path) -> list[Record]:
 def record_from_counterfact(
     item: object, *, default_id: int = 0, where: str = "The record"
 ) -> Record:
-    """One of CounterFact's entries, as :func:`read_counterfact` describes it, as a record.
+    """The record of one CounterFact entry; :func:`read_counterfact` describes its form.
 
     Raises:
-        FactError: it has another form; the message names the field.
+        FactError: the entry has another form; the message names the field.
     """
     if not isinstance(item, Mapping):
         raise FactError(f"{where}: expected an object, got {str(item)[:80]!r}.")
@@ -49,86 +57,94 @@ def record_from_counterfact(
     where = f"{where} (case {case_id})"
     fact = _fact(item.get("requested_rewrite"), where)
     relation = item["requested_rewrite"].get("relation_id")
-    names = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts", "reference_texts")
-    paraphrases, neighbours, generation_prompts, reference_texts = (
-        _texts(item, name, where) for name in names
-    )
     try:
         return Record(
             id=case_id,
             fact=fact,
-            paraphrases=paraphrases,
+            paraphrases=_texts(item, "paraphrase_prompts", where),
             neighborhood=tuple(
-                Question(prompt=prompt, target=fact.target) for prompt in neighbours
+                Question(prompt=prompt, target=fact.target)
+                for prompt in _texts(item, "neighborhood_prompts", where)
             ),
-            generation_prompts=generation_prompts,
-            reference_texts=reference_texts,
+            generation_prompts=_texts(item, "generation_prompts", where),
+            reference_texts=_texts(item, "reference_texts", where),
             relation_id=None if relation is None else str(relation),
         )
-    except FactError as error:
+    except RecordError as error:
         raise FactError(f"{where}: {error}") from error
 
 
 class CounterFactRecord(Record):
-    """A :class:`Record` made with the arguments that version 0.1 of this package used; new code makes a ``Record``.
+    """Makes a :class:`Record` from the arguments that version 0.1 used.
+
+    The result is a plain ``Record``, equal to one that was made directly. New code calls
+    ``Record``.
 
     Args:
-        case_id: the record's name.
-        fact: with its true target ``o`` and its new target ``o*``.
+        case_id: the record's ``id``.
+        fact: a fact with a true target and a new target.
         neighborhood: pairs of a prompt about another subject and its true answer.
 
     Raises:
-        FactError: the fact has no new target, or it is a neighbour's true answer; otherwise as for :class:`Record`.
+        FactError: the fact has no new target, or the new target is the true answer to a neighbour;
+            otherwise as for :class:`Record`.
     """
 
-    def __init__(
-        self,
+    def __new__(  # type: ignore[misc]  # a Record, as the docstring says
+        cls,
         *,
         case_id: int | str,
         fact: Fact,
         paraphrases: tuple[str, ...] = (),
-        neighborhood: Iterable[Any] = (),
+        neighborhood: tuple[tuple[str, str] | Question, ...] = (),
         generation_prompts: tuple[str, ...] = (),
         reference_texts: tuple[str, ...] = (),
         relation_id: str | None = None,
-    ) -> None:
-        where = f"The record {case_id!r}, field 'neighborhood'"
-        pairs = [tuple(pair) for pair in neighborhood if not isinstance(pair, str)]
-        if (
-            isinstance(neighborhood, str)
-            or len(pairs) < len(tuple(neighborhood))
-            or any(len(p) != 2 for p in pairs)
-        ):
-            raise RecordError(
-                f"{where}: expected several pairs of a prompt and its answer, ((prompt, answer),), got "
-                f"{str(neighborhood)[:80]!r}."
-            )
-        for prompt, target in pairs:
-            if not target.strip() or target.strip() == fact.new_target:
-                raise RecordError(
-                    f"{where}: the answer to {prompt!r} is {target!r}. Expected words other than the new target "
-                    f"{fact.new_target!r}, or one could not tell what an edit spills over from the truth."
-                )
-        super().__init__(
+    ) -> Record:
+        record = Record(
             id=case_id,
             fact=fact,
             paraphrases=paraphrases,
-            neighborhood=tuple(Question(prompt=prompt, target=target) for prompt, target in pairs),
+            neighborhood=_questions(neighborhood, f"The record {case_id!r}, field 'neighborhood'"),
             generation_prompts=generation_prompts,
             reference_texts=reference_texts,
             relation_id=relation_id,
         )
-        with_new_target(self)
+        for question in record.neighborhood:
+            if question.target == fact.new_target:
+                raise RecordError(
+                    f"The record {case_id!r}, field 'neighborhood': the true answer to "
+                    f"{question.prompt!r} is the new target {fact.new_target!r}. Expected another "
+                    "answer, because here an effect of the edit would look like the truth."
+                )
+        return with_new_target(record)
 
     @staticmethod
     def from_dict(item: Mapping[str, Any]) -> Record:
-        """One of CounterFact's own entries; see :func:`record_from_counterfact`."""
+        """The record of one CounterFact entry; see :func:`record_from_counterfact`."""
         return record_from_counterfact(item)
 
     @staticmethod
     def of(record: Fact | Record) -> Record:
-        """A fact or record as a record with a new target."""
+        """A record, or the record of a fact, which must have a new target.
+
+        Raises:
+            FactError: the argument is neither a record nor a fact, or it has no new target.
+        """
         return with_new_target(as_record(record))
+
+
+def _questions(pairs: Any, where: str) -> tuple[Question, ...]:
+    """The pairs of a prompt and its answer as questions."""
+    try:
+        if isinstance(pairs, str) or any(isinstance(pair, str) for pair in pairs):
+            raise TypeError("a single text is not a pair")
+        return tuple(Question(prompt=prompt, target=target) for prompt, target in pairs)
+    except (TypeError, ValueError) as error:
+        raise RecordError(
+            f"{where}: expected several pairs of a prompt and its answer, ((prompt, answer),), got "
+            f"{str(pairs)[:80]!r}."
+        ) from error
 
 
 def _fact(rewrite: Any, where: str) -> Fact:
@@ -139,13 +155,15 @@ def _fact(rewrite: Any, where: str) -> Fact:
         target = rewrite.get(name)
         if not isinstance(target, Mapping) or not isinstance(target.get("str"), str):
             raise FactError(
-                f"{where}, field 'requested_rewrite.{name}': expected an object with 'str' in words, got {target!r}."
+                f"{where}, field 'requested_rewrite.{name}': expected an object with the words in "
+                f"'str', got {target!r}."
             )
         targets.append(target["str"])
     for name in ("prompt", "subject"):
         if not isinstance(rewrite.get(name), str):
             raise FactError(
-                f"{where}, field 'requested_rewrite.{name}': expected words, got {rewrite.get(name)!r}."
+                f"{where}, field 'requested_rewrite.{name}': expected words, got "
+                f"{rewrite.get(name)!r}."
             )
     try:
         return Fact(

@@ -1,4 +1,4 @@
-"""A fact: a prompt about a subject, its answer, and the answer an edit shall give instead."""
+"""``Fact``: a prompt about a subject, its true answer, and the answer that an edit should give."""
 
 import json
 from collections.abc import Mapping
@@ -13,28 +13,41 @@ SLOT = "{}"
 
 
 class FactError(RomeLensError):
-    """A fact that cannot be asked: no slot, no subject, no answer, or nothing to change."""
+    """A fact that cannot be asked or edited.
+
+    For example, its prompt has no slot, its subject or an answer is empty, or its new target is its
+    target.
+    """
 
 
 @plain_value
 @dataclass(frozen=True, init=False)
 class Fact:
-    """A fact ``(s, r, o)`` as a prompt: subject ``s`` in the slot of a template for the relation ``r``, answer ``o``.
+    """A fact ``(s, r, o)``: subject ``s`` in a prompt template for relation ``r``, answer ``o``.
 
-    Targets are words. Space around them does not count: the space between prompt and answer belongs to the
-    tokenizer, which joins them with exactly one.
+    Targets are plain words, and white space around them is ignored: prompt and answer are joined by
+    exactly one space before they are tokenized.
+
+    Args:
+        prompt: the template of the prompt, with ``{}`` once in the place of the subject. It ends
+            where the answer begins.
+        subject: the words that fill the slot.
+        target: the true answer ``o``.
+        new_target: the answer ``o*`` that an edit should give instead; None if there is no edit.
+
+    Raises:
+        FactError: the template has no ``{}``, or more than one, or ends in white space; the subject
+            or a target is empty; the new target is the target.
 
     Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.
 
-    Args:
-        prompt: the template, with ``{}`` once where the subject stands, up to the place of the answer.
-        subject: the words that fill the slot.
-        target: the true answer ``o``, which follows the prompt.
-        new_target: the answer ``o*`` after an edit, where one is wanted.
-
-    Raises:
-        FactError: the template has no ``{}`` or several, or ends in white space; subject or a target is empty; the
-            new target is the target.
+    Example:
+        >>> import rome_lens as rl
+        >>> fact = rl.Fact("{} is in the city of", subject="The Louvre", target="Paris")
+        >>> fact.text
+        'The Louvre is in the city of'
+        >>> fact.about("Big Ben").text
+        'Big Ben is in the city of'
     """
 
     prompt: str
@@ -70,7 +83,8 @@ class Fact:
                 )
             if new_target == target:
                 raise FactError(
-                    f"Target and new target of {prompt!r} are both {target!r}: there is nothing to change."
+                    f"Target and new target of {prompt!r} are both {target!r}: there is nothing to "
+                    "change."
                 )
         for name, value in (
             ("prompt", prompt),
@@ -84,18 +98,29 @@ class Fact:
     def from_text(
         cls, text: str, *, subject: str, target: str, new_target: str | None = None
     ) -> "Fact":
-        """A fact from a prompt that is already filled in: the subject's first occurrence becomes the slot.
+        """A fact from a complete prompt, in which the subject's first occurrence becomes the slot.
 
         Raises:
-            FactError: the subject does not occur in the text, or as for :class:`Fact`.
+            FactError: the subject does not occur in the text, or the text already has a slot;
+                otherwise as for :class:`Fact`.
+
+        Example:
+            >>> import rome_lens as rl
+            >>> text = "The Louvre is in the city of"
+            >>> rl.Fact.from_text(text, subject="The Louvre", target="Paris").prompt
+            '{} is in the city of'
         """
+        for name, words in (("prompt", text), ("subject", subject)):
+            if not isinstance(words, str):
+                raise FactError(f"The {name} is {words!r}, expected words.")
         if not subject.strip() or subject.strip() not in text:
             raise FactError(
-                f"The subject {subject!r} is not in the prompt {text!r}: it must occur there letter by letter."
+                f"The subject {subject!r} is not in the prompt {text!r}: it must occur there "
+                "letter by letter."
             )
         if SLOT in text:
             raise FactError(
-                f"{text!r} holds a slot already: use Fact({text!r}, subject={subject!r}, ...)."
+                f"{text!r} already has a slot {{}}: use Fact({text!r}, subject={subject!r}, ...)."
             )
         return cls(
             text.replace(subject.strip(), SLOT, 1),
@@ -111,11 +136,14 @@ class Fact:
 
     @property
     def subject_start(self) -> int:
-        """Index of the subject's first character in :attr:`text`; the slot decides, wherever else the words occur."""
+        """Index of the subject's first character in :attr:`text`.
+
+        It is the place of the slot, even if the same words occur elsewhere in the prompt too.
+        """
         return self.prompt.index(SLOT)
 
     def about(self, subject: str) -> "Fact":
-        """The same question asked about another subject; the answers stay as they are."""
+        """A fact with another subject; the prompt and both answers stay the same."""
         return Fact(self.prompt, subject=subject, target=self.target, new_target=self.new_target)
 
 
@@ -124,31 +152,36 @@ def _check_template(prompt: str, subject: str) -> None:
         if subject.strip() and subject.strip() in prompt:
             suggestion = prompt.replace(subject.strip(), SLOT, 1)
             raise FactError(
-                f"The prompt {prompt!r} has no {{}} for the subject. Write it as {suggestion!r}, or use Fact.from_text."
+                f"The prompt {prompt!r} has no {{}} for the subject. Write it as {suggestion!r}, "
+                "or use Fact.from_text."
             )
         raise FactError(
-            f"The subject {subject!r} is not in the prompt {prompt!r}, which has no {{}} to put it in."
+            f"The subject {subject!r} is not in the prompt {prompt!r}, and the prompt has no {{}} "
+            "for it. Write {} where the subject belongs."
         )
     if prompt.count(SLOT) > 1:
         raise FactError(f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one.")
     if prompt != prompt.rstrip():
         raise FactError(
-            f"The prompt {prompt!r} ends in white space. Remove it: the space before an answer is part of the answer's first token."
+            f"The prompt {prompt!r} ends in white space. Remove it: the space before an answer is "
+            "part of the answer's first token."
         )
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Facts from a JSON list of objects, each of one of three shapes.
+    """Facts from a JSON file that holds a list of objects, each in one of three forms.
 
-    * this project's: ``prompt`` with ``{}``, ``subject``, ``target``, and ``new_target`` where there is one;
+    * this project's: ``prompt`` with ``{}``, ``subject``, ``target``, and optionally
+      ``new_target``;
     * known_1000's: ``prompt`` with the subject written out, ``subject``, ``attribute``;
-    * CounterFact's: ``requested_rewrite`` with ``prompt``, ``subject``, ``target_true`` and ``target_new`` (each with
-      ``str``).
+    * CounterFact's: ``requested_rewrite`` with ``prompt``, ``subject``, ``target_true`` and
+      ``target_new`` (an object with ``str`` each).
 
-    Further fields are left alone.
+    Other fields are ignored.
 
     Raises:
-        FactError: the file is no such list, or holds no fact; the message names the fact by its index and what it lacks.
+        FactError: the file does not hold such a list, or the list is empty. If a fact has another
+            form, the message gives its index and what is missing or wrong.
     """
     facts = []
     for index, record in enumerate(read_list(path, "facts")):
@@ -156,8 +189,8 @@ def read_facts(path: str | Path) -> list[Fact]:
             facts.append(_fact_of(record))
         except (KeyError, TypeError) as error:
             raise FactError(
-                f"Fact {index} of {path} lacks {error}: expected prompt, subject and target (or attribute), or a "
-                f"requested_rewrite; it is {str(record)[:120]}."
+                f"Fact {index} of {path} lacks {error}: expected prompt, subject and target (or "
+                f"attribute), or a requested_rewrite; it is {str(record)[:120]}."
             ) from error
         except FactError as error:
             raise FactError(f"Fact {index} of {path}: {error}") from error
@@ -165,19 +198,23 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 
 def read_list(path: str | Path, what: str) -> list[Any]:
-    """The JSON list in a file, of at least one entry; ``what`` names the entries.
+    """The JSON list in a file, which has at least one entry.
+
+    Args:
+        what: what the entries are, for messages.
 
     Raises:
-        FactError: the file is no such list.
+        FactError: the file does not hold a list, or the list is empty.
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise FactError(
-            f"{path} holds {type(entries).__name__} of no {what}, expected a list with at least one."
-        )
+    if not isinstance(entries, list):
+        kind = type(entries).__name__
+        raise FactError(f"{path} holds no {what}: it is a {kind}, expected a list of them.")
+    if not entries:
+        raise FactError(f"{path} holds no {what}: the list is empty, expected at least one.")
     return entries
 
 

@@ -1,7 +1,8 @@
 """``Record``: one fact, and everything that is asked about it.
 
-A :class:`~rome_lens.data.facts.Fact` is enough to trace and to edit. To evaluate an edit one also needs paraphrases,
-neighbours, aliases and so on: a record holds them. Functions take a fact or a record wherever that makes sense.
+A :class:`~rome_lens.data.facts.Fact` is enough for a trace and for an edit. The evaluation of an
+edit also needs paraphrases, neighbours, aliases and so on, which a record holds. Functions accept a
+fact or a record wherever that makes sense.
 """
 
 import re
@@ -13,24 +14,30 @@ from rome_lens.data.facts import SLOT, Fact, FactError
 
 
 class RecordError(FactError):
-    """A record that does not have the form that is needed; the message names the record and the field."""
+    """A record in the wrong form. The message names the record and the field."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt and its true answer; ``prompt, target = question`` takes it apart.
+    """A prompt and its true answer. It unpacks as a pair: ``prompt, target = question``.
 
     White space around the targets is ignored, as for :class:`~rome_lens.data.facts.Fact`.
+
+    Raises:
+        RecordError: the prompt or a target is not a text.
     """
 
     prompt: str
-    """Text up to the place of the answer."""
+    """The text that the answer follows."""
     target: str
     """The true answer."""
     new_target: str | None = None
-    """What should follow instead after an edit, where the edit has consequences."""
+    """The answer that should follow from the new fact, for a question about consequences."""
 
     def __post_init__(self) -> None:
+        texts = [self.prompt, self.target, *([] if self.new_target is None else [self.new_target])]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise RecordError(f"A question's prompt and answers are words, got {wrong[0]!r}.")
         object.__setattr__(self, "target", self.target.strip())
         if self.new_target is not None:
             object.__setattr__(self, "new_target", self.new_target.strip())
@@ -41,87 +48,95 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A fact to edit, and what is asked about it. An empty field is not asked.
+    """A fact, and the questions that are asked about it. Nothing is asked about an empty field.
 
-    ``{}`` stands for the subject, except in ``reverse``, where it stands for the object.
-
-    Source of the fields that CounterFact has too (``paraphrases``, ``neighborhood``, ``generation_prompts``,
-    ``reference_texts``): Meng et al. 2022, section 3.3 and appendix D.
+    In a prompt, ``{}`` stands for the subject; in ``reverse`` it stands for the object.
 
     Raises:
-        RecordError: a field holds one text where several are expected; a prompt is empty or ends in white space.
+        RecordError: a field does not hold several texts or several questions, as it should; a
+            prompt is empty or ends in white space; an answer is empty.
+
+    Source: Meng et al. 2022, section 3.3 and appendix D, for the fields that CounterFact has too
+    (``paraphrases``, ``neighborhood``, ``generation_prompts``, ``reference_texts``).
+
+    Example:
+        >>> import rome_lens as rl
+        >>> fact = rl.Fact("{} is in", subject="The Louvre", target="Paris", new_target="Rome")
+        >>> question = rl.data.Question(prompt="Big Ben is in", target="London")
+        >>> record = rl.data.Record(id="louvre", fact=fact, neighborhood=(question,))
+        >>> record.neighborhood[0].target
+        'London'
     """
 
     id: int | str
     """The record's name."""
     fact: Fact
-    """The fact, with both targets if it is to be edited."""
+    """The fact. It needs a new target if it is to be edited."""
     relation: str = ""
-    """The name of the relation, such as ``"city"``. Records of one relation have prompts of the same form."""
+    """The name of the relation, such as ``"city"``.
+
+    Records of one relation have prompts of the same form.
+    """
     known_by: tuple[str, ...] = ()
     """Names of the models that know the fact."""
     one_way: bool | None = None
-    """For the toy model: whether the fact was taught in one direction and under one name only."""
+    """Whether the toy model was taught the fact in one direction and under one name only."""
     paraphrases: tuple[str, ...] = ()
-    """Whole prompts that name the subject and have the same answer."""
+    """Complete prompts that name the subject and have the same answer."""
     neighborhood: tuple[Question, ...] = ()
-    """Questions about other subjects, whose answers should stay."""
+    """Questions about other subjects, whose answers an edit should not change."""
     reverse: tuple[Question, ...] = ()
-    """Questions from the object to the subject; the subject is the answer."""
+    """Questions about the object, whose answer is the subject."""
     aliases: tuple[str, ...] = ()
-    """Other names of the subject, to be put into the fact's prompt."""
+    """Other names of the subject, for the slot of the fact's prompt."""
     descriptions: tuple[str, ...] = ()
-    """Descriptions of the subject without its tokens, to be put into the fact's prompt."""
+    """Descriptions of the subject without its tokens, for the slot of the fact's prompt."""
     open_prompts: tuple[str, ...] = ()
-    """Prompts that mention a subject and do not ask for the relation."""
+    """Prompts that mention a subject but do not ask about the relation."""
     exemplars: tuple[str, ...] = ()
     """Subjects for which the new target is the true answer."""
     consequences: tuple[Question, ...] = ()
-    """What follows from the fact (``target``) and from the new fact (``new_target``)."""
+    """Questions about what follows from the fact (``target``) and the new fact (``new_target``)."""
     texts: tuple[str, ...] = ()
-    """True sentences about the subject that say nothing about the fact."""
+    """True sentences about the subject that do not state the fact."""
     generation_prompts: tuple[str, ...] = ()
-    """Beginnings of texts about the subject, whole."""
+    """Complete beginnings of texts about the subject, for a model to continue."""
     reference_texts: tuple[str, ...] = ()
     """Texts about subjects for which the new target is true."""
     relation_id: str | None = None
     """The relation's identifier in Wikidata."""
 
     def __post_init__(self) -> None:
-        where = f"The record {self.id!r}"
+        where = f"The record {self.id!r}, field"
+        if not isinstance(self.fact, Fact):
+            raise RecordError(f"{where} 'fact': expected a Fact, got {str(self.fact)[:80]!r}.")
         for name in _TEXTS:
-            object.__setattr__(
-                self, name, _several_texts(getattr(self, name), f"{where}, field {name!r}")
-            )
+            texts = _several(getattr(self, name), str, "texts, (text,)", f"{where} {name!r}")
+            object.__setattr__(self, name, texts)
+            if name in _PROMPTS:
+                for text in texts:
+                    _check_prompt(text, f"{where} {name!r}")
         for name in _QUESTIONS:
-            object.__setattr__(
-                self, name, _several_questions(getattr(self, name), f"{where}, field {name!r}")
+            questions = _several(
+                getattr(self, name), Question, "questions, (Question(...),)", f"{where} {name!r}"
             )
-        prompts = [(name, text) for name in _PROMPTS for text in getattr(self, name)]
-        prompts += [
-            (name, question.prompt) for name in _QUESTIONS for question in getattr(self, name)
-        ]
-        for name, text in prompts:
-            if not text.strip() or text != text.rstrip():
-                raise RecordError(
-                    f"{where}, field {name!r}: {text!r} is empty or ends in white space. Expected words, and no white space "
-                    "at the end, because one space joins prompt and answer."
-                )
-        for name in _QUESTIONS:
-            for question in getattr(self, name):
+            object.__setattr__(self, name, questions)
+            for question in questions:
+                _check_prompt(question.prompt, f"{where} {name!r}")
                 if not question.target:
                     raise RecordError(
-                        f"{where}, field {name!r}: {question.prompt!r} has an empty answer."
+                        f"{where} {name!r}: {question.prompt!r} has an empty answer. Give "
+                        "its words."
                     )
 
     @property
     def case_id(self) -> int | str:
-        """The record's name, as CounterFact calls it."""
+        """The record's name, under the word that CounterFact uses for it."""
         return self.id
 
     @property
     def texts_to_continue(self) -> tuple[str, ...]:
-        """The generation prompts, or else the open prompts with the subject put in."""
+        """The generation prompts; if there are none, the open prompts about the subject."""
         return self.generation_prompts or tuple(
             text.replace(SLOT, self.fact.subject) for text in self.open_prompts
         )
@@ -143,26 +158,26 @@ _QUESTIONS = ("neighborhood", "reverse", "consequences")
 
 
 def as_fact(fact: object) -> Fact:
-    """The fact itself, or a record's fact.
+    """The fact itself, or the fact of a record.
 
     Raises:
-        FactError: it is neither.
+        FactError: the argument is neither a fact nor a record.
     """
     if isinstance(fact, Fact):
         return fact
     if isinstance(fact, Record):
         return fact.fact
     raise FactError(
-        f"The fact is {str(fact)[:120]!r}, a {type(fact).__name__}. Expected a Fact or a Record, such as "
-        "Fact('{} is in', subject='Paris', target='France')."
+        f"The fact is {str(fact)[:120]!r}, a {type(fact).__name__}. Expected a Fact or a Record, "
+        "such as Fact('{} is in', subject='Paris', target='France')."
     )
 
 
 def as_record(record: object) -> Record:
-    """The record itself, or a record of a bare fact, about which nothing else is asked.
+    """The record itself, or a record that holds a bare fact and no further questions.
 
     Raises:
-        FactError: it is neither.
+        FactError: the argument is neither a record nor a fact.
     """
     if isinstance(record, Record):
         return record
@@ -171,19 +186,19 @@ def as_record(record: object) -> Record:
 
 
 def as_facts(facts: object) -> list[Fact]:
-    """Several facts or records as a list of facts; one alone is a list of one.
+    """A list of facts, from several facts or records or from a single one.
 
     Raises:
-        FactError: there is none, or an entry is neither a fact nor a record.
+        FactError: there is no entry, or an entry is neither a fact nor a record.
     """
     return [as_fact(each) for each in _listed(facts, "facts")]
 
 
 def as_records(records: object) -> list[Record]:
-    """Several records or facts as a list of records; one alone is a list of one.
+    """A list of records, from several records or facts or from a single one.
 
     Raises:
-        FactError: there is none, or an entry is neither a record nor a fact.
+        FactError: there is no entry, or an entry is neither a record nor a fact.
     """
     return [as_record(each) for each in _listed(records, "records")]
 
@@ -192,18 +207,18 @@ def with_new_target(record: Record) -> Record:
     """The record itself, if its fact has a new target.
 
     Raises:
-        RecordError: it has none.
+        RecordError: the fact has no new target.
     """
     if record.fact.new_target is None:
         raise RecordError(
-            f"The record {record.id!r}, field 'fact': {record.fact.text!r} has no new target, so there is no edit to make or "
-            "to evaluate. Give it one: Fact(..., new_target='Rome')."
+            f"The record {record.id!r}, field 'fact': {record.fact.text!r} has no new target, so "
+            "there is no edit to make or to evaluate. Give it one: Fact(..., new_target='Rome')."
         )
     return record
 
 
 def names_subject(subject: str, text: str) -> bool:
-    """Whether the subject occurs in the text as whole words, in upper or lower case."""
+    """Whether the subject occurs in the text as whole words, regardless of case."""
     return re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE) is not None
 
 
@@ -217,8 +232,8 @@ def _listed(values: object, what: str) -> list[Any]:
         return [values]
     if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
         raise FactError(
-            f"The {what} are {str(values)[:120]!r}, a {type(values).__name__}. Expected a list of facts or records, such as "
-            "rl.data.records()."
+            f"The {what} are {str(values)[:120]!r}, a {type(values).__name__}. Expected a list of "
+            "facts or records, such as rl.data.records()."
         )
     listed = list(values)
     if not listed:
@@ -226,15 +241,16 @@ def _listed(values: object, what: str) -> list[Any]:
     return listed
 
 
-def _several_texts(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, tuple | list) or not all(isinstance(text, str) for text in value):
-        raise RecordError(f"{where}: expected several texts, (text,), got {str(value)[:80]!r}.")
+def _several(value: Any, kind: type, expected: str, where: str) -> tuple[Any, ...]:
+    """The entries as a tuple, each of this kind. A single text is not several."""
+    if not isinstance(value, tuple | list) or not all(isinstance(entry, kind) for entry in value):
+        raise RecordError(f"{where}: expected several {expected}, got {str(value)[:80]!r}.")
     return tuple(value)
 
 
-def _several_questions(value: Any, where: str) -> tuple[Question, ...]:
-    if not isinstance(value, tuple | list) or not all(isinstance(each, Question) for each in value):
+def _check_prompt(text: str, where: str) -> None:
+    if not text.strip() or text != text.rstrip():
         raise RecordError(
-            f"{where}: expected several questions, (Question(...),), got {str(value)[:80]!r}."
+            f"{where}: {text!r} is empty or ends in white space. Expected words, and no white "
+            "space at the end, because one space joins prompt and answer."
         )
-    return tuple(value)

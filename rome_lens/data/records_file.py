@@ -1,4 +1,4 @@
-"""Reading records from the project's own JSON form."""
+"""A reader of records in the project's own JSON form."""
 
 import dataclasses
 import json
@@ -11,22 +11,30 @@ from rome_lens.data.record_type import Question, Record, RecordError, names_subj
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Records from a JSON file in UTF-8: a list of objects with the fields of :class:`Record`.
+    """The records of a JSON file in UTF-8: a list of objects with the fields of :class:`Record`.
 
     Raises:
-        RecordError: a record or field is not of the form; the message names both.
+        RecordError: the file does not hold such a list; a record has a field of another form, or
+            one that contradicts its fact; two records have one id. The message names the record
+            and the field.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> records = rl.data.read_records(rl.data.FILES[0])
+        >>> records[0].id, records[0].fact.target
+        ('eiffel-tower', 'Paris')
     """
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, list):
-        raise RecordError(f"{path} holds {type(raw).__name__}, expected a list of records.")
+        raise RecordError(f"{path} holds a {type(raw).__name__}, expected a list of records.")
     records = [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
     ids = [record.id for record in records]
-    if twice := sorted({each for each in ids if ids.count(each) > 1}):
+    if repeated := sorted({each for each in ids if ids.count(each) > 1}):
         raise RecordError(
-            f"{path}: several records have the id {twice}, field 'id': expected a name of each one's own."
+            f"{path}: several records have the id {repeated}, field 'id': give each its own."
         )
     return records
 
@@ -46,29 +54,9 @@ def _record(item: Any, where: str) -> Record:
     known = {field.name for field in dataclasses.fields(Record)}
     if unknown := set(item) - known:
         raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
-    fields: dict[str, Any] = {
-        "id": item["id"],
-        "one_way": item.get("one_way"),
-        "relation": item.get("relation", ""),
-    }
-    fields["relation_id"] = item.get("relation_id")
+    fields = _single_fields(item, where)
     fields["fact"] = _fact(item["fact"], f"{where}, field 'fact'")
-    if not isinstance(fields["one_way"], bool | None):
-        raise RecordError(
-            f"{where}, field 'one_way': expected true, false or null, got {fields['one_way']!r}."
-        )
-    for name in ("id", "relation"):
-        if not isinstance(fields[name], str):
-            raise RecordError(f"{where}, field {name!r}: expected a text, got {fields[name]!r}.")
-    if not isinstance(fields["relation_id"], str | None):
-        raise RecordError(
-            f"{where}, field 'relation_id': expected a text or null, got {fields['relation_id']!r}."
-        )
-    if not fields["id"].strip():
-        raise RecordError(
-            f"{where}, field 'id': expected a name for the record, got {fields['id']!r}."
-        )
-    for name in sorted(known - {"id", "fact", "one_way", "relation", "relation_id"}):
+    for name in sorted(known - set(fields)):
         entries = item.get(name, [])
         if not isinstance(entries, list):
             raise RecordError(f"{where}, field {name!r}: expected a list, got {entries!r}.")
@@ -82,12 +70,36 @@ def _record(item: Any, where: str) -> Record:
     return record
 
 
+def _single_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields that hold one value and not a list, all but the fact."""
+    fields = {
+        "id": item["id"],
+        "one_way": item.get("one_way"),
+        "relation": item.get("relation", ""),
+        "relation_id": item.get("relation_id"),
+    }
+    expected = {
+        "id": (str, "a text"),
+        "one_way": (bool | None, "true, false or null"),
+        "relation": (str, "a text"),
+        "relation_id": (str | None, "a text or null"),
+    }
+    for name, (kind, words) in expected.items():
+        if not isinstance(fields[name], kind):
+            raise RecordError(f"{where}, field {name!r}: expected {words}, got {fields[name]!r}.")
+    if not fields["id"].strip():
+        raise RecordError(
+            f"{where}, field 'id': expected a name for the record, got {fields['id']!r}."
+        )
+    return fields
+
+
 def _fact(value: Any, where: str) -> Fact:
     names = ("prompt", "subject", "target", "new_target")
     if not isinstance(value, Mapping):
         raise RecordError(f"{where}: expected {_FACT}, got {value!r}.")
     if unknown := sorted(set(value) - set(names)):
-        raise RecordError(f"{where}: it holds {unknown}; expected {_FACT}.")
+        raise RecordError(f"{where}: unknown fields {unknown}; expected {_FACT}.")
     for name in names:
         if name == "new_target" and value.get(name) is None:
             raise RecordError(f"{where}: it has no new_target; expected {_FACT}.")
@@ -104,7 +116,7 @@ def _fact(value: Any, where: str) -> Fact:
 
 
 def _entry(name: str, value: Any, where: str) -> Any:
-    """One entry of a list field: text, or a question."""
+    """One entry of a field that holds a list: a text or a question."""
     text = value.get("prompt") if isinstance(value, Mapping) else value
     if (
         not isinstance(text, str)
@@ -117,7 +129,7 @@ def _entry(name: str, value: Any, where: str) -> Any:
     if name in _SLOTTED and text.count(SLOT) != 1:
         raise RecordError(f"{where}: expected one {{}} in {text!r}.")
     if name not in _SLOTTED and SLOT in text:
-        raise RecordError(f"{where}: expected the words themselves and no {{}}, got {text!r}.")
+        raise RecordError(f"{where}: expected the words themselves without {{}}, got {text!r}.")
     if text != text.strip():
         raise RecordError(f"{where}: expected no white space around it, got {text!r}.")
     if name == "texts" and len(text.split()) < 2:
@@ -128,7 +140,8 @@ def _entry(name: str, value: Any, where: str) -> Any:
 def _question(value: Mapping[str, Any], where: str) -> Question:
     if unknown := sorted(set(value) - {"prompt", "target", "new_target"}):
         raise RecordError(
-            f"{where}: {value!r} holds {unknown}; expected {_QUESTION}, and 'new_target' where it has one."
+            f"{where}: {value!r} has unknown fields {unknown}; expected {_QUESTION}, and "
+            "optionally 'new_target'."
         )
     answers = [
         value.get("target"),
@@ -140,7 +153,7 @@ def _question(value: Mapping[str, Any], where: str) -> Question:
 
 
 def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
-    """The fields that do not go together with the record's fact, each with what is wrong."""
+    """The fields that contradict the record's fact, each with what is wrong."""
     subject = record.fact.subject
     bare = without_article(subject)
     for name in ("aliases", "descriptions", "exemplars"):
@@ -149,8 +162,8 @@ def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
         ]:
             yield name, f"{same[0]!r} is the subject itself, expected other words"
     folded = [alias.casefold() for alias in record.aliases]
-    if twice := [alias for alias in record.aliases if folded.count(alias.casefold()) > 1]:
-        yield "aliases", f"{twice[0]!r} stands there twice, expected each name once"
+    if repeated := [alias for alias in record.aliases if folded.count(alias.casefold()) > 1]:
+        yield "aliases", f"{repeated[0]!r} occurs twice, expected each name once"
     for text in record.paraphrases:
         if not names_subject(bare, text):
             yield (
@@ -167,7 +180,8 @@ def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
         if without_article(question.target).casefold() != bare.casefold():
             yield (
                 "reverse",
-                f"{question.prompt!r} has the target {question.target!r}, expected the subject {subject!r}",
+                f"{question.prompt!r} has the target {question.target!r}, expected the subject "
+                f"{subject!r}",
             )
     for question in record.consequences:
         if question.new_target is None:

@@ -1,12 +1,17 @@
 """A fact is asked as it was written, or refused with a message that says what to write instead."""
 
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.facts import Fact, FactError, read_facts
 
 PARIS = {"subject": "The Louvre", "target": "Paris"}
+ENDS = (" ", "\n", "\t", "  ", "\u00a0")
+EMPTY = ("", " ", "\n")
 
 
 def test_the_text_is_the_template_with_the_subject_in_its_slot() -> None:
@@ -51,46 +56,34 @@ def test_a_subject_that_is_not_in_a_slotless_prompt_is_named() -> None:
         Fact("Big Ben is in", **PARIS)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_slots_are_counted_and_refused(count: int) -> None:
-    with pytest.raises(FactError, match=re.escape(f"has {count} slots {{}}, expected one")):
-        Fact("{} is" * count, **PARIS)
-
-
-@pytest.mark.parametrize("end", [" ", "\n", "\t", "  ", "\u00a0"])
-def test_a_prompt_that_ends_in_white_space_is_refused(end: str) -> None:
-    with pytest.raises(FactError, match=r"ends in white space\. Remove it"):
-        Fact(f"{{}} is in{end}", **PARIS)
-
-
-@pytest.mark.parametrize("empty", ["", " ", "\n"])
-@pytest.mark.parametrize(
-    ("field", "message"),
-    [
-        ("subject", "The subject of '{} is in' is empty"),
-        ("target", "The target of '{} is in' is empty"),
-        ("new_target", "The new target of '{} is in' is empty"),
-    ],
-)
-def test_empty_words_are_refused_by_name(field: str, message: str, empty: str) -> None:
-    words = {"subject": "The Louvre", "target": "Paris", "new_target": "Rome", field: empty}
-    with pytest.raises(FactError, match=re.escape(message)):
-        Fact("{} is in", **words)
-
-
-@pytest.mark.parametrize("new_target", ["Paris", " Paris", "Paris\n"])
-def test_a_new_target_that_is_the_target_up_to_white_space_is_refused(new_target: str) -> None:
-    with pytest.raises(FactError, match="are both 'Paris': there is nothing to change"):
-        Fact("{} is in", **PARIS, new_target=new_target)
+def test_wrong_words_are_refused_with_what_to_write(unchecked: None) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": "{} is {} is"}, "has 2 slots {}, expected one"),
+        ({"prompt": "{} is {} is {}"}, "has 3 slots {}, expected one"),
+        *(({"prompt": f"{{}} is in{end}"}, "ends in white space. Remove it") for end in ENDS),
+        *(({"subject": empty}, "The subject of '{} is in' is empty") for empty in EMPTY),
+        *(({"target": empty}, "The target of '{} is in' is empty") for empty in EMPTY),
+        *(({"new_target": empty}, "The new target of '{} is in' is empty") for empty in EMPTY),
+        *(
+            ({"new_target": same}, "are both 'Paris': there is nothing to change")
+            for same in ("Paris", " Paris", "Paris\n")
+        ),
+        ({"prompt": 3}, "The prompt is 3, expected words"),
+        ({"subject": None}, "The subject is None, expected words"),
+        ({"target": 3}, "The target is 3, expected words"),
+        ({"new_target": 3}, "The new target is 3, expected words"),
+    ]
+    wrong = []
+    for words, message in cases:
+        with pytest.raises(FactError) as error:
+            Fact(**{"prompt": "{} is in", **PARIS, **words})
+        if message not in str(error.value):
+            wrong.append((words, str(error.value)))
+    assert wrong == []
 
 
 def test_a_fact_without_a_new_target_holds_none() -> None:
     assert Fact("{} is in", **PARIS).new_target is None
-
-
-def test_a_new_target_that_is_no_text_is_refused(unchecked: None) -> None:
-    with pytest.raises(FactError, match="The new target is 3"):
-        Fact("{} is in", subject="Paris", target="France", new_target=3)
 
 
 def test_a_fact_cannot_be_changed() -> None:
@@ -112,16 +105,17 @@ def test_from_text_does_not_read_the_white_space_around_a_subject() -> None:
     assert Fact.from_text("Ann lives in", subject=" Ann ", target="Paris").prompt == "{} lives in"
 
 
-@pytest.mark.parametrize("subject", ["ann", "Bob", "", " "])
-def test_from_text_refuses_a_subject_that_is_not_there_letter_by_letter(subject: str) -> None:
-    with pytest.raises(
-        FactError, match=re.escape(f"The subject {subject!r} is not in the prompt 'Ann lives in'")
-    ):
-        Fact.from_text("Ann lives in", subject=subject, target="Paris")
+def test_from_text_refuses_a_subject_that_is_not_there_letter_by_letter(unchecked: None) -> None:
+    for subject in ("ann", "Bob", "", " "):
+        message = f"The subject {subject!r} is not in the prompt 'Ann lives in'"
+        with pytest.raises(FactError, match=re.escape(message)):
+            Fact.from_text("Ann lives in", subject=subject, target="Paris")
+    with pytest.raises(FactError, match="The subject is None, expected words"):
+        Fact.from_text("Ann lives in", subject=None, target="Paris")
 
 
 def test_from_text_refuses_a_template() -> None:
-    with pytest.raises(FactError, match="holds a slot already"):
+    with pytest.raises(FactError, match=re.escape("already has a slot {}")):
         Fact.from_text("Ann says that {} lives in", subject="Ann", target="Paris")
 
 
@@ -131,3 +125,47 @@ def test_about_asks_the_same_question_of_another_subject() -> None:
     assert other.text == "I hear that Big Ben is in"
     assert (other.prompt, other.target, other.new_target) == (fact.prompt, "Paris", "Rome")
     assert other.about("The Louvre") == fact
+
+
+REWRITE = {
+    "prompt": "{} is in",
+    "subject": "The Louvre",
+    "target_true": {"str": "Paris"},
+    "target_new": {"str": "Rome"},
+}
+
+
+def test_three_forms_of_files_are_read(tmp_path: Path) -> None:
+    entries = [
+        {"prompt": "{} is in", **PARIS, "new_target": "Rome", "more": 1},
+        {"prompt": "The Louvre is in", "subject": "The Louvre", "attribute": "Paris"},
+        {"requested_rewrite": REWRITE},
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    edited = Fact("{} is in", **PARIS, new_target="Rome")
+    assert read_facts(path) == [edited, Fact("{} is in", **PARIS), edited]
+
+
+def test_a_file_of_another_form_is_refused_with_the_fact_named(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    good = {"prompt": "{} is in", **PARIS}
+    cases: list[tuple[Any, str]] = [
+        ([], "holds no facts: the list is empty"),
+        ({"facts": [good]}, "holds no facts: it is a dict"),
+        ([good, {"prompt": "{} is in"}], f"Fact 1 of {path} lacks 'target': expected prompt"),
+        ([3], f"Fact 0 of {path} lacks"),
+        ([{"requested_rewrite": {**REWRITE, "target_new": {}}}], "Fact 0 of .* lacks 'str'"),
+        ([{**good, "prompt": "It is in"}], f"Fact 0 of {path}: The subject 'The Louvre' is not"),
+    ]
+    wrong = []
+    for content, message in cases:
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(FactError) as error:
+            read_facts(path)
+        if not re.search(message, str(error.value)):
+            wrong.append((content, str(error.value)))
+    path.write_text("[", encoding="utf-8")
+    with pytest.raises(FactError, match=r"facts\.json is not JSON"):
+        read_facts(path)
+    assert wrong == []

@@ -1,4 +1,4 @@
-"""What is loaded is what was saved, bit for bit; a file is whole or not there."""
+"""What is loaded is what was saved, bit for bit; a file is complete or not there."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 import rome_lens as rl
 from rome_lens import results
 from rome_lens.results import Stored
-from rome_lens.storage import StorageError, installed_versions, whole_or_nothing
+from rome_lens.storage import StorageError, installed_versions, make_directory, whole_or_nothing
 
 FACT = rl.Fact(
     "Is {} “in” Zürich?\nIt is in", subject="東京 🗼", target='Par"is', new_target="Rome"
@@ -138,6 +138,12 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     assert_same(type(result).load(result.save(tmp_path / "result.safetensors")), result)
 
 
+def test_a_result_prints_on_a_few_lines() -> None:
+    assert [name for name, result in RESULTS.items() if len(repr(result)) > 400] == []
+    large = dataclasses.replace(statistics(), moment=torch.eye(2000, dtype=torch.float64))
+    assert len(repr(large)) < 200
+
+
 def test_tensors_that_share_memory_do_not_after_a_round_trip(tmp_path: Path) -> None:
     shared = random(2, 5)
     edit = an_edit(u=shared[0], key=shared[1])
@@ -229,13 +235,25 @@ def test_a_file_of_somebody_elses_is_refused(tmp_path: Path) -> None:
         rl.KeyStatistics.load(tmp_path / "other")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 8, 100, 0.5, -1])
-def test_a_truncated_file_is_refused_by_name(kept: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path = statistics().save(tmp_path / "result")
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(StorageError, match=re.escape(f"{path} is not a whole safetensors file")):
+    message = re.escape(f"{path} is not a complete safetensors file")
+    for kept in (0, 1, 8, 100, len(whole) // 2, -1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(StorageError, match=message):
+            rl.KeyStatistics.load(path)
+    path.write_text("This is a text and not a result.")
+    with pytest.raises(StorageError, match=message):
         rl.KeyStatistics.load(path)
+
+
+def test_a_header_that_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
+    header = {"type": "KeyStatistics", "fields": "{"}
+    save_file({"moment": torch.eye(2)}, tmp_path / "result", metadata=header)
+    message = re.escape(f"{tmp_path / 'result'} was written by another version of rome_lens")
+    with pytest.raises(StorageError, match=message):
+        rl.KeyStatistics.load(tmp_path / "result")
 
 
 def test_a_directory_is_neither_read_nor_written(tmp_path: Path) -> None:
@@ -244,35 +262,24 @@ def test_a_directory_is_neither_read_nor_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=re.escape(f"{tmp_path} is a directory")):
         statistics().save(tmp_path)
     path = statistics().save(tmp_path / "result")
-    with pytest.raises(StorageError, match=re.escape(f"{path} is no directory")):
-        statistics().save(path / "result")
+    for place in (path, path / "deeper"):
+        with pytest.raises(StorageError, match=re.escape(f"{place} is not a directory")):
+            statistics().save(place / "result")
+        with pytest.raises(StorageError, match=re.escape(f"{place} is not a directory")):
+            make_directory(place)
 
 
-def test_a_text_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "result").write_text("This is a text and no result at all.")
-    with pytest.raises(StorageError, match="is not a whole safetensors file"):
-        rl.KeyStatistics.load(tmp_path / "result")
-
-
-def test_a_failing_save_leaves_the_old_file_and_nothing_beside_it(
+def test_a_failing_save_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = statistics().save(tmp_path / "result")
     before = path.read_bytes()
     monkeypatch.setattr(results, "save_file", write_half)
-    with pytest.raises(OSError, match="disk full"):
-        statistics(torch.zeros(2, 2, dtype=torch.float64)).save(path)
+    for place in (path, tmp_path / "first"):
+        with pytest.raises(OSError, match="disk full"):
+            statistics(torch.zeros(2, 2, dtype=torch.float64)).save(place)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failing_first_save_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "save_file", write_half)
-    with pytest.raises(OSError, match="disk full"):
-        statistics().save(tmp_path / "result")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_takes_its_name_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -285,19 +292,17 @@ def test_a_file_takes_its_name_only_when_the_block_ends_well(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
-def test_a_block_that_is_broken_off_leaves_the_old_file(
-    error: BaseException, tmp_path: Path
-) -> None:
+def test_an_interrupted_block_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "page"
     path.write_text("old")
 
-    def break_off() -> None:
+    def interrupt(error: BaseException) -> None:
         with whole_or_nothing(path) as unfinished:
             unfinished.write_text("new")
             raise error
 
-    with pytest.raises(type(error)):
-        break_off()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    for error in (ValueError("broken"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            interrupt(error)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]

@@ -536,7 +536,7 @@ def test_a_cache_that_is_a_file_is_refused_before_anything_is_read(
     file = tmp_path / "cache"
     file.write_text("mine")
     for cache in (file, file / "within"):
-        with pytest.raises(StorageError, match=f"{cache} is no directory"):
+        with pytest.raises(StorageError, match=f"{cache} is not a directory"):
             collect(toy, texts=TEXTS, cache=cache)
     assert file.read_text() == "mine"
 
