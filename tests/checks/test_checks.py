@@ -13,7 +13,7 @@ import torch
 import rome_lens as rl
 from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
-from rome_lens.checks.asking import before_and_after
+from rome_lens.checks.asking import Continuations, before_and_after, continuations
 from rome_lens.checks.claims.essence import random_direction
 from rome_lens.checks.limits import Limits
 
@@ -413,6 +413,22 @@ def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(
     again = dataclasses.replace(edit, v=0.1 * edit.v, value=None)
     with toy.hooks(fwd_hooks=again.fwd_hooks(toy)):
         assert rl.checks.direction(toy, edit, record).asked
+
+
+def test_what_is_written_with_the_edit_is_what_edited_weights_write(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """With the same draws; another seed gives other draws."""
+    prompt = record.fact.text
+    wanted = Continuations(before=[prompt], after=[prompt], samples=3, new_tokens=4, seed=0)
+    found = continuations(toy, edit, wanted)
+    with edit.applied(toy):
+        written = continuations(toy, None, wanted)
+    assert found[prompt, True] == written[prompt, False]
+    assert found[prompt, False] == continuations(toy, None, wanted)[prompt, False]
+    assert found[prompt, True] != found[prompt, False]
+    again = continuations(toy, edit, dataclasses.replace(wanted, seed=1))
+    assert again[prompt, False] != found[prompt, False]
 
 
 def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(
