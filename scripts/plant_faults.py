@@ -155,8 +155,8 @@ FAULTS = (
     Fault(
         "the control of direction asks about the new target",
         ("checks",),
-        "(q.prompt.replace(SLOT, fact.target), q.target)",
-        "(q.prompt.replace(SLOT, new), q.target)",
+        "answers.to(_reverse(record, record.fact.target))",
+        "answers.to(_reverse(record, new_target(record)))",
     ),
     Fault(
         "a store forgets what made a result",

@@ -1,15 +1,22 @@
-"""The limits of an edit: what it does not do, each check with its control.
+"""The limits of an edit: what it does not do. Each check has its control.
 
-Inspired by the critique "But is it really in Rome?"; the prompts are this project's own. Every check is a function
-``check(model, edit, record)`` that returns a :class:`CheckResult`: rows of prompts before and after the edit, an effect
-with its 95 % interval, a control that tells "the edit does not do this" from "the model never could", and a sentence.
+Inspired by the critique "But is it really in Rome?"; the prompts are this project's own. Every
+check is a function ``check(model, edit, record)`` that returns a :class:`CheckResult`: rows of
+prompts before and after the edit; an effect with its 95 % interval; a control that tells "the edit
+does not do this" from "the model never could"; and a sentence.
 
-* ``claims/``: one file for each claim.
-* ``limits.py``: all checks of one edit. ``average.py``: the checks of many edits, averaged over facts.
-* ``asking.py``: prompts before and after an edit. ``result.py``: what a check returns.
+How it works: a check lists the questions that it asks of a record. The questions of all checks are
+asked in one batch, without and with the edit. Each check then reads the answers to its own.
+
+* ``claims/``: one file for each claim, with the questions and the reader of its check.
+* ``limits.py``: all checks of one edit.
+* ``average.py``, ``many_facts.py``: the checks of many edits, averaged over facts.
+* ``check.py``: what a check is, and how checks are run.
+* ``asking.py``: asks the model.
+* ``answered.py``, ``result.py``: what a check reads, and what it returns.
 """
 
-from rome_lens.checks.average import LimitsAverage, average_limits, check_records
+from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.association import association, description
 from rome_lens.checks.claims.bleed_over import bleed_over
 from rome_lens.checks.claims.consequence import consequence
@@ -19,6 +26,7 @@ from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
 from rome_lens.checks.claims.localisation import localisation
 from rome_lens.checks.limits import Limits, check_limits
+from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
 
 __all__ = [

@@ -1,30 +1,23 @@
-"""The limits of the edits of many facts: each on disk as soon as it is done, then averaged over facts."""
+"""Averages of the checks over the edits of many facts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from rome_lens.checks.claims.fidelity import NAME as FIDELITY
-from rome_lens.checks.claims.fidelity import OTHER_EDITS, compared
-from rome_lens.checks.limits import Limits, check_limits
-from rome_lens.checks.result import CheckResult, CheckRow, firing_correlation, named, shown
-from rome_lens.data.bundled import held_texts
-from rome_lens.data.facts import Fact
-from rome_lens.data.record_type import Record, as_records, with_new_target
-from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.checks.claims.fidelity import OTHER_EDITS, Fidelity
+from rome_lens.checks.limits import Limits
+from rome_lens.checks.result import (
+    CheckResult,
+    CheckRow,
+    average_cells,
+    firing_correlation,
+    matching_name,
+)
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.identity import model_identity
-from rome_lens.forward.tokens import encode
 from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
-from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
-from rome_lens.stores import Store
 
 _AVERAGED = ("effect", "effect_where_known", "control")
 _RESAMPLES = 200
@@ -32,23 +25,21 @@ _RESAMPLES = 200
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LimitsAverage(Stored):
-    """Averages over facts of what the checks found on each; intervals are over facts.
-
-    Attributes:
-        limits: of each fact.
-    """
+    """The limits of many facts, and their averages over facts. All intervals are over facts."""
 
     limits: tuple[Limits, ...]
+    """The limits of each fact's edit."""
 
     def __post_init__(self) -> None:
         if not self.limits:
             raise ArgumentError(
-                "limits is empty, expected what check_limits gave for at least one edit."
+                "limits is empty, expected what check_limits returned for at least one edit."
             )
         models = {each.model_fingerprint for each in self.limits} - {None}
         if len(models) > 1:
             raise ArgumentError(
-                f"The edits were made on {len(models)} models ({sorted(map(str, models))}): average each on its own."
+                f"The edits were made on {len(models)} models ({sorted(map(str, models))}). "
+                "Average those of each model on their own."
             )
 
     @property
@@ -57,41 +48,40 @@ class LimitsAverage(Stored):
         return list(dict.fromkeys(result.name for each in self.limits for result in each.results))
 
     def of(self, check: str) -> list[CheckResult]:
-        """The results of one check on the facts that it was asked of.
+        """The results of one check for the facts of which it was asked.
 
         Raises:
-            KeyError: there is no check of this name.
+            UnknownNameError: there is no check of this name.
         """
         return [result for result in self._results(check) if result.asked]
 
-    def _results(self, check: str) -> list[CheckResult]:
-        name = named(check, self.checks)
-        return [result for each in self.limits for result in each.results if result.name == name]
-
     def effect(self, check: str, which: str = "effect") -> Average | None:
-        """The mean over facts of ``"effect"``, ``"effect_where_known"`` or ``"control"``; None where no fact was asked.
+        """The mean over facts of a check's effect, of its effect where known, or of its control.
 
-        Where each fact's control is the other facts' own effects (fidelity), their mean would be the effect itself: None.
+        None if no fact has it. It is also None for fidelity's control: each fact's control is the
+        effect of the other facts' edits, so its mean would be the effect itself.
 
         Raises:
-            KeyError: there is no check of this name.
-            ValueError: ``which`` is none of the three.
+            UnknownNameError: there is no check of this name.
+            ArgumentError: ``which`` is none of the three.
         """
         if which not in _AVERAGED:
             raise ArgumentError(
                 f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}."
             )
         asked = self.of(check)
-        if which == "control" and check == FIDELITY:
+        if which == "control" and check == Fidelity.name:
             return None
         values = [value.mean for result in asked if (value := getattr(result, which)) is not None]
         return average(values) if values else None
 
     def measure(self, check: str, name: str) -> Average | None:
-        """The mean over facts of one of the check's further numbers; None where no fact has it, or it is the other facts'.
+        """The mean over facts of one of a check's further numbers.
+
+        None if no fact has it, or if it is about the edits of the other facts.
 
         Raises:
-            KeyError: there is no check of this name.
+            UnknownNameError: there is no check of this name.
         """
         found = [m for result in self._results(check) for m in result.further if m.name == name]
         if not found or name.endswith(OTHER_EDITS):
@@ -107,11 +97,16 @@ class LimitsAverage(Stored):
         )
 
     def firing(self, *, seed: int = 0) -> pd.DataFrame:
-        """One line for each kind of prompt: Spearman's correlation of ``|firing|`` with KL over its prompts of all facts.
+        """Spearman's correlation of ``|firing|`` with KL, one line for each kind of prompt.
 
-        Over a fact's prompts of all kinds (:attr:`firing_correlation`) it also counts that some kinds hold the subject and others
-        do not; within a kind it does not. The 95 % interval is a bootstrap over facts. A kind whose prompts all fire alike,
-        since all hold the subject, or none of them, has none.
+        :attr:`firing_correlation` is over a fact's prompts of all kinds. It is high even if all
+        that matters is which kinds contain the subject. Within one kind, this does not matter. The
+        correlation of a kind is over its prompts of all facts. A kind whose prompts all fire alike,
+        because all of them or none of them contain the subject, has no correlation. The 95 %
+        interval is a bootstrap over facts.
+
+        Args:
+            seed: seed of the bootstrap.
         """
         kinds: dict[tuple[str, str], list[list[CheckRow]]] = {}
         for result in (result for each in self.limits for result in each.results):
@@ -123,57 +118,41 @@ class LimitsAverage(Stored):
         lines = []
         for (check, kind), by_fact in kinds.items():
             found = _resampled_correlation(by_fact, np.random.default_rng(seed))
-            lines.append(
-                [check, kind, sum(map(len, by_fact)), str(found or "all fire alike"), len(by_fact)]
-            )
+            prompts = sum(len(rows) for rows in by_fact)
+            lines.append([check, kind, prompts, str(found or "all fire alike"), len(by_fact)])
         return pd.DataFrame(
             lines, columns=["check", "prompts of kind", "prompts", "firing and KL", "facts"]
         ).set_index("check")
 
     def table(self) -> pd.DataFrame:
-        """One line for each check: how many facts and prompts, the effect, the effect where the model could, the control."""
-        lines = []
-        for name in self.checks:
-            asked = self.of(name)
-            prompts = sum(row.effect is not None for result in asked for row in result.rows)
-            values = [
-                self.effect(name, which) for which in ("effect", "effect_where_known", "control")
-            ]
-            known = sum(result.effect_where_known is not None for result in asked)
-            cells = shown(values, asked)
-            if name == FIDELITY and asked:
-                cells[2] = "by fact"
-            effect_is, control_is = (asked[0].effect_is, asked[0].control_is) if asked else ("", "")
-            correlation = [
-                value for result in asked if (value := result.firing_correlation) is not None
-            ]
-            line = [
-                name,
-                len(asked),
-                prompts,
-                effect_is,
-                cells[0],
-                cells[1],
-                known or "",
-                control_is,
-                cells[2],
-            ]
-            lines.append([*line, str(average_correlation(correlation) or "")])
-        columns = [
-            "check",
-            "facts",
-            "prompts",
-            "effect is",
-            "effect",
-            "where known",
-            "facts known",
-            "control is",
-            "control",
+        """One line for each check: facts, prompts, effect, effect where known, and control."""
+        return pd.DataFrame([self._line(name) for name in self.checks]).set_index("check")
+
+    def _line(self, name: str) -> dict[str, object]:
+        asked = self.of(name)
+        effect, where_known, control = average_cells(
+            [self.effect(name, which) for which in _AVERAGED], asked
+        )
+        if name == Fidelity.name and asked:
+            control = "by fact"
+        correlations = [
+            value for result in asked if (value := result.firing_correlation) is not None
         ]
-        return pd.DataFrame(lines, columns=[*columns, "firing and KL"]).set_index("check")
+        return {
+            "check": name,
+            "facts": len(asked),
+            "prompts": sum(row.effect is not None for result in asked for row in result.rows),
+            "effect is": asked[0].effect_is if asked else "",
+            "effect": effect,
+            "where known": where_known,
+            "facts known": sum(r.effect_where_known is not None for r in asked) or "",
+            "control is": asked[0].control_is if asked else "",
+            "control": control,
+            "firing and KL": str(average_correlation(correlations) or ""),
+        }
 
     def further(self) -> pd.DataFrame:
-        """One line for each further number of each check: its mean over facts, and how many facts have it."""
+        """One line for each further number: its mean over facts, and how many facts have it."""
         lines = []
         for check in self.checks:
             for name in dict.fromkeys(
@@ -195,40 +174,20 @@ class LimitsAverage(Stored):
         rows = [row for frame in frames for row in frame.to_dict("records")]
         return pd.DataFrame(rows, columns=frames[0].columns)
 
-
-def _resampled_correlation(
-    by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator
-) -> Average | None:
-    """Over the rows of all facts, between the 2.5th and the 97.5th percentile of what resampled facts give."""
-    whole = firing_correlation(_each_its_own(by_fact))
-    if whole is None:
-        return None
-    count = len(by_fact)
-    plain = Average(mean=whole, low=None, high=None, count=count)
-    if count < FEWEST:
-        return plain
-    draws = [
-        firing_correlation(
-            _each_its_own([by_fact[i] for i in generator.integers(count, size=count)])
-        )
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile([each for each in draws if each is not None], [2.5, 97.5]).tolist()
-    return replace(plain, low=min(whole, low), high=max(whole, high))
-
-
-def _each_its_own(by_fact: Iterable[Sequence[CheckRow]]) -> list[CheckRow]:
-    """All rows, those of a fact that was drawn twice counted twice."""
-    return [
-        replace(row, prompt=f"{i} {row.prompt}") for i, rows in enumerate(by_fact) for row in rows
-    ]
+    def _results(self, check: str) -> list[CheckResult]:
+        name = matching_name(check, self.checks)
+        return [result for each in self.limits for result in each.results if result.name == name]
 
 
 def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
-    """Averages over facts, with 95 % intervals over facts; below five facts, such as of a single one, there is none.
+    """Averages over facts, with 95 % intervals from five facts on.
+
+    Args:
+        limits: what :func:`rome_lens.check_limits` returned for each edit; one alone is taken too.
 
     Raises:
-        ValueError: there is nothing to average, or something else than what :func:`check_limits` gives.
+        ArgumentError: there is nothing to average, an entry is something else, or the edits were
+            made on different models.
     """
     each = (
         (limits,)
@@ -237,95 +196,34 @@ def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
     )
     if wrong := [type(one).__name__ for one in each if not isinstance(one, Limits)]:
         raise ArgumentError(
-            f"limits holds {', '.join(wrong)}, expected what check_limits gave for each edit."
+            f"limits holds {', '.join(wrong)}, expected what check_limits returned for each edit."
         )
     return LimitsAverage(limits=each)
 
 
-def check_records(
-    model: LensModel,
-    records: Fact | Record | Iterable[Fact | Record],
-    editor: Callable[[Any, Any], Any],
-    *,
-    texts: Sequence[str] | None = None,
-    samples: int = 1,
-    new_tokens: int = 20,
-    seed: int = 0,
-    prepend_bos: bool | None = None,
-    directory: str | Path | None = None,
-    progress: bool = False,
-) -> LimitsAverage:
-    """Edit each record's fact alone, and ask :func:`check_limits` about it; the other records' edits are fidelity's control.
-
-    Args:
-        editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
-        texts, samples, new_tokens, seed: as for :func:`check_limits`.
-        prepend_bos: of the questions alone; the editor has its own.
-        directory: where each finished edit and each finished check is written at once; a run broken off goes on there.
-
-    Raises:
-        ValueError: there is no record, or something that is none; the editor cannot be called; otherwise as for
-            :func:`check_limits`, before the first edit where it can be seen then.
-    """
-    cases = [with_new_target(record) for record in as_records(records)]
-    if not callable(editor):
-        raise ArgumentError(
-            f"The editor is of type {type(editor).__name__}, expected what makes an edit from (model, fact), such as "
-            "rl.preset(...).editor(model)."
+def _resampled_correlation(
+    by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator
+) -> Average | None:
+    """The correlation over the rows of all facts, with a bootstrap interval over facts."""
+    whole = firing_correlation(_pooled_rows(by_fact))
+    if whole is None:
+        return None
+    count = len(by_fact)
+    plain = Average(mean=whole, low=None, high=None, count=count)
+    if count < FEWEST:
+        return plain
+    draws = [
+        firing_correlation(
+            _pooled_rows([by_fact[i] for i in generator.integers(count, size=count)])
         )
-    for record in cases:
-        encode(model, record.fact, prepend_bos=prepend_bos)
-    store = Store(directory, identity="" if directory is None else model_identity(model))
-    names = [store.name(editor, record.fact) for record in cases]
-    edits = [
-        _kept(store, RankOneEdit, name, partial(editor, model, record.fact))
-        for name, record in zip(names, tqdm(cases, desc="edits", disable=not progress), strict=True)
+        for _ in range(_RESAMPLES)
     ]
-    settings = (
-        editor,
-        tuple(held_texts() if texts is None else texts),
-        samples,
-        new_tokens,
-        seed,
-        prepend_bos,
-    )
-    found = []
-    for record, edit in zip(tqdm(cases, desc="checks", disable=not progress), edits, strict=True):
-
-        def asked(record: Record = record, edit: Any = edit) -> Limits:
-            return check_limits(
-                model,
-                edit,
-                record,
-                texts=texts,
-                samples=samples,
-                new_tokens=new_tokens,
-                seed=seed,
-                prepend_bos=prepend_bos,
-            )
-
-        found.append(_kept(store, Limits, store.name(*settings, record), asked))
-    return average_limits(_with_other_edits(found))
+    low, high = np.percentile([each for each in draws if each is not None], [2.5, 97.5]).tolist()
+    return replace(plain, low=min(whole, low), high=max(whole, high))
 
 
-def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
-    """Every fact's fidelity beside that of the other facts' edits, which read the same texts."""
-    fidelities = iter(compared([each["fidelity"] for each in limits]))
+def _pooled_rows(by_fact: Iterable[Sequence[CheckRow]]) -> list[CheckRow]:
+    """All rows; the rows of a fact that was drawn twice count twice."""
     return [
-        replace(
-            each,
-            results=tuple(next(fidelities) if r.name == "fidelity" else r for r in each.results),
-        )
-        for each in limits
+        replace(row, prompt=f"{i} {row.prompt}") for i, rows in enumerate(by_fact) for row in rows
     ]
-
-
-def _kept(store: Store, kind: type[Stored], name: str, make: Callable[[], Any]) -> Any:
-    """The finished result from the store, or a new one, which is kept there if it is of the kind that files can hold."""
-    found = store.get(kind, name)
-    if found is not None:
-        return found
-    made = make()
-    if isinstance(made, kind):
-        store.add(name, made)
-    return made

@@ -6,49 +6,59 @@ from typing import Any
 
 import pandas as pd
 
-from rome_lens.checks.asking import fact_of
-from rome_lens.checks.claims.association import association, description
-from rome_lens.checks.claims.bleed_over import bleed_over
-from rome_lens.checks.claims.consequence import consequence
-from rome_lens.checks.claims.direction import direction
-from rome_lens.checks.claims.dominance import dominance
-from rome_lens.checks.claims.essence import essence
-from rome_lens.checks.claims.fidelity import fidelity
-from rome_lens.checks.claims.localisation import ASKS
-from rome_lens.checks.result import CheckResult, firing_correlation, named, not_asked, shown
+from rome_lens.checks.check import Check, checked_record, run_checks
+from rome_lens.checks.claims import localisation
+from rome_lens.checks.claims.association import Association, Description
+from rome_lens.checks.claims.bleed_over import BleedOver
+from rome_lens.checks.claims.consequence import Consequence
+from rome_lens.checks.claims.direction import Direction
+from rome_lens.checks.claims.dominance import Dominance
+from rome_lens.checks.claims.essence import Essence
+from rome_lens.checks.claims.fidelity import Fidelity, other_texts
+from rome_lens.checks.result import (
+    CheckResult,
+    average_cells,
+    firing_correlation,
+    matching_name,
+    not_asked,
+)
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
-from rome_lens.evaluation.numbered_edits import NumberedEdits
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Limits(Stored):
-    """The results of every check on one edit.
-
-    Attributes:
-        record_id, relation: of the record.
-        results: of each check, in the order of the README's table.
-        edit: what made the edit, in words; ``model_fingerprint`` of its model, None where the edit does not say.
-    """
+    """The results of every check of one edit; ``limits["direction"]`` is that of one check."""
 
     record_id: str
+    """The record's ``id``."""
     relation: str
+    """The record's relation."""
     results: tuple[CheckResult, ...]
+    """One result for each check, in the order of the README's table."""
     edit: str = ""
+    """What made the edit, in words."""
     model_fingerprint: str | None = None
+    """Fingerprint of the edited model; None if the edit does not say."""
 
     def __getitem__(self, name: str) -> CheckResult:
-        found = named(name, [result.name for result in self.results])
-        return next(result for result in self.results if result.name == found)
+        """The result of the check of this name.
+
+        Raises:
+            UnknownNameError: there is no check of this name.
+        """
+        own_name = matching_name(name, [result.name for result in self.results])
+        return next(result for result in self.results if result.name == own_name)
 
     @property
     def firing_correlation(self) -> float | None:
-        """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)`` over all prompts of all checks.
+        """Spearman's correlation of ``|u . k| / (u . k*)`` with ``KL(before || after)``.
 
-        Where it is high, the edit acts where its key is present. That is a correlation: it does not explain why a single
-        alias fails. None with fewer than five prompts, and for an edit that has no key.
+        It is over all prompts of all checks. If it is high, the edit acts where its key is
+        present. This is a correlation: it does not explain why a single alias fails. None below
+        five prompts, and for an edit without a key.
         """
         return firing_correlation([row for result in self.results for row in result.rows])
 
@@ -62,12 +72,12 @@ class Limits(Stored):
         )
 
     def table(self) -> pd.DataFrame:
-        """One line for each check: effect, effect where the model could, control, sentence."""
+        """One line for each check: effect, effect where known, control, and the sentence."""
         lines = [
             [
                 r.name,
                 r.effect_is,
-                *shown([r.effect, r.effect_where_known, r.control], [r]),
+                *average_cells([r.effect, r.effect_where_known, r.control], [r]),
                 r.reading,
             ]
             for r in self.results
@@ -89,53 +99,76 @@ def check_limits(
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> Limits:
-    """Ask every check about an edit; the weights stay untouched, and hooks that the caller has on stay on.
+    """The results of every check of an edit.
 
-    Whether tracing tells where to edit takes many facts and layers, and is asked of :func:`rome_lens.layer_sweep`'s result by
-    :func:`localisation`; of one edit it is "not asked".
+    The questions of all checks are asked in one batch, without and with the edit. The weights stay
+    untouched. Hooks that the caller has on stay on, and are part of both. A check whose prompts the
+    record lacks is "not asked"; a bare fact has prompts for :func:`rome_lens.checks.essence` only.
+
+    Whether tracing tells where to edit takes many facts and layers. Of one edit it is "not asked":
+    call :func:`rome_lens.checks.localisation` with the result of :func:`rome_lens.layer_sweep`.
 
     Args:
-        edit: any that :func:`rome_lens.evaluate` takes; what needs a key (firing, norms) is asked of rank-one edits alone.
-        others: edits of other facts, the control of :func:`fidelity`.
-        texts: other text for it to read; None takes those of ``data.held_texts()`` that fit its context.
-        samples: continuations of each open prompt in :func:`dominance`; 0 samples none.
-        new_tokens: length of what the model writes in :func:`fidelity`; 0 writes nothing.
-        seed: of all sampling.
+        edit: any edit that :func:`rome_lens.evaluate` takes. Only rank-one edits have a key, so
+            only they have a firing.
+        record: the record that the edit was made from, or a bare fact.
+        others: edits of other facts, the control of :func:`rome_lens.checks.fidelity`.
+        texts: other texts for fidelity to read. None takes those of ``rl.data.held_texts()`` that
+            fit the model's context.
+        samples: continuations of each open prompt in :func:`rome_lens.checks.dominance`; 0 samples
+            none.
+        new_tokens: length of what the model writes in fidelity; 0 writes nothing.
+        seed: seed of all draws.
+        prepend_bos: whether prompts start with a BOS token; None takes the model's own default.
 
     Raises:
-        ModelError: the edit was made on another model, or is already in this one's weights.
-        ValueError: edit or record is none; the record has no new target, or is about another fact than the edit.
+        ArgumentError: the edit is not an edit, or the record is not a record; the record is about
+            another fact than the edit; ``samples`` or ``new_tokens`` is negative.
+        RecordError: the record's fact has no new target.
+        FactError: a text is a single word.
+        ModelError: the edit was made on another model, or is already in this model's weights; or
+            the caller has a hook on the very output that the edit adds to.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> record = rl.data.records(known_by="toy")[0]
+        >>> C = rl.KeyStatistics.identity(model, layer=2)
+        >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
+        >>> limits = rl.check_limits(model, edit, record, samples=0, new_tokens=0)
+        >>> [result.name for result in limits.results if result.asked]
+        ['direction', 'association', 'description', 'dominance', 'bleed-over', ...]
+        >>> round(limits["association"].effect.mean, 2)  # an alias keeps nothing of the edit
+        0.0
+        >>> round(limits["description"]["share kept, description with the name"].mean, 1)
+        1.0
     """
-    record, _, _ = fact_of(edit, record)
-    NumberedEdits(
-        model, [edit, *others]
-    )  # an edit of another model is refused before anything is asked
+    record = checked_record(edit, record)
+    checks: list[Check] = [
+        Direction(),
+        Association(),
+        Description(),
+        Dominance(samples=samples, seed=seed),
+        BleedOver(),
+        Consequence(),
+        Essence(seed=seed),
+        Fidelity(
+            others=tuple(others),
+            texts=tuple(other_texts(model, record, texts, prepend_bos)),
+            new_tokens=new_tokens,
+            seed=seed,
+        ),
+    ]
     return Limits(
         record_id=str(record.id),
         relation=record.relation,
         edit=getattr(edit, "made_with", "") or repr(edit),
         model_fingerprint=getattr(edit, "model_fingerprint", None),
         results=(
-            direction(model, edit, record, prepend_bos=prepend_bos),
-            association(model, edit, record, prepend_bos=prepend_bos),
-            description(model, edit, record, prepend_bos=prepend_bos),
-            dominance(model, edit, record, samples=samples, seed=seed, prepend_bos=prepend_bos),
-            bleed_over(model, edit, record, prepend_bos=prepend_bos),
-            consequence(model, edit, record, prepend_bos=prepend_bos),
-            essence(model, edit, record, seed=seed, prepend_bos=prepend_bos),
-            fidelity(
-                model,
-                edit,
-                record,
-                others=others,
-                texts=texts,
-                new_tokens=new_tokens,
-                seed=seed,
-                prepend_bos=prepend_bos,
-            ),
+            *run_checks(checks, model, edit, record, prepend_bos=prepend_bos),
             not_asked(
-                "localisation",
-                ASKS,
+                localisation.NAME,
+                localisation.ASKS,
                 "it takes many facts and layers, see rl.layer_sweep and rl.checks.localisation",
             ),
         ),

@@ -1,7 +1,8 @@
-"""The one result type of all checks."""
+"""The result type of all checks: rows, further numbers, and their averages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pandas as pd
 
@@ -10,39 +11,59 @@ from rome_lens.intervals import Average, average, rank_correlation, share
 from rome_lens.results import Stored
 
 KNOWN = 0.1
+"""Least probability at which the unedited model is said to know an answer."""
 _DIGITS = 4
+_COLUMNS = (
+    "kind",
+    "prompt",
+    "answer",
+    "before",
+    "after",
+    "change",
+    "effect",
+    "control_prompt",
+    "control",
+    "known",
+    "rank_before",
+    "rank_after",
+    "kl",
+    "firing",
+    "fires_at",
+)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CheckRow(Stored):
-    """One prompt of a check, without and with the edit.
-
-    Attributes:
-        kind: what the prompt is to the check, such as ``"alias"``.
-        before, after: the measured number without and with the edit.
-        effect: what the prompt adds to the check's average; None where it stands beside it only, for comparison.
-        control_prompt, control: where the same could be seen if it could be seen at all; None without such a place.
-        known: whether the unedited model can do there what is asked (p of at least 0.1); None where that is not the question.
-        kl: ``KL(before || after)`` of the next token's distribution, in nats.
-        firing, fires_at: the edit's strongest firing within the prompt, 1 being that on its own fact, and its token.
-        rank_before, rank_after: place of the answer's first token among all tokens, 1 being the likeliest; None where there is
-            no single answer.
-    """
+    """One prompt of a check, without and with the edit."""
 
     kind: str
+    """What the prompt is to the check, such as ``"alias"``."""
     prompt: str
+    """The prompt."""
     answer: str
+    """The answer that was asked for, or a word on what was read instead."""
     before: float
+    """The measured number without the edit."""
     after: float
+    """The measured number with the edit."""
     effect: float | None = None
+    """What the prompt adds to the check's average; None if it is there for comparison only."""
     control_prompt: str | None = None
+    """Where the effect could be seen if it could be seen at all."""
     control: float | None = None
+    """The number there; None if there is no such place."""
     known: bool | None = None
+    """Whether the unedited model can do there what is asked (``p >= 0.1``), if that matters."""
     kl: float | None = None
+    """``KL(before || after)`` of the next token's distribution, in nats."""
     firing: float | None = None
+    """The edit's strongest firing within the prompt; 1 is the firing on its own fact."""
     fires_at: str | None = None
+    """The token at which it fires most strongly."""
     rank_before: int | None = None
+    """Rank of the answer's first token without the edit, 1 for the most likely, if there is one."""
     rank_after: int | None = None
+    """The same with the edit."""
 
     @property
     def change(self) -> float:
@@ -52,53 +73,69 @@ class CheckRow(Stored):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Measure(Stored):
-    """A further number of a check, with the values that it is the average of; ``share`` marks values between 0 and 1.
+    """A further number of a check: the average of some values.
 
-    Where the number is no mean but one of many facts, such as an R^2, it is the only value; ``count`` says how many they are,
-    and ``interval`` is the number's own, of a bootstrap.
+    Some numbers are not a mean but computed from many facts at once, such as an R^2. They are the
+    only value, and come with their own ``interval`` and ``count``.
     """
 
     name: str
+    """What the number is."""
     values: tuple[float, ...]
+    """The values that it is the average of."""
     share: bool = False
+    """Whether the values lie between 0 and 1."""
     interval: tuple[float, float] | None = None
+    """The number's own 95 % interval, such as one from a bootstrap."""
     count: int | None = None
+    """Number of facts that the number was computed from."""
 
     @classmethod
-    def of(cls, name: str, found: Average) -> "Measure":
+    def of(cls, name: str, number: Average) -> "Measure":
         """A number that comes with its interval."""
-        interval = None if found.low is None or found.high is None else (found.low, found.high)
-        return cls(name=name, values=(found.mean,), interval=interval, count=found.count)
+        interval = None if number.low is None or number.high is None else (number.low, number.high)
+        return cls(name=name, values=(number.mean,), interval=interval, count=number.count)
 
     @property
     def average(self) -> Average:
-        """Their mean, with its 95 % interval from five values on."""
+        """The mean of the values. From five values on it has a 95 % interval."""
         if self.count is not None:
             low, high = self.interval or (None, None)
             return Average(mean=self.values[0], low=low, high=high, count=self.count)
         return (share if self.share else average)(list(self.values))
 
 
+def make_measures(
+    numbers: Mapping[str, Sequence[float]], *, share: bool = False
+) -> tuple[Measure, ...]:
+    """One measure for each name, leaving out names without any value."""
+    return tuple(
+        Measure(name=name, values=tuple(values), share=share)
+        for name, values in numbers.items()
+        if values
+    )
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CheckResult(Stored):
-    """What one check found.
-
-    Attributes:
-        name: of the check; ``asks`` is its question.
-        measured: what the rows' numbers are; ``effect_is`` and ``control_is`` what their averages are.
-        rows: one for each prompt; empty where the record lacks the data, which is "not asked" and never "passed".
-        further: other numbers that answer the question.
-        reading: effect and control in one sentence.
-    """
+    """What one check found: rows of prompts, an effect and its control, and a sentence."""
 
     name: str
+    """The name of the check."""
     asks: str
+    """The question that the check answers, in words."""
     measured: str
+    """What the rows' ``before`` and ``after`` are."""
     effect_is: str
+    """What the average of the rows' ``effect`` is."""
     control_is: str
+    """What the average of the rows' ``control`` is."""
     rows: tuple[CheckRow, ...]
+    """One row for each prompt. Without data there is none: "not asked", which is never "passed"."""
     further: tuple[Measure, ...] = ()
+    """Other numbers that help to answer the question."""
     reading: str = ""
+    """Effect and control in one or two sentences."""
 
     @property
     def asked(self) -> bool:
@@ -107,17 +144,17 @@ class CheckResult(Stored):
 
     @property
     def effect(self) -> Average | None:
-        """The average that answers the question."""
+        """The average that answers the question; None if it was not asked."""
         return _average(row.effect for row in self.rows)
 
     @property
     def effect_where_known(self) -> Average | None:
-        """The same over the prompts of which the unedited model can do what is asked; None where there are none."""
+        """The same over the prompts with ``known``; None if there are none."""
         return _average(row.effect for row in self.rows if row.known)
 
     @property
     def control(self) -> Average | None:
-        """Whether the model could have done it at all."""
+        """The average that tells whether the model could have done it at all, if there is one."""
         return _average(row.control for row in self.rows if row.effect is not None)
 
     @property
@@ -127,14 +164,19 @@ class CheckResult(Stored):
 
     @property
     def firing_effect_correlation(self) -> float | None:
-        """The same with ``|after - before|`` of the check's own number."""
+        """The same with ``|after - before|`` instead of ``kl``, over the questions."""
         return firing_correlation(self.rows, "change")
 
     def with_reading(self, reading: str) -> "CheckResult":
-        """The same result with this sentence."""
+        """A copy of the result with this sentence."""
         return replace(self, reading=reading)
 
     def __getitem__(self, name: str) -> Average:
+        """The further number of this name.
+
+        Raises:
+            UnknownNameError: there is no number of this name.
+        """
         for measure in self.further:
             if measure.name == name:
                 return measure.average
@@ -144,39 +186,28 @@ class CheckResult(Stored):
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each prompt."""
-        names = [
-            "kind",
-            "prompt",
-            "answer",
-            "before",
-            "after",
-            "change",
-            "effect",
-            "control_prompt",
-            "control",
-            "known",
-        ]
-        names += ["rank_before", "rank_after", "kl", "firing", "fires_at"]
-        values = [[self.name, *(getattr(row, name) for name in names)] for row in self.rows]
-        return pd.DataFrame(values, columns=["check", *names])
+        values = [[self.name, *(getattr(row, name) for name in _COLUMNS)] for row in self.rows]
+        return pd.DataFrame(values, columns=["check", *_COLUMNS])
 
     def table(self) -> pd.DataFrame:
-        """One line for each number: effect, effect where the model could, control, and the further ones."""
-        values = shown([self.effect, self.effect_where_known, self.control], [self])
+        """One line each for effect, effect where known, control, and every further number."""
+        effect, where_known, control = average_cells(
+            [self.effect, self.effect_where_known, self.control], [self]
+        )
         lines = [
-            ["effect", self.effect_is, values[0]],
-            ["effect where known", self.effect_is, values[1]],
+            ["effect", self.effect_is, effect],
+            ["effect where known", self.effect_is, where_known],
+            ["control", self.control_is, control],
         ]
-        lines += [["control", self.control_is, values[2]]]
         lines += [["further", measure.name, str(measure.average)] for measure in self.further]
         return pd.DataFrame(lines, columns=["number", "of", "mean"]).set_index("number")
 
 
-def named(name: str, checks: Sequence[str]) -> str:
-    """The check of this name, which may also be spelled as its function is: ``"bleed_over"`` for ``"bleed-over"``.
+def matching_name(name: str, checks: Sequence[str]) -> str:
+    """The check of this name, or of its function's: ``"bleed_over"`` for ``"bleed-over"``.
 
     Raises:
-        KeyError: there is none.
+        UnknownNameError: there is no check of this name.
     """
     for check in checks:
         if check.replace("_", "-") == name.replace("_", "-"):
@@ -184,31 +215,37 @@ def named(name: str, checks: Sequence[str]) -> str:
     raise UnknownNameError(f"There is no check {name!r}; there are {list(checks)}.")
 
 
-def not_asked(name: str, asks: str, lacking: str) -> CheckResult:
+def not_asked(name: str, asks: str, lacks: str) -> CheckResult:
     """The result of a check for which there is no data."""
-    reading = f"Not asked: {lacking}."
+    reading = f"Not asked: {lacks}."
     return CheckResult(
         name=name, asks=asks, measured="", effect_is="", control_is="", rows=(), reading=reading
     )
 
 
-def shown(values: Sequence[Average | None], results: Sequence[CheckResult]) -> list[str]:
-    """Effect, effect where known and control as a table's cells: "not asked" is said of what was not asked alone."""
+def average_cells(values: Sequence[Average | None], results: Sequence[CheckResult]) -> list[str]:
+    """Effect, effect where known, and control as the cells of a table.
+
+    "not asked" stands only where no result was asked, "none known" where the model knows no answer.
+    """
     asked = [result for result in results if result.asked]
-    cells = [
-        "not asked" if value is None and not asked else str(value or "none") for value in values
-    ]
-    if asked and values[1] is None:
-        ask = any(row.known is not None for result in asked for row in result.rows)
-        cells[1] = "none known" if ask else ""
+    if not asked:
+        return ["not asked" if value is None else str(value) for value in values]
+    cells = ["none" if value is None else str(value) for value in values]
+    if values[1] is None:
+        looked = any(row.known is not None for result in asked for row in result.rows)
+        cells[1] = "none known" if looked else ""
     return cells
 
 
-def firing_correlation(rows: Sequence[CheckRow], of: str = "kl") -> float | None:
-    """Spearman's correlation of ``|firing|`` with ``kl`` over distinct prompts, or with ``|change|`` over distinct questions.
+def firing_correlation(
+    rows: Sequence[CheckRow], of: Literal["kl", "change"] = "kl"
+) -> float | None:
+    """Spearman's correlation of ``|firing|`` with ``kl``, or with ``|change|``.
 
-    None below five. Both are rounded first, so that what differs by rounding alone is no rank: prompts that all begin with the
-    subject fire alike.
+    It is over distinct prompts for ``kl`` and over distinct questions for the change; None below
+    five. All numbers are rounded first: prompts that begin with the subject fire alike, and
+    rounding errors must not rank them.
     """
     pairs = {
         (row.prompt, of == "kl" or row.answer): (

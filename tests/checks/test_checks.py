@@ -1,7 +1,6 @@
-"""Checks: rows against their plain calculation, controls, and what is not asked."""
+"""Checks on the toy model: rows against plain runs, one batch for all, and what is refused."""
 
 import dataclasses
-import inspect
 import math
 import re
 from pathlib import Path
@@ -12,26 +11,51 @@ import scipy.stats
 import torch
 
 import rome_lens as rl
-from rome_lens.checks import CheckResult, CheckRow
-from rome_lens.checks.asking import before_and_after
-from rome_lens.checks.claims.association import holds_last_word
+from rome_lens.checks import CheckResult
+from rome_lens.checks.answered import Answered
+from rome_lens.checks.asking import Continuations, before_and_after, continuations
 from rome_lens.checks.claims.essence import random_direction
 from rome_lens.checks.limits import Limits
-from rome_lens.intervals import average
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
+QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 0}
 
 
 @pytest.fixture(scope="module")
-def edited(toy: Any) -> tuple[Any, rl.data.Record, rl.RankOneEdit]:
-    """A two-way record of the toy, whose reverse, alias and description the model knows, and its edit."""
-    record = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is False)
-    statistics = rl.collect_key_statistics(toy, layer=1, sample_count=64, sample_length=48)
-    return toy, record, rl.rome(toy, record.fact, layer=1, statistics=statistics)
+def record(toy_records: list[rl.data.Record]) -> rl.data.Record:
+    """A two-way record, whose reverse, alias and description the toy knows, with few prompts."""
+    record = next(record for record in toy_records if record.one_way is False)
+    return dataclasses.replace(
+        record,
+        paraphrases=record.paraphrases[:1],
+        open_prompts=record.open_prompts[:1],
+        exemplars=record.exemplars[:2],
+        consequences=record.consequences[:2],
+    )
+
+
+@pytest.fixture(scope="module")
+def edit(one_toy: Any, record: rl.data.Record, toy_statistics: Any) -> rl.RankOneEdit:
+    return rl.rome(
+        one_toy,
+        record,
+        layer=2,
+        statistics=toy_statistics,
+        contexts=("{}",),
+        config=rl.RomeConfig(steps=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def limits(toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any) -> Limits:
+    """Every check of the two-way record's edit, with another fact's edit to compare with."""
+    return rl.check_limits(
+        toy, edit, record, others=[toy_edit], texts=TEXTS, samples=1, new_tokens=4
+    )
 
 
 def plain_p(model: Any, prompt: str, answer: str) -> float:
-    """Probability of the whole answer, token after token, with nothing batched, padded or skipped."""
+    """Probability of the whole answer, token after token, nothing batched, padded or skipped."""
     tokens = model.to_tokens(prompt)
     log_p = 0.0
     for token in rl.forward.tokens.continuation(model, prompt, answer):
@@ -41,26 +65,28 @@ def plain_p(model: Any, prompt: str, answer: str) -> float:
     return float(torch.tensor(log_p).exp())
 
 
-@pytest.fixture(scope="module")
-def limits(edited: Any) -> Limits:
-    """Every check of the edit of the two-way record, with another fact's edit to compare with."""
-    model, record, edit = edited
-    other = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is True)
-    others = [
-        rl.rome(
-            model,
-            other.fact,
-            layer=1,
-            statistics=rl.KeyStatistics.identity(model, layer=1),
-            contexts=["{}"],
-        )
-    ]
-    return rl.check_limits(model, edit, record, others=others, texts=TEXTS, samples=2, new_tokens=8)
+def ask_one(model: Any, edit: Any, question: tuple[str, str]) -> Answered:
+    (answered,) = before_and_after(model, [(edit, [question])], firing_of=edit)
+    return answered[question]
 
 
-def test_rows_are_the_plain_probabilities(edited: Any, limits: Limits) -> None:
-    """The first row of each kind against a run of the whole model, nothing batched; after the edit, of edited weights."""
-    model, record, edit = edited
+def full_forwards(model: Any, call: Any) -> list[tuple[int, int]]:
+    """Rows and positions of every forward pass of a call that reaches the last block."""
+    passes: list[tuple[int, int]] = []
+    handle = model.blocks[-1].register_forward_pre_hook(
+        lambda _module, args: passes.append(tuple(args[0].shape[:2]))
+    )
+    try:
+        call()
+    finally:
+        handle.remove()
+    return passes
+
+
+def test_rows_are_the_plain_probabilities(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, limits: Limits
+) -> None:
+    """The first row of each kind against plain runs; after the edit, on edited weights."""
     target, new = record.fact.target, record.fact.new_target
     seen = set()
     for result in limits.results:
@@ -73,95 +99,92 @@ def test_rows_are_the_plain_probabilities(edited: Any, limits: Limits) -> None:
             old, now = (target, new) if dominant else (row.answer, row.answer)
             value = math.log if "nats" in result.measured else float
             assert row.before == pytest.approx(
-                value(plain_p(model, row.prompt, old)), rel=1e-3, abs=1e-7
+                value(plain_p(toy, row.prompt, old)), rel=1e-3, abs=1e-7
             )
-            with edit.applied(model):
+            with edit.applied(toy):
                 assert row.after == pytest.approx(
-                    value(plain_p(model, row.prompt, now)), rel=1e-3, abs=1e-7
+                    value(plain_p(toy, row.prompt, now)), rel=1e-3, abs=1e-7
                 )
     assert len(seen) == 12
 
 
-def test_effects_are_what_the_docstrings_say(edited: Any, limits: Limits) -> None:
-    model, record, edit = edited
-    new = record.fact.new_target
+def test_the_questions_of_all_checks_are_asked_in_one_batch(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any
+) -> None:
+    def checked(record: rl.data.Record) -> list[tuple[int, int]]:
+        options = {**QUICK, "others": [toy_edit]}
+        return full_forwards(one_toy, lambda: rl.check_limits(one_toy, edit, record, **options))
 
-    def change(prompt: str, answer: str) -> float:
-        before = plain_p(model, prompt, answer)
-        with edit.applied(model):
-            return plain_p(model, prompt, answer) - before
-
-    forward = change(record.fact.text, new)
-    for name, names in (("association", record.aliases), ("description", record.descriptions)):
-        shares = [change(record.fact.about(each).text, new) / forward for each in names]
-        assert limits[name].effect.mean == pytest.approx(
-            sum(shares) / len(shares), rel=1e-3, abs=1e-6
-        )
-    neighbours = [change(q.prompt, q.target) for q in record.neighborhood]
-    assert limits["bleed-over"].effect.mean == pytest.approx(
-        sum(neighbours) / len(neighbours), rel=1e-3, abs=1e-6
-    )
-    sentence = f"{record.fact.text} {new}."
-    alone = [
-        plain_p(model, f"{sentence} {q.prompt}", q.target) - plain_p(model, q.prompt, q.target)
-        for q in record.neighborhood
-    ]
-    assert limits["bleed-over"].control.mean == pytest.approx(
-        sum(alone) / len(alone), rel=1e-3, abs=1e-6
-    )
+    passes = checked(record)
+    assert len(passes) <= 2
+    # The fact's own prompt is a question of several checks. As a paraphrase it is not asked again.
+    again = dataclasses.replace(record, paraphrases=(*record.paraphrases, record.fact.text))
+    assert checked(again) == passes
 
 
-def test_neighbours_that_gain_by_the_edit_do_not_hide_those_that_lose(edited: Any) -> None:
-    model, record, edit = edited
-    new = rl.data.Question(
-        prompt="Oskar Ivanov lives in the city of", target=str(record.fact.new_target)
-    )
-    plain = rl.checks.bleed_over(model, edit, record)
-    found = rl.checks.bleed_over(
-        model, edit, dataclasses.replace(record, neighborhood=(*record.neighborhood, new))
-    )
-    assert (found.effect, found.control, found["NS, edited"]) == (
-        plain.effect,
-        plain.control,
-        plain["NS, edited"],
-    )
-    assert found.rows[len(record.neighborhood)].kind == "neighbour with the new answer"
-    changes = [row.change for row in plain.rows if row.kind == "neighbour"]
-    assert found["change of p(true answer), neighbour"].mean == pytest.approx(
-        sum(changes) / len(changes)
-    )
-    assert 0 < len(changes) < len(record.neighborhood)
-    assert found["change of p(true answer), neighbour with the new answer"].count == 1
-    alone = rl.checks.bleed_over(model, edit, dataclasses.replace(record, neighborhood=(new,)))
-    assert not alone.asked
-    assert "of which the new target is not true" in alone.reading
+def test_a_check_alone_finds_what_it_finds_among_the_others(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any
+) -> None:
+    others = [toy_edit]
+    limits = rl.check_limits(one_toy, edit, record, others=others, **QUICK)
+    fidelity = {"others": others, "texts": TEXTS, "new_tokens": 0}
+    options = {"dominance": {"samples": 0}, "fidelity": fidelity}
+    for result in limits.results[:-1]:
+        name = result.name.replace("-", "_")
+        alone = getattr(rl.checks, name)(one_toy, edit, record, **options.get(name, {}))
+        for both in zip(alone.rows, result.rows, strict=True):
+            ours, theirs = (dataclasses.asdict(row) for row in both)
+            for field, value in ours.items():
+                assert theirs[field] == (
+                    pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+                ), (name, field)
 
 
-def test_kl_and_ranks_are_those_of_the_whole_distribution(edited: Any) -> None:
-    model, record, edit = edited
-    (found,) = before_and_after(model, edit, [(record.fact.text, record.fact.new_target)])
-    tokens = model.to_tokens(record.fact.text)
+def test_kl_and_ranks_are_those_of_the_whole_distribution(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    found = ask_one(one_toy, edit, (record.fact.text, record.fact.new_target))
+    tokens = one_toy.to_tokens(record.fact.text)
     with torch.no_grad():
-        before = model(tokens)[0, -1].double().log_softmax(-1)
-        with edit.applied(model):
-            after = model(tokens)[0, -1].double().log_softmax(-1)
-    first = rl.forward.tokens.continuation(model, record.fact.text, record.fact.new_target)[0]
+        before = one_toy(tokens)[0, -1].double().log_softmax(-1)
+        with edit.applied(one_toy):
+            after = one_toy(tokens)[0, -1].double().log_softmax(-1)
+    first = rl.forward.tokens.continuation(one_toy, record.fact.text, record.fact.new_target)[0]
     assert found.kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-4)
     assert found.rank_before == 1 + int((before > before[first]).sum())
     assert (found.rank_after, found.rank_before > 1) == (1, True)
-    firing = rl.edit_firing(model, edit, record.fact.text)
-    assert found.firing == pytest.approx(float(firing.values.abs().max()), rel=1e-4)
-    assert found.fires_at == firing.labels[int(firing.values.abs().argmax())]
+    values = rl.edit_firing(one_toy, edit, record.fact.text).values
+    place = int(values.abs().argmax())
+    assert found.firing == pytest.approx(float(values[place]), rel=1e-4)
+    assert found.fires_at == one_toy.to_str_tokens(record.fact.text)[place]
 
 
-def test_an_edit_that_changes_nothing_has_no_effect(edited: Any) -> None:
-    """The law behind every check: with v = 0, before and after are the same numbers, and no share is made of nothing."""
-    model, record, edit = edited
+def test_a_firing_on_bos_does_not_count(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """An edit that is keyed to BOS, where it fires most strongly by far."""
+    tokens = one_toy.to_tokens(record.fact.text)
+    with torch.no_grad():
+        _, cache = one_toy.run_with_cache(tokens)
+    bos_key = cache["post", edit.layer][0, 0]
+    keyed = dataclasses.replace(edit, u=bos_key / bos_key.norm(), v=0 * edit.v, value=None)
+    values = rl.edit_firing(one_toy, keyed, record.fact.text).values.abs()
+    assert int(values.argmax()) == 0
+    found = ask_one(one_toy, keyed, (record.fact.text, record.fact.new_target))
+    assert abs(found.firing) == pytest.approx(float(values[1:].max()), rel=1e-4)
+
+
+def test_an_edit_that_changes_nothing_has_no_effect(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """With v = 0, before and after are the same, and there is no effect to keep a share of."""
     nothing = dataclasses.replace(edit, v=torch.zeros_like(edit.v), value=None)
-    limits = rl.check_limits(model, nothing, record, texts=TEXTS, samples=1, new_tokens=4)
+    limits = rl.check_limits(one_toy, nothing, record, texts=TEXTS, samples=1, new_tokens=2)
     for result in limits.results:
         if result.name == "dominance":
             assert result["change of p(new target)"].mean == 0.0
+            names = "continuations that name the new target, {}"
+            assert result[names.format("before")] == result[names.format("after")]
         elif result.asked:
             assert result.effect.mean == 0.0, result.name
             assert all(row.kl in (0.0, None) for row in result.rows)
@@ -170,36 +193,32 @@ def test_an_edit_that_changes_nothing_has_no_effect(edited: Any) -> None:
         assert "does not hold for the subject itself" in limits[name].reading
 
 
-def test_controls_are_high_where_the_toy_was_taught_and_low_where_not(toy: Any) -> None:
-    statistics = rl.KeyStatistics.identity(toy, layer=1)
-    for one_way in (False, True):
-        record = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is one_way)
-        edit = rl.rome(toy, record.fact, layer=1, statistics=statistics, contexts=["{}"])
+def test_controls_are_high_where_the_toy_was_taught_and_low_where_not(
+    one_toy: Any, record: rl.data.Record, edit: Any, toy_record: rl.data.Record, toy_edit: Any
+) -> None:
+    """And the table says "none known" where it knows none, which is not "not asked"."""
+    assert toy_record.one_way is True
+    for one_way, its_edit, its_record in ((False, edit, record), (True, toy_edit, toy_record)):
+        limits = rl.check_limits(one_toy, its_edit, its_record, **QUICK)
         for name in ("direction", "association", "description"):
-            result = getattr(rl.checks, name)(toy, edit, record)
-            assert result.control.mean < 0.1 if one_way else result.control.mean > 0.5, (
-                name,
-                one_way,
-            )
+            result = limits[name]
+            assert result.control.mean < 0.1 if one_way else result.control.mean > 0.5, name
             assert (result.effect_where_known is None) is one_way
             assert ("little follows" in result.reading) is one_way
+    table = limits.table().set_index("check")
+    assert table.loc[["association", "essence"], "where known"].tolist() == ["none known", ""]
+    assert table.loc["localisation", "effect"] == "not asked"
 
 
-def test_the_reverse_does_not_follow_though_the_toy_knows_reverses(limits: Limits) -> None:
-    result = limits["direction"]
-    assert result["change of p(subject), reverse"].mean < 0.05 < result.control.mean
-    assert result["change of p(new target), forward"].mean > 0.9
-    assert "knows 3 of the 3 reverses" in result.reading
-
-
-def test_what_follows_from_a_fact_follows_where_the_toy_derives_it(limits: Limits) -> None:
-    result = limits["consequence"]
-    assert result["new consequence likelier than the true one, before"].mean == 0.0
-    assert result["new consequence likelier than the true one, after"].mean == 1.0
-    assert result.control.mean > 0.9
-
-
-def test_the_firing_explains_which_prompts_move(limits: Limits) -> None:
+def test_the_toy_shows_what_it_was_taught_to_show(limits: Limits) -> None:
+    """Reverses do not follow, though the toy knows them; consequences do; KL follows the firing."""
+    direction, consequence = limits["direction"], limits["consequence"]
+    assert direction["change of p(subject), reverse"].mean < 0.05 < direction.control.mean
+    assert direction["change of p(new target), forward"].mean > 0.9
+    assert "knows 3 of the 3 reverses" in direction.reading
+    likelier = "new consequence likelier than the true one, {}"
+    assert [consequence[likelier.format(w)].mean for w in ("before", "after")] == [0.0, 1.0]
+    assert consequence.control.mean > 0.9
     rows = [row for result in limits.results for row in result.rows if row.firing is not None]
     pairs = {row.prompt: (round(abs(row.firing), 4), round(row.kl, 4)) for row in rows}
     expected = scipy.stats.spearmanr(*zip(*pairs.values(), strict=True)).statistic
@@ -207,159 +226,126 @@ def test_the_firing_explains_which_prompts_move(limits: Limits) -> None:
     assert expected > 0.3
 
 
-def test_what_differs_by_rounding_alone_is_no_rank() -> None:
-    """Prompts that all begin with the subject fire alike, up to the last digits."""
-
-    def made(firings: list[float], changes: list[float]) -> CheckResult:
-        rows = tuple(
-            CheckRow(
-                kind="a",
-                prompt=str(i),
-                answer="",
-                before=0.0,
-                after=change,
-                kl=2.0 * i,
-                firing=firing,
-            )
-            for i, (firing, change) in enumerate(zip(firings, changes, strict=True))
-        )
-        return CheckResult(name="a", asks="", measured="", effect_is="", control_is="", rows=rows)
-
-    changes = [0.1, -0.2, 0.3, -0.4, -0.5]
-    assert made([1.0 - 6e-8, 1.0, 1.0 + 2e-7, 1.0, 1.0], changes).firing_correlation is None
-    rising = made([0.1, -0.2, 0.3, 0.4, -0.5], changes)
-    assert (rising.firing_correlation, rising.firing_effect_correlation) == pytest.approx(
-        (1.0, 1.0)
-    )
-    falling = made([0.1, -0.2, 0.3, 0.4, -0.5], changes[::-1])
-    assert (falling.firing_correlation, falling.firing_effect_correlation) == pytest.approx(
-        (1.0, -1.0)
-    )
-
-
-def test_a_random_direction_is_an_edit_of_equal_norm_at_the_same_place(edited: Any) -> None:
-    model, _, edit = edited
+def test_a_random_direction_is_an_edit_of_equal_norm_at_the_same_place(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
     blind = random_direction(edit)
     assert torch.equal(blind.u, edit.u)
     assert float(blind.v.norm()) == pytest.approx(float(edit.v.norm()), rel=1e-5)
     assert abs(float(torch.cosine_similarity(blind.v, edit.v, dim=0))) < 0.5
     assert torch.equal(blind.v, random_direction(edit).v)
     assert not torch.equal(blind.v, random_direction(edit, seed=1).v)
-    assert not blind.is_applied(model)
+    assert not blind.is_applied(one_toy)
+    seeds = [rl.checks.essence(one_toy, edit, record, seed=seed) for seed in (0, 1)]
+    assert seeds[0].effect.mean == pytest.approx(seeds[1].effect.mean)
+    assert seeds[0].control != seeds[1].control
 
 
-def test_essence_and_fidelity_read_whole_sentences(edited: Any, limits: Limits) -> None:
-    model, record, edit = edited
-    rows = [row for row in limits["fidelity"].rows if row.kind == "text"]
-    assert [row.prompt for row in rows] == TEXTS
-
+def test_essence_and_fidelity_read_whole_sentences(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any
+) -> None:
     def nats(text: str) -> float:
         first, rest = text.split(" ", 1)
-        return -math.log(plain_p(model, first, rest)) / len(
-            rl.forward.tokens.continuation(model, first, rest)
-        )
+        tokens = len(rl.forward.tokens.continuation(one_toy, first, rest))
+        return -math.log(plain_p(one_toy, first, rest)) / tokens
 
-    assert rows[0].before == pytest.approx(nats(TEXTS[0]), rel=1e-4)
-    with edit.applied(model):
-        assert rows[0].after == pytest.approx(nats(TEXTS[0]), rel=1e-4)
+    fidelity = rl.checks.fidelity(
+        one_toy, edit, record, others=[toy_edit], texts=TEXTS, new_tokens=0
+    )
+    rows = [row for row in fidelity.rows if row.kind == "text"]
+    assert [row.prompt for row in rows] == TEXTS
     told = dataclasses.replace(record, texts=(TEXTS[0],))
-    found = rl.checks.essence(model, edit, told)
-    sentence = next(row for row in found.rows if row.kind == "sentence")
-    assert sentence.before == pytest.approx(nats(TEXTS[0]), rel=1e-4)
+    essence = rl.checks.essence(one_toy, edit, told)
+    sentence = next(row for row in essence.rows if row.kind == "sentence")
+    before = nats(TEXTS[0])
+    assert [rows[0].before, sentence.before] == pytest.approx([before, before], rel=1e-4)
+    with edit.applied(one_toy):
+        assert [rows[0].after, sentence.after] == pytest.approx([nats(TEXTS[0])] * 2, rel=1e-4)
+    with toy_edit.applied(one_toy):
+        assert rows[0].control == pytest.approx(nats(TEXTS[0]) - before, rel=1e-3, abs=1e-5)
 
 
-def test_the_sizes_of_an_edit_are_those_of_its_matrix(edited: Any, limits: Limits) -> None:
-    model, _, edit = edited
-    weight = rl.models.w_out(model, edit.layer)
-    assert limits["fidelity"]["||delta|| / ||W_out||"].mean == pytest.approx(
+def test_the_sizes_of_an_edit_are_those_of_its_matrix(
+    one_toy: Any, edit: rl.RankOneEdit, limits: Limits
+) -> None:
+    weight = rl.models.w_out(one_toy, edit.layer)
+    fidelity = limits["fidelity"]
+    assert fidelity["||delta|| / ||W_out||"].mean == pytest.approx(
         float(edit.delta.norm() / weight.norm()), rel=1e-4
     )
-    wrote = rl.models.mlp_output(model, edit.layer, edit.key)
+    wrote = rl.models.mlp_output(one_toy, edit.layer, edit.key)
     ratio = float((edit.key @ edit.delta).norm() / wrote.norm())
-    assert limits["fidelity"]["||(u . k*) v|| / ||k* W_out + b_out||"].mean == pytest.approx(
-        ratio, rel=1e-4
-    )
+    assert fidelity["||(u . k*) v|| / ||k* W_out + b_out||"].mean == pytest.approx(ratio, rel=1e-4)
+    fired = [rl.edit_firing(one_toy, edit, text).values.abs() for text in TEXTS]
+    elsewhere = fidelity["mean |u . k| / (u . k*) over other text"].mean
+    assert elsewhere == pytest.approx(float(torch.cat(fired).mean()), rel=1e-4)
 
 
-def test_what_a_record_lacks_is_not_asked(edited: Any) -> None:
-    model, record, edit = edited
-    bare = rl.data.Record(id="bare", fact=record.fact)
-    limits = rl.check_limits(model, edit, bare, texts=TEXTS, samples=1, new_tokens=4)
-    asked = {result.name for result in limits.results if result.asked}
-    assert asked == {"essence", "fidelity"}  # which need nothing but the subject
-    for result in limits.results:
-        if result.name not in asked:
-            assert result.effect is None
-            assert result.reading.startswith(
-                ("Not asked: the record has no", "Not asked: it takes many facts")
-            )
-    shown = limits.table().set_index("check")
-    assert set(shown.loc[sorted(set(shown.index) - asked), "effect"]) == {"not asked"}
-
-
-def test_an_alias_that_holds_the_subject_s_last_word_stands_beside_and_not_in_the_effect(
-    edited: Any,
+def test_what_a_record_lacks_is_not_asked(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
-    model, record, edit = edited
-    last = record.fact.subject.split()[-1]
-    keyed = f"Old {last}"
-    found = rl.checks.association(
-        model, edit, dataclasses.replace(record, aliases=(*record.aliases, keyed))
+    """A bare fact has a subject and nothing else; CounterFact's records have neighbours, too."""
+    fact = record.fact
+    counterfact = rl.data.Record(
+        id=0,
+        fact=fact,
+        relation_id="P551",
+        paraphrases=record.paraphrases,
+        neighborhood=tuple(q for q in record.neighborhood if q.target == fact.target),
+        generation_prompts=(f"{fact.subject} is",),
+        reference_texts=("It was raining.",),
     )
-    assert found.effect == rl.checks.association(model, edit, record).effect
-    assert [row.prompt for row in found.rows if "last word" in row.kind] == [
-        record.fact.about(keyed).text
+    quick = {"samples": 1, "new_tokens": 2}
+    cases = [
+        (fact, quick, {"essence"}),  # the toy's context is too short for the default texts
+        (fact, {**quick, "texts": TEXTS}, {"essence", "fidelity"}),
+        (counterfact, quick, {"bleed-over", "essence", "fidelity"}),
     ]
-    alone = rl.checks.association(model, edit, dataclasses.replace(record, aliases=(keyed,)))
-    assert not alone.asked
-    assert alone.reading.startswith(
+    for its_record, options, expected in cases:
+        limits = rl.check_limits(one_toy, edit, its_record, **options)
+        assert {result.name for result in limits.results if result.asked} == expected
+        lacking = [result for result in limits.results if result.name not in expected]
+        for result in lacking:
+            assert (result.effect, result.rows) == (None, ())
+            assert result.reading.startswith(
+                ("Not asked: the record has no", "Not asked: it takes", "Not asked: there is no")
+            )
+        effects = limits.table().set_index("check").loc[[r.name for r in lacking], "effect"]
+        assert set(effects) == {"not asked"}
+        assert len(limits.to_frame()) == sum(len(result.rows) for result in limits.results)
+    for name in ("direction", "association", "description", "dominance", "bleed_over"):
+        assert not getattr(rl.checks, name)(one_toy, edit, fact).asked
+
+
+def test_names_with_the_subject_s_last_word_are_left_out_of_the_effect(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    last = record.fact.subject.split()[-1]
+    alias, described = f"Old {last}", f"the nurse {record.fact.subject}"
+    more = dataclasses.replace(
+        record,
+        aliases=(*record.aliases, alias),
+        descriptions=(described, *record.descriptions),
+    )
+    for check, kind, its_name in (
+        (rl.checks.association, "alias", alias),
+        (rl.checks.description, "description", described),
+    ):
+        plain, found = (check(one_toy, edit, each) for each in (record, more))
+        assert found.effect.mean == pytest.approx(plain.effect.mean, abs=1e-6)
+        rows = [row.prompt for row in found.rows if "last word" in row.kind]
+        assert rows == [record.fact.about(its_name).text]
+        assert found[f"share kept, {kind} with the subject's last word"].count == 1
+    description = found
+    assert description["share kept, description with the subject's last word"].mean > 0.5
+    count = description["share kept, description with the name"].count
+    assert count == 1 + len(record.descriptions)
+    alone = dataclasses.replace(record, aliases=(alias,))
+    association = rl.checks.association(one_toy, edit, alone)
+    assert not association.asked
+    assert association.reading.startswith(
         "Not asked: the record has no alias without the subject's last word"
     )
-    assert alone["share kept, alias with the subject's last word"].count == 1
-    assert holds_last_word("Leo MESSI", "Lionel Messi")
-    assert holds_last_word("La Familia", "Sagrada Família")
-    assert not holds_last_word("Fromage", "Cheese")
-
-
-def test_a_description_that_holds_the_subject_s_last_word_stands_beside(edited: Any) -> None:
-    model, record, edit = edited
-    keyed = f"the nurse {record.fact.subject}"
-    plain = rl.checks.description(model, edit, record)
-    found = rl.checks.description(
-        model, edit, dataclasses.replace(record, descriptions=(keyed, *record.descriptions))
-    )
-    assert found.effect == plain.effect
-    assert found["share kept, description with the subject's last word"].mean > 0.5
-    assert found["share kept, description with the name"].count == 1 + len(record.descriptions)
-
-
-def test_an_edit_away_from_the_new_target_has_nothing_to_share(edited: Any) -> None:
-    model, record, edit = edited
-    away = dataclasses.replace(
-        edit, fact=dataclasses.replace(record.fact), v=-edit.v, value=None
-    )  # the true answer was far likelier already, so that p(new) can hardly fall
-    assert not rl.checks.association(model, away, record).asked
-
-
-def test_where_known_says_none_known_and_not_that_it_was_not_asked(toy: Any) -> None:
-    record = next(r for r in rl.data.limits() if "toy" in r.known_by and r.one_way is True)
-    edit = rl.rome(
-        toy,
-        record.fact,
-        layer=1,
-        statistics=rl.KeyStatistics.identity(toy, layer=1),
-        contexts=["{}"],
-    )
-    table = (
-        rl.check_limits(toy, edit, record, texts=TEXTS, samples=0, new_tokens=0)
-        .table()
-        .set_index("check")
-    )
-    assert (table.loc["association", "where known"], table.loc["essence", "where known"]) == (
-        "none known",
-        "",
-    )
-    assert table.loc["localisation", "effect"] == "not asked"
 
 
 def test_few_prompts_give_no_interval_and_say_so(limits: Limits) -> None:
@@ -368,7 +354,7 @@ def test_few_prompts_give_no_interval_and_say_so(limits: Limits) -> None:
     assert limits["bleed-over"].effect.low is not None
 
 
-def test_the_frame_has_every_row(limits: Limits) -> None:
+def test_the_frame_has_every_row_and_a_wrong_name_is_told(limits: Limits) -> None:
     assert len(limits.to_frame()) == sum(len(result.rows) for result in limits.results)
     with pytest.raises(KeyError, match="direction"):
         limits["nothing"]
@@ -380,169 +366,193 @@ def test_limits_are_saved_and_loaded(limits: Limits, tmp_path: Path) -> None:
     assert Limits.load(limits.save(tmp_path / "limits.safetensors")) == limits
 
 
-def test_any_editor_s_edit_can_be_asked(edited: Any) -> None:
+def test_a_repr_fits_on_a_few_lines(limits: Limits) -> None:
+    many = rl.average_limits([limits] * 5)
+    for result in (limits, *limits.results, many, rl.average_limits(limits)):
+        assert len(repr(result)) < 600
+        assert type(result).__name__ in repr(result)
+
+
+def test_any_editor_s_edit_can_be_asked(one_toy: Any, record: rl.data.Record) -> None:
     """Fine-tuning has no key and fires nowhere; a sentence in the context has no weights at all."""
-    model, record, _ = edited
-    tuned = rl.fine_tune(model, record.fact, layer=1, steps=2, contexts=["{}"])
-    said = rl.InContext()(model, record.fact)
+    tuned = rl.fine_tune(one_toy, record.fact, layer=1, steps=1, contexts=["{}"])
+    said = rl.InContext()(one_toy, record.fact)
     for edit in (tuned, said):
-        limits = rl.check_limits(model, edit, record, texts=TEXTS, samples=1, new_tokens=4)
+        limits = rl.check_limits(one_toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
         assert limits.firing_correlation is None
         assert all(row.firing is None for result in limits.results for row in result.rows)
         assert limits["direction"].asked
         assert limits["essence"].control is None
-    names = [
-        measure.name
-        for measure in rl.checks.fidelity(model, tuned, record, texts=TEXTS, new_tokens=0).further
-    ]
-    assert names == ["||delta|| / ||W_out||"]
-    behind = rl.checks.direction(model, said, record).rows[-1]
-    prompt = f"{said.prefix} {behind.prompt}"
-    assert behind.after == pytest.approx(math.log(plain_p(model, prompt, behind.answer)), rel=1e-3)
+        sizes = [m.name for m in limits["fidelity"].further if "entropy" not in m.name]
+        assert sizes == (["||delta|| / ||W_out||"] if edit is tuned else [])
+    forward = limits["direction"].rows[-1]
+    prompt = f"{said.prefix} {forward.prompt}"
+    assert forward.after == pytest.approx(
+        math.log(plain_p(one_toy, prompt, forward.answer)), rel=1e-3
+    )
 
 
-def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(edited: Any) -> None:
-    """On edited weights it acts on what the edit adds, as hooks it would come before it; other edits' hooks only add."""
-    model, record, edit = edited
-    name = next(name for name, _ in reversed(edit.fwd_hooks(model)))
+def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """It should act on what the edit adds, but would come first. Other edits' hooks only add."""
+    name = next(name for name, _ in reversed(edit.fwd_hooks(toy)))
     with (
-        model.hooks(fwd_hooks=[(name, lambda value, hook: 0.0 * value)]),
+        toy.hooks(fwd_hooks=[(name, lambda value, hook: 0.0 * value)]),
         pytest.raises(ValueError, match="comes after") as refused,
     ):
-        rl.check_limits(model, edit, record)
-    (behind,) = re.findall("Put it on '(.*?)'", str(refused.value))
+        rl.check_limits(toy, edit, record)
+    (later,) = re.findall("'(blocks.*?|ln.*?|hook.*?)'", str(refused.value))
     question = (record.fact.text, record.fact.new_target)
-    with model.hooks(fwd_hooks=[(behind, lambda value, hook: 0.5 * value)]):
-        (found,) = before_and_after(model, edit, [question])
-        with edit.applied(model):
+    with toy.hooks(fwd_hooks=[(later, lambda value, hook: 0.5 * value)]):
+        found = ask_one(toy, edit, question)
+        with edit.applied(toy):
             assert found.after == pytest.approx(
-                math.log(plain_p(model, *question)), rel=1e-3, abs=1e-4
+                math.log(plain_p(toy, *question)), rel=1e-3, abs=1e-4
             )
     again = dataclasses.replace(edit, v=0.1 * edit.v, value=None)
-    with model.hooks(fwd_hooks=again.fwd_hooks(model)):
-        assert rl.checks.direction(model, edit, record).asked
+    with toy.hooks(fwd_hooks=again.fwd_hooks(toy)):
+        assert rl.checks.direction(toy, edit, record).asked
 
 
-def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(edited: Any) -> None:
-    model, record, edit = edited
+def test_what_is_written_with_the_edit_is_what_edited_weights_write(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """With the same draws; another seed gives other draws."""
+    prompt = record.fact.text
+    wanted = Continuations(before=[prompt], after=[prompt], samples=3, new_tokens=4, seed=0)
+    found = continuations(toy, edit, wanted)
+    with edit.applied(toy):
+        written = continuations(toy, None, wanted)
+    assert found[prompt, True] == written[prompt, False]
+    assert found[prompt, False] == continuations(toy, None, wanted)[prompt, False]
+    assert found[prompt, True] != found[prompt, False]
+    again = continuations(toy, edit, dataclasses.replace(wanted, seed=1))
+    assert again[prompt, False] != found[prompt, False]
+
+
+def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
     question = (record.fact.text, record.fact.new_target)
-    (plain,) = before_and_after(model, edit, [question])
+    plain = ask_one(toy, edit, question)
 
     def half(value: torch.Tensor, hook: Any) -> torch.Tensor:
         return 0.5 * value
 
-    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", half)]):
-        (found,) = before_and_after(model, edit, [question])
-        assert found.before == pytest.approx(math.log(plain_p(model, *question)), rel=1e-3)
-        with edit.applied(model):
+    with toy.hooks(fwd_hooks=[("blocks.2.hook_resid_post", half)]):
+        found = ask_one(toy, edit, question)
+        assert found.before == pytest.approx(math.log(plain_p(toy, *question)), rel=1e-3)
+        with edit.applied(toy):
             assert found.after == pytest.approx(
-                math.log(plain_p(model, *question)), rel=1e-3, abs=1e-4
+                math.log(plain_p(toy, *question)), rel=1e-3, abs=1e-4
             )
     assert abs(found.before - plain.before) > 1e-3
 
 
-def test_a_hook_on_a_position_by_its_number_stays_on_while_sampling(edited: Any) -> None:
-    model, record, edit = edited
-
+def test_a_hook_on_a_position_by_its_number_stays_on_while_sampling(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
     def push(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
         value[:, 2] *= -3.0
         return value
 
-    before = plain_p(model, record.fact.text, record.fact.target)
-    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", push)]):
-        found = rl.check_limits(model, edit, record, texts=TEXTS, samples=1, new_tokens=2)
-        hooked = plain_p(model, record.fact.text, record.fact.new_target)
-        unsaid = plain_p(model, record.fact.text, record.fact.target)
+    before = plain_p(toy, record.fact.text, record.fact.target)
+    with toy.hooks(fwd_hooks=[("blocks.1.hook_resid_post", push)]):
+        found = rl.check_limits(toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
+        hooked = plain_p(toy, record.fact.text, record.fact.new_target)
+        unsaid = plain_p(toy, record.fact.text, record.fact.target)
     forward = next(row for row in found["direction"].rows if row.kind == "forward")
     assert forward.before == pytest.approx(math.log(hooked), rel=1e-3)
     assert abs(unsaid - before) > 0.1
-    assert found["dominance"]["continuations that name the new target, after"].count == len(
-        record.open_prompts
-    )
-    assert sum(row.kind == "generation" for row in found["fidelity"].rows) == len(TEXTS)
+    assert found["dominance"]["continuations that name the new target, after"].count == 1
+    assert sum(row.kind == "generation" for row in found["fidelity"].rows) == 1
 
 
-def test_an_edit_is_checked_with_its_own_record_and_outside_the_weights(edited: Any) -> None:
-    model, record, edit = edited
-    other = next(r for r in rl.data.limits() if r.fact.subject != record.fact.subject)
-    for check in (rl.check_limits, rl.checks.direction, rl.checks.fidelity):
-        with pytest.raises(ValueError, match="its own record"):
-            check(model, edit, other)
-        with edit.applied(model), pytest.raises(ValueError, match="carry the edit already"):
-            check(model, edit, record)
-
-
-def test_what_is_no_edit_or_no_record_is_refused_with_what_was_expected(edited: Any) -> None:
+def test_wrong_arguments_are_refused_with_what_was_expected(
+    one_toy: Any,
+    record: rl.data.Record,
+    edit: rl.RankOneEdit,
+    toy_record: rl.data.Record,
+    untouched: Any,
+    unchecked: Any,
+) -> None:
     """As users run it, without the tests' checks of types, which would come first."""
-    model, record, edit = edited
-    wrong_records = ("eiffel-tower", {"id": "a"}, record.fact, None, edit)
+    untouched(one_toy)
+    model, elsewhere = one_toy, dataclasses.replace(edit, model_fingerprint="0" * 16)
     calls = [
-        (model, edit, wrong, r"expected a record such as rl\.data\.limits\(")
-        for wrong in wrong_records
+        (model, edit, wrong, r'expected a record such as rl\.data\.record\("')
+        for wrong in ("eiffel-tower", {"id": "a"}, None, edit)
     ]
-    edits = (record, "edit", rl.InContext(), model)
     calls += [
         (model, wrong, record, f"The edit is of type {type(wrong).__name__}, expected")
-        for wrong in edits
+        for wrong in (record, "edit", rl.InContext(), model)
     ]
-    calls += [(edit, model, record, "in this order"), (record, model, edit, "in this order")]
-    for check in (rl.check_limits, rl.checks.direction, rl.checks.dominance, rl.checks.bleed_over):
-        for *arguments, message in calls:
-            with pytest.raises(ValueError, match=message):
-                inspect.unwrap(check)(*arguments)
-    with pytest.raises(ValueError, match="The record is the text 'eiffel-tower'"):
-        inspect.unwrap(rl.check_limits)(model, edit, "eiffel-tower")
-
-
-def test_where_no_default_text_fits_the_context_the_neighbours_are_read(edited: Any) -> None:
-    model, record, edit = edited
-    found = rl.checks.fidelity(model, edit, record, new_tokens=2)
-    assert [row.prompt for row in found.rows if row.kind == "text"] == [
-        f"{q.prompt} {q.target}." for q in record.neighborhood
+    calls += [
+        (edit, model, record, "in this order"),
+        (record, model, edit, "in this order"),
+        (model, edit, "eiffel-tower", "The record is the text 'eiffel-tower'"),
+        (model, edit, toy_record, "its own record"),
+        (model, elsewhere, record, "other weights"),
     ]
-    assert "||delta|| / ||W_out||" in [measure.name for measure in found.further]
+    checks = (rl.check_limits, rl.checks.direction, rl.checks.dominance, rl.checks.fidelity)
+    cases = [(check, args, {}, message) for check in checks for *args, message in calls]
+    ours = (model, edit, record)
+    cases += [
+        (rl.checks.dominance, ours, {"samples": -1}, "samples is -1"),
+        (rl.checks.dominance, ours, {"new_tokens": 0}, "new_tokens is 0"),
+        (rl.check_limits, ours, {"samples": 1.5}, "samples is 1.5"),
+        (rl.checks.fidelity, ours, {"new_tokens": -1}, "new_tokens is -1"),
+        (rl.checks.fidelity, ours, {"texts": ["word"]}, "'word', expected several words"),
+        (rl.checks.fidelity, ours, {"others": [edit]}, "holds the edit itself"),
+        (rl.check_limits, ours, {"others": [elsewhere]}, "other weights"),
+    ]
+
+    def refused() -> list[tuple[str, str, str]]:
+        wrong = []
+        for check, args, options, message in cases:
+            try:
+                check(*args, **options)
+            except ValueError as error:
+                if not re.search(message, str(error)):
+                    wrong.append((check.__name__, message, str(error)))
+            else:
+                wrong.append((check.__name__, message, "not refused"))
+        return wrong
+
+    wrong: list[Any] = []
+    assert full_forwards(model, lambda: wrong.extend(refused())) == []  # before anything is run
+    assert wrong == []
+    with edit.applied(model):
+        for check in checks:
+            with pytest.raises(ValueError, match="carry the edit already"):
+                check(model, edit, record)
 
 
-def test_texts_are_split_at_their_first_white_space_of_any_kind(edited: Any) -> None:
-    model, record, edit = edited
-    text = f"Simon\n{TEXTS[0]}"
-    (found,) = rl.checks.fidelity(model, edit, record, texts=[text], new_tokens=0).rows
-    count = len(rl.forward.tokens.continuation(model, "Simon", TEXTS[0]))
-    assert found.before == pytest.approx(
-        -math.log(plain_p(model, "Simon", TEXTS[0])) / count, rel=1e-3
-    )
+def test_where_no_default_text_fits_the_context_the_neighbours_are_read(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    found = rl.checks.fidelity(one_toy, edit, record, new_tokens=0)
+    expected = [f"{q.prompt} {q.target}." for q in record.neighborhood]
+    assert [row.prompt for row in found.rows] == expected
+    assert not rl.checks.fidelity(one_toy, edit, record, texts=[]).asked
 
 
-def test_bad_numbers_are_refused_before_anything_is_run(edited: Any) -> None:
-    model, record, edit = edited
-    with pytest.raises(ValueError, match="samples is -1"):
-        rl.checks.dominance(model, edit, record, samples=-1)
-    with pytest.raises(ValueError, match="'word', expected several words"):
-        rl.checks.fidelity(model, edit, record, texts=["word"])
-    with pytest.raises(ValueError, match="holds the edit itself"):
-        rl.checks.fidelity(model, edit, record, others=[edit])
-    assert not rl.checks.fidelity(model, edit, record, texts=[]).asked
+def test_checks_leave_the_model_as_it_was(
+    toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, untouched: Any
+) -> None:
+    untouched(toy)
+    limits = rl.check_limits(toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
+    assert all(isinstance(result, CheckResult) for result in limits.results)
 
 
-@pytest.mark.parametrize("question", [("", "Paris"), ("It was ", "Paris"), ("It was", " ")])
-def test_questions_without_words_are_refused(toy: Any, question: tuple[str, str]) -> None:
-    with pytest.raises(ValueError, match="expected words"):
-        rl.answer_log_probs(toy, [question, ("It was", "raining")])
+def test_questions_without_words_are_refused(one_toy: Any) -> None:
+    for question in (("", "Paris"), ("It was ", "Paris"), ("It was", " ")):
+        with pytest.raises(ValueError, match="expected words"):
+            rl.answer_log_probs(one_toy, [question, ("It was", "raining")])
     with pytest.raises(ValueError, match="none empty"):
-        rl.top_answers(toy, ["", "It was"])
-
-
-def test_checks_leave_the_model_as_it_was(edited: Any, untouched: Any) -> None:
-    model, record, edit = edited
-    untouched(model)
-    rl.check_limits(model, edit, record, texts=TEXTS, samples=1, new_tokens=4)
-
-
-def test_an_edit_of_another_model_is_refused(edited: Any) -> None:
-    model, record, edit = edited
-    with pytest.raises(ValueError, match="other weights"):
-        rl.check_limits(model, dataclasses.replace(edit, model_fingerprint="0" * 16), record)
+        rl.top_answers(one_toy, ["", "It was"])
 
 
 def test_answers_of_several_tokens_and_lengths_are_the_plain_ones(
@@ -567,20 +577,3 @@ def test_top_answers_are_the_likeliest(toy: Any, toy_record: rl.data.Record) -> 
             best = toy(toy.to_tokens(prompt))[0, -1].softmax(-1).topk(3)
         assert list(answer.probabilities) == pytest.approx(best.values.tolist(), rel=1e-4)
         assert list(answer.tokens) == [toy.tokenizer.decode([int(i)]) for i in best.indices]
-
-
-def test_an_interval_covers_the_mean_of_normal_draws_in_95_of_100(monkeypatch: Any) -> None:
-    generator = torch.Generator().manual_seed(0)
-    hits = 0
-    for _ in range(1000):
-        result = average(torch.randn(6, generator=generator).tolist())
-        hits += result.low <= 0.0 <= result.high
-    assert 930 <= hits <= 970
-
-
-def test_few_values_have_no_interval() -> None:
-    result = average([1.0, 2.0, 3.0, 4.0])
-    assert (result.mean, result.low, result.high) == (2.5, None, None)
-    assert "too few" in str(result)
-    with pytest.raises(ValueError, match="no value"):
-        average([])

@@ -1,7 +1,8 @@
 """Averages of the checks over facts, made resumably, as tables, picture, page and command."""
 
 import dataclasses
-import inspect
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,29 @@ from rome_lens.intervals import average
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
 
 
+QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 2}
+
+
 @pytest.fixture(scope="module")
-def records() -> list[rl.data.Record]:
+def records(toy_records: list[rl.data.Record]) -> list[rl.data.Record]:
     """Two of the toy's, with few prompts."""
-    known = [record for record in rl.data.limits() if "toy" in record.known_by]
-    cut = [
-        dataclasses.replace(r, neighborhood=r.neighborhood[:1], open_prompts=r.open_prompts[:1])
-        for r in known
+    return [
+        dataclasses.replace(
+            record,
+            neighborhood=record.neighborhood[:1],
+            open_prompts=record.open_prompts[:1],
+            exemplars=record.exemplars[:1],
+            consequences=(),
+        )
+        for record in toy_records[:2]
     ]
-    return [dataclasses.replace(record, consequences=()) for record in (cut[0], cut[-1])]
 
 
 class CountingEditor:
-    """ROME without statistics, which counts its edits."""
+    """An editor that hands out edits which are made already, and counts them."""
 
-    def __init__(self, model: Any) -> None:
-        self.statistics = rl.KeyStatistics.identity(model, layer=1)
+    def __init__(self, edits: list[rl.RankOneEdit]) -> None:
+        self.edits = {edit.fact: edit for edit in edits}
         self.made = 0
 
     def __repr__(self) -> str:
@@ -40,14 +48,12 @@ class CountingEditor:
 
     def __call__(self, model: Any, fact: rl.Fact) -> rl.RankOneEdit:
         self.made += 1
-        return rl.rome(
-            model,
-            fact,
-            layer=1,
-            statistics=self.statistics,
-            contexts=["{}"],
-            config=rl.RomeConfig(steps=3),
-        )
+        return self.edits[fact]
+
+
+@pytest.fixture
+def editor(toy_edits: list[rl.RankOneEdit]) -> CountingEditor:
+    return CountingEditor(toy_edits)
 
 
 def made_up(effects: list[float], *, known: bool | None = None, name: str = "direction") -> Limits:
@@ -92,7 +98,7 @@ def test_averages_are_over_facts_and_not_over_prompts() -> None:
 
 
 def test_firing_is_compared_with_kl_within_each_kind_of_prompt() -> None:
-    """Two kinds far apart in both; within one firing tells the KL, within the other nothing can, since all fire alike."""
+    """Two kinds, far apart. Within one, firing tells the KL; within the other, all fire alike."""
 
     def fact(shift: float) -> Limits:
         def row(kind: str, firing: float, kl: float) -> CheckRow:
@@ -157,39 +163,35 @@ def test_nothing_asked_is_not_passed_in_the_table() -> None:
     found = rl.average_limits([made_up([])])
     assert found.table().loc["direction", "effect"] == "not asked"
     assert "not asked" in markdown(found.table())
-    with pytest.raises(ValueError, match="limits is empty"):
-        rl.average_limits([])
 
 
 def test_each_record_is_checked_with_the_edits_of_the_others(
-    toy: Any, records: Any, tmp_path: Path
+    one_toy: Any, records: Any, editor: CountingEditor, tmp_path: Path
 ) -> None:
-    """As by hand; a second call reads everything from the directory, and a new setting makes the checks anew."""
-    editor = CountingEditor(toy)
-    options: dict[str, Any] = {"texts": TEXTS, "samples": 1, "new_tokens": 4}
-    found = rl.check_records(toy, records, editor, directory=tmp_path, **options)
-    edits = [editor(toy, record.fact) for record in records]
+    """As by hand. A second call reads the directory; another setting has the checks made again."""
+    found = rl.check_records(one_toy, records, editor, directory=tmp_path, **QUICK)
+    edits = [editor(one_toy, record.fact) for record in records]
     by_hand = [
-        rl.check_limits(toy, edits[i], record, others=[edits[1 - i]], **options)
+        rl.check_limits(one_toy, edits[i], record, others=[edits[1 - i]], **QUICK)
         for i, record in enumerate(records)
     ]
     for ours, theirs in zip(found.limits, by_hand, strict=True):
         for a, b in zip(ours.results, theirs.results, strict=True):
-            assert (a.effect is None) == (b.effect is None)
-            assert a.effect is None or a.effect.mean == pytest.approx(b.effect.mean, abs=1e-5)
-            assert (a.control is None) == (b.control is None)
-            assert a.control is None or a.control.mean == pytest.approx(b.control.mean, abs=1e-5)
+            for which in ("effect", "control"):
+                mine, other = getattr(a, which), getattr(b, which)
+                assert (mine is None) == (other is None)
+                assert mine is None or mine.mean == pytest.approx(other.mean, abs=1e-5)
             assert [m.name for m in a.further] == [m.name for m in b.further]
             assert [m.average.mean for m in a.further] == pytest.approx(
                 [m.average.mean for m in b.further], abs=1e-4
             )
     made = editor.made
-    assert rl.check_records(toy, records, editor, directory=tmp_path, **options) == found
-    assert editor.made == made
+    assert rl.check_records(one_toy, records, editor, directory=tmp_path, **QUICK) == found
     files = set(tmp_path.iterdir())
-    again = rl.check_records(toy, records, editor, directory=tmp_path, **{**options, "samples": 2})
+    other = {**QUICK, "texts": TEXTS[:1], "new_tokens": 0}
+    again = rl.check_records(one_toy, records[:1], editor, directory=tmp_path, **other)
     assert editor.made == made
-    assert len(set(tmp_path.iterdir()) - files) == len(records)
+    assert len(set(tmp_path.iterdir()) - files) == 1
     assert again != found
     # The mean over facts of the others' effects is the mean of the effects: it would be no control.
     assert found.effect("fidelity", "control") is None
@@ -198,28 +200,58 @@ def test_each_record_is_checked_with_the_edits_of_the_others(
     assert found.measure("fidelity", "||delta|| / ||W_out||") is not None
 
 
-def test_one_fact_s_limits_can_stand_alone_and_anything_else_is_refused(
-    toy: Any, records: Any
+def test_a_bare_fact_has_limits_and_without_other_text_no_fidelity(
+    one_toy: Any, records: Any, editor: CountingEditor
 ) -> None:
+    options: dict[str, Any] = {"texts": [], "samples": 0, "new_tokens": 0}
+    found = rl.check_records(one_toy, records[0].fact, editor, **options)
+    asked = [name for name in found.checks if found.effect(name) is not None]
+    assert (asked, editor.made) == (["essence"], 1)
+    assert found.table().loc["fidelity", "effect"] == "not asked"
+
+
+def test_what_cannot_be_checked_or_averaged_is_refused_before_the_first_edit(
+    one_toy: Any,
+    records: Any,
+    editor: CountingEditor,
+    tmp_path: Path,
+    untouched: Any,
+    unchecked: Any,
+) -> None:
+    untouched(one_toy)
     one = made_up([1.0, 3.0])
     assert rl.average_limits(one) == rl.average_limits([one])
     assert rl.average_limits(one).effect("direction").low is None
-    ask = inspect.unwrap(rl.average_limits)
-    for wrong, name in (
-        ([one, one.results[0]], "CheckResult"),
-        (rl.average_limits(one), "LimitsAverage"),
-        (3, "int"),
-    ):
-        with pytest.raises(ValueError, match=f"limits holds {name}, expected"):
-            ask(wrong)
-    check, editor = inspect.unwrap(rl.check_records), CountingEditor(toy)
-    for wrong in ("eiffel-tower", [records[0].fact], records[0].fact, None, editor):
-        with pytest.raises(
-            ValueError, match=r"expected records such as rl\.data\.limits\(\) gives"
-        ):
-            check(toy, wrong, editor)
-    with pytest.raises(ValueError, match="The editor is of type list, expected what makes an edit"):
-        check(toy, records[0], records)
+    check, average_ = partial(rl.check_records, one_toy), rl.average_limits
+    text = [records[0].fact, "eiffel-tower"]
+    unnamed = lambda model, fact: editor(model, fact)  # noqa: E731  a function has no settings
+    unfit = dataclasses.replace(
+        records[0], fact=rl.Fact("{} is", subject="Wanda", target="old", new_target=None)
+    )
+    cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+        (average_, ([one, one.results[0]],), {}, "limits holds CheckResult, expected"),
+        (average_, (rl.average_limits(one),), {}, "limits holds LimitsAverage, expected"),
+        (average_, (3,), {}, "limits holds int, expected"),
+        (average_, ([],), {}, "limits is empty"),
+        (check, ("eiffel-tower", editor), {}, r"Expected a list of facts or records"),
+        (check, (None, editor), {}, r"Expected a list of facts or records"),
+        (check, (editor, editor), {}, r"Expected a list of facts or records"),
+        (check, (text, editor), {}, "Expected a Fact or a Record"),
+        (check, ([], editor), {}, "The list of records is empty"),
+        (check, (unfit, editor), {}, "has no new target"),
+        (check, (records[0], records), {}, "type list, expected a function that makes an edit"),
+        (check, (records, unnamed), {"directory": tmp_path}, "does not say what its settings"),
+    ]
+    wrong = []
+    for call, args, options, message in cases:
+        with pytest.raises(ValueError) as refused:  # noqa: PT011  the message is compared below
+            call(*args, **options)
+        if not re.search(message, str(refused.value)):
+            wrong.append((message, str(refused.value)))
+    assert wrong == []
+    with one_toy.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: None)]):
+        with pytest.raises(ValueError, match="has hooks"):
+            rl.check_records(one_toy, records, editor, directory=tmp_path, texts=TEXTS)
     assert editor.made == 0
 
 
@@ -229,28 +261,6 @@ def test_edits_of_two_models_are_not_averaged() -> None:
     )
     with pytest.raises(ValueError, match="made on 2 models"):
         rl.average_limits([one, other])
-
-
-def test_records_without_any_other_text_have_no_fidelity(toy: Any, records: Any) -> None:
-    found = rl.check_records(toy, records, CountingEditor(toy), texts=[], samples=0)
-    assert found.table().loc["fidelity", "effect"] == "not asked"
-    assert found.effect("essence") is not None
-
-
-def test_what_a_later_run_could_not_be_compared_with_has_no_directory(
-    toy: Any, records: Any, tmp_path: Path
-) -> None:
-    editor = CountingEditor(toy)
-    with pytest.raises(ValueError, match="does not name its settings"):
-        rl.check_records(
-            toy, records, lambda model, fact: editor(model, fact), directory=tmp_path, texts=TEXTS
-        )
-    with toy.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: None)]):
-        with pytest.raises(ValueError, match="has hooks"):
-            rl.check_records(toy, records, editor, directory=tmp_path, texts=TEXTS)
-    with pytest.raises(ValueError, match="records is empty"):
-        rl.check_records(toy, [], editor)
-    assert editor.made == 0
 
 
 def test_tables_picture_and_page_show_every_check(tmp_path: Path) -> None:
@@ -329,9 +339,7 @@ def test_an_average_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.table().equals(found.table())
 
 
-def test_a_model_knows_what_it_answers(toy: Any, records: Any) -> None:
+def test_a_model_knows_what_it_answers(one_toy: Any, records: Any) -> None:
     fact = records[0].fact
-    wrong = dataclasses.replace(
-        records[0], fact=rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target))
-    )
-    assert rl.knows(toy, [fact, wrong.fact]) == [True, False]
+    wrong = rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target))
+    assert rl.knows(one_toy, [fact, wrong]) == [True, False]

@@ -1,116 +1,153 @@
-"""Bleed-over: are other subjects left alone, also where the edit's own sentence stands before them?"""
+"""Bleed-over: do other subjects keep their answers, even after a sentence that states the edit?"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from rome_lens.checks.asking import Answered, before_and_after, fact_of, row
-from rome_lens.checks.result import CheckResult, Measure, not_asked
+from rome_lens.checks.answered import Answered, Answers, PromptAnswer, prompt_row
+from rome_lens.checks.check import Check, new_target, run_check
+from rome_lens.checks.result import CheckResult, Measure, make_measures
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
-NAME = "bleed-over"
-ASKS = "Do other subjects keep their answers, also behind a sentence that states the edit?"
-BEHIND = "neighbour behind the sentence"
-BEHIND_CHANGE = "change of p(true answer) behind the sentence"
+AFTER_SENTENCE = "neighbour behind the sentence"
+CHANGE_AFTER_SENTENCE = "change of p(true answer) behind the sentence"
 SAME, OTHER, NEW = "neighbour", "neighbour with another answer", "neighbour with the new answer"
 
 
 def bleed_over(
     model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
 ) -> CheckResult:
-    """Change of the neighbours' ``p(o)``, alone and behind the edit's sentence ("The Eiffel Tower is in Rome. The Louvre is in").
+    """Change of the neighbours' ``p(o)``, alone and after the edit's sentence.
 
         effect = mean over neighbours of  p_edited(o | prompt) - p(o | prompt)
 
-    over the neighbours of which the new target is not true: one of which it is true gains where the others lose, and has a row
-    and an average of its own. So have those that share the fact's true target, which are CounterFact's neighbours and stand
-    nearest to the edit, and those with another answer. Control: what the sentence does to the same neighbours without any
-    edit, ``p(o | sentence. prompt) - p(o | prompt)``. Further: NS and NM as :func:`rome_lens.evaluate` has them (share of
-    neighbours with ``p(o) > p(o*)``, mean of ``p(o) - p(o*)``; those of which the new target is true have none), NS+ and
-    NM+ behind the sentence, unedited and edited, and ``KL(before || after)`` of the next token in nats. Under an
-    edit that is itself that sentence in the context (``InContext``), the edited half of "+" holds it twice.
+    After the edit's sentence, a prompt reads "The Eiffel Tower is in Rome. The Louvre is in".
 
-    Source: Hoelscher-Obermaier et al. 2023, "Detecting Edit Failures In Large Language Models" (CounterFact+).
+    The mean leaves out neighbours for which the new target is the true answer, because they gain
+    where the others lose. They have rows and an average of their own. Two more groups have their
+    own average: neighbours that share the fact's true target, which are CounterFact's neighbours
+    and are closest to the edit, and neighbours with another answer.
+
+    Control: ``p(o | sentence. prompt) - p(o | prompt)``, which is what the sentence does to the
+    same neighbours without any edit.
+
+    Further numbers: NS and NM as in :func:`rome_lens.evaluate` (the share of neighbours with ``p(o)
+    > p(o*)``, and the mean of ``p(o) - p(o*)``, both without neighbours for which the new target is
+    true); NS+ and NM+ after the sentence, unedited and edited; and ``KL(before || after)`` of the
+    next token in nats. If the edit is itself that sentence in the context (``InContext``), the
+    edited half of "+" holds the sentence twice.
+
+    Source: Hoelscher-Obermaier et al. 2023, "Detecting Edit Failures In Large Language Models"
+        (CounterFact+).
+
+    Raises:
+        ArgumentError, RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
-    record, fact, new = fact_of(edit, record)
-    if all(question.target == new for question in record.neighborhood):
-        return not_asked(
-            NAME, ASKS, "the record has no neighbours of which the new target is not true"
-        )
-    sentence = f"{fact.text} {new}."
-    alone = [(q.prompt, q.target) for q in record.neighborhood]
-    behind = [(f"{sentence} {prompt}", answer) for prompt, answer in alone]
-    others = [(prompt, new) for prompt, _ in (*alone, *behind)]
-    answered = before_and_after(model, edit, [*alone, *behind, *others], prepend_bos=prepend_bos)
-    n = len(alone)
-    plain, plus, plain_new, plus_new = (answered[i * n : (i + 1) * n] for i in range(4))
-    kinds = [{fact.target: SAME, new: NEW}.get(answer, OTHER) for _, answer in alone]
-    asks_ns = [i for i, kind in enumerate(kinds) if kind != NEW]
-    rows = [
-        row(
-            a,
-            kind,
-            effect=None if kind == NEW else a.p_change,
-            control_prompt=b.prompt,
-            control=b.p_before - a.p_before,
-        )
-        for kind, a, b in zip(kinds, plain, plus, strict=True)
-    ]
-    further = [
-        *_preferences("", [plain[i] for i in asks_ns], [plain_new[i] for i in asks_ns]),
-        *_preferences("+", [plus[i] for i in asks_ns], [plus_new[i] for i in asks_ns]),
-        *(
-            Measure(name=f"change of p(true answer), {kind}", values=changes)
-            for kind in (SAME, OTHER, NEW)
-            if (
-                changes := tuple(
-                    a.p_change for each, a in zip(kinds, plain, strict=True) if each == kind
-                )
+    return run_check(BleedOver(), model, edit, record, prepend_bos)
+
+
+class BleedOver(Check):
+    """The check behind :func:`bleed_over`."""
+
+    name = "bleed-over"
+    asks = "Do other subjects keep their answers, even after a sentence that states the edit?"
+    lacks = "the record has no neighbours with another answer than the new target"
+
+    def questions(self, record: Record) -> list[PromptAnswer]:
+        """Every neighbour's true answer and the new target, each alone and after the sentence."""
+        new, true = new_target(record), _alone(record)
+        if all(answer == new for _, answer in true):
+            return []
+        both = [*true, *_after_sentence(record, true)]
+        return [*both, *((prompt, new) for prompt, _ in both)]
+
+    def read(self, record: Record, answers: Answers) -> CheckResult:
+        """One row for each neighbour, with the effect of the sentence as its control."""
+        new, true = new_target(record), _alone(record)
+        alone, after = answers.to(true), answers.to(_after_sentence(record, true))
+        kinds = [{record.fact.target: SAME, new: NEW}.get(answer, OTHER) for _, answer in true]
+        rows = [
+            prompt_row(
+                plain,
+                kind,
+                effect=None if kind == NEW else plain.p_change,
+                control_prompt=behind.prompt,
+                control=behind.p_before - plain.p_before,
             )
+            for kind, plain, behind in zip(kinds, alone, after, strict=True)
+        ]
+        result = CheckResult(
+            name=self.name,
+            asks=self.asks,
+            measured="p(true answer)",
+            effect_is="change of p(true answer), neighbours whose answer is not the new target",
+            control_is="change of the same by the edit's sentence before them, unedited",
+            rows=(*rows, *(prompt_row(a, AFTER_SENTENCE) for a in after)),
+            further=_further(answers, new, kinds, alone, after),
+        )
+        return result.with_reading(_reading(result))
+
+
+def _alone(record: Record) -> list[PromptAnswer]:
+    return [(each.prompt, each.target) for each in record.neighborhood]
+
+
+def _after_sentence(record: Record, pairs: Sequence[PromptAnswer]) -> list[PromptAnswer]:
+    sentence = f"{record.fact.text} {new_target(record)}."
+    return [(f"{sentence} {prompt}", answer) for prompt, answer in pairs]
+
+
+def _further(
+    answers: Answers,
+    new: str,
+    kinds: Sequence[str],
+    alone: Sequence[Answered],
+    after: Sequence[Answered],
+) -> tuple[Measure, ...]:
+    changes = {
+        f"change of p(true answer), {kind}": [
+            a.p_change for its, a in zip(kinds, alone, strict=True) if its == kind
+        ]
+        for kind in (SAME, OTHER, NEW)
+    }
+    counted = [i for i, kind in enumerate(kinds) if kind != NEW]
+    return (
+        *_preferences(answers, "", [alone[i] for i in counted], new),
+        *_preferences(answers, "+", [after[i] for i in counted], new),
+        *make_measures(changes),
+        *make_measures(
+            {
+                CHANGE_AFTER_SENTENCE: [after[i].p_change for i in counted],
+                "KL": [a.kl for a in alone],
+                "KL+": [a.kl for a in after],
+            }
         ),
-        Measure(name=BEHIND_CHANGE, values=tuple(plus[i].p_change for i in asks_ns)),
-        Measure(name="KL", values=tuple(a.kl for a in plain)),
-        Measure(name="KL+", values=tuple(a.kl for a in plus)),
-    ]
-    result = CheckResult(
-        name=NAME,
-        asks=ASKS,
-        measured="p(true answer)",
-        effect_is="change of the neighbours' p(true answer), the new target's own left out",
-        control_is="change of the same by the edit's sentence before them, unedited",
-        rows=(*rows, *(row(a, BEHIND) for a in plus)),
-        further=tuple(further),
     )
-    return result.with_reading(_reading(result))
 
 
-def _preferences(suffix: str, true: Sequence[Answered], new: Sequence[Answered]) -> list[Measure]:
+def _preferences(
+    answers: Answers, suffix: str, true: Sequence[Answered], new: str
+) -> tuple[Measure, ...]:
     """NS and NM of the unedited and the edited model."""
-    before = tuple(t.mean_p_before - x.mean_p_before for t, x in zip(true, new, strict=True))
-    after = tuple(t.mean_p_after - x.mean_p_after for t, x in zip(true, new, strict=True))
-    return [
-        Measure(
-            name=f"NS{suffix}, unedited", values=tuple(float(gap > 0) for gap in before), share=True
-        ),
-        Measure(
-            name=f"NS{suffix}, edited", values=tuple(float(gap > 0) for gap in after), share=True
-        ),
-        Measure(name=f"NM{suffix}, unedited", values=before),
-        Measure(name=f"NM{suffix}, edited", values=after),
-    ]
+    pairs = [(a, answers[a.prompt, new]) for a in true]
+    gaps = {
+        "unedited": [t.mean_p_before - n.mean_p_before for t, n in pairs],
+        "edited": [t.mean_p_after - n.mean_p_after for t, n in pairs],
+    }
+    shares = {f"NS{suffix}, {when}": [float(gap > 0) for gap in its] for when, its in gaps.items()}
+    means = {f"NM{suffix}, {when}": its for when, its in gaps.items()}
+    return (*make_measures(shares, share=True), *make_measures(means))
 
 
 def _reading(result: CheckResult) -> str:
     assert result.effect is not None
     assert result.control is not None
-    names = {measure.name: measure.average.mean for measure in result.further}
-    reading = (
-        f"The edit changes p(true answer) of the neighbours by {result.effect.mean:+.3f} (KL {names['KL']:.3f} nats); its sentence "
-        f"before them, without any edit, by {result.control.mean:+.3f}, and the edit then by "
-        f"{names[BEHIND_CHANGE]:+.3f} more"
-    )
-    return reading + (
-        f". NS {names['NS, unedited']:.2f} -> {names['NS, edited']:.2f}; behind the sentence (NS+) "
-        f"{names['NS+, unedited']:.2f} -> {names['NS+, edited']:.2f}."
+    numbers = {measure.name: measure.average.mean for measure in result.further}
+    return (
+        f"The edit changes p(true answer) of the neighbours by {result.effect.mean:+.3f} "
+        f"(KL {numbers['KL']:.3f} nats). Its sentence before them, without any edit, changes it by "
+        f"{result.control.mean:+.3f}, and the edit then by {numbers[CHANGE_AFTER_SENTENCE]:+.3f} "
+        f"more. NS {numbers['NS, unedited']:.2f} -> {numbers['NS, edited']:.2f}; after the "
+        f"sentence (NS+) {numbers['NS+, unedited']:.2f} -> {numbers['NS+, edited']:.2f}."
     )

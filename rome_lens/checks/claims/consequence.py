@@ -1,15 +1,14 @@
 """Consequence: if the Eiffel Tower is in Rome, is it in Italy?"""
 
+from collections.abc import Sequence
 from typing import Any
 
-from rome_lens.checks.asking import before_and_after, fact_of, row
-from rome_lens.checks.result import KNOWN, CheckResult, Measure, not_asked
+from rome_lens.checks.answered import Answered, Answers, PromptAnswer, prompt_row
+from rome_lens.checks.check import Check, new_target, run_check
+from rome_lens.checks.result import KNOWN, CheckResult, Measure, make_measures
 from rome_lens.data.facts import SLOT, Fact
-from rome_lens.data.record_type import Record
+from rome_lens.data.record_type import Question, Record
 from rome_lens.models.lens import LensModel
-
-NAME = "consequence"
-ASKS = "Does what would follow from the new fact follow?"
 
 
 def consequence(
@@ -19,94 +18,138 @@ def consequence(
 
         effect = mean over consequences of  log p_edited(c* | prompt) - log p(c* | prompt)
 
-    Control: ``p(c*)`` on the same prompts about subjects of which the new target is really true, unedited: does the
-    model draw the consequence where the fact is so? ``known`` says that it does with 0.1 at least. The change of ``p``, and of
-    ``p(c)`` of what follows from the true fact, stand beside it; which of the two is the likelier is asked of the geometric mean
-    over each one's tokens.
+    Control: ``p(c*)`` on the same prompts about subjects for which the new target is true, in the
+    unedited model. It tells whether the model draws the consequence where the fact holds. ``known``
+    means that it does so with ``p >= 0.1``.
 
-    Source: "ripple effects", Cohen et al. 2023, "Evaluating the Ripple Effects of Knowledge Editing in Language Models".
+    The result also has the change of ``p(c*)``, and of ``p(c)`` for what follows from the true
+    fact. Which of the two is more likely is decided by the geometric mean of each answer's token
+    probabilities.
+
+    Source: "ripple effects", Cohen et al. 2023, "Evaluating the Ripple Effects of Knowledge Editing
+        in Language Models".
+
+    Raises:
+        ArgumentError, RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
-    record, fact, new = fact_of(edit, record)
-    asked = [q for q in record.consequences if q.new_target is not None]
-    if not asked:
-        return not_asked(NAME, ASKS, "the record has no consequences with a new target")
-    prompts = [q.prompt.replace(SLOT, fact.subject) for q in asked]
-    now = [(prompt, str(q.new_target)) for prompt, q in zip(prompts, asked, strict=True)]
-    once = [(prompt, q.target) for prompt, q in zip(prompts, asked, strict=True)]
-    really = [
-        (q.prompt.replace(SLOT, name), str(q.new_target))
-        for q in asked
-        for name in record.exemplars
-    ]
-    answered = before_and_after(
-        model, edit, [(fact.text, new), *now, *once, *really], prepend_bos=prepend_bos
-    )
-    forward, n, each = answered[0], len(asked), len(record.exemplars)
-    gained, lost, exemplars = (
-        answered[1 : n + 1],
-        answered[n + 1 : 2 * n + 1],
-        answered[2 * n + 1 :],
-    )
-    controls = [
-        sum(x.p_before for x in exemplars[each * i : each * (i + 1)]) / each if each else None
-        for i in range(n)
-    ]
-    rows = [
-        row(
-            a,
-            "consequence",
-            in_nats=True,
-            effect=a.change,
-            control_prompt=" / ".join(record.exemplars) or None,
-            control=control,
-            known=None if control is None else control >= KNOWN,
+    return run_check(Consequence(), model, edit, record, prepend_bos)
+
+
+class Consequence(Check):
+    """The check behind :func:`consequence`."""
+
+    name = "consequence"
+    asks = "Does what would follow from the new fact follow?"
+    lacks = "the record has no consequences with a new target"
+
+    def questions(self, record: Record) -> list[PromptAnswer]:
+        """The new and true consequences, the new ones about the exemplars, and the fact itself."""
+        consequences = _with_new_target(record)
+        if not consequences:
+            return []
+        about_exemplars = [pair for each in consequences for pair in _about_exemplars(record, each)]
+        return [*_new(record), *_true(record), *about_exemplars, _forward(record)]
+
+    def read(self, record: Record, answers: Answers) -> CheckResult:
+        """One row for each consequence, with the mean over the exemplars as its control."""
+        new, true = answers.to(_new(record)), answers.to(_true(record))
+        forward = answers[_forward(record)]
+        rows = []
+        for answered, each in zip(new, _with_new_target(record), strict=True):
+            exemplars = [a.p_before for a in answers.to(_about_exemplars(record, each))]
+            control = sum(exemplars) / len(exemplars) if exemplars else None
+            rows.append(
+                prompt_row(
+                    answered,
+                    "consequence",
+                    in_nats=True,
+                    effect=answered.change,
+                    control_prompt=" / ".join(record.exemplars) or None,
+                    control=control,
+                    known=None if control is None else control >= KNOWN,
+                )
+            )
+        result = CheckResult(
+            name=self.name,
+            asks=self.asks,
+            measured="log p(new consequence), in nats",
+            effect_is="change of log p(new consequence)",
+            control_is="p(new consequence) for subjects for which the new target is true, unedited",
+            rows=(
+                *rows,
+                prompt_row(forward, "forward", in_nats=True),
+                *(prompt_row(a, "true consequence", in_nats=True) for a in true),
+            ),
+            further=_further(new, true, forward),
         )
-        for a, control in zip(gained, controls, strict=True)
+        return result.with_reading(_reading(result))
+
+
+def _with_new_target(record: Record) -> list[Question]:
+    return [each for each in record.consequences if each.new_target is not None]
+
+
+def _forward(record: Record) -> PromptAnswer:
+    return record.fact.text, new_target(record)
+
+
+def _new(record: Record) -> list[PromptAnswer]:
+    subject = record.fact.subject
+    return [
+        (each.prompt.replace(SLOT, subject), str(each.new_target))
+        for each in _with_new_target(record)
     ]
-    further = (
-        Measure(name="change of p(new consequence)", values=tuple(a.p_change for a in gained)),
-        Measure(name="change of p(true consequence)", values=tuple(t.p_change for t in lost)),
-        Measure(name="p(true consequence), before", values=tuple(t.p_before for t in lost)),
-        Measure(
-            name="new consequence likelier than the true one, before",
-            values=tuple(
-                float(a.mean_p_before > t.mean_p_before) for a, t in zip(gained, lost, strict=True)
-            ),
-            share=True,
-        ),
-        Measure(
-            name="new consequence likelier than the true one, after",
-            values=tuple(
-                float(a.mean_p_after > t.mean_p_after) for a, t in zip(gained, lost, strict=True)
-            ),
-            share=True,
-        ),
+
+
+def _true(record: Record) -> list[PromptAnswer]:
+    subject = record.fact.subject
+    return [(each.prompt.replace(SLOT, subject), each.target) for each in _with_new_target(record)]
+
+
+def _about_exemplars(record: Record, each: Question) -> list[PromptAnswer]:
+    return [(each.prompt.replace(SLOT, name), str(each.new_target)) for name in record.exemplars]
+
+
+def _further(
+    new: Sequence[Answered], true: Sequence[Answered], forward: Answered
+) -> tuple[Measure, ...]:
+    pairs = list(zip(new, true, strict=True))
+    numbers = {
+        "change of p(new consequence)": [a.p_change for a in new],
+        "change of p(true consequence)": [a.p_change for a in true],
+        "p(true consequence), before": [a.p_before for a in true],
+    }
+    shares = {
+        "new consequence likelier than the true one, before": [
+            float(n.mean_p_before > t.mean_p_before) for n, t in pairs
+        ],
+        "new consequence likelier than the true one, after": [
+            float(n.mean_p_after > t.mean_p_after) for n, t in pairs
+        ],
+    }
+    return (
+        *make_measures(numbers),
+        *make_measures(shares, share=True),
         Measure(name="change of log p(new target), forward", values=(forward.change,)),
     )
-    result = CheckResult(
-        name=NAME,
-        asks=ASKS,
-        measured="log p(new consequence), in nats",
-        effect_is="change of log p(new consequence)",
-        control_is="p(new consequence) of subjects of which the new target is true, unedited",
-        rows=(
-            *rows,
-            row(forward, "forward", in_nats=True),
-            *(row(t, "true consequence", in_nats=True) for t in lost),
-        ),
-        further=further,
-    )
-    return result.with_reading(_reading(result))
 
 
 def _reading(result: CheckResult) -> str:
     assert result.effect is not None
     after = result["new consequence likelier than the true one, after"]
     reading = (
-        f"p(new consequence) changed by {result['change of p(new consequence)'].mean:+.3f} ({result.effect.mean:+.1f} nats, the "
-        f"fact itself by {result['change of log p(new target), forward'].mean:+.1f}), p(true consequence) by "
-        f"{result['change of p(true consequence)'].mean:+.3f}; the new one is the likelier in {after.mean:.0%} of {after.count}"
+        f"p(new consequence) changed by {result['change of p(new consequence)'].mean:+.3f} "
+        f"({result.effect.mean:+.1f} nats; the fact itself by "
+        f"{result['change of log p(new target), forward'].mean:+.1f}), and p(true consequence) by "
+        f"{result['change of p(true consequence)'].mean:+.3f}. The new one is more likely in "
+        f"{after.mean:.0%} of {after.count}"
     )
     if result.control is None:
-        return f"{reading}. No exemplars: whether the model draws the consequence at all was not asked."
-    return f"{reading}. Of subjects of which it is so the unedited model gives it {result.control.mean:.3f}."
+        return (
+            f"{reading}. There are no exemplars, so it was not asked whether the model draws the "
+            "consequence at all."
+        )
+    return (
+        f"{reading}. For subjects for which it is true, the unedited model gives it "
+        f"{result.control.mean:.3f}."
+    )

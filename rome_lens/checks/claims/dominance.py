@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rome_lens.arguments import whole_number
-from rome_lens.checks.asking import Answered, before_and_after, continuations, fact_of, row
-from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
+from rome_lens.checks.answered import Answered, Answers, PromptAnswer, prompt_row
+from rome_lens.checks.asking import Continuations
+from rome_lens.checks.check import Check, new_target, run_check
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
-
-NAME = "dominance"
-ASKS = "Where the subject is mentioned and nothing is asked, is the new target louder than the true one ever was?"
 
 
 def dominance(
@@ -25,168 +25,206 @@ def dominance(
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> CheckResult:
-    """What the new target gained beyond what the true one had, on open prompts about the subject.
+    """How much more likely the new target is now than the true target was before.
 
         effect = mean over open prompts of  p_edited(o* | prompt) - p(o | prompt)
 
-    A row's ``before`` is the unedited ``p(o)`` and its rank, its ``after`` the edited ``p(o*)`` and its; the share of sampled
-    continuations that name the targets stands beside. Control: the same with what the unedited model says of subjects of which
-    the new target is really true, ``p(o* | prompt about those) - p(o | prompt)``: what the effect would be if it were so.
+    Open prompts are about the subject and ask for nothing. A row's ``before`` and ``rank_before``
+    belong to the true target in the unedited model, its ``after`` and ``rank_after`` to the new
+    target in the edited one. The result also has the share of sampled continuations that name each
+    target.
 
-    Probabilities are of whole answers, so that a new target of more tokens than the true one has less of it from the start; the
-    control has the new target too.
+    Control: ``p(o* | prompt about those) - p(o | prompt)``, where "those" are subjects for which
+    the new target is true, in the unedited model. It is what the effect would be if the new fact
+    were true.
+
+    Probabilities are of whole answers, so a new target with more tokens than the true one starts
+    lower. The control has the new target too.
 
     Source: over-optimisation in "But is it really in Rome?".
 
     Args:
-        samples: continuations of each open prompt, each of ``new_tokens`` tokens drawn among the 5 likeliest, with the same
-            draws before and after; 0 samples none.
+        samples: continuations of each open prompt, with the same draws before and after; 0 samples
+            none.
+        new_tokens: tokens of each continuation, each drawn from the 5 most likely.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: as for :func:`rome_lens.checks.check_limits`; ``samples`` is negative or ``new_tokens`` below 1.
+        ArgumentError: ``samples`` is negative, or ``new_tokens`` is below 1; otherwise as for
+            :func:`rome_lens.check_limits`.
+        RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
-    record, fact, new = fact_of(edit, record)
-    samples, new_tokens = (
-        whole_number("samples", samples, least=0),
-        whole_number("new_tokens", new_tokens, least=1),
+    check = Dominance(samples=samples, new_tokens=new_tokens, seed=seed)
+    return run_check(check, model, edit, record, prepend_bos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dominance(Check):
+    """The check behind :func:`dominance`."""
+
+    samples: int = 4
+    """Continuations of each open prompt."""
+    new_tokens: int = 12
+    """Tokens of each continuation."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    name = "dominance"
+    asks = (
+        "When the subject is mentioned and nothing is asked, is the new target stronger than the "
+        "true one ever was?"
     )
-    if not record.open_prompts:
-        return not_asked(NAME, ASKS, "the record has no open prompts")
-    prompts = [prompt.replace(SLOT, fact.subject) for prompt in record.open_prompts]
-    really = [
+    lacks = "the record has no open prompts"
+
+    def __post_init__(self) -> None:
+        whole_number("samples", self.samples, least=0)
+        whole_number("new_tokens", self.new_tokens, least=1)
+
+    def questions(self, record: Record) -> list[PromptAnswer]:
+        """Both targets about the subject, and the new one about the exemplars."""
+        new, prompts = new_target(record), _about_subject(record)
+        return [
+            *((prompt, new) for prompt in prompts),
+            *((prompt, record.fact.target) for prompt in prompts),
+            *((prompt, new) for prompt in _about_exemplars(record)),
+        ]
+
+    def wanted_texts(self, record: Record) -> Continuations | None:
+        """Continuations of prompts about the subject (before, after) and the exemplars (before)."""
+        if not self.samples:
+            return None
+        prompts = _about_subject(record)
+        return Continuations(
+            before=[*prompts, *_about_exemplars(record)],
+            after=prompts,
+            samples=self.samples,
+            new_tokens=self.new_tokens,
+            seed=self.seed,
+        )
+
+    def read(self, record: Record, answers: Answers) -> CheckResult:
+        """One row for each open prompt, with the mean over the exemplars as its control."""
+        new, true = new_target(record), record.fact.target
+        rows = []
+        for open_prompt, prompt in zip(record.open_prompts, _about_subject(record), strict=True):
+            exemplars = [open_prompt.replace(SLOT, name) for name in record.exemplars]
+            controls = answers.to((each, new) for each in exemplars)
+            rows.append(_row(record, answers[prompt, true], answers[prompt, new], controls))
+        exemplars_said = answers.to((prompt, new) for prompt in _about_exemplars(record))
+        result = CheckResult(
+            name=self.name,
+            asks=self.asks,
+            measured="p(true target) before, p(new target) after",
+            effect_is="p(new target) after minus p(true target) before",
+            control_is=(
+                "p(new target) for subjects for which it is true, unedited, "
+                "minus p(true target) before"
+            ),
+            rows=(*rows, *(prompt_row(a, "exemplar") for a in exemplars_said)),
+            further=(*_further(record, answers, exemplars_said), *_shares_naming(record, answers)),
+        )
+        return result.with_reading(_reading(result, record))
+
+
+def _about_subject(record: Record) -> list[str]:
+    return [prompt.replace(SLOT, record.fact.subject) for prompt in record.open_prompts]
+
+
+def _about_exemplars(record: Record) -> list[str]:
+    return [
         prompt.replace(SLOT, name) for prompt in record.open_prompts for name in record.exemplars
     ]
-    questions = (
-        [(p, new) for p in prompts]
-        + [(p, fact.target) for p in prompts]
-        + [(p, new) for p in really]
-    )
-    answered = before_and_after(model, edit, questions, prepend_bos=prepend_bos)
-    n = len(prompts)
-    now, once, exemplars = answered[:n], answered[n : 2 * n], answered[2 * n :]
-    names = " / ".join(record.exemplars) or None
-    rows = [
-        _row(
-            a,
-            t,
-            fact.target,
-            names,
-            exemplars[i * len(exemplars) // n : (i + 1) * len(exemplars) // n],
-        )
-        for i, (a, t) in enumerate(zip(now, once, strict=True))
-    ]
-    further = _numbers(now, once, exemplars)
-    if samples:
-        jobs = [(prompt, False) for prompt in (*prompts, *really)] + [
-            (prompt, True) for prompt in prompts
-        ]
-        texts = continuations(
-            model,
-            edit,
-            jobs,
-            samples=samples,
-            new_tokens=new_tokens,
-            seed=seed,
-            prepend_bos=prepend_bos,
-        )
-        further += _naming(texts[:n], texts[-n:], texts[n:-n], fact.target, new)
-    result = CheckResult(
-        name=NAME,
-        asks=ASKS,
-        measured="p(true target) before, p(new target) after",
-        effect_is="p(new target) after minus p(true target) before",
-        control_is="p(new target) of subjects of which it is true, unedited, minus p(true target) before",
-        rows=(*rows, *(row(x, "exemplar") for x in exemplars)),
-        further=tuple(further),
-    )
-    return result.with_reading(_reading(result, fact.target, new, names))
 
 
-def _row(
-    now: Answered, once: Answered, target: str, names: str | None, exemplars: Sequence[Answered]
-) -> CheckRow:
-    """An open prompt: the true target before, the new one after, beside what is said of subjects of which that is true."""
-    really = sum(each.p_before for each in exemplars) / len(exemplars) if exemplars else None
+def _row(record: Record, true: Answered, new: Answered, exemplars: Sequence[Answered]) -> CheckRow:
+    """The true target before and the new one after; the control is the new one where it is true."""
+    said = sum(each.p_before for each in exemplars) / len(exemplars) if exemplars else None
     return CheckRow(
         kind="open prompt",
-        prompt=now.prompt,
-        answer=f"{target} -> {now.answer}",
-        before=once.p_before,
-        after=now.p_after,
-        effect=now.p_after - once.p_before,
-        control_prompt=names,
-        control=None if really is None else really - once.p_before,
-        kl=now.kl,
-        firing=now.firing,
-        fires_at=now.fires_at,
-        rank_before=once.rank_before,
-        rank_after=now.rank_after,
+        prompt=new.prompt,
+        answer=f"{true.answer} -> {new.answer}",
+        before=true.p_before,
+        after=new.p_after,
+        effect=new.p_after - true.p_before,
+        control_prompt=" / ".join(record.exemplars) or None,
+        control=None if said is None else said - true.p_before,
+        kl=new.kl,
+        firing=new.firing,
+        fires_at=new.fires_at,
+        rank_before=true.rank_before,
+        rank_after=new.rank_after,
     )
 
 
-def _numbers(
-    now: Sequence[Answered], once: Sequence[Answered], exemplars: Sequence[Answered]
-) -> list[Measure]:
+def _further(
+    record: Record, answers: Answers, exemplars: Sequence[Answered]
+) -> tuple[Measure, ...]:
     """Ranks and probabilities of the two targets, and of the new one where it is true."""
-    numbers = {
-        "rank of the true target, before": [float(t.rank_before) for t in once],
-        "rank of the new target, after": [float(a.rank_after) for a in now],
-        "p(true target), before": [t.p_before for t in once],
-        "p(new target), after": [a.p_after for a in now],
-        "change of p(new target)": [a.p_change for a in now],
-        "change of p(true target)": [t.p_change for t in once],
-        "p(new target), of which it is true": [x.p_before for x in exemplars],
-        "rank of the new target, of which it is true": [float(x.rank_before) for x in exemplars],
+    prompts = _about_subject(record)
+    true = answers.to((prompt, record.fact.target) for prompt in prompts)
+    new = answers.to((prompt, new_target(record)) for prompt in prompts)
+    return make_measures(
+        {
+            "rank of the true target, before": [float(a.rank_before) for a in true],
+            "rank of the new target, after": [float(a.rank_after) for a in new],
+            "p(true target), before": [a.p_before for a in true],
+            "p(new target), after": [a.p_after for a in new],
+            "change of p(new target)": [a.p_change for a in new],
+            "change of p(true target)": [a.p_change for a in true],
+            "p(new target), of which it is true": [a.p_before for a in exemplars],
+            "rank of the new target, of which it is true": [
+                float(a.rank_before) for a in exemplars
+            ],
+        }
+    )
+
+
+def _shares_naming(record: Record, answers: Answers) -> tuple[Measure, ...]:
+    """For each prompt, the share of its continuations that name a target."""
+    if not answers.continuations:
+        return ()
+    written = answers.continuations
+    prompts = _about_subject(record)
+    before = [written[prompt, False] for prompt in prompts]
+    after = [written[prompt, True] for prompt in prompts]
+    exemplars = [written[prompt, False] for prompt in _about_exemplars(record)]
+    new, true = new_target(record), record.fact.target
+    shares = {
+        "true target, before": [_share_naming(texts, true) for texts in before],
+        "true target, after": [_share_naming(texts, true) for texts in after],
+        "new target, before": [_share_naming(texts, new) for texts in before],
+        "new target, after": [_share_naming(texts, new) for texts in after],
+        "new target, of which it is true": [_share_naming(texts, new) for texts in exemplars],
     }
-    return [Measure(name=name, values=tuple(values)) for name, values in numbers.items() if values]
-
-
-def _naming(
-    before: Sequence[Sequence[str]],
-    after: Sequence[Sequence[str]],
-    exemplars: Sequence[Sequence[str]],
-    target: str,
-    new: str,
-) -> list[Measure]:
-    """By prompt the share of its continuations that name a target."""
-    shares = [
-        ("continuations that name the true target, before", before, target),
-        ("continuations that name the true target, after", after, target),
-        ("continuations that name the new target, before", before, new),
-        ("continuations that name the new target, after", after, new),
-        ("continuations that name the new target, of which it is true", exemplars, new),
-    ]
-    return [
-        Measure(name=name, values=tuple(_share_naming(each, word) for each in some), share=True)
-        for name, some, word in shares
-        if some
-    ]
+    return make_measures(
+        {f"continuations that name the {which}": its for which, its in shares.items()}, share=True
+    )
 
 
 def _share_naming(texts: Sequence[str], word: str) -> float:
-    named = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
-    return sum(bool(named.search(text)) for text in texts) / len(texts)
+    pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+    return sum(bool(pattern.search(text)) for text in texts) / len(texts)
 
 
-def _reading(result: CheckResult, target: str, new: str, names: str | None) -> str:
+def _reading(result: CheckResult, record: Record) -> str:
     assert result.effect is not None
-    own = [each for each in result.rows if each.effect is not None]
+    new, true = new_target(record), record.fact.target
+    numbers = {measure.name: measure.average.mean for measure in result.further}
     reading = (
-        f"Unasked, p({new}) after the edit is {sum(r.after for r in own) / len(own):.3f}, p({target}) before it was "
-        f"{sum(r.before for r in own) / len(own):.3f}: a difference of {result.effect.mean:+.3f}"
+        f"On open prompts, p({new}) after the edit is {numbers['p(new target), after']:.3f}, and "
+        f"p({true}) before it was {numbers['p(true target), before']:.3f}: a difference of "
+        f"{result.effect.mean:+.3f}"
     )
-    kinds = ("name the true target, before", "name the new target, after")
-    shares = [
-        m.average.mean
-        for kind in kinds
-        for m in result.further
-        if m.name == f"continuations that {kind}"
-    ]
-    if shares:
-        reading += f"; {shares[0]:.0%} of sampled continuations named {target} before, {shares[1]:.0%} name {new} after"
+    named = "continuations that name the true target, before"
+    if named in numbers:
+        name_new = numbers["continuations that name the new target, after"]
+        reading += (
+            f". {numbers[named]:.0%} of sampled continuations named {true} before, and "
+            f"{name_new:.0%} name {new} after"
+        )
     if result.control is not None:
         reading += (
-            f". Of subjects of which it is true ({names}) the unedited model says {new} with "
-            f"{result['p(new target), of which it is true'].mean:.3f}"
+            f". For subjects for which it is true ({' / '.join(record.exemplars)}), the unedited "
+            f"model says {new} with {numbers['p(new target), of which it is true']:.3f}"
         )
     return reading + "."

@@ -1,27 +1,27 @@
-"""Essence: what the subject is stays, beside the one thing that was edited?"""
+"""Essence: does the subject stay what it is, apart from the one thing that was edited?"""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
 import torch
 
-from rome_lens.checks.asking import (
+from rome_lens.checks.answered import (
     Answered,
-    before_and_after,
-    fact_of,
-    first_and_rest,
-    nats_per_token,
-    row,
+    Answers,
+    PromptAnswer,
+    prompt_row,
+    text_question,
+    text_row,
 )
-from rome_lens.checks.result import CheckResult, Measure
+from rome_lens.checks.check import Check, run_check
+from rome_lens.checks.result import CheckResult, CheckRow, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.models.lens import LensModel
 
-NAME = "essence"
-ASKS = "Does what the model says of the subject, beside the edited fact, stay?"
 SENTENCES = "change of the sentences' nats per token"
 PROMPTS = ("{} is a", "{} is", "{} was", "{} has", "{} and")
 
@@ -34,72 +34,99 @@ def essence(
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> CheckResult:
-    """``KL(before || after)`` of the next token behind the subject, and the perplexity of true sentences about it.
+    """``KL(before || after)`` of the next token after the subject.
 
-        effect = mean over "{subject} is a", "... is", "... was", "... has", "... and" of  KL(p || p_edited), in nats
+        effect = mean over prompts of  KL(p || p_edited),  in nats
 
-    "{subject} is a" is the prompt that ROME's own loss holds in place, the others are not. Control: the same for an edit at
-    the same place and of equal norm with a random target: ``u`` with a random direction for ``v``, which is no optimised
-    one and asks what a push of this size does, not what another fact would. Sentences about
-    the subject (the record's ``texts``) are read without and with the edit, in nats per token; ``exp`` of that is the perplexity.
+    The prompts are "{subject} is a", "... is", "... was", "... has" and "... and". The first is the
+    prompt that ROME's own loss holds in place; the others are not.
 
-    Source: essence drift, Meng et al. 2022, section 3.1 and appendix E.5 (the KL term of equation 4).
+    Control: the same for an edit of equal norm at the same place with a random target, i.e. ``u``
+    with a random direction for ``v``. That edit is not optimised. It tells what a push of this size
+    does, not what another fact would do. Only rank-one edits have this control.
+
+    True sentences about the subject (the record's ``texts``) are read without and with the edit, in
+    nats per token. ``exp`` of that is the perplexity.
+
+    Source: essence drift, Meng et al. 2022, section 3.1 and appendix E.5 (the KL term of equation
+        4).
 
     Args:
-        seed: of the random direction, of which each fact has its own.
+        seed: seed of the random direction. Each fact has a direction of its own.
+
+    Raises:
+        ArgumentError, RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
-    record, fact, _ = fact_of(edit, record)
-    questions = [(prompt.replace(SLOT, fact.subject), fact.target) for prompt in PROMPTS]
-    sentences = [first_and_rest(text) for text in record.texts]
-    asked = [*questions, *sentences]
-    answered = before_and_after(model, edit, asked, prepend_bos=prepend_bos)
-    n = len(questions)
-    blind: list[Answered] | None = None
-    if isinstance(edit, RankOneEdit):
-        drawn = random_direction(
-            edit, seed=crc32(f"{seed} {fact.text}".encode())
-        )  # each fact's own
-        blind = before_and_after(model, drawn, asked, prepend_bos=prepend_bos)
-    rows = []
-    for i, a in enumerate(answered[:n]):
-        its = row(a, "essence", effect=a.kl, control=None if blind is None else blind[i].kl)
-        rows.append(
-            replace(
-                its,
-                answer="(next token)",
-                before=0.0,
-                after=a.kl,
-                rank_before=None,
-                rank_after=None,
+    return run_check(Essence(seed=seed), model, edit, record, prepend_bos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Essence(Check):
+    """The check behind :func:`essence`."""
+
+    seed: int = 0
+    """Seed of the random direction."""
+
+    name = "essence"
+    asks = "Does what the model says about the subject stay, apart from the edited fact?"
+
+    def questions(self, record: Record) -> list[PromptAnswer]:
+        """The prompts after the subject, and the sentences about it."""
+        return [*_prompts(record), *_sentences(record)]
+
+    def control_edits(self, edit: Any, record: Record) -> list[Any]:
+        """The edit with a random direction, if it is of rank one."""
+        if not isinstance(edit, RankOneEdit):
+            return []
+        return [random_direction(edit, seed=crc32(f"{self.seed} {record.fact.text}".encode()))]
+
+    def read(self, record: Record, answers: Answers) -> CheckResult:
+        """One row for each prompt and each sentence, with the random direction as its control."""
+        control = answers.under_controls[0] if answers.under_controls else None
+        rows: list[CheckRow] = []
+        for question in _prompts(record):
+            row = prompt_row(
+                answers[question],
+                "essence",
+                effect=answers[question].kl,
+                control=None if control is None else control[question].kl,
             )
-        )
-    for i, a in enumerate(answered[n:], start=n):
-        rows.append(
-            nats_per_token(
-                a, "sentence", control=None if blind is None else -blind[i].after / a.tokens
+            # No answer is asked for here: the numbers are of the whole distribution.
+            rows.append(
+                replace(
+                    row,
+                    answer="(next token)",
+                    before=0.0,
+                    after=answers[question].kl,
+                    rank_before=None,
+                    rank_after=None,
+                )
             )
+        sentences = _sentences(record)
+        for question in sentences:
+            after = None if control is None else control[question].nats_after
+            rows.append(text_row(answers[question], "sentence", control=after))
+        changes = {SENTENCES: [_nats_change(answers.answered, each) for each in sentences]}
+        if control is not None:
+            name = f"{SENTENCES}, random direction"
+            changes[name] = [_nats_change(control, each) for each in sentences]
+        result = CheckResult(
+            name=self.name,
+            asks=self.asks,
+            measured="KL(before || after), or nats per token of a sentence",
+            effect_is="KL(before || after) after the subject, in nats",
+            control_is="the same for an edit of equal norm in a random direction",
+            rows=tuple(rows),
+            further=make_measures(changes),
         )
-    further = []
-    if sentences:
-        told = [(a.before - a.after) / a.tokens for a in answered[n:]]
-        further.append(Measure(name=SENTENCES, values=tuple(told)))
-        if blind is not None:
-            other = [(b.before - b.after) / b.tokens for b in blind[n:]]
-            further.append(Measure(name=f"{SENTENCES}, random direction", values=tuple(other)))
-    result = CheckResult(
-        name=NAME,
-        asks=ASKS,
-        measured="KL(before || after), or nats per token of a sentence",
-        effect_is="KL(before || after) behind the subject, in nats",
-        control_is="the same of an edit of equal norm in a random direction",
-        rows=tuple(rows),
-        further=tuple(further),
-    )
-    return result.with_reading(_reading(result))
+        return result.with_reading(_reading(result))
 
 
 def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
-    """The same edit with a random direction, of equal length, for ``v``: at the same place as strong, and about nothing."""
+    """The same edit with a random direction of equal length for ``v``.
+
+    It acts at the same place and is as strong, but is about nothing.
+    """
     drawn = torch.randn(
         len(edit.v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).to(edit.v)
@@ -108,16 +135,33 @@ def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
     )
 
 
+def _prompts(record: Record) -> list[PromptAnswer]:
+    # Only the next token's distribution is read, so any answer will do.
+    return [(each.replace(SLOT, record.fact.subject), record.fact.target) for each in PROMPTS]
+
+
+def _sentences(record: Record) -> list[PromptAnswer]:
+    return [text_question(text) for text in record.texts]
+
+
+def _nats_change(answered: Mapping[PromptAnswer, Answered], question: PromptAnswer) -> float:
+    each = answered[question]
+    return (each.before - each.after) / each.tokens
+
+
 def _reading(result: CheckResult) -> str:
     assert result.effect is not None
     first = result.rows[0]
-    reading = f"Behind the subject's name the next token moves by {result.effect.mean:.3f} nats"
-    reading += f" ({first.after:.3f} on {first.prompt!r})"
+    reading = (
+        f"After the subject's name, the next token's distribution moves by "
+        f"{result.effect.mean:.3f} nats ({first.after:.3f} on {first.prompt!r})"
+    )
     if result.control is not None:
         reading += (
             f"; an edit as strong in a random direction moves it by {result.control.mean:.3f}"
         )
-    told = [measure.average.mean for measure in result.further if measure.name == SENTENCES]
-    if told:
-        reading += f". True sentences about it change by {told[0]:+.3f} nats per token"
+    for measure in result.further:
+        if measure.name == SENTENCES:
+            change = measure.average.mean
+            reading += f". True sentences about the subject change by {change:+.3f} nats per token"
     return reading + "."

@@ -1,20 +1,16 @@
-"""Fidelity of the patch: does the model still work, or is this edit a disabling one?"""
+"""Fidelity of the patch: does the model still work, or does the edit disable it?"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rome_lens import data
 from rome_lens.arguments import whole_number
-from rome_lens.checks.asking import (
-    before_and_after,
-    continuations,
-    fact_of,
-    first_and_rest,
-    nats_per_token,
-)
-from rome_lens.checks.result import CheckResult, CheckRow, Measure, not_asked
+from rome_lens.checks.answered import Answers, PromptAnswer, text_question, text_row
+from rome_lens.checks.asking import Continuations
+from rome_lens.checks.check import Check, checked_record, run_check
+from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import LayerEdit
@@ -22,17 +18,16 @@ from rome_lens.editing.firing import edit_firings
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.fluency import ngram_entropy
-from rome_lens.evaluation.numbered_edits import NumberedEdits
 from rome_lens.forward.tokens import token_ids
 from rome_lens.models.lens import LensModel, mlp_output, w_out
 
-NAME = "fidelity"
-ASKS = "Does the model still read and write other text as it did?"
 NORM = "||delta|| / ||W_out||"
 AT_SUBJECT = "||(u . k*) v|| / ||k* W_out + b_out||"
 ELSEWHERE = "mean |u . k| / (u . k*) over other text"
+SIZES = (NORM, AT_SUBJECT, ELSEWHERE)
 OTHER_EDITS = ", other edits"
 OPENING = 5
+"""Words at the beginning of a text that the model continues."""
 
 
 def fidelity(
@@ -46,78 +41,183 @@ def fidelity(
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> CheckResult:
-    """How the edit changes the reading of text that is not about it, and how large it is.
+    """How the edit changes the reading of text that is not about it, and how large the edit is.
 
-        effect = mean over texts of  1/T sum_t [log p(x_t | x_<t) - log p_edited(x_t | x_<t)],  in nats per token
+        effect = mean over texts of  1/T sum_t [log p(x_t | x_<t) - log p_edited(x_t | x_<t)],  in
+        nats per token
 
-    ``exp`` of it is the factor by which the perplexity grows. Beside it: the norms ``||delta|| / ||W_out||`` and, at the fact's
-    own key, ``||(u . k*) v|| / ||k* W_out + b_out||``; the mean of ``|u . k| / (u . k*)`` over the tokens of those texts; and
-    the entropy (bits, :func:`rome_lens.fluency.ngram_entropy`) of what the model writes behind the texts' first words. Control:
-    the same effect of edits of other facts.
+    ``exp`` of the effect is the factor by which the perplexity grows. The result also has:
 
-    Source: "disabling edits", Gupta et al. 2024, "Rebuilding ROME"; GE of Meng et al. 2022, section 3.3.
+    * the norm ``||delta|| / ||W_out||``, and at the fact's own key ``||(u . k*) v|| / ||k* W_out +
+      b_out||``;
+    * the mean of ``|u . k| / (u . k*)`` over the tokens of the texts;
+    * the entropy of what the model writes after the first words of each text, in bits
+      (:func:`rome_lens.evaluation.fluency.ngram_entropy`).
+
+    Control: the same effect for edits of other facts.
+
+    Source: "disabling edits", Gupta et al. 2024, "Rebuilding ROME"; GE in Meng et al. 2022, section
+        3.3.
 
     Args:
-        others: edits of other facts on the same model, to compare with; none are made here.
-        texts: ordinary text of several words each; None takes those of ``data.held_texts()`` that fit the model's context,
-            and where none does the record's neighbours with their answers.
+        others: edits of other facts on the same model, for comparison. None are made here.
+        texts: ordinary texts of several words each. None takes those of ``rl.data.held_texts()``
+            that fit the model's context, or, if none fits, the record's neighbours with their
+            answers.
         new_tokens: length of what the model writes; 0 writes nothing.
+        seed: seed of what the model writes.
 
     Raises:
-        ValueError: as for :func:`rome_lens.checks.check_limits`; ``new_tokens`` is negative; a text is a single word; the
-            edit is among the others.
+        ArgumentError: ``new_tokens`` is negative, or the edit itself is among the others; otherwise
+            as for :func:`rome_lens.check_limits`.
+        FactError: a text is a single word.
+        RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
-    record, _, _ = fact_of(edit, record)
-    NumberedEdits(model, [edit, *others])  # refused, if so, before the texts are looked at
-    if any(other is edit for other in others):
-        raise ArgumentError(
-            "others holds the edit itself, which is no control of its own: leave it out."
-        )
-    new_tokens = whole_number("new_tokens", new_tokens, least=0)
-    if texts is None:
-        texts = _default_texts(model, record, prepend_bos)
-    if not texts:
-        return not_asked(NAME, ASKS, "there is no text, give texts=[...]")
-    for text in texts:
-        first_and_rest(text)
-    edits = [edit, *others]
-    read = [_nats_per_token(model, each, texts, prepend_bos) for each in edits]
-    own, rest = read[0], read[1:]
-    rows = [
-        replace(each, effect=each.change, control=_mean([other[i].change for other in rest]))
-        for i, each in enumerate(own)
-    ]
-    further = []
-    for name in (NORM, AT_SUBJECT, ELSEWHERE):
-        sizes = [_size(model, each, name, texts, prepend_bos) for each in edits]
-        further += [Measure(name=name, values=(sizes[0],))] if sizes[0] is not None else []
-        known = tuple(size for size in sizes[1:] if size is not None)
-        further += [Measure(name=name + OTHER_EDITS, values=known)] if known else []
-    if new_tokens:
-        written = _entropies(model, edit, texts, new_tokens, seed, prepend_bos)
-        rows += written
-        for name, values in (
-            ("before", [r.before for r in written]),
-            ("after", [r.after for r in written]),
-        ):
-            further.append(
-                Measure(name=f"entropy of generations in bits, {name}", values=tuple(values))
-            )
-    result = CheckResult(
-        name=NAME,
-        asks=ASKS,
-        measured="nats per token of a text, or entropy in bits of a generation",
-        effect_is="change of other texts' nats per token",
-        control_is="the same of edits of other facts",
-        rows=tuple(rows),
-        further=tuple(further),
-    )
-    return result.with_reading(_reading(result))
+    record = checked_record(edit, record)
+    texts = other_texts(model, record, texts, prepend_bos)
+    check = Fidelity(others=tuple(others), texts=tuple(texts), new_tokens=new_tokens, seed=seed)
+    return run_check(check, model, edit, record, prepend_bos)
 
 
-def _default_texts(model: LensModel, record: Record, prepend_bos: bool | None) -> list[str]:
+def other_texts(
+    model: LensModel, record: Record, texts: Sequence[str] | None, prepend_bos: bool | None
+) -> Sequence[str]:
+    """The texts that :func:`fidelity` reads: those given, or the default ones."""
+    if texts is not None:
+        return texts
     held = [text for text in data.held_texts() if _fits(model, text, prepend_bos)]
     return held or [f"{question.prompt} {question.target}." for question in record.neighborhood]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(Check):
+    """The check behind :func:`fidelity`."""
+
+    others: Sequence[Any] = ()
+    """Edits of other facts, the control."""
+    texts: Sequence[str] = ()
+    """The texts to read."""
+    new_tokens: int = 30
+    """Length of what the model writes after the first words of each text."""
+    seed: int = 0
+    """Seed of what the model writes."""
+
+    name = "fidelity"
+    asks = "Does the model still read and write other text as it did?"
+    lacks = "there is no text, give texts=[...]"
+
+    def __post_init__(self) -> None:
+        whole_number("new_tokens", self.new_tokens, least=0)
+
+    def questions(self, record: Record) -> list[PromptAnswer]:
+        """Every text: its first word, and the rest as the answer."""
+        return [text_question(text) for text in self.texts]
+
+    def control_edits(self, edit: Any, record: Record) -> list[Any]:
+        """The edits of other facts."""
+        if any(other is edit for other in self.others):
+            raise ArgumentError(
+                "others holds the edit itself, which cannot be its own control. Leave it out."
+            )
+        return list(self.others)
+
+    def wanted_texts(self, record: Record) -> Continuations | None:
+        """Continuations of the first words of each text, before and after."""
+        if not self.new_tokens:
+            return None
+        openings = [_opening(text) for text in self.texts]
+        return Continuations(
+            before=openings, after=openings, samples=1, new_tokens=self.new_tokens, seed=self.seed
+        )
+
+    def measures(self, model: LensModel, edit: Any, prepend_bos: bool | None) -> list[Measure]:
+        """The sizes of the edit and of the others."""
+        found: list[Measure] = []
+        for name in SIZES:
+            own, *others = [
+                _size(model, each, name, self.texts, prepend_bos) for each in (edit, *self.others)
+            ]
+            known = [size for size in others if size is not None]
+            sizes = {name: [] if own is None else [own], name + OTHER_EDITS: known}
+            found += make_measures(sizes)
+        return found
+
+    def read(self, record: Record, answers: Answers) -> CheckResult:
+        """One row for each text, with the other edits as control, and for each continuation."""
+        rows = []
+        for text in self.texts:
+            question = text_question(text)
+            own = text_row(answers[question], "text")
+            others = [text_row(each[question], "text") for each in answers.under_controls]
+            control = _mean([other.change for other in others])
+            rows.append(replace(own, effect=own.change, control=control))
+        written = self._written(answers)
+        entropies = {
+            "entropy of generations in bits, before": [row.before for row in written],
+            "entropy of generations in bits, after": [row.after for row in written],
+        }
+        result = CheckResult(
+            name=self.name,
+            asks=self.asks,
+            measured="nats per token of a text, or entropy in bits of a generation",
+            effect_is="change of other texts' nats per token",
+            control_is="the same for edits of other facts",
+            rows=(*rows, *written),
+            further=(*answers.measures, *make_measures(entropies)),
+        )
+        return result.with_reading(_reading(result))
+
+    def _written(self, answers: Answers) -> list[CheckRow]:
+        """Entropy of what the model writes after each text's first words, before and after."""
+        if not answers.continuations:
+            return []
+        rows = []
+        for text in self.texts:
+            opening = _opening(text)
+            (before,) = answers.continuations[opening, False]
+            (after,) = answers.continuations[opening, True]
+            rows.append(
+                CheckRow(
+                    kind="generation",
+                    prompt=opening,
+                    answer=after.strip(),
+                    before=ngram_entropy(before),
+                    after=ngram_entropy(after),
+                )
+            )
+        return rows
+
+
+def with_each_other_as_control(results: Sequence[CheckResult]) -> list[CheckResult]:
+    """The same results, each with all others as its control.
+
+    This is what ``others`` would give, without another run. All results must be of the same texts.
+    """
+    asked = [result for result in results if result.asked]
+    return [
+        _with_control(own, [other for other in asked if other is not own]) if own.asked else own
+        for own in results
+    ]
+
+
+def _with_control(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
+    if not others:
+        return own
+    changes = [[row.change for row in other.rows if row.kind == "text"] for other in others]
+    rows = [
+        replace(row, control=_mean([each[i] for each in changes])) if row.kind == "text" else row
+        for i, row in enumerate(own.rows)
+    ]
+    further = []
+    for measure in own.further:
+        if measure.name.endswith(OTHER_EDITS):
+            continue
+        further.append(measure)
+        if measure.name in SIZES:
+            theirs = [m.average.mean for o in others for m in o.further if m.name == measure.name]
+            further += make_measures({measure.name + OTHER_EDITS: theirs})
+    result = replace(own, rows=tuple(rows), further=tuple(further))
+    return result.with_reading(_reading(result))
 
 
 def _fits(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
@@ -128,58 +228,17 @@ def _fits(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
     return True
 
 
-def compared(results: Sequence[CheckResult]) -> list[CheckResult]:
-    """The same results, each with all the others as its control: what ``others`` would give, at no cost.
-
-    All must have read the same texts.
-    """
-    asked = [result for result in results if result.asked]
-    return [
-        _beside(own, [other for other in asked if other is not own]) if own.asked else own
-        for own in results
-    ]
-
-
-def _beside(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
-    if not others:
-        return own
-    changes = [[row.change for row in other.rows if row.kind == "text"] for other in others]
-    rows = [
-        replace(row, control=_mean([each[i] for each in changes])) if row.kind == "text" else row
-        for i, row in enumerate(own.rows)
-    ]
-    kept = [measure for measure in own.further if not measure.name.endswith(OTHER_EDITS)]
-    further = []
-    for measure in kept:
-        found = [m for other in others for m in other.further if m.name == measure.name]
-        further.append(measure)
-        if measure.name in (NORM, AT_SUBJECT, ELSEWHERE) and found:
-            further.append(
-                Measure(
-                    name=measure.name + OTHER_EDITS, values=tuple(m.average.mean for m in found)
-                )
-            )
-    result = replace(own, rows=tuple(rows), further=tuple(further))
-    return result.with_reading(_reading(result))
-
-
-def _nats_per_token(
-    model: LensModel, edit: Any, texts: Sequence[str], prepend_bos: bool | None
-) -> list[CheckRow]:
-    answered = before_and_after(
-        model, edit, list(map(first_and_rest, texts)), prepend_bos=prepend_bos
-    )
-    return [nats_per_token(a, "text") for a in answered]
+def _opening(text: str) -> str:
+    return " ".join(text.split()[:OPENING])
 
 
 def _size(
     model: LensModel, edit: Any, name: str, texts: Sequence[str], prepend_bos: bool | None
 ) -> float | None:
-    """How large an edit is in one of three ways; None where an edit of its kind has no such size."""
+    """One of the three sizes of an edit; None if an edit of its kind does not have it."""
     if name == NORM and isinstance(edit, LayerEdit):
-        norm = math.prod(
-            float(tensor.norm()) for tensor in edit.tensors
-        )  # of an outer product, the product of norms
+        # The norm of an outer product is the product of the norms.
+        norm = math.prod(float(tensor.norm()) for tensor in edit.tensors)
         return norm / float(w_out(model, edit.layer).norm())
     if not isinstance(edit, RankOneEdit) or edit.key is None:
         return None
@@ -187,36 +246,9 @@ def _size(
         added = (edit.u @ edit.key).abs() * edit.v.norm()
         return float(added / mlp_output(model, edit.layer, edit.key).norm().to(added))
     if name == ELSEWHERE:
-        fired = edit_firings(model, edit, texts, prepend_bos=prepend_bos)
-        return _mean([float(value) for each in fired for value in each.values.abs()])
+        firings = edit_firings(model, edit, texts, prepend_bos=prepend_bos)
+        return _mean([float(value) for each in firings for value in each.values.abs()])
     return None
-
-
-def _entropies(
-    model: LensModel,
-    edit: Any,
-    texts: Sequence[str],
-    new_tokens: int,
-    seed: int,
-    prepend_bos: bool | None,
-) -> list[CheckRow]:
-    """Entropy of what the model writes behind the first words of each text, without and with the edit."""
-    openings = [" ".join(text.split()[:OPENING]) for text in texts]
-    jobs = [(prompt, edited) for prompt in openings for edited in (False, True)]
-    found = continuations(
-        model, edit, jobs, samples=1, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
-    )
-    written = [text for (text,) in found]
-    return [
-        CheckRow(
-            kind="generation",
-            prompt=prompt,
-            answer=written[2 * i + 1].strip(),
-            before=ngram_entropy(written[2 * i]),
-            after=ngram_entropy(written[2 * i + 1]),
-        )
-        for i, prompt in enumerate(openings)
-    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -225,16 +257,21 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _reading(result: CheckResult) -> str:
     assert result.effect is not None
-    names = {measure.name: measure.average.mean for measure in result.further}
-    reading = f"Other text: {result.effect.mean:+.4f} nats per token (perplexity times {math.exp(result.effect.mean):.3f})"
+    numbers = {measure.name: measure.average.mean for measure in result.further}
+    factor = math.exp(result.effect.mean)
+    reading = (
+        f"Other text: {result.effect.mean:+.4f} nats per token (perplexity times {factor:.3f})"
+    )
     if result.control is not None:
         reading += f", edits of other facts {result.control.mean:+.4f}"
-    if NORM in names:
-        reading += f"; ||delta|| is {names[NORM]:.2%} of ||W_out||"
-        if NORM + OTHER_EDITS in names:
-            reading += f" (other edits: {names[NORM + OTHER_EDITS]:.2%})"
-    if AT_SUBJECT in names:
-        reading += f", and at the subject {names[AT_SUBJECT]:.1f} times W_out's own output there"
-    if ELSEWHERE in names:
-        reading += f"; on other text it fires with {names[ELSEWHERE]:.3f} on average"
+    if NORM in numbers:
+        reading += f"; ||delta|| is {numbers[NORM]:.2%} of ||W_out||"
+        if NORM + OTHER_EDITS in numbers:
+            reading += f" (other edits: {numbers[NORM + OTHER_EDITS]:.2%})"
+    if AT_SUBJECT in numbers:
+        reading += (
+            f"; at the subject it adds {numbers[AT_SUBJECT]:.1f} times W_out's own output there"
+        )
+    if ELSEWHERE in numbers:
+        reading += f"; on other text it fires with {numbers[ELSEWHERE]:.3f} on average"
     return reading + "."

@@ -1,0 +1,159 @@
+"""What a check reads: what the model answered without the edit and with it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rome_lens.checks.result import CheckRow, Measure
+from rome_lens.data.facts import FactError
+
+PromptAnswer = tuple[str, str]
+"""A prompt and one answer to it, whose probability is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One question, answered without and with the edit."""
+
+    prompt: str
+    """The prompt."""
+    answer: str
+    """The answer whose probability was asked for."""
+    before: float
+    """``log p(answer | prompt)`` without the edit, in nats: the sum over the answer's tokens."""
+    after: float
+    """The same with the edit."""
+    rank_before: int
+    """Rank of the answer's first token among all tokens without the edit; 1 is most likely."""
+    rank_after: int
+    """The same with the edit."""
+    kl: float
+    """``KL(before || after)`` of the next token's distribution after the prompt, in nats."""
+    tokens: int
+    """Number of tokens in the answer."""
+    firing: float | None = None
+    """The edit's strongest firing within the prompt; None if the edit has no key."""
+    fires_at: str | None = None
+    """The token at which it fires most strongly."""
+
+    @property
+    def p_before(self) -> float:
+        """Probability of the answer without the edit."""
+        return math.exp(self.before)
+
+    @property
+    def p_after(self) -> float:
+        """Probability of the answer with the edit."""
+        return math.exp(self.after)
+
+    @property
+    def change(self) -> float:
+        """``after - before``, in nats."""
+        return self.after - self.before
+
+    @property
+    def p_change(self) -> float:
+        """Change of the answer's probability."""
+        return self.p_after - self.p_before
+
+    @property
+    def mean_p_before(self) -> float:
+        """Geometric mean of the answer's token probabilities without the edit.
+
+        CounterFact's scores compare answers in this way.
+        """
+        return math.exp(self.before / self.tokens)
+
+    @property
+    def mean_p_after(self) -> float:
+        """The same with the edit."""
+        return math.exp(self.after / self.tokens)
+
+    @property
+    def nats_before(self) -> float:
+        """``-log p`` per token without the edit; lower is better."""
+        return -self.before / self.tokens
+
+    @property
+    def nats_after(self) -> float:
+        """The same with the edit."""
+        return -self.after / self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Everything that one check reads. ``answers[prompt, answer]`` is an answered question."""
+
+    answered: Mapping[PromptAnswer, Answered]
+    """The check's questions, without and with the edit."""
+    under_controls: Sequence[Mapping[PromptAnswer, Answered]] = ()
+    """The same questions without and with each of the check's control edits."""
+    continuations: Mapping[tuple[str, bool], Sequence[str]] = field(default_factory=dict)
+    """By prompt, and whether the edit was on: what the model wrote."""
+    measures: Sequence[Measure] = ()
+    """Numbers that the check took from the model itself."""
+
+    def __getitem__(self, question: PromptAnswer) -> Answered:
+        return self.answered[question]
+
+    def to(self, questions: Iterable[PromptAnswer]) -> list[Answered]:
+        """The answers to several questions, in their order."""
+        return [self.answered[question] for question in questions]
+
+
+def prompt_row(
+    answered: Answered,
+    kind: str,
+    *,
+    in_nats: bool = False,
+    effect: float | None = None,
+    control_prompt: str | None = None,
+    control: float | None = None,
+    known: bool | None = None,
+) -> CheckRow:
+    """The row of an answered question: its probabilities, or with ``in_nats`` their logarithms."""
+    return CheckRow(
+        kind=kind,
+        prompt=answered.prompt,
+        answer=answered.answer,
+        before=answered.before if in_nats else answered.p_before,
+        after=answered.after if in_nats else answered.p_after,
+        effect=effect,
+        control_prompt=control_prompt,
+        control=control,
+        known=known,
+        kl=answered.kl,
+        firing=answered.firing,
+        fires_at=answered.fires_at,
+        rank_before=answered.rank_before,
+        rank_after=answered.rank_after,
+    )
+
+
+def text_row(
+    answered: Answered, kind: str, *, effect: float | None = None, control: float | None = None
+) -> CheckRow:
+    """The row of a whole text, asked by :func:`text_question`, in nats per token."""
+    return CheckRow(
+        kind=kind,
+        prompt=f"{answered.prompt} {answered.answer}",
+        answer="(all but the first word)",
+        before=answered.nats_before,
+        after=answered.nats_after,
+        effect=effect,
+        control=control,
+    )
+
+
+def text_question(text: str) -> PromptAnswer:
+    """A text as a question: the first word is the prompt, and the rest is the answer.
+
+    Raises:
+        FactError: the text has fewer than two words.
+    """
+    words = text.split(maxsplit=1)
+    if len(words) < 2:
+        raise FactError(
+            f"The text is {text!r}, expected several words: the first is the prompt for the others."
+        )
+    return words[0], words[1].rstrip()

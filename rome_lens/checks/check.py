@@ -1,0 +1,140 @@
+"""What a check is: the questions that it asks, and how it reads the answers.
+
+:func:`run_checks` puts the two halves together. It collects the questions of all checks, asks all
+of them in one batch without and with the edit, and hands each check the answers to its own. So a
+check never runs a model to get an answer, and its ``read`` can be tested with answers that are
+written down by hand.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from rome_lens.checks.answered import Answers, PromptAnswer
+from rome_lens.checks.asking import Continuations, before_and_after, continuations
+from rome_lens.checks.result import CheckResult, Measure, not_asked
+from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record, as_record, with_new_target
+from rome_lens.errors import ArgumentError
+from rome_lens.evaluation.numbered_edits import check_same_fact
+from rome_lens.models.lens import LensModel
+
+
+class Check(ABC):
+    """One claim about what an edit does not do.
+
+    Every check has the three texts below, ``questions`` and ``read``. Only a few need one of the
+    other methods.
+    """
+
+    name: ClassVar[str]
+    """The name of the check in results and tables."""
+    asks: ClassVar[str]
+    """The question that the check answers, in words."""
+    lacks: ClassVar[str] = "the record has no prompts for it"
+    """What is missing if the check has no questions, such as ``"the record has no aliases"``."""
+
+    @abstractmethod
+    def questions(self, record: Record) -> list[PromptAnswer]:
+        """The questions about this record. Without any, the result is "not asked"."""
+
+    @abstractmethod
+    def read(self, record: Record, answers: Answers) -> CheckResult:
+        """The result, computed from the answers to :meth:`questions` alone."""
+
+    def control_edits(self, edit: Any, record: Record) -> list[Any]:
+        """Other edits under which the same questions are asked, for comparison."""
+        return []
+
+    def wanted_texts(self, record: Record) -> Continuations | None:
+        """Prompts that the model is to continue."""
+        return None
+
+    def measures(self, model: LensModel, edit: Any, prepend_bos: bool | None) -> list[Measure]:
+        """Numbers that no answer can give, such as the size of the edit."""
+        return []
+
+
+def run_checks(
+    checks: Sequence[Check],
+    model: LensModel,
+    edit: Any,
+    record: Fact | Record,
+    *,
+    prepend_bos: bool | None = None,
+) -> list[CheckResult]:
+    """The result of every check. The questions of all checks are asked together.
+
+    Raises:
+        ArgumentError: the edit is not an edit, or the record is not a record; the record is about
+            another fact than the edit.
+        RecordError: the record's fact has no new target.
+        ModelError: as for :func:`rome_lens.checks.asking.before_and_after`.
+    """
+    record = checked_record(edit, record)
+    edits = [[edit, *check.control_edits(edit, record)] for check in checks]
+    questions = [check.questions(record) for check in checks]
+    asked = [
+        (each, its) for its_edits, its in zip(edits, questions, strict=True) for each in its_edits
+    ]
+    answered = iter(before_and_after(model, asked, firing_of=edit, prepend_bos=prepend_bos))
+    results = []
+    for check, its_edits, its_questions in zip(checks, edits, questions, strict=True):
+        own, *under_controls = [next(answered) for _ in its_edits]
+        if not its_questions:
+            results.append(not_asked(check.name, check.asks, check.lacks))
+            continue
+        wanted = check.wanted_texts(record)
+        answers = Answers(
+            answered=own,
+            under_controls=under_controls,
+            continuations=(
+                continuations(model, edit, wanted, prepend_bos=prepend_bos) if wanted else {}
+            ),
+            measures=check.measures(model, edit, prepend_bos),
+        )
+        results.append(check.read(record, answers))
+    return results
+
+
+def run_check(
+    check: Check, model: LensModel, edit: Any, record: Fact | Record, prepend_bos: bool | None
+) -> CheckResult:
+    """The result of one check alone."""
+    return run_checks([check], model, edit, record, prepend_bos=prepend_bos)[0]
+
+
+def new_target(record: Record) -> str:
+    """The new target of the record's fact; :func:`checked_record` has made sure that it has one."""
+    assert record.fact.new_target is not None
+    return record.fact.new_target
+
+
+def checked_record(edit: Any, record: Any) -> Record:
+    """The record, or a bare fact as a record, after a check that it goes with the edit.
+
+    Raises:
+        ArgumentError: the edit is not an edit, or the record is not a record; the record is about
+            another fact than the edit.
+        RecordError: the record's fact has no new target.
+    """
+    if edit is not None and not callable(getattr(edit, "fwd_hooks", None)):
+        raise ArgumentError(
+            f"The edit is of type {type(edit).__name__}, expected an edit such as "
+            "rl.rome(model, fact, ...) returns. A check takes model, edit and record, in this "
+            "order."
+        )
+    if not isinstance(record, Fact | Record):
+        given = (
+            f"the text {record!r}"
+            if isinstance(record, str)
+            else f"of type {type(record).__name__}"
+        )
+        raise ArgumentError(
+            f'The record is {given}, expected a record such as rl.data.record("eiffel-tower"), or '
+            "one of your own from rl.data.read_records(path). A check takes model, edit and "
+            "record, in this order."
+        )
+    record = with_new_target(as_record(record))
+    check_same_fact(edit, record.fact, record.id)
+    return record

@@ -1,0 +1,134 @@
+"""The limits of the edits of many facts. Finished edits and checks are kept on disk."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rome_lens.checks.average import LimitsAverage, average_limits
+from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
+from rome_lens.checks.limits import Limits, check_limits
+from rome_lens.data.bundled import held_texts
+from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.errors import ArgumentError
+from rome_lens.forward.identity import model_identity
+from rome_lens.forward.tokens import encode
+from rome_lens.models.lens import LensModel
+from rome_lens.results import Stored
+from rome_lens.stores import Store
+
+
+def check_records(
+    model: LensModel,
+    records: Fact | Record | Iterable[Fact | Record],
+    editor: Callable[[Any, Any], Any],
+    *,
+    texts: Sequence[str] | None = None,
+    samples: int = 1,
+    new_tokens: int = 20,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    directory: str | Path | None = None,
+    progress: bool = False,
+) -> LimitsAverage:
+    """The limits of each record's edit, and their averages.
+
+    Each fact is edited on its own and checked with :func:`rome_lens.check_limits`. The edits of the
+    other records are the control of fidelity.
+
+    Args:
+        records: the records, or facts, to edit.
+        editor: makes an edit from ``(model, fact)``, such as ``rl.preset(...).editor(model)``.
+        texts, samples, new_tokens, seed: as for :func:`rome_lens.check_limits`.
+        prepend_bos: whether the questions start with a BOS token. The editor has its own setting.
+        directory: where each finished edit and each finished check is written at once. An
+            interrupted run resumes from there.
+        progress: whether to show progress bars.
+
+    Raises:
+        FactError: there is no record, or an entry is neither a record nor a fact.
+        ArgumentError: the editor cannot be called, or does not say what its settings are although
+            there is a directory.
+        RecordError: a fact has no new target.
+
+    Errors of :func:`rome_lens.check_limits` are raised too, before the first edit where possible.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> records = rl.data.records(known_by="toy")[:2]
+        >>> C = rl.KeyStatistics.identity(model, layer=2)
+        >>> def edit(model, fact):
+        ...     fewer = rl.RomeConfig(steps=5)
+        ...     return rl.rome(model, fact, layer=2, statistics=C, contexts=["{}"], config=fewer)
+        >>> average = rl.check_records(model, records, edit, samples=0, new_tokens=0)
+        >>> average.effect("description").count
+        2
+    """
+    cases = [with_new_target(record) for record in as_records(records)]
+    if not callable(editor):
+        raise ArgumentError(
+            f"The editor is of type {type(editor).__name__}, expected a function that makes an "
+            "edit from (model, fact), such as rl.preset(...).editor(model)."
+        )
+    for record in cases:
+        encode(model, record.fact, prepend_bos=prepend_bos)
+    store = Store(directory, identity="" if directory is None else model_identity(model))
+    names = [store.name(editor, record.fact) for record in cases]
+    edits = [
+        _get_or_make(store, RankOneEdit, name, partial(editor, model, record.fact))
+        for name, record in zip(names, tqdm(cases, desc="edits", disable=not progress), strict=True)
+    ]
+    read_texts = tuple(held_texts() if texts is None else texts)
+    settings = (editor, read_texts, samples, new_tokens, seed, prepend_bos)
+    check = partial(
+        check_limits,
+        texts=texts,
+        samples=samples,
+        new_tokens=new_tokens,
+        seed=seed,
+        prepend_bos=prepend_bos,
+    )
+    limits = [
+        _get_or_make(
+            store, Limits, store.name(*settings, record), partial(check, model, edit, record)
+        )
+        for record, edit in zip(
+            tqdm(cases, desc="checks", disable=not progress), edits, strict=True
+        )
+    ]
+    return average_limits(_with_other_edits(limits))
+
+
+def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
+    """Every fact's limits, with the other facts' edits as the control of fidelity."""
+    fidelities = iter(with_each_other_as_control([each[Fidelity.name] for each in limits]))
+    return [
+        replace(
+            each,
+            results=tuple(
+                next(fidelities) if result.name == Fidelity.name else result
+                for result in each.results
+            ),
+        )
+        for each in limits
+    ]
+
+
+def _get_or_make(store: Store, kind: type[Stored], name: str, make: Callable[[], Any]) -> Any:
+    """The finished result from the store, or a new one.
+
+    A new result is kept only if it is of the given kind: not every editor's edit can be saved.
+    """
+    found = store.get(kind, name)
+    if found is not None:
+        return found
+    made = make()
+    if isinstance(made, kind):
+        store.add(name, made)
+    return made
