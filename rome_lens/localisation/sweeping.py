@@ -18,7 +18,7 @@ from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.rank_one import Choice
 from rome_lens.editing.value_optimisation import EditRows
 from rome_lens.evaluation.evaluating import check_prompts
-from rome_lens.evaluation.scores import Evaluation
+from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.settings_sweep import EditSweep, sweep_edits
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
