@@ -48,7 +48,7 @@ def choose_records(
 
 
 def trace_window(model: LensModel) -> int:
-    """How many layers an MLP or attention trace restores: 5, or fewer in a model with few layers."""
+    """How many layers MLP and attention traces restore: 5, or fewer in a small model."""
     return max(1, min(5, model.cfg.n_layers // 3))
 
 

@@ -68,7 +68,7 @@ def run_demo(
 def _print_traces(
     model: LensModel, record: Record, *, progress: bool
 ) -> tuple[list[rl.CausalTrace], int]:
-    """Print and return the traces of the residual stream, MLPs and attention, and the layer to edit."""
+    """Print and return the traces of each component, and the layer that they suggest to edit."""
     traces = [rl.causal_trace(model, record, progress=progress)]
     console.print(_trace_table(traces[0]))
     window = trace_window(model)

@@ -57,7 +57,7 @@ def _known_records(model: LensModel, model_name: str, records: Sequence[Record])
         say(f"Not known to {model_name}, left out: {', '.join(unknown)}")
     if len(unknown) == len(records):
         raise ArgumentError(
-            f"{model_name} knows none of these facts, so there is nothing to edit: give other records."
+            f"{model_name} knows none of these facts, so there is nothing to edit: give others."
         )
     return [record for record, known in zip(records, knows, strict=True) if known]
 

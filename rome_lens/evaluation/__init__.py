@@ -4,7 +4,8 @@
 text. * ``results.py``: the scores of one record. ``scores.py``: averages over records, and tables.
 * ``numbered_edits.py``: which prompts under which edits can share a forward pass. *
 ``comparison.py``: several editors on the same records. ``settings_sweep.py``: ROME at many
-settings."""
+settings.
+"""
 
 from rome_lens.evaluation.comparison import Comparison, compare_editors
 from rome_lens.evaluation.evaluating import EvaluationError, evaluate, evaluate_all

@@ -28,7 +28,8 @@ def ngram_entropy(text: str) -> float:
 
     Source: Meng et al. 2022, section 3.3 and its appendix on metrics (after Zhang et al. 2018). The
     mean of the weighted entropies is that of the authors' code, which splits words with NLTK
-    instead."""
+    instead.
+    """
     tokens = words(text)
     entropies = []
     for n, weight in _WEIGHTS.items():
@@ -52,7 +53,8 @@ def tfidf_similarity(texts: Sequence[str], references: Sequence[str]) -> float:
 
     Source: Meng et al. 2022, section 3.3 and its appendix on metrics. The authors take ``df`` from
     their whole collection of reference texts. Here it comes from the two documents, so that the
-    score of a record depends on no other record."""
+    score of a record depends on no other record.
+    """
     documents = [
         Counter(w for w in words(" ".join(part).lower()) if w[0].isalnum())
         for part in (texts, references)

@@ -1,7 +1,8 @@
 """Several edits in one batch: which prompts can share a forward pass, and under which hooks.
 
 Each row of a batch can run under another edit. A row is therefore marked with the number of its
-edit."""
+edit.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -86,15 +87,15 @@ class NumberedEdits:
         for part in parts:
             if isinstance(part, LayerEdit) and has_hooks_where_edits_add(self._model, part.layer):
                 raise ModelError(
-                    f"The model has a hook on the MLP's output at layer {part.layer}. The edit's own "
-                    "hook adds to that output later, so your hook would not see what the edit adds, "
+                    f"The model has a hook on the MLP's output at layer {part.layer}. The edit's "
+                    "hook adds to that output later, so yours would not see what the edit adds, "
                     "although it would on edited weights. Put it on "
                     f"{hook_behind_edits(self._model, part.layer)!r} instead, which sees it; or "
                     "remove it; or evaluate by hand inside edit.applied(model)."
                 )
 
     def together(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], HooksOfRows]]:
-        """Split prompts into groups that share forward passes, given the number of each prompt's edit.
+        """Split prompts into groups that share forward passes, by the numbers of their edits.
 
         Yields:
             The indices of a group's prompts, and the function that gives the hooks of its rows.
@@ -139,12 +140,12 @@ def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
         return
     if (edited.subject, edited.new_target) == (fact.subject, fact.new_target):
         warn(
-            "The edit was made with another prompt than the record's. Unless that prompt is the same "
-            "relation in other words, evaluate the edit with its own record.",
+            "The edit was made with another prompt than the record's. Unless that prompt is the "
+            "same relation in other words, evaluate the edit with its own record.",
             OtherPromptWarning,
         )
         return
     raise ArgumentError(
-        f"The edit makes {edited.text!r} say {edited.new_target!r}, but the record {name!r} is about "
-        f"{fact.text!r} and {fact.new_target!r}. Evaluate an edit with its own record."
+        f"The edit makes {edited.text!r} say {edited.new_target!r}, but the record {name!r} is "
+        f"about {fact.text!r} and {fact.new_target!r}. Evaluate an edit with its own record."
     )

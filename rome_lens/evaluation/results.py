@@ -14,11 +14,12 @@ from rome_lens.results import Stored
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PromptScore(Stored):
-    """The probabilities of the true answer ``o`` and the new one ``o*`` to a prompt, before and after.
+    """The probabilities of a prompt's true answer ``o`` and of the new one ``o*``.
 
     The probability of an answer is the geometric mean over its tokens, ``exp(mean_i log p(o_i |
     prompt, o_1 ... o_i-1))``, so that long answers can be compared with short ones. For an answer
-    of one token it is that token's probability."""
+    of one token it is that token's probability.
+    """
 
     kind: str
     """``"rewrite"``, ``"paraphrase"`` or ``"neighborhood"``."""

@@ -34,7 +34,8 @@ class Scores(Result):
     1)``. The lower end is the 2.5th percentile with one complete failure added to the records. The
     upper end is the 97.5th percentile with one complete success added. If S were a single share of
     successes, these would be the ends of Clopper and Pearson's exact interval. Records that all
-    agree also have an interval of some width (Gaffke 2005)."""
+    agree also have an interval of some width (Gaffke 2005).
+    """
 
     editor: str
     """The editor's name."""
@@ -43,7 +44,8 @@ class Scores(Result):
     already: int
     """How many of them have a new target that the unedited model preferred already.
 
-    A success there says nothing about the edit."""
+    A success there says nothing about the edit.
+    """
     S: Average | None
     """Harmonic mean of ES, PS and NS."""
     ES: Average | None
@@ -113,9 +115,9 @@ class Scores(Result):
 def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
     """A table of text with a row for each editor and a column for each score.
 
-    A cell holds a mean with its interval. A score that is None for every editor is left out. ``records`` counts the records that were
-    evaluated. If edits failed, the column ``failed`` counts them.
-    """
+    A cell holds a mean with its interval. A score that is None for every editor is left out.
+    ``records`` counts the records that were evaluated. If edits failed, the column ``failed``
+    counts them."""
     names = [name for name in NAMES if any(getattr(each, name) is not None for each in scores)]
     cells = [
         [
@@ -176,7 +178,7 @@ def _bootstrap_of_s(
     added: float,
     generator: np.random.Generator,
 ) -> Float[np.ndarray, " draw"]:
-    """Draws of S with random weights for the records and for one more, whose scores are ``added``."""
+    """Draws of S with random weights on the records and on one more, whose scores are ``added``."""
     weights = generator.standard_exponential((_DRAWS, len(values) + 1))
     sums = weights @ np.concatenate([values, np.full((1, 3), added)])
     means = sums / (weights @ np.concatenate([asked, np.ones((1, 3))]))

@@ -93,7 +93,7 @@ class EditSweep(Result):
         return max(s_of, key=lambda setting: s_of[setting])
 
     def table(self) -> pd.DataFrame:
-        """A table of text with a row for each setting, highest S first, and a column for each score."""
+        """A table of text with a row for each setting, highest S first."""
         order = sorted(
             self.scores.values(),
             key=lambda each: -1.0 if each.S is None else each.S.mean,

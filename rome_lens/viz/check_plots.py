@@ -27,7 +27,7 @@ def limits(result: Limits | LimitsAverage) -> Figure:
     checks = [name for name in _checks(result) if _asked(result, name)]
     if not checks:
         raise ArgumentError(
-            "No check was asked of any fact, so there is nothing to draw: use records with more prompts."
+            "No check was asked, so there is nothing to draw: use records with more prompts."
         )
     figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(checks)), layout="constrained")
     for (left, right), name in zip(

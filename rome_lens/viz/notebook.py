@@ -1,7 +1,8 @@
 """What a notebook shows for each type of result.
 
 Importing this module registers a function for each type with :func:`rome_lens.results.to_html`,
-which every result calls."""
+which every result calls.
+"""
 
 import html
 

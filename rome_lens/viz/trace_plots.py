@@ -54,7 +54,7 @@ def trace(result: CausalTrace) -> Figure:
 
 
 def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
-    """Draw a trace of ``"z"`` at one position, with a row for each head and a column for each layer.
+    """Draw a trace of ``"z"`` at one position as a heatmap of heads and layers.
 
     Args:
         result: a trace of single heads.
@@ -90,7 +90,7 @@ def heads(result: CausalTrace, at: str | int | None = None) -> Figure:
 
 
 def severed(result: SeveredTrace) -> Figure:
-    """Draw indirect effects by layer with and without severed modules, in a panel for each position."""
+    """Draw indirect effects by layer, with and without severed modules, for each position."""
     panels = len(result.positions)
     figure = Figure(figsize=(0.8 + 4.2 * panels, 3.2), layout="constrained")
     what = {"mlp": "MLPs", "attn": "attentions", "both": "MLPs and attentions"}[result.severed]

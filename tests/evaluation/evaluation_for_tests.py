@@ -77,7 +77,8 @@ class Prefixed(Foreign):
 
 
 def plain(model: Any, prompt: str, answer: str, hooks: Any = ()) -> float:
-    """Geometric mean of the probabilities of the answer's tokens, from one run of the whole text."""
+    """Geometric mean of the probabilities of the answer's tokens, from one run of the whole
+    text."""
     start = len(model.to_tokens(prompt)[0])
     ids = model.to_tokens(f"{prompt} {answer}")
     with torch.no_grad():

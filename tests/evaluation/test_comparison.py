@@ -21,7 +21,8 @@ CONFIG = rl.RomeConfig(steps=7)
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """An editor that gives edits made before, by subject, or raises what stands in an edit's place."""
+    """An editor that gives edits made before, by subject, or raises what stands in an edit's
+    place."""
 
     edits: Any
     name: str = "kept"

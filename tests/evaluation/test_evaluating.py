@@ -139,7 +139,8 @@ def test_the_callers_hooks_stay_on(toy: Any, toy_record: rl.data.Record) -> None
 
 
 def test_each_distinct_row_runs_once(toy: Any) -> None:
-    """Two answers to a prompt share a row, before and after share a pass, and edits share "before"."""
+    """Two answers to a prompt share a row, before and after share a pass, and edits share
+    "before"."""
     sizes: list[int] = []
 
     def count(value: torch.Tensor, hook: Any) -> None:

@@ -1,4 +1,5 @@
-"""Constrained fine-tuning: its losses are the edited model's, it stays within its bound, it stops."""
+"""Constrained fine-tuning: its losses are the edited model's, it stays within its bound, it
+stops."""
 
 from typing import Any
 
@@ -18,7 +19,8 @@ CONTEXTS = ("{}", "It was raining. {}")
 def plain_loss(
     model: Any, fact: rl.Fact, edit: rl.WeightEdit | None, contexts: Any = ("{}",)
 ) -> float:
-    """The mean negative log probability of the new target's tokens, from runs of the whole model."""
+    """The mean negative log probability of the new target's tokens, from runs of the whole
+    model."""
     hooks = [] if edit is None else edit.fwd_hooks(model)
     probabilities = [
         plain(model, context.replace("{}", fact.text), str(fact.new_target), hooks)
@@ -62,7 +64,8 @@ def test_the_bound_holds_and_binds(few_tiny_models: Any, fact: rl.Fact) -> None:
 def test_one_adam_step_moves_each_entry_by_the_rate_against_the_gradient(
     tiny_model: Any, fact: rl.Fact
 ) -> None:
-    """Adam's first step is ``-lr sign(gradient)``, so the loss falls along it and along parts of it."""
+    """Adam's first step is ``-lr sign(gradient)``, so the loss falls along it and along parts of
+    it."""
     step = rl.fine_tune(tiny_model, fact, layer=2, lr=1e-4, norm_constraint=1.0, steps=1).delta
     direction = torch.randn(step.shape, generator=torch.Generator().manual_seed(0))
     before = plain_loss(tiny_model, fact, None)

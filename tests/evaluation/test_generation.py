@@ -13,7 +13,8 @@ from rome_lens.forward.sampling import sample_continuations, sample_tokens
 
 
 def test_texts_are_those_of_a_plain_sampling_loop(tiny_model: Any, untouched: Any) -> None:
-    """Prompts of several lengths in a batch, each under its own edit; the loop runs one at a time."""
+    """Prompts of several lengths in a batch, each under its own edit; the loop runs one at a
+    time."""
     untouched(tiny_model)
     prompts = ["Wanda Brandt lives in", "Yesterday Wanda Brandt from the city of Pralec said", "It"]
     edits = [rank_one(tiny_model), None, dense(tiny_model)]

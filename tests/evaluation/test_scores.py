@@ -1,4 +1,5 @@
-"""Averages of scores over records, their intervals and their tables, by hand and without a model."""
+"""Averages of scores over records, their intervals and their tables, by hand and without a
+model."""
 
 import math
 

@@ -22,7 +22,8 @@ OUTSIDE = re.compile(r"""(?:import|from|import\(|fetch\(|src=|href=)\s*["'`]?(?:
 
 
 class Page(HTMLParser):
-    """The elements of a page, its scripts and its text. A tag that ends in a slash opens its element too."""
+    """The elements of a page, its scripts and its text. A tag that ends in a slash opens its
+    element too."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
