@@ -117,7 +117,8 @@ def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
 
     A cell holds a mean with its interval. A score that is None for every editor is left out.
     ``records`` counts the records that were evaluated. If edits failed, the column ``failed``
-    counts them."""
+    counts them.
+    """
     names = [name for name in NAMES if any(getattr(each, name) is not None for each in scores)]
     cells = [
         [

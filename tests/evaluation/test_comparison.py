@@ -151,6 +151,8 @@ def test_an_interrupted_comparison_resumes_with_more_editors(
     both = rl.compare_editors(one_toy, records, editors, directory=tmp_path)
     assert len(list(tmp_path.glob("evaluation-*"))) == 2 * len(records)
     assert both.evaluations["kept"] == first.evaluations["kept"]
+    other = rl.compare_editors(one_toy, records[:1], [kept], generate=2, directory=tmp_path)
+    assert other.evaluations["kept"][0].GE is not None
     at_once = rl.compare_editors(one_toy, records, [kept, rl.InContext()])
     assert both.table().equals(at_once.table())
 
