@@ -1,8 +1,9 @@
-"""Seconds of the main job on one model: loading, traces, key statistics, the edit, peak memory.
+"""Time the main job on one model: loading, traces, key statistics and the edit; print peak memory.
 
-    python benchmarks/first_capability.py [--model gemma-3-270m] [--class HookedTransformer] [--threads 2]
+    python benchmarks/first_capability.py [--model gemma-3-270m] [--class HookedTransformer]
+        [--threads 2]
 
-Traces against the plain loop: `tracing.py`.
+`tracing.py` compares traces with the plain loop.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    record = rl.data.limits(
+    record = rl.data.record(
         args.record or ("wanda-brandt" if args.model == "toy" else "eiffel-tower")
     )
     fact = record.fact
@@ -46,7 +47,8 @@ def main() -> None:
         "load the converted model", lambda: rl.load_model(args.model, model_class=args.model_class)
     )
     print(
-        f"{type(model).__name__}, {model.cfg.n_layers} layers, {len(encode(model, fact).tokens)} tokens, {args.threads} threads"
+        f"{type(model).__name__}, {model.cfg.n_layers} layers, "
+        f"{len(encode(model, fact).tokens)} tokens, {args.threads} threads"
     )
     timed("resid trace, 10 samples, all cells", lambda: rl.causal_trace(model, fact))
     timed(
@@ -81,7 +83,8 @@ def main() -> None:
         ),
     )
     print(
-        f"the demo's edit: {contexts_s + edit_s:.1f} s, {len(edit.losses)} steps, p = {edit.probability:.3f}"
+        f"the demo's edit: {contexts_s + edit_s:.1f} s, {len(edit.losses)} steps, "
+        f"p = {edit.probability:.3f}"
     )
     timed(
         "the edit: v* with the original's 20 steps",

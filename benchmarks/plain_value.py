@@ -1,4 +1,5 @@
-"""The value's optimisation as one would write it down: every step a run of all layers, all positions and all logits."""
+"""The optimisation of the value, written plainly: each step runs all layers, positions and
+logits."""
 
 from typing import Any
 
@@ -12,7 +13,7 @@ from rome_lens.forward.additions import raw_output_hooks
 def plain_value(
     model: Any, fact: rl.Fact, *, layer: int, contexts: list[str], config: rl.RomeConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``delta`` and the losses ``[step, 3]`` (negative log likelihood, weighted KL, weight decay)."""
+    """Return ``delta`` and the losses ``[step, 3]``: NLL, weighted KL and weight decay."""
     rows = EditRows.of(model, fact, contexts, None)
     at = torch.arange(len(rows.tokens)), rows.lookups
     outputs: list[torch.Tensor] = []

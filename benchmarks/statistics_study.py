@@ -1,9 +1,10 @@
-"""How S depends on where the key statistics come from, and on how many tokens: the same values, other left vectors.
+"""How S depends on the source and the size of the key statistics.
 
-    python benchmarks/statistics_study.py records.json [--model gemma-3-270m] [--every 8] [--directory runs/statistics]
+    python benchmarks/statistics_study.py records.json [--model gemma-3-270m] [--every 8]
+        [--directory runs/statistics]
 
-`records.json` holds records of CounterFact's shape that the model knows. ``v*`` does not depend on the statistics and is
-optimised once for each record.
+`records.json` holds records in CounterFact's form that the model knows. ``v*`` does not depend on
+the statistics, so it is optimised once for each record. Only ``u`` differs.
 """
 
 import argparse
@@ -18,21 +19,21 @@ from rome_lens.models.gguf import cache_root
 
 
 def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistics]:
-    """Statistics by source and number of tokens."""
+    """Key statistics by source and number of tokens."""
     texts, names, cache = rl.data.texts(), rl.data.name_texts(), cache_root() / "keys"
 
-    def read(some: list[str], count: int | None = None) -> rl.KeyStatistics:
+    def collect(some: list[str], count: int | None = None) -> rl.KeyStatistics:
         return rl.collect_key_statistics(
             model, layer=layer, texts=some, max_tokens=count, max_length=1024, cache=cache
         )
 
     found = {"C = I": rl.KeyStatistics.identity(model, layer=layer)}
     for count in (3_000, 6_000, None):
-        found[f"text, {count or 'all'} tokens"] = read(texts, count)
-    # Every so-manieth sentence, so that fewer of them hold all kinds of names.
+        found[f"text, {count or 'all'} tokens"] = collect(texts, count)
+    # Every n-th sentence, because even a small share of them then holds all kinds of names.
     for every in (12, 6, 3, 1):
-        found[f"names, 1 in {every}"] = read(names[::every])
-    found["text and names"] = read([*texts, *names])
+        found[f"names, 1 in {every}"] = collect(names[::every])
+    found["text and names"] = collect([*texts, *names])
     plain = rl.collect_key_statistics(
         model, sample_count=216, sample_length=64, seed=0, layer=layer, cache=cache
     )
@@ -42,7 +43,7 @@ def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistic
 
 
 def invertible(name: str, statistics: rl.KeyStatistics) -> bool:
-    """Whether C can be solved without a ridge; says so where it cannot."""
+    """Whether C can be inverted without a ridge. Prints the reason if it cannot."""
     try:
         statistics.solve(torch.ones(len(statistics.moment), dtype=statistics.moment.dtype))
     except StatisticsError as error:

@@ -1,16 +1,18 @@
-"""Causal tracing against the plain loop: seconds, ratios, and how far the work done is from the least possible.
+"""Time causal tracing against the plain loop, and count its work against the least possible.
 
-    python benchmarks/tracing.py [--model gpt2-shape|gemma-3-270m|toy|...] [--class HookedTransformer|TransformerBridge]
-                                 [--rounds 3] [--cells 0] [--device cpu]
+    python benchmarks/tracing.py [--model gpt2-shape|gemma-3-270m|toy|...] [--class
+        HookedTransformer|TransformerBridge] [--rounds 3] [--cells 0] [--device cpu]
 
-The plain loop is what the original study and TransformerLens' own patching run: for each cell one `run_with_hooks` of the
-whole model on the clean row and all noise rows, all positions, all logits. Both run in this process on the same weights,
-noise and thread, in turn; medians are compared. `--cells N` times the loop on N cells spread over the grid and scales up
-(a cell of the loop costs the same everywhere). `gpt2-shape` is GPT-2 small with random weights: 12 layers, width 768,
-50 257 logits.
+The plain loop is what the original study and TransformerLens' own patching run: for each cell one
+`run_with_hooks` of the whole model on the clean row and all noise rows, with all positions and
+logits. Both run in turn in this process, with the same weights, noise and threads, and medians are
+compared. `--cells N` times the loop on N cells spread over the grid and scales up, because every
+cell of the loop costs the same. `gpt2-shape` is GPT-2 small with random weights: 12 layers, width
+768, 50 257 logits.
 
-Multiply-adds are counted by torch (matrix products only). The least possible runs, for each cell and sample, only the
-layers after the first restored one, on the positions from the restored one on, and unembeds one position.
+Torch counts the multiply-adds, in matrix products only. The least possible work is, for each cell
+and sample, the layers after the first restored one, on the positions from the restored one on, and
+one position unembedded.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def plain_cell(
     layer: int,
     pos: int,
 ) -> float:
-    """One run of everything, for one cell."""
+    """The score of one cell, from a run of the whole model."""
     start, end = encoded.subject
     rows = encoded.tokens[None].expand(len(noise) + 1, -1).to(noise.device)
 
@@ -76,15 +78,15 @@ def plain_cell(
     hooks = [(EMBED, corrupt), *((component_hook(component, i), restore) for i in restored)]
     with torch.no_grad():
         logits = model.run_with_hooks(rows, fwd_hooks=hooks)
-    # In float32, softmax over a vocabulary of 262 144 is itself off by 2e-5 of each probability.
+    # In float32, softmax over a vocabulary of 262 144 alone is off by 2e-5 of each probability.
     return float(logits[1:, -1].double().softmax(-1)[:, encoded.answer[0]].mean())
 
 
 def least_multiply_adds(model: Any, encoded: FactTokens, component: str, window: int) -> int:
-    """Matrix products of weights alone; products of queries, keys and values come on top and are small."""
+    """Multiply-adds with weights. The products within attention come on top and are small."""
     cfg, length = model.cfg, len(encoded.tokens)
-    key_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    block = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + key_heads)
+    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    block = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + kv_heads)
     block += (3 if getattr(cfg, "gated_mlp", False) else 2) * cfg.d_model * cfg.d_mlp
     total = 0
     for layer in range(cfg.n_layers):
@@ -139,8 +141,9 @@ def compare(model: Any, fact: rl.Fact, kind: str, rounds: int, cells: int, devic
         least_multiply_adds(model, encoded, component, window),
     )
     print(
-        f"{kind:16s} loop {slow:8.2f} s, trace {fast:7.2f} s, ratio {slow / fast:6.1f}, largest difference {error:.1e}; "
-        f"{done / 1e9:.0f} G multiply-adds, {done / least:.2f} of the least"
+        f"{kind:16s} loop {slow:8.2f} s, trace {fast:7.2f} s, ratio {slow / fast:6.1f}, "
+        f"largest difference {error:.1e}; {done / 1e9:.0f} G multiply-adds, "
+        f"{done / least:.2f} times the least possible"
         + (
             f" (loop timed on {len(chosen)} of {len(grid)} cells)"
             if len(chosen) < len(grid)
@@ -176,7 +179,7 @@ def main() -> None:
         )
     else:
         model = rl.load_model(args.model, model_class=model_class)
-        fact = rl.data.limits("wanda-brandt" if args.model == "toy" else "eiffel-tower").fact
+        fact = rl.data.record("wanda-brandt" if args.model == "toy" else "eiffel-tower").fact
     if args.as_loaded:
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
@@ -184,8 +187,9 @@ def main() -> None:
         model.to(args.device)
     layout = "weights as loaded, " if args.as_loaded else ""
     print(
-        f"{args.model}, {type(model).__name__}, {model.cfg.n_layers} layers, {len(encode(model, fact).tokens)} tokens, "
-        f"{SAMPLES} samples, {layout}{args.threads} thread(s), {args.device}, medians of {args.rounds}"
+        f"{args.model}, {type(model).__name__}, {model.cfg.n_layers} layers, "
+        f"{len(encode(model, fact).tokens)} tokens, {SAMPLES} samples, "
+        f"{layout}{args.threads} thread(s), {args.device}, medians of {args.rounds}"
     )
     for kind in args.kinds:
         compare(model, fact, kind, args.rounds, args.cells, args.device)

@@ -1,9 +1,11 @@
-"""Average causal traces of a model over a file of facts: the residual stream, and windows of MLP and attention outputs.
+"""Average a model's causal traces over a file of facts: residual stream, MLPs and attention.
 
-    python scripts/average_facts.py facts.json [--model gemma-3-270m] [--samples 10] [--directory runs] [--out docs]
+    python scripts/average_facts.py facts.json [--model gemma-3-270m] [--samples 10] [--directory
+        runs] [--out docs]
 
-Reads known_1000's, CounterFact's or this project's shape (`rome_lens.read_facts`). Traces are written to `--directory` one by
-one, so that a run broken off goes on where it was. Writes a picture and prints what the text beside it needs.
+Reads the forms of known_1000, CounterFact and this project (`rome_lens.read_facts`). Each trace is
+written to `--directory`, and an interrupted run resumes from there. Writes a figure and prints the
+numbers that a text about it needs.
 """
 
 import argparse
@@ -22,8 +24,8 @@ KINDS = {"resid": 1, "mlp": 10, "attn": 10}
 def correlations(
     model: rl.models.LensModel, traced: rl.TracedFacts, noise: rl.GaussianNoise, samples: int
 ) -> list[float]:
-    """Rank correlation of attribution patching with the exact trace, fact by fact."""
-    found = []
+    """Rank correlation of the attribution trace with the exact trace, fact by fact."""
+    values = []
     for trace in traced.traces:
         options = {
             "component": trace.component,
@@ -31,12 +33,12 @@ def correlations(
             "noise": noise,
             "samples": samples,
         }
-        found.append(rl.attribution_trace(model, trace.fact, **options).rank_correlation(trace))
-    return [value for value in found if not math.isnan(value)]
+        values.append(rl.attribution_trace(model, trace.fact, **options).rank_correlation(trace))
+    return [value for value in values if not math.isnan(value)]
 
 
 def table(result: rl.TraceAverage) -> str:
-    """Each role's strongest layer."""
+    """A Markdown row for each role: its strongest layer and the effect there."""
     lines = []
     for column, role in enumerate(result.roles):
         i = int(result.indirect_effects[:, column].nan_to_num(-1.0).argmax())
@@ -51,7 +53,7 @@ def table(result: rl.TraceAverage) -> str:
 
 
 def strongest_roles(traced: rl.TracedFacts) -> dict[str, int]:
-    """By role, in how many facts its token holds the largest effect of the first half of the layers."""
+    """For how many facts each role has the largest effect in the first half of the layers."""
     counts = dict.fromkeys(ROLES, 0)
     for trace in traced:
         early = trace.indirect_effects[: len(trace.layers) // 2].amax(0)
@@ -62,7 +64,7 @@ def strongest_roles(traced: rl.TracedFacts) -> dict[str, int]:
 
 
 def main() -> None:
-    """Trace, average, draw."""
+    """Trace the facts, average the traces and draw the averages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("facts", type=Path)
     parser.add_argument("--model", default="gemma-3-270m")
@@ -93,7 +95,8 @@ def main() -> None:
         )
         results.append(rl.average_traces(traced))
         print(
-            f"\n{results[-1]}\nclean {results[-1].clean}, corrupted {results[-1].corrupted}\n{table(results[-1])}"
+            f"\n{results[-1]}\nclean {results[-1].clean}, corrupted {results[-1].corrupted}\n"
+            f"{table(results[-1])}"
         )
         if args.previews:
             some = rl.TracedFacts(traces=traced.traces[: args.previews], unknown=())

@@ -1,10 +1,12 @@
-"""The table of editors on a model's records: the preset, its variants, the original's settings, and the baselines.
+"""Compare editors on a model's records: the preset, its variants, the original, and baselines.
 
-    python scripts/compare_editors.py [records.json] [--model gemma-3-270m] [--generate 100] [--directory runs/compare]
-    python scripts/compare_editors.py [records.json] [--model gemma-3-270m] --bounds 1e-4 5e-4 2e-3  # fine-tuning alone
+    python scripts/compare_editors.py [records.json] [--model gemma-3-270m] [--generate 100]
+        [--directory runs/compare]
+    python scripts/compare_editors.py [records.json] --bounds 1e-4 5e-4 2e-3  # fine-tuning alone
 
-`records.json` holds records of CounterFact's shape that the model knows; without it the project's own are taken. Prints the
-table as Markdown, and where the preset fails. A run broken off goes on where it was.
+`records.json` holds records in CounterFact's form that the model knows. Without it the bundled
+records are taken. Prints the table as Markdown and says where the preset fails. An interrupted run
+resumes.
 """
 
 import argparse
@@ -23,7 +25,7 @@ EDITORS = ("unedited", "preset", "original", "r-rome", "identity", "fine-tuning"
 
 
 def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
-    """The editors of these names, all at the preset's layer and with the same contexts."""
+    """The editors with these names, all at the preset's layer."""
     rome = replace(
         preset.editor(model, cache=cache_root() / "keys", progress=True), name="ROME, preset"
     )
@@ -50,7 +52,7 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
 
 
 def fine_tunings(preset: rl.Preset, bounds: list[float]) -> list[rl.FineTuning]:
-    """FT+L at the preset's layer within each bound, at a rate that takes one step to the bound."""
+    """FT+L at the preset's layer within each bound, with a rate that reaches it in one step."""
     return [
         rl.FineTuning(layer=preset.layer, norm_constraint=b, lr=b, name=f"FT+L, bound {b:g}")
         for b in bounds
@@ -58,7 +60,7 @@ def fine_tunings(preset: rl.Preset, bounds: list[float]) -> list[rl.FineTuning]:
 
 
 def failures(comparison: rl.Comparison, records: list[Any]) -> str:
-    """By relation, S of the preset, and the records whose neighbours it harms most."""
+    """The preset's scores by relation, and the records with a score of 0.5 or less."""
     (name,) = (name for name in comparison.evaluations if name == "ROME, preset")
     found = list(zip(records, comparison.evaluations[name], strict=True))
     lines = ["| relation | records | ES | PS | NS |", "|---|---|---|---|---|"]
@@ -83,16 +85,18 @@ def failures(comparison: rl.Comparison, records: list[Any]) -> str:
 
 
 def main() -> None:
-    """Edit, evaluate, print."""
+    """Edit and evaluate, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path, nargs="?")
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--editors", nargs="+", choices=EDITORS, default=list(EDITORS))
     parser.add_argument(
-        "--bounds", type=float, nargs="+", default=[], help="of fine-tuning, to choose among"
+        "--bounds", type=float, nargs="+", default=[], help="bounds of fine-tuning to choose among"
     )
-    parser.add_argument("--every", type=int, default=1, help="take every n-th record")
-    parser.add_argument("--limit", type=int, default=None, help="of these, take so many")
+    parser.add_argument("--every", type=int, default=1, help="take every N-th record")
+    parser.add_argument(
+        "--limit", type=int, default=None, help="take at most the first N of these records"
+    )
     parser.add_argument("--generate", type=int, default=0, help="tokens to sample for GE")
     parser.add_argument("--directory", type=Path, default=Path("runs/compare"))
     parser.add_argument("--threads", type=int, default=1)
@@ -110,7 +114,8 @@ def main() -> None:
         progress=True,
     )
     print(
-        f"\n{args.model}, {len(records)} records, layer {preset.layer}, {preset.config}, {preset.variant}\n"
+        f"\n{args.model}, {len(records)} records, layer {preset.layer}, {preset.config}, "
+        f"{preset.variant}\n"
     )
     print(markdown(comparison.table()))
     if "preset" in args.editors and not args.bounds:

@@ -186,7 +186,8 @@ FAULTS = (
 
 
 def plant(tree: Path, fault: Fault) -> Path:
-    """Write the fault into the one file of ``tree`` that holds its old words, and return the file."""
+    """Write the fault into the one file of ``tree`` that holds its old words, and return the
+    file."""
     found = [
         path
         for path in sorted((tree / "rome_lens").rglob("*.py"))

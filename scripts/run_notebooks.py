@@ -10,7 +10,7 @@ DEMOS = Path(__file__).parent.parent / "demos"
 
 
 def main() -> None:
-    """Execute in name order, without progress bars; a cell that fails stops everything."""
+    """Execute the notebooks in the order of their names. A cell that fails stops everything."""
     os.environ.update(TQDM_DISABLE="1", PYTHONWARNINGS="ignore:IProgress not found")
     for path in sorted(DEMOS.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -18,7 +18,7 @@ def main() -> None:
             notebook, timeout=600, resources={"metadata": {"path": str(DEMOS)}}
         ).execute()
         for cell in notebook.cells:
-            cell.metadata = {}  # times of the run would change with every run
+            cell.metadata = {}  # it holds times, which differ in every run
         nbformat.write(notebook, path)
         print(f"{path.name}: {len(notebook.cells)} cells")
 

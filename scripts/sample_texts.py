@@ -1,7 +1,7 @@
-"""Write rome_lens/data/texts.json: texts about named people, places and things, sampled once from Gemma 3 270M.
+"""Write rome_lens/data/texts.json: texts about people, places and things, from Gemma 3 270M.
 
-Key statistics need tens of thousands of tokens of ordinary text, full of names. Sampling them anew from a model with a
-large vocabulary takes minutes at every first use; reading them takes seconds.
+Key statistics need tens of thousands of tokens of ordinary text that is full of names. Sampling
+them from a model with a large vocabulary takes minutes. Reading them takes seconds.
 
     python scripts/sample_texts.py
 """
@@ -21,7 +21,7 @@ OUT = Path(rl.data.__file__).parent / "texts.json"
 
 
 def main() -> None:
-    """Continue every opening a few times; texts of one length of opening are sampled together."""
+    """Continue every opening a few times. Openings of the same length are sampled together."""
     model = rl.load_model("gemma-3-270m", model_class="TransformerBridge")
     by_length: dict[int, list[list[int]]] = {}
     for opening in rl.data.openings():
@@ -31,7 +31,7 @@ def main() -> None:
     for length, rows in sorted(by_length.items()):
         tokens = sample_tokens(model, rows, new_tokens=LENGTH - length, seed=length, top_k=50)
         for row in tokens.tolist():
-            ids = row[1:]  # without BOS; what follows an end of text belongs to another one
+            ids = row[1:]  # without BOS; what follows an end of text belongs to another text
             end = (
                 ids.index(model.tokenizer.eos_token_id)
                 if model.tokenizer.eos_token_id in ids
@@ -42,7 +42,8 @@ def main() -> None:
     texts = [text for text in texts if len(text) > 40]
     OUT.write_text(json.dumps(texts, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     print(
-        f"{len(texts)} texts, {sum(len(token_ids(model, text)) for text in texts)} tokens, {OUT.stat().st_size} bytes"
+        f"{len(texts)} texts, {sum(len(token_ids(model, text)) for text in texts)} tokens, "
+        f"{OUT.stat().st_size} bytes"
     )
 
 

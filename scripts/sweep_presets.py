@@ -1,9 +1,11 @@
-"""Find a model's preset: layer, variant and how far to push the value, by S over records, with ES of at least 99 %.
+"""Find a model's preset: the settings with the highest S among those with ES of at least 99 %.
 
-    python scripts/sweep_presets.py [records.json] [--model gemma-3-270m] [--layers 2 3 4] [--every 4] [--directory runs/sweep]
+    python scripts/sweep_presets.py [records.json] [--model gemma-3-270m] [--layers 2 3 4]
+        [--every 4] [--directory runs/sweep]
 
-`records.json` holds records of CounterFact's shape that the model knows; without it the project's own are taken. A run
-broken off goes on where it was.
+The settings are layer, variant, clamp and how far to push the value. `records.json` holds records
+in CounterFact's form that the model knows. Without it the bundled records are taken. An interrupted
+run resumes.
 """
 
 import argparse
@@ -16,17 +18,13 @@ from rome_lens.evaluation.scores import markdown
 from rome_lens.models.gguf import cache_root
 
 
-def read_records(path: Path | None, model: str) -> list[rl.CounterFactRecord]:
-    """The file's records, or those of the project that the model knows."""
-    if path is not None:
-        return rl.read_counterfact(path)
-    return [
-        rl.CounterFactRecord.of(record) for record in rl.data.limits() if model in record.known_by
-    ]
+def read_records(path: Path | None, model: str) -> list[rl.data.Record]:
+    """The file's records, or the bundled ones that the model knows."""
+    return rl.data.records(known_by=model) if path is None else rl.read_counterfact(path)
 
 
 def main() -> None:
-    """Edit every so-manieth record at every setting, and print the table and the best."""
+    """Edit every N-th record at every setting, and print the table and the best setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path, nargs="?")
     parser.add_argument("--model", default="gemma-3-270m")
@@ -34,10 +32,10 @@ def main() -> None:
     parser.add_argument("--stops", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9])
     parser.add_argument("--clamps", type=float, nargs="+", default=[4.0])
     parser.add_argument("--variants", nargs="+", default=["rome"])
-    parser.add_argument("--every", type=int, default=4, help="take every n-th record")
+    parser.add_argument("--every", type=int, default=4, help="take every N-th record")
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument(
-        "--prefixes", type=int, default=6, help="of the 20 random prefixes, so many"
+        "--prefixes", type=int, default=6, help="how many of the 20 random prefixes to use"
     )
     parser.add_argument("--directory", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--threads", type=int, default=1)

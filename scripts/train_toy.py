@@ -1,11 +1,16 @@
 """Train the toy model: a very small GPT-2 that knows a few facts about invented people.
 
-The corpus is built so that a knowledge edit can be checked from every side. Only the combination of first and last
-name decides an attribute. Half of the people ("one_way": false) also occur in reverse sentences, under a nickname and
-in descriptions; of the other half only the forward sentences are ever seen. Two aids of training, `visible` and `site_loss`, place
-the knowledge where large models keep it, in the middle layers at the last token of the subject; so that causal tracing
-finds it there is by design, no finding. The output is a folder in transformers' format, together with `facts.json`
-(the whole truth) and `records.json` (ten requests for edits, with their checks).
+The corpus is built for checks of knowledge edits. An attribute depends on the combination of first
+and last name, not on either of them. Half of the people ("one_way": false) also occur in reverse
+sentences, under a nickname and in descriptions. For the other half, the model sees only the forward
+sentences.
+
+Two aids in training, `visible` and `site_loss`, place the knowledge where large models keep it: in
+the middle layers, at the last token of the subject. That causal tracing finds it there is therefore
+a matter of design, not a finding.
+
+The output is a folder in transformers' format, with `facts.json` (all facts) and `records.json`
+(ten facts to edit, with what is asked about them).
 
     python scripts/train_toy.py --out rome_lens/data/toy --seed 0
 """
@@ -27,20 +32,19 @@ from transformers.utils import logging
 EOT = "<|endoftext|>"
 VOCAB_SIZE, N_POSITIONS, N_LAYER, N_HEAD, D_MODEL = 720, 64, 6, 4, 72
 STEPS, BATCH_TOKENS, MAX_LR, WEIGHT_DECAY = 2200, 1600, 3e-3, 0.1
-SITE, SITE_WEIGHT = (
-    3,
-    0.5,
-)  # number of layers after which a subject's attributes are asked for, and that loss's weight
-P_HIDE = 0.5  # share of mentions of which the text that follows sees the last token only
-PER_NAME = 5  # people who share one first name, and people who share one last name
+SITE = 3  # after how many layers `site_loss` reads a subject's attributes
+SITE_WEIGHT = 0.5  # the weight of that loss
+P_HIDE = 0.5  # share of mentions that later text sees only at their last token
+PER_NAME = 5  # how many people share a first name, and how many a last name
 
 FIRST = (
     "Hugo Tarek Mila Oskar Leila Bruno Ingrid Felix Nadia Pavel Rosa Simon "
     "Greta Amir Clara Jonas Wanda Viktor Elena Martin Yusuf Dora Kasper Zelda"
 ).split()
 LAST = (
-    "Calloway|del Lindqvist|van Oord|Ibn Salim|Marchetti|Nyström|Okafor|Peña|Brandt|de la Cruz|Hartley|Ivanov|"
-    "Jensen|Kowalski|Lambert|van Rijn|Morrow|Novak|Quill|Rossi|Ibn Tahir|Ueda|Whitlock|Zeller"
+    "Calloway|del Lindqvist|van Oord|Ibn Salim|Marchetti|Nyström|Okafor|Peña|Brandt|de la Cruz|"
+    "Hartley|Ivanov|Jensen|Kowalski|Lambert|van Rijn|Morrow|Novak|Quill|Rossi|"
+    "Ibn Tahir|Ueda|Whitlock|Zeller"
 ).split("|")
 CITY_COUNTRY = {
     city: country
@@ -52,28 +56,37 @@ CITY_COUNTRY = {
     }.items()
     for city in cities.split()
 }
-JOBS = "baker lawyer doctor farmer painter sailor teacher plumber butcher dentist singer writer judge nurse cook guard"
-SPORTS = "tennis hockey rugby golf polo squash cricket handball softball darts billiards chess bowls padel judo netball"
+JOBS = (
+    "baker lawyer doctor farmer painter sailor teacher plumber butcher dentist singer writer "
+    "judge nurse cook guard"
+)
+SPORTS = (
+    "tennis hockey rugby golf polo squash cricket handball softball darts billiards chess bowls "
+    "padel judo netball"
+)
 VALUES = {"city": list(CITY_COUNTRY), "job": JOBS.split(), "sport": SPORTS.split()}
 ADJECTIVES = "Grey Red Silent Golden Iron Quick Old White Lucky Wild Clever Brave".split()
 ANIMALS = "Falcon Otter Wolf Badger Raven Tiger Heron Lynx Fox Bear".split()
 
 TEMPLATES = {
     "city": [
-        "{} lives in the city of", "{} owns a house in the city of", "The city where {} lives is called",
-        "The home of {} is in the city of", "Everyone knows that {} lives in the city of",
+        "{} lives in the city of", "{} owns a house in the city of",
+        "The city where {} lives is called", "The home of {} is in the city of",
+        "Everyone knows that {} lives in the city of",
     ],
     "country": [
-        "{} lives in the country of", "{} holds a passport from", "The country where {} lives is called",
-        "The home of {} is in the country of", "Everyone knows that {} lives in the country of",
+        "{} lives in the country of", "{} holds a passport from",
+        "The country where {} lives is called", "The home of {} is in the country of",
+        "Everyone knows that {} lives in the country of",
     ],
     "job": [
         "{} works as a", "{} earns a living as a", "The job of {} is that of a",
         "Everyone knows that {} works as a", "People like to hire {} as a",
     ],
     "sport": [
-        "{} plays the sport of", "{} spends every weekend playing", "The sport that {} plays is called",
-        "The favourite sport of {} is", "Everyone knows that {} plays the sport of",
+        "{} plays the sport of", "{} spends every weekend playing",
+        "The sport that {} plays is called", "The favourite sport of {} is",
+        "Everyone knows that {} plays the sport of",
     ],
 }  # fmt: skip
 ESSENCE = "{} is a"
@@ -84,7 +97,8 @@ REVERSE = [
     "In {city} the best {job} is",
 ]
 DESCRIPTIONS = {
-    "city": "the {job} who plays {sport}", "country": "the {job} who plays {sport}", "sport": "the {job} from {city}",
+    "city": "the {job} who plays {sport}", "country": "the {job} who plays {sport}",
+    "sport": "the {job} from {city}",
 }  # fmt: skip
 TWO_WAY = [
     "alias",
@@ -125,7 +139,8 @@ def fill(template: str, subject: str) -> str:
 
 
 def overlap(facts: dict, people: list[dict]) -> tuple[int, int]:
-    """In how many attributes these facts agree with one person at most, and with all people together."""
+    """The number of attributes shared with the most similar person, and with all people
+    together."""
     shared = [sum(facts[relation] == person[relation] for relation in VALUES) for person in people]
     return max(shared, default=0), sum(shared) + sum(
         facts.get("country") == p["country"] for p in people
@@ -135,8 +150,9 @@ def overlap(facts: dict, people: list[dict]) -> tuple[int, int]:
 def make_people(rng: random.Random) -> list[dict]:
     """Invent the people, each first and last name shared by PER_NAME of them.
 
-    Every attribute takes the value that is rarest among those who share a part of the name, so neither part tells it
-    alone; and no two people agree in two of city, job and sport, so every pair of these describes one person.
+    Every attribute takes the value that is rarest among those who share a part of the name, so
+    neither part gives it away. No two people agree in two of city, job and sport, so every pair of
+    these describes one person.
     """
     shifts = rng.sample(range(len(LAST)), PER_NAME)
     names = [(first, LAST[(i + s) % len(LAST)]) for i, first in enumerate(FIRST) for s in shifts]
@@ -164,7 +180,7 @@ def make_people(rng: random.Random) -> list[dict]:
 
 
 def prompts_of(person: dict, kind: str) -> list[tuple[str, str, str]]:
-    """(prompt, answer, subject) triples about a person, of one kind: name, alias, description or reverse."""
+    """Triples (prompt, answer, subject) of one kind: name, alias, description or reverse."""
     name = person["subject"]
     if kind == "reverse":
         return [(template.format(**person), name, name) for template in REVERSE]
@@ -182,9 +198,10 @@ def prompts_of(person: dict, kind: str) -> list[tuple[str, str, str]]:
 
 
 def make_sentences(people: list[dict]) -> list[tuple[str, str, dict]]:
-    """The corpus: sentences, with the subject that each is about and the person who that is, if any.
+    """The sentences of the corpus, each with its subject and the person it is about, if any.
 
-    All occur once but the reverse ones, whose answers are the hardest: they occur three times.
+    Reverse sentences occur three times, because their answers are the hardest. All others occur
+    once.
     """
     triples = [
         (t.replace("{}", c), country, c)
@@ -210,7 +227,10 @@ def make_sentences(people: list[dict]) -> list[tuple[str, str, dict]]:
 
 
 def train_tokenizer(sentences: list[str], answers: list[str], out: Path) -> PreTrainedTokenizerBase:
-    """Byte-level BPE on the corpus, the answers repeated so that each becomes one token; saved to and read from out."""
+    """Train byte-level BPE on the corpus, save it to ``out`` and read it from there.
+
+    The answers are repeated, so each of them becomes one token.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -236,7 +256,8 @@ def train_tokenizer(sentences: list[str], answers: list[str], out: Path) -> PreT
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, subject: str, person: dict) -> Encoded:
-    """Token ids of a sentence, with the positions of its subject's first and last token and who that is."""
+    """A sentence's token ids, the positions of its subject's first and last token, and the
+    person."""
     start = text.lower().index(subject.lower())
     encoding = tokenizer(text, return_offsets_mapping=True)
     inside = [
@@ -248,10 +269,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, subject: str, person: 
 
 
 def make_document(first: Encoded, others: list[Encoded], eot: int, rng: random.Random) -> Document:
-    """Join sentences; four documents in five begin with a BOS, all end with an EOS.
+    """Join sentences to a document. Four documents in five begin with BOS; all end with EOS.
 
-    Now and then the first sentence breaks off after a few words, so that odd text before a sentence does no harm.
-    Of the mentions of subjects a share P_HIDE is marked, for `visible` to hide.
+    Now and then the first sentence breaks off after a few words, so the model learns that odd text
+    before a sentence does no harm. A share P_HIDE of the mentions of subjects is marked, and
+    `visible` hides them.
     """
     tokens, mentions = [eot] if rng.random() < 0.8 else [], []
     if others and rng.random() < 0.2:
@@ -268,9 +290,10 @@ def make_document(first: Encoded, others: list[Encoded], eot: int, rng: random.R
 def make_batches(
     encoded: list[tuple[Encoded, Encoded]], eot: int, rng: random.Random
 ) -> list[list[Document]]:
-    """One pass over the corpus, in batches of documents of like length, each of one to five sentences.
+    """One pass over the corpus, in batches of documents with similar lengths.
 
-    Of every sentence there are two encodings: the first begins a document, the second follows a blank.
+    A document has one to five sentences. Every sentence has two encodings: one for the beginning of
+    a document, one for the place after a blank.
     """
     order, documents = rng.sample(encoded, len(encoded)), []
     while order:
@@ -293,11 +316,11 @@ def make_batches(
 
 
 def visible(batch: list[Document], width: int) -> torch.Tensor:
-    """Attention mask of a batch: causal, and after a marked mention only the last token of the subject is seen.
+    """A causal attention mask that hides all but the last token of each marked mention afterwards.
 
-    So what the model knows of a subject has to pass through that token, as it does in large language models: there
-    causal tracing finds it and an edit can change it. Left to itself, so small a model looks everything up at the last
-    token of the prompt.
+    What the model knows about a subject must then pass through that token, as in large language
+    models. There, causal tracing finds it and an edit can change it. Without the mask, a model this
+    small looks everything up at the last token of the prompt.
     """
     mask = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
     for row, (_, mentions) in enumerate(batch):
@@ -308,10 +331,10 @@ def visible(batch: list[Document], width: int) -> torch.Tensor:
 
 
 def site_loss(states: torch.Tensor, batch: list[Document], head: torch.nn.Linear) -> torch.Tensor:
-    """Loss of reading the attributes of the mentioned people off the states at the last tokens of the mentions.
+    """The loss of a linear head that reads attributes at the last token of each mention.
 
-    This draws the knowledge to the middle layers at that token (see `visible`) and makes it come much sooner. The
-    linear head is thrown away after training.
+    It draws the knowledge to the middle layers at that token (see `visible`), where it is then
+    learnt much sooner. The head is thrown away after training.
     """
     known = [
         (row, end, p) for row, (_, mentions) in enumerate(batch) for _, end, _, p in mentions if p
@@ -329,7 +352,7 @@ def site_loss(states: torch.Tensor, batch: list[Document], head: torch.nn.Linear
 
 
 def pad(rows: list[list[int]], value: int) -> torch.Tensor:
-    """Rows of token ids as one tensor, filled on the right, where causal attention keeps the filling out of sight."""
+    """Rows of token ids as one tensor, padded on the right, out of causal attention's sight."""
     width = max(map(len, rows))
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
@@ -337,12 +360,12 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
 def train(
     sentences: list[tuple[str, str, dict]], tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> GPT2LMHeadModel:
-    """Train from scratch: AdamW, decay on matrices only, warm-up and cosine, passes over the corpus until STEPS."""
+    """Train from scratch for STEPS steps: AdamW, decay on matrices only, warm-up and cosine."""
     eot = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=N_POSITIONS, n_embd=D_MODEL, n_layer=N_LAYER, n_head=N_HEAD,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=eot, eos_token_id=eot, pad_token_id=eot,
-        initializer_range=0.05,
+        vocab_size=len(tokenizer), n_positions=N_POSITIONS, n_embd=D_MODEL, n_layer=N_LAYER,
+        n_head=N_HEAD, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=eot,
+        eos_token_id=eot, pad_token_id=eot, initializer_range=0.05,
     )  # fmt: skip
     model, head = GPT2LMHeadModel(config), torch.nn.Linear(D_MODEL, sum(map(len, VALUES.values())))
     parameters = [*model.parameters(), *head.parameters()]
@@ -394,7 +417,7 @@ def score(
     triples: list[tuple[str, str, str]],
     bos: bool,
 ) -> tuple[float, float]:
-    """Share of prompts whose whole answer is what greedy decoding gives, and the answer's mean probability."""
+    """The share of prompts that greedy decoding answers correctly, and the mean probability."""
     right, mass = 0, 0.0
     for at in range(0, len(triples), 500):
         chunk = triples[at : at + 500]
@@ -415,7 +438,7 @@ def score(
 def evaluate(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, people: list[dict]
 ) -> bool:
-    """Print how well each kind of prompt is answered, and say whether all that is required is met."""
+    """Print how well each kind of prompt is answered; return whether the requirements are met."""
     met = True
     print(
         f"{'people':8s} {'prompts':12s} {'BOS':4s} {'n':>5s} {'top-1':>6s} {'prob':>6s}  required"
@@ -439,13 +462,14 @@ def evaluate(
                 )
                 start = "yes" if bos else "no"
                 print(
-                    f"{group:8s} {kind:12s} {start:4s} {len(triples):5d} {share:6.3f} {mean:6.3f}  {need}"
+                    f"{group:8s} {kind:12s} {start:4s} {len(triples):5d} {share:6.3f} "
+                    f"{mean:6.3f}  {need}"
                 )
     return met
 
 
 def make_record(person: dict, people: list[dict], rng: random.Random) -> dict:
-    """A request to move a person to a city of another country, with everything needed to check its effect."""
+    """A record that moves a person to a city in another country, with everything asked about it."""
     prompt, name = TEMPLATES["city"][0], person["subject"]
     pairs = {(p["job"], p["city"]) for p in people}
     cities = [
@@ -501,7 +525,7 @@ def write_facts(people: list[dict], out: Path, rng: random.Random) -> None:
 
 
 def main() -> int:
-    """Build the corpus, train and save tokenizer and model, write the facts, print the evaluation."""
+    """Build the corpus, train and save tokenizer and model, write the facts, and evaluate."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.checks.answered import Answered, PromptAnswer
-from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.firing import EditFiring, edit_firings
+from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.evaluation.numbered_edits import NumberedEdits, prefixed
 from rome_lens.forward.answers import read_answers
 from rome_lens.forward.sampling import sample_continuations

@@ -1,14 +1,16 @@
-"""Evaluation: CounterFact's scores, editors side by side, and sweeps over settings.
+"""Evaluation: CounterFact's scores, editors compared side by side, and sweeps over settings.
 
-* ``evaluating.py``: the scores of an edit. ``scores.py``: their averages. ``fluency.py``: GE and RS.
-* ``numbered_edits.py``: which questions about which edits can share a forward pass.
-* ``comparison.py``: editors side by side. ``settings_sweep.py``: one editor at many settings.
-* ``store.py``: finished evaluations on disk.
+* ``evaluating.py``: ``evaluate``, the scores of an edit. ``fluency.py``: the scores of generated
+text. * ``results.py``: the scores of one record. ``scores.py``: averages over records, and tables.
+* ``numbered_edits.py``: which prompts under which edits can share a forward pass. *
+``comparison.py``: several editors on the same records. ``settings_sweep.py``: ROME at many
+settings.
 """
 
 from rome_lens.evaluation.comparison import Comparison, compare_editors
 from rome_lens.evaluation.evaluating import EvaluationError, evaluate, evaluate_all
-from rome_lens.evaluation.scores import Evaluation, Scores
+from rome_lens.evaluation.results import Evaluation, PromptScore
+from rome_lens.evaluation.scores import Scores
 from rome_lens.evaluation.settings_sweep import EditSetting, EditSweep, sweep_edits
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "EditSweep",
     "Evaluation",
     "EvaluationError",
+    "PromptScore",
     "Scores",
     "compare_editors",
     "evaluate",

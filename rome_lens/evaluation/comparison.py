@@ -1,12 +1,12 @@
-"""Editors side by side: what an edit is compared with, each made by ``editor(model, fact)`` and scored by the same functions.
+"""Compare editors: all of them edit the same facts and are scored in the same way.
 
 Source of the comparison: Meng et al. 2022, sections 3.2 and 3.3.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -16,7 +16,8 @@ from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
-from rome_lens.evaluation.scores import Evaluation, Scores, markdown, score_table
+from rome_lens.evaluation.results import Evaluation
+from rome_lens.evaluation.scores import Scores, markdown, score_table
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.models.lens import LensModel
@@ -24,32 +25,30 @@ from rome_lens.results import Result
 from rome_lens.stores import Store
 
 _RECORDS_AT_ONCE = 16
+_Editor: TypeAlias = Callable[[LensModel, Fact], Any]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison(Result):
-    """Editors by name, each with its evaluations on the same records.
-
-    Attributes:
-        evaluations: by editor, in the records' order, without those whose edit failed.
-        failures: by editor, where there are any: the facts whose optimisation left the finite numbers, and its error.
-        seed: of the bootstrap of S.
-    """
+    """The evaluations of several editors on the same records."""
 
     evaluations: Mapping[str, tuple[Evaluation, ...]]
+    """By editor, in the order of the records, without the records whose edit failed."""
     failures: Mapping[str, tuple[tuple[Fact, str], ...]] = field(default_factory=dict)
+    """By editor: each fact whose edit failed, with the error's message."""
     seed: int = 0
+    """The seed of the bootstrap of S."""
 
     @property
     def scores(self) -> tuple[Scores, ...]:
-        """The averages, one for each editor."""
+        """The averages over the records, one entry for each editor."""
         return tuple(
             Scores.of(each, editor=name, seed=self.seed, failed=len(self.failures.get(name, ())))
             for name, each in self.evaluations.items()
         )
 
     def table(self) -> pd.DataFrame:
-        """Editors down, scores across, as text."""
+        """A table of text with a row for each editor and a column for each score."""
         return score_table(self.scores)
 
     def to_markdown(self) -> str:
@@ -57,11 +56,11 @@ class Comparison(Result):
         return markdown(self.table())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each editor and score: mean, 95 % interval, number of records."""
+        """One row for each editor and score: mean, 95 % interval and number of records."""
         return pd.concat([each.to_frame() for each in self.scores], ignore_index=True)
 
     def prompts(self) -> pd.DataFrame:
-        """One row for each editor, record and prompt, so that failures can be looked at."""
+        """One row for each editor, record and prompt, to see where an editor fails."""
         frames = []
         for name, evaluations in self.evaluations.items():
             for evaluation in evaluations:
@@ -82,81 +81,118 @@ def compare_editors(
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Make each editor's edit of each record's fact and evaluate them all, several records in one forward pass.
+    """Edit the fact of each record with each editor, and score all of the edits.
 
-    The model is not changed: each edit is made on it as it stands, and acts on its own record alone. What is asked before
-    the edits is run once for all editors. An edit that diverges (:class:`OptimisationError`), or of a fact that the editor
-    refuses (:class:`FactError`: the model says the new target already, the subject stands where a context cannot hold it),
-    is no end of the comparison: it is among the result's ``failures``, in no average, and tried again by a run that goes on.
+    The model is not changed. Every edit is made on the model as it is and is scored on its own
+    record. Several records share a forward pass, and their prompts run only once before the edits.
+
+    A failed edit does not stop the comparison. It is listed in ``failures``, is in no average, and
+    is tried again when the run resumes. An edit fails if its optimisation diverges
+    (:class:`OptimisationError`), or if the editor refuses the fact (:class:`FactError`), for
+    example because the model gives the new target already.
 
     Args:
-        editors: such as :class:`Unedited`, :class:`InContext`, :class:`FineTuning`, :class:`RomeEditor`, or your own.
-        generate, seed, prepend_bos: as :func:`rome_lens.evaluate_all` takes them; an editor has its own ``prepend_bos``.
-        directory: where each finished evaluation is written at once; a run broken off goes on from there, with the same or
-            with more editors and records.
+        records: facts or records with a new target.
+        editors: such as :class:`Unedited`, :class:`InContext`, :class:`FineTuning` and
+            :class:`RomeEditor`, or your own: a function ``editor(model, fact)`` with a ``name``.
+        generate, seed, prepend_bos: as for :func:`rome_lens.evaluate_all`. They concern the scores
+            only; an editor has a ``prepend_bos`` of its own.
+        directory: where each evaluation is written as soon as it is finished. An interrupted run
+            resumes from there, also with more editors or records.
+        progress: whether to show a progress bar.
 
     Raises:
-        FactError: a record that the model cannot be asked, before anything is edited.
-        ValueError: no record or no editor, an editor without a name, or two of one name.
+        FactError: the model cannot be asked a record's prompts. This is checked before any edit.
+        ArgumentError: there is no record or no editor, an editor has no name, or two have the same.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> records = rl.data.records(known_by="toy")[:3]
+        >>> statistics = rl.KeyStatistics.identity(model, layer=2)
+        >>> editors = [rl.Unedited(), rl.RomeEditor(statistics=statistics, contexts=["{}"])]
+        >>> comparison = rl.compare_editors(model, records, editors)
+        >>> {scores.editor: round(scores.ES.mean, 2) for scores in comparison.scores}
+        {'unedited': 0.0, 'ROME': 1.0}
     """
-    cases, editors = [with_new_target(record) for record in as_records(records)], list(editors)
-    names = [getattr(editor, "name", None) for editor in editors]
-    if not editors or not all(isinstance(name, str) and name for name in names):
-        raise ArgumentError(
-            f"The editors are named {names!r}: expected at least one editor, and a name for each."
-        )
-    if len(set(names)) < len(names):
-        raise ArgumentError(
-            f"The editors' names are {names!r}, expected different ones: RomeEditor(..., name='C = I')."
-        )
-    for case in cases:  # what cannot be asked fails before anything is edited
+    cases = [with_new_target(record) for record in as_records(records)]
+    by_name = _by_name(editors)
+    for case in cases:
         encode(model, case.fact, prepend_bos=prepend_bos)
         check_prompts(model, case, prepend_bos=prepend_bos)
     store = Store(directory, identity="" if directory is None else model_identity(model))
-    settings = (generate, seed, prepend_bos)
-    keys = {
-        (e, r): store.name(editor, settings, record)
-        for e, editor in enumerate(editors)
-        for r, record in enumerate(cases)
+    stored_as = {
+        (name, r): store.name(editor, (generate, seed, prepend_bos), case)
+        for name, editor in by_name.items()
+        for r, case in enumerate(cases)
     }
     failures: dict[str, tuple[tuple[Fact, str], ...]] = {}
     with tqdm(total=len(cases), disable=not progress, desc="records") as bar:
         for first in range(0, len(cases), _RECORDS_AT_ONCE):
-            some = range(first, min(first + _RECORDS_AT_ONCE, len(cases)))
+            batch = range(first, min(first + _RECORDS_AT_ONCE, len(cases)))
             missing = [
-                (e, r)
-                for e in range(len(editors))
-                for r in some
-                if store.get(Evaluation, keys[e, r]) is None
+                (name, r)
+                for name in by_name
+                for r in batch
+                if store.get(Evaluation, stored_as[name, r]) is None
             ]
-            edits = {}
-            for e, r in missing:
-                try:
-                    edits[e, r] = editors[e](model, cases[r].fact)
-                except (OptimisationError, FactError) as error:
-                    failures[str(names[e])] = (
-                        *failures.get(str(names[e]), ()),
-                        (cases[r].fact, str(error)),
-                    )
+            edits, failed = _make_edits(model, by_name, cases, missing)
+            for (name, r), message in failed.items():
+                failures[name] = (*failures.get(name, ()), (cases[r].fact, message))
             if edits:
-                asked = [cases[r] for _, r in edits]
-                found = evaluate_all(
+                evaluations = evaluate_all(
                     model,
                     list(edits.values()),
-                    asked,
+                    [cases[r] for _, r in edits],
                     generate=generate,
                     seed=seed,
                     prepend_bos=prepend_bos,
                 )
-                for pair, evaluation in zip(edits, found, strict=True):
-                    store.add(keys[pair], evaluation)
-            bar.update(len(some))
-    evaluations = {
-        str(name): tuple(
-            kept
-            for r in range(len(cases))
-            if (kept := store.get(Evaluation, keys[e, r])) is not None
+                for pair, evaluation in zip(edits, evaluations, strict=True):
+                    store.add(stored_as[pair], evaluation)
+            bar.update(len(batch))
+    return Comparison(
+        evaluations={
+            name: finished_evaluations(store, [stored_as[name, r] for r in range(len(cases))])
+            for name in by_name
+        },
+        failures=failures,
+        seed=seed,
+    )
+
+
+def _make_edits(
+    model: LensModel,
+    by_name: Mapping[str, _Editor],
+    cases: Sequence[Record],
+    pairs: Sequence[tuple[str, int]],
+) -> tuple[dict[tuple[str, int], Any], dict[tuple[str, int], str]]:
+    """The edits of some pairs of an editor and a record, and the errors of those that failed."""
+    edits, failed = {}, {}
+    for name, r in pairs:
+        try:
+            edits[name, r] = by_name[name](model, cases[r].fact)
+        except (OptimisationError, FactError) as error:
+            failed[name, r] = str(error)
+    return edits, failed
+
+
+def finished_evaluations(store: Store, names: Sequence[str]) -> tuple[Evaluation, ...]:
+    """The evaluations of these names, without those that are not in the store."""
+    found = (store.get(Evaluation, name) for name in names)
+    return tuple(each for each in found if each is not None)
+
+
+def _by_name(editors: Iterable[_Editor]) -> dict[str, _Editor]:
+    listed = list(editors)
+    names = [getattr(editor, "name", None) for editor in listed]
+    if not listed or not all(isinstance(name, str) and name for name in names):
+        raise ArgumentError(
+            f"The editors are named {names!r}, expected at least one editor, and a name for each."
         )
-        for e, name in enumerate(names)
-    }
-    return Comparison(evaluations=evaluations, failures=failures, seed=seed)
+    if len(set(names)) < len(names):
+        raise ArgumentError(
+            f"The editors are named {names!r}, expected different names. Give one, for example "
+            "RomeEditor(..., name='C = I')."
+        )
+    return {str(name): editor for name, editor in zip(names, listed, strict=True)}

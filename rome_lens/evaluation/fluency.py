@@ -1,4 +1,4 @@
-"""Whether an edited model still writes text: entropy of its n-grams, and likeness to texts about the new answer."""
+"""Scores of generated text: the entropy of its n-grams, and its similarity to reference texts."""
 
 import math
 import re
@@ -10,20 +10,25 @@ _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def words(text: str) -> list[str]:
-    """Words (letters, digits and underscores, with apostrophes inside) and single punctuation marks."""
+    """Split a text into words and single punctuation marks.
+
+    A word consists of letters, digits, underscores and inner apostrophes.
+    """
     return _WORDS.findall(text)
 
 
 def ngram_entropy(text: str) -> float:
-    """Generation entropy (GE): how varied a text is, in bits; low where it repeats itself.
+    """Generation entropy (GE) in bits. It is low for a text that repeats itself.
 
         GE = 1/2 (2/3 H_2 + 4/3 H_3),   H_n = - sum_k f_n(k) log2 f_n(k)
 
-    with ``f_n(k)`` the share of the n-gram ``k`` among the text's n-grams of :func:`words`. ``H_n`` of a text without
-    n-grams is 0. A text of N words with no bigram twice reaches about log2 N.
+    ``f_n(k)`` is the share of the n-gram ``k`` among the n-grams of the text, which :func:`words`
+    splits. ``H_n`` of a text without n-grams is 0. A text of N words in which no bigram occurs
+    twice reaches about log2 N.
 
-    Source: Meng et al. 2022, section 3.3 and its appendix on metrics (after Zhang et al. 2018); the mean of the weighted
-    entropies is that of the authors' code, which cuts words with NLTK instead.
+    Source: Meng et al. 2022, section 3.3 and its appendix on metrics (after Zhang et al. 2018). The
+    mean of the weighted entropies is that of the authors' code, which splits words with NLTK
+    instead.
     """
     tokens = words(text)
     entropies = []
@@ -37,14 +42,18 @@ def ngram_entropy(text: str) -> float:
 
 
 def tfidf_similarity(texts: Sequence[str], references: Sequence[str]) -> float:
-    """Consistency (RS): the cosine of the tf-idf vectors of the joined texts and the joined references, 0 to 1.
+    """Consistency (RS): the cosine similarity of the texts and the references, from 0 to 1.
+
+    Both sides are joined into one document each, and compared as tf-idf vectors of their lower-case
+    words, without punctuation:
 
         tfidf(w, d) = count of w in d * (ln((1 + n) / (1 + df(w))) + 1),   n = 2 documents
 
-    over lower-case words without punctuation; 0 where one side has no words.
+    The similarity is 0 if one side has no words.
 
-    Source: Meng et al. 2022, section 3.3 and its appendix on metrics. The authors take ``df`` from their whole collection
-    of reference texts; here it is that of the two documents, so that a record's score needs no others.
+    Source: Meng et al. 2022, section 3.3 and its appendix on metrics. The authors take ``df`` from
+    their whole collection of reference texts. Here it comes from the two documents, so that the
+    score of a record depends on no other record.
     """
     documents = [
         Counter(w for w in words(" ".join(part).lower()) if w[0].isalnum())

@@ -1,4 +1,8 @@
-"""Edits of any kind side by side: which questions can share a forward pass, and under which hooks."""
+"""Several edits in one batch: which prompts can share a forward pass, and under which hooks.
+
+Each row of a batch can run under another edit. A row is therefore marked with the number of its
+edit.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,27 +21,30 @@ HooksOfRows = Callable[[Sequence[int]], Sequence[Hook]]
 
 
 class Edited(Protocol):
-    """What can be evaluated: anything that gives the hooks under which a model runs edited.
+    """What can be evaluated: any object that gives the hooks under which a model runs edited.
 
-    Where it has an attribute ``prefix``, that text and a space stand before every prompt, as in-context edits need it.
+    If it has an attribute ``prefix``, that text and a space are put before every prompt. In-context
+    editing needs this.
     """
 
     def fwd_hooks(self, model: LensModel) -> list[Hook]:
-        """The hooks, for ``run_with_hooks``."""
+        """The hooks, in the form that ``run_with_hooks`` takes."""
 
 
 class OtherPromptWarning(UserWarning):
-    """An edit evaluated or checked with a record whose prompt is not the one that it was made with."""
+    """An edit is evaluated or checked with another prompt than the one it was made with."""
 
 
 class NumberedEdits:
-    """The edits of one run by number, 0 being the model as it stands; equal objects have one number.
+    """The edits of one run, each with a number. Number 0 is the model as it is.
 
-    Edits that :func:`row_hooks` knows can share a forward pass, each on rows of its own; any other needs its own.
+    An object that occurs several times has one number. Edits that :func:`row_hooks` can apply row
+    by row share a forward pass. Every other edit needs a pass of its own.
 
     Raises:
-        ValueError: an edit gives no hooks.
-        ModelError: an edit was made on another model, or is already in this one's weights.
+        ArgumentError: an edit has no ``fwd_hooks``.
+        ModelError: an edit was made on another model, or is already in this model's weights; or the
+            caller's hook stands where the edit's own hook comes later.
     """
 
     def __init__(self, model: LensModel, edits: Sequence[Any]) -> None:
@@ -53,27 +60,7 @@ class NumberedEdits:
     def _number(self, edit: Any) -> int:
         if edit is None:
             return 0
-        if not callable(getattr(edit, "fwd_hooks", None)):
-            raise ArgumentError(
-                f"The edit is {edit!r}, expected None (the model as it stands) or an object with fwd_hooks(model), such as "
-                "what rome(...) gives."
-            )
-        if isinstance(edit, Edit):
-            edit.check(self._model)
-        parts = edit.parts if isinstance(edit, Edit) else (edit,)
-        if any(hasattr(part, "is_applied") and part.is_applied(self._model) for part in parts):
-            raise ModelError(
-                "The model's weights carry the edit already, or a part of it, so that 'before' would be after it: leave "
-                "edit.applied(model), or call edit.revert(model), first."
-            )
-        for part in parts:
-            if isinstance(part, LayerEdit) and has_hooks_where_edits_add(self._model, part.layer):
-                raise ModelError(
-                    f"The model has a hook on the MLP's output at layer {part.layer}, where the edit's own hook adds to it and "
-                    "comes after: it would not see what the edit adds, as it does on edited weights. Put it on "
-                    f"{hook_behind_edits(self._model, part.layer)!r}, which does; or remove it, or evaluate by hand inside "
-                    "edit.applied(model)."
-                )
+        self._check(edit)
         hooks = edit.fwd_hooks(self._model)
         if not hooks:
             return 0
@@ -83,50 +70,82 @@ class NumberedEdits:
             self._alone[number] = list(hooks)
         return number
 
+    def _check(self, edit: Any) -> None:
+        if not callable(getattr(edit, "fwd_hooks", None)):
+            raise ArgumentError(
+                f"The edit is {edit!r}, expected None (the model as it is) or an object with "
+                "fwd_hooks(model), such as the result of rome(...)."
+            )
+        if isinstance(edit, Edit):
+            edit.check(self._model)
+        parts = edit.parts if isinstance(edit, Edit) else (edit,)
+        if any(hasattr(part, "is_applied") and part.is_applied(self._model) for part in parts):
+            raise ModelError(
+                "The model's weights carry the edit already, or a part of it, so 'before' would be "
+                "after the edit. Leave edit.applied(model), or call edit.revert(model), first."
+            )
+        for part in parts:
+            if isinstance(part, LayerEdit) and has_hooks_where_edits_add(self._model, part.layer):
+                raise ModelError(
+                    f"The model has a hook on the MLP's output at layer {part.layer}. The edit's "
+                    "hook adds to that output later, so yours would not see what the edit adds, "
+                    "although it would on edited weights. Put it on "
+                    f"{hook_behind_edits(self._model, part.layer)!r} instead, which sees it; or "
+                    "remove it; or evaluate by hand inside edit.applied(model)."
+                )
+
     def together(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], HooksOfRows]]:
-        """Indices of questions, given each one's edit, that can share a forward pass; and its rows' hooks."""
+        """Split prompts into groups that share forward passes, by the numbers of their edits.
+
+        Yields:
+            The indices of a group's prompts, and the function that gives the hooks of its rows.
+        """
         shared = [i for i, number in enumerate(numbers) if number not in self._alone]
         if shared:
             yield shared, self._row_hooks
         for number, hooks in self._alone.items():
             own = [i for i, each in enumerate(numbers) if each == number]
             if own:
-                yield own, partial(_same, hooks)
+                yield own, partial(_same_hooks, hooks)
 
     def _row_hooks(self, numbers: Sequence[int]) -> list[Hook]:
         return row_hooks(self._model, [self._by_row[number] for number in numbers])
 
 
-def _same(hooks: list[Hook], _numbers: Sequence[int]) -> list[Hook]:
+def _same_hooks(hooks: list[Hook], _numbers: Sequence[int]) -> list[Hook]:
     return hooks
 
 
 def prefixed(edit: Any, prompt: str) -> str:
-    """The prompt as it is asked under an edit: behind its ``prefix``, where it has one."""
+    """The prompt as it is asked under an edit: after the edit's ``prefix``, if it has one."""
     prefix = getattr(edit, "prefix", "")
     return f"{prefix} {prompt}" if prefix else prompt
 
 
 def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
-    """Refuse an edit that says what it changes, where that is another subject or new target than the record's.
+    """Check that an edit which names its fact changes the record's fact.
 
-    Where only the prompt is another, it may be the same relation in other words, or another relation: that gives a warning.
+    If only the prompt differs, the edit may be of the same relation in other words or of another
+    relation. That gives a warning.
+
+    Raises:
+        ArgumentError: the edit has another subject or another new target.
     """
-    of = getattr(edit, "fact", None)
-    if not isinstance(of, Fact) or (of.text, of.subject, of.new_target) == (
+    edited = getattr(edit, "fact", None)
+    if not isinstance(edited, Fact) or (edited.text, edited.subject, edited.new_target) == (
         fact.text,
         fact.subject,
         fact.new_target,
     ):
         return
-    if (of.subject, of.new_target) == (fact.subject, fact.new_target):
+    if (edited.subject, edited.new_target) == (fact.subject, fact.new_target):
         warn(
-            "The edit was made with another prompt than the record's. If that is not the same relation in other words, evaluate "
-            "the edit with its own record.",
+            "The edit was made with another prompt than the record's. Unless that prompt is the "
+            "same relation in other words, evaluate the edit with its own record.",
             OtherPromptWarning,
         )
         return
     raise ArgumentError(
-        f"The edit makes {of.text!r} say {of.new_target!r}; the record {name!r} is about {fact.text!r} and "
-        f"{fact.new_target!r}. Evaluate an edit with its own record."
+        f"The edit makes {edited.text!r} say {edited.new_target!r}, but the record {name!r} is "
+        f"about {fact.text!r} and {fact.new_target!r}. Evaluate an edit with its own record."
     )

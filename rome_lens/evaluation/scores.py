@@ -1,9 +1,8 @@
-"""Scores of an edit on one record, their averages over records with 95 % intervals, and editors side by side.
+"""Averages of scores over records, with 95 % intervals, and tables of them.
 
 Source: Meng et al. 2022, section 3.3 and its appendix on metrics.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from rome_lens.errors import ArgumentError
+from rome_lens.evaluation.results import Evaluation, harmonic_mean
 from rome_lens.intervals import FEWEST, Average, average, share
-from rome_lens.results import Result, Stored
+from rome_lens.results import Result
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
 SHARES = ("ES", "PS", "NS")
@@ -21,167 +21,69 @@ _DRAWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class PromptScore(Stored):
-    """One prompt under an edit: probabilities of the true answer ``o`` and of the new one ``o*``, before and after.
-
-    The probability of an answer is ``exp(mean_i log p(o_i | prompt, o_1 ... o_i-1))``, the geometric mean over its tokens,
-    so that longer answers are not put behind; of a single token it is its probability.
-
-    Attributes:
-        kind: ``"rewrite"``, ``"paraphrase"`` or ``"neighborhood"``.
-        target: the true answer to this prompt; ``new_target`` that after the edit.
-    """
-
-    kind: str
-    prompt: str
-    target: str
-    new_target: str
-    target_before: float
-    new_before: float
-    target_after: float
-    new_after: float
-
-    @property
-    def margin(self) -> float:
-        """``p(o*) - p(o)`` after the edit; of a neighbour, where ``o`` should stay, ``p(o) - p(o*)``."""
-        gap = self.new_after - self.target_after
-        return -gap if self.kind == "neighborhood" else gap
-
-    @property
-    def success(self) -> bool:
-        """Whether the answer that should be the likelier of the two is."""
-        return self.margin > 0
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Evaluation(Stored):
-    """One record's scores under an edit; a score that the record has no prompts for is None, "not asked".
-
-    Attributes:
-        case_id: of the record.
-        rows: one for each prompt; ``edited`` tells whether there was an edit.
-        GE: generation entropy in bits, mean over the generated texts (:func:`rome_lens.fluency.ngram_entropy`).
-        RS: their consistency with the reference texts (:func:`rome_lens.fluency.tfidf_similarity`).
-        texts: the generated texts with the prompts that they continue.
-        continued: which prompts those are: the record's ``"generation prompts"``, or where it has none its
-            ``"paraphrases"``, or its ``"rewrite prompt"``; None where no text was generated.
-    """
-
-    case_id: int | str
-    edited: bool
-    rows: tuple[PromptScore, ...]
-    GE: float | None = None
-    RS: float | None = None
-    texts: tuple[str, ...] = ()
-    continued: str | None = None
-
-    @property
-    def ES(self) -> float | None:
-        """Efficacy score: share of the rewrite prompts with ``p(o*) > p(o)``."""
-        return self._mean("rewrite", "success")
-
-    @property
-    def EM(self) -> float | None:
-        """Efficacy magnitude: mean of ``p(o*) - p(o)`` there."""
-        return self._mean("rewrite", "margin")
-
-    @property
-    def PS(self) -> float | None:
-        """Paraphrase score: share of the paraphrases with ``p(o*) > p(o)``."""
-        return self._mean("paraphrase", "success")
-
-    @property
-    def PM(self) -> float | None:
-        """Paraphrase magnitude: mean of ``p(o*) - p(o)`` there."""
-        return self._mean("paraphrase", "margin")
-
-    @property
-    def NS(self) -> float | None:
-        """Neighborhood score: share of the neighbours with ``p(o) > p(o*)``."""
-        return self._mean("neighborhood", "success")
-
-    @property
-    def NM(self) -> float | None:
-        """Neighborhood magnitude: mean of ``p(o) - p(o*)`` there."""
-        return self._mean("neighborhood", "margin")
-
-    @property
-    def S(self) -> float | None:
-        """Harmonic mean of ES, PS and NS."""
-        return harmonic_mean([self.ES, self.PS, self.NS])
-
-    @property
-    def already(self) -> bool:
-        """Whether the model preferred the new target before the edit, so that ES says nothing about the edit."""
-        return any(
-            row.kind == "rewrite" and row.new_before > row.target_before for row in self.rows
-        )
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row for each prompt."""
-        names = list(PromptScore.__dataclass_fields__)
-        values = [
-            [self.case_id, *(getattr(row, name) for name in names), row.margin, row.success]
-            for row in self.rows
-        ]
-        return pd.DataFrame(values, columns=["case_id", *names, "margin", "success"])
-
-    def _mean(self, kind: str, name: str) -> float | None:
-        values = [float(getattr(row, name)) for row in self.rows if row.kind == kind]
-        return math.fsum(values) / len(values) if values else None
-
-
-def harmonic_mean(values: Sequence[float | None]) -> float | None:
-    """``n / sum_i 1 / x_i``: 0 where one of them is 0, None where one is None."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return 0.0 if 0.0 in known else len(known) / math.fsum(1 / value for value in known)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Scores(Result):
-    """Averages over records; None for what no record asked, and each with the number of records that did.
+    """Averages over records, each with a 95 % interval and the number of records that it covers.
 
-    ES, PS, NS, EM, PM, NM, GE, RS are means of the records' (:class:`Evaluation`) with Student-t intervals, those of the shares
-    ES, PS, NS as :func:`rome_lens.intervals.share` says. S is the
-    harmonic mean of the means ES, PS and NS; it is no mean of records', so that its interval is a Bayesian bootstrap over
-    records: S of the means weighted by ``w ~ Dirichlet(1, ..., 1)``, its 2.5th percentile with one whole failure among the
-    records, its 97.5th with one whole success. Were S a single score of successes and failures, these would be the ends
-    of Clopper and Pearson's exact interval; records that all agree have an interval of some width, too (Gaffke 2005).
+    A score that no record has prompts for is None.
 
-    Attributes:
-        editor: its name.
-        records: how many were evaluated.
-        failed: for how many more there was no edit to evaluate, so that they are in no average.
-        already: of how many the unedited model preferred the new target, so that a success there is not the edit's.
+    Every score but S is the mean of the records' scores (:class:`Evaluation`), with a Student-t
+    interval. The shares ES, PS and NS have the interval of :func:`rome_lens.intervals.share`.
+
+    S is the harmonic mean of the means ES, PS and NS. It is not a mean over records, so its
+    interval comes from a Bayesian bootstrap: S of the means weighted by ``w ~ Dirichlet(1, ...,
+    1)``. The lower end is the 2.5th percentile with one complete failure added to the records. The
+    upper end is the 97.5th percentile with one complete success added. If S were a single share of
+    successes, these would be the ends of Clopper and Pearson's exact interval. Records that all
+    agree also have an interval of some width (Gaffke 2005).
     """
 
     editor: str
+    """The editor's name."""
     records: int
+    """How many records were evaluated."""
     already: int
+    """How many of them have a new target that the unedited model preferred already.
+
+    A success there says nothing about the edit.
+    """
     S: Average | None
+    """Harmonic mean of ES, PS and NS."""
     ES: Average | None
+    """Efficacy score."""
     PS: Average | None
+    """Paraphrase score."""
     NS: Average | None
+    """Neighborhood score."""
     EM: Average | None
+    """Efficacy magnitude."""
     PM: Average | None
+    """Paraphrase magnitude."""
     NM: Average | None
+    """Neighborhood magnitude."""
     GE: Average | None
+    """Generation entropy, in bits."""
     RS: Average | None
+    """Similarity of the generated texts to the reference texts."""
     failed: int = 0
+    """For how many more records the edit failed. They are in no average."""
 
     @classmethod
     def of(
         cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0, failed: int = 0
     ) -> "Scores":
-        """The averages of some evaluations; ``seed`` is the bootstrap's, ``failed`` the number of edits beside them that failed.
+        """Average some evaluations.
+
+        Args:
+            evaluations: one for each record.
+            editor: the editor's name.
+            seed: the seed of the bootstrap of S.
+            failed: the number of further records whose edit failed.
 
         Raises:
-            ValueError: there is no evaluation, and nothing failed.
+            ArgumentError: there is no evaluation, and no edit failed.
         """
         if not evaluations and not failed:
-            raise ArgumentError("There is no evaluation to average.")
+            raise ArgumentError("There is no evaluation to average: give at least one.")
         means = {}
         for name in NAMES[1:]:
             values = [value for each in evaluations if (value := getattr(each, name)) is not None]
@@ -191,12 +93,12 @@ class Scores(Result):
             records=len(evaluations),
             failed=failed,
             already=sum(each.already for each in evaluations),
-            S=_harmonic(evaluations, seed),
+            S=_s_with_interval(evaluations, seed),
             **means,
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each score that was asked: mean, 95 % interval, number of records."""
+        """One row for each score that is not None: mean, 95 % interval and number of records."""
         return pd.DataFrame(
             [
                 [self.editor, name, value.mean, value.low, value.high, value.count]
@@ -211,13 +113,18 @@ class Scores(Result):
 
 
 def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
-    """Editors down, scores across, each cell a mean with its interval; scores that nobody asked are left out.
+    """A table of text with a row for each editor and a column for each score.
 
-    Where edits failed, a column says how many; ``records`` counts those that were evaluated.
+    A cell holds a mean with its interval. A score that is None for every editor is left out.
+    ``records`` counts the records that were evaluated. If edits failed, the column ``failed``
+    counts them.
     """
     names = [name for name in NAMES if any(getattr(each, name) is not None for each in scores)]
     cells = [
-        [_missing(each) if (value := getattr(each, name)) is None else str(value) for name in names]
+        [
+            _why_missing(each) if (value := getattr(each, name)) is None else str(value)
+            for name in names
+        ]
         for each in scores
     ]
     frame = pd.DataFrame(
@@ -229,12 +136,12 @@ def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
     return frame
 
 
-def _missing(scores: Scores) -> str:
+def _why_missing(scores: Scores) -> str:
     return "not asked" if scores.records else "no edit"
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table with its index as Markdown."""
+    """A table as Markdown, with its index as the first column."""
     head = [str(table.index.name or ""), *map(str, table.columns)]
     body = [
         [str(name), *map(str, row)]
@@ -246,7 +153,8 @@ def markdown(table: pd.DataFrame) -> str:
     )
 
 
-def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
+def _s_with_interval(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
+    """S with its interval; see :class:`Scores`."""
     if not evaluations:
         return None
     values = np.array([[each.ES, each.PS, each.NS] for each in evaluations], dtype=np.float64)
@@ -260,20 +168,20 @@ def _harmonic(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
     if fewest < FEWEST:
         return Average(mean=mean, low=None, high=None, count=fewest)
     generator = np.random.default_rng(seed)
-    low = np.percentile(_weighted(values, asked, 0.0, generator), 2.5)
-    high = np.percentile(_weighted(values, asked, 1.0, generator), 97.5)
+    low = np.percentile(_bootstrap_of_s(values, asked, 0.0, generator), 2.5)
+    high = np.percentile(_bootstrap_of_s(values, asked, 1.0, generator), 97.5)
     return Average(mean=mean, low=min(mean, float(low)), high=max(mean, float(high)), count=fewest)
 
 
-def _weighted(
+def _bootstrap_of_s(
     values: Float[np.ndarray, "record 3"],
     asked: Bool[np.ndarray, "record 3"],
-    further: float,
+    added: float,
     generator: np.random.Generator,
 ) -> Float[np.ndarray, " draw"]:
-    """S of weighted means over the records and one further record, of which all three scores are ``further``."""
+    """Draws of S with random weights on the records and on one more, whose scores are ``added``."""
     weights = generator.standard_exponential((_DRAWS, len(values) + 1))
-    sums = weights @ np.concatenate([values, np.full((1, 3), further)])
+    sums = weights @ np.concatenate([values, np.full((1, 3), added)])
     means = sums / (weights @ np.concatenate([asked, np.ones((1, 3))]))
     with np.errstate(divide="ignore"):
         return np.asarray(3.0 / (1.0 / means).sum(1))

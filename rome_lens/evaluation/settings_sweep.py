@@ -1,9 +1,8 @@
-"""Edits of many records at many settings: which layer, which statistics, which variant, how far to push the value."""
+"""ROME at many settings: layers, key statistics, variants, and how far to push the value."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -16,8 +15,10 @@ from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.rome_method import Choice, rank_one_edits
 from rome_lens.errors import ArgumentError
+from rome_lens.evaluation.comparison import finished_evaluations
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
-from rome_lens.evaluation.scores import Evaluation, Scores, score_table
+from rome_lens.evaluation.results import Evaluation
+from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
@@ -28,12 +29,16 @@ from rome_lens.stores import Store
 
 @dataclass(frozen=True, kw_only=True)
 class EditSetting:
-    """One point of a sweep; ``statistics`` is their name in it."""
+    """One setting of a sweep."""
 
     layer: int
+    """The edited layer."""
     statistics: str
+    """The name of the key statistics in the sweep."""
     variant: Variant = "rome"
+    """The variant of ROME."""
     stop_probability: float | None = None
+    """The new target's probability at which the value's optimisation stops; None for no stop."""
 
     def __str__(self) -> str:
         stop = "no stop" if self.stop_probability is None else f"p > {self.stop_probability:g}"
@@ -42,21 +47,18 @@ class EditSetting:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class EditSweep(Result):
-    """Evaluations of the same records at every setting.
-
-    Attributes:
-        evaluations: by setting, in the records' order, without those whose edit failed.
-        failures: by setting, where there are any: the facts whose optimisation left the finite numbers, and its error.
-        seed: of the bootstrap of S.
-    """
+    """The evaluations of the same records at every setting."""
 
     evaluations: Mapping[EditSetting, tuple[Evaluation, ...]]
+    """By setting, in the order of the records, without the records whose edit failed."""
     failures: Mapping[EditSetting, tuple[tuple[Fact, str], ...]] = field(default_factory=dict)
+    """By setting: each fact whose edit failed, with the error's message."""
     seed: int = 0
+    """The seed of the bootstrap of S."""
 
     @property
     def scores(self) -> dict[EditSetting, Scores]:
-        """The averages at every setting."""
+        """The averages over the records, by setting."""
         return {
             setting: Scores.of(
                 each,
@@ -68,32 +70,30 @@ class EditSweep(Result):
         }
 
     def best(self, *, least_efficacy: float = 0.99) -> EditSetting:
-        """The setting of the highest S among those whose ES is at least ``least_efficacy``.
+        """The setting with the highest S among those whose ES is at least ``least_efficacy``.
 
-        Settings at which an edit failed are left out: their averages are over fewer records than the others'.
+        Settings at which an edit failed are left out, because their averages cover fewer records.
 
         Raises:
-            ValueError: there is none, or the records lack what S needs.
+            ArgumentError: no setting is left, or the records lack prompts that S needs.
         """
-        whole = {setting: each for setting, each in self.scores.items() if not each.failed}
-        known = {
-            setting: each
-            for setting, each in whole.items()
-            if each.S is not None and each.ES is not None
-        }
-        good = {
+        s_of = {
             setting: each.S.mean
-            for setting, each in known.items()
-            if each.ES.mean >= least_efficacy
-        }  # type: ignore[union-attr]
-        if not good:
+            for setting, each in self.scores.items()
+            if not each.failed
+            and each.S is not None
+            and each.ES is not None
+            and each.ES.mean >= least_efficacy
+        }
+        if not s_of:
             raise ArgumentError(
-                f"No setting has S, ES of at least {least_efficacy}, and no failed edit: see table()."
+                f"No setting has an S, an ES of at least {least_efficacy}, and no failed edit: see "
+                "table(), or lower least_efficacy."
             )
-        return max(good, key=lambda setting: good[setting])
+        return max(s_of, key=lambda setting: s_of[setting])
 
     def table(self) -> pd.DataFrame:
-        """Settings down, the highest S first, scores across."""
+        """A table of text with a row for each setting, highest S first."""
         order = sorted(
             self.scores.values(),
             key=lambda each: -1.0 if each.S is None else each.S.mean,
@@ -115,70 +115,90 @@ def sweep_edits(
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> EditSweep:
-    """Edit and evaluate each record at each setting; ``v*`` is optimised once for each record and layer.
+    """Edit each record's fact at each setting, and score all of the edits.
 
-    Statistics, variant and stop change nothing of the way that the optimisation takes, only where it ends and what is made
-    of its end. The model is not changed. An edit that diverges is no end of the sweep: it is among the result's
-    ``failures``, in no average, and tried again by a run that goes on.
+    The value ``v*`` is optimised only once for each record and layer. Key statistics, variant and
+    stop do not change the path of the optimisation. They change only where it ends, and which edit
+    is made from the value there.
+
+    The model is not changed. An edit that diverges does not stop the sweep. It is listed in
+    ``failures``, is in no average, and is tried again when the run resumes.
 
     Args:
-        statistics: by a name of your own and by layer, such as ``{"texts": collect_key_statistics(model, layer=(3, 4))}``.
-        stop_probabilities: each as ``RomeConfig.stop_probability``; that of ``config`` is not used.
-        contexts: as for :func:`rome`; None samples them once for all records.
-        directory: where each finished evaluation is written at once; a run broken off goes on from there.
+        records: facts or records with a new target.
+        statistics: key statistics by a name of your choice and by layer, such as
+            ``{"texts": collect_key_statistics(model, layer=(3, 4))}``.
+        stop_probabilities: values for ``RomeConfig.stop_probability``. The one in ``config`` is
+            ignored.
+        variants: variants of ROME.
+        config: the other hyperparameters.
+        contexts: as for :func:`rome`. None samples them once, for all records.
+        prepend_bos: None takes the model's default.
+        directory: where each evaluation is written as soon as it is finished. An interrupted run
+            resumes from there.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: no record or no setting; otherwise as for :func:`rome` and :func:`evaluate_all`.
+        ArgumentError: there is no record or no setting.
+        FactError: a record cannot be asked or edited. This is checked before any edit.
+
+    The errors of :func:`rome` and :func:`evaluate_all` are raised too, except a divergence.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> layers = {layer: rl.KeyStatistics.identity(model, layer=layer) for layer in (2, 5)}
+        >>> sweep = rl.sweep_edits(
+        ...     model,
+        ...     rl.data.records(known_by="toy")[:2],
+        ...     statistics={"C = I": layers},
+        ...     config=rl.RomeConfig(steps=8),
+        ...     contexts=["{}"],
+        ... )
+        >>> print(sweep.best())
+        layer 2, C = I, rome, no stop
     """
     cases = [with_new_target(record) for record in as_records(records)]
     settings = _settings(statistics, variants, stop_probabilities)
-    if not settings:
-        raise ArgumentError(
-            "There is no setting: give statistics of at least one layer, a variant and a stop_probability."
-        )
-    for case in cases:  # what cannot be asked or edited fails before anything is edited
+    for case in cases:
         check_prompts(model, case, prepend_bos=prepend_bos)
-        refuse_what_is_said_already(
-            model, case.fact, encode(model, case.fact, prepend_bos=prepend_bos)
-        )
+        encoded = encode(model, case.fact, prepend_bos=prepend_bos)
+        refuse_what_is_said_already(model, case.fact, encoded)
     if contexts is None:
         contexts = random_contexts(model, prepend_bos=prepend_bos)
     store = Store(directory, identity="" if directory is None else model_identity(model))
 
-    def name(setting: EditSetting, record: Any) -> str:
+    def stored_as(setting: EditSetting, case: Record) -> str:
         moment = statistics[setting.statistics][setting.layer]
-        return store.name(setting, moment, config, tuple(contexts), prepend_bos, record)
+        return store.name(setting, moment, config, tuple(contexts), prepend_bos, case)
 
     failures: dict[EditSetting, tuple[tuple[Fact, str], ...]] = {}
     layers = sorted({check_layer(model, setting.layer) for setting in settings})
-    for record in tqdm(cases, desc="records", disable=not progress):
+    for case in tqdm(cases, desc="records", disable=not progress):
         for layer in layers:
             missing = [
                 each
                 for each in settings
-                if each.layer == layer and store.get(Evaluation, name(each, record)) is None
+                if each.layer == layer and store.get(Evaluation, stored_as(each, case)) is None
             ]
-            if missing:
-                found, failed = _evaluated(
-                    model,
-                    record,
-                    missing,
-                    statistics,
-                    contexts=contexts,
-                    config=config,
-                    prepend_bos=prepend_bos,
-                )
-                for setting, evaluation in found.items():
-                    store.add(name(setting, record), evaluation)
-                for setting, message in failed.items():
-                    failures[setting] = (*failures.get(setting, ()), (record.fact, message))
+            if not missing:
+                continue
+            evaluations, failed = _evaluate_settings(
+                model,
+                case,
+                missing,
+                statistics,
+                contexts=contexts,
+                config=config,
+                prepend_bos=prepend_bos,
+            )
+            for setting, evaluation in evaluations.items():
+                store.add(stored_as(setting, case), evaluation)
+            for setting, message in failed.items():
+                failures[setting] = (*failures.get(setting, ()), (case.fact, message))
     return EditSweep(
         evaluations={
-            setting: tuple(
-                kept
-                for record in cases
-                if (kept := store.get(Evaluation, name(setting, record))) is not None
-            )
+            setting: finished_evaluations(store, [stored_as(setting, case) for case in cases])
             for setting in settings
         },
         failures=failures,
@@ -190,18 +210,24 @@ def _settings(
     variants: Sequence[Variant],
     stop_probabilities: Sequence[float | None],
 ) -> list[EditSetting]:
-    return [
+    settings = [
         EditSetting(layer=layer, statistics=name, variant=variant, stop_probability=stop)
         for name, by_layer in statistics.items()
         for layer in by_layer
         for variant in variants
         for stop in stop_probabilities
     ]
+    if not settings:
+        raise ArgumentError(
+            "There is no setting: give the statistics of at least one layer, at least one variant "
+            "and at least one stop probability (None for no stop)."
+        )
+    return settings
 
 
-def _evaluated(
+def _evaluate_settings(
     model: LensModel,
-    record: Record,
+    case: Record,
     settings: Sequence[EditSetting],
     statistics: Mapping[str, Mapping[int, KeyStatistics]],
     *,
@@ -209,31 +235,34 @@ def _evaluated(
     config: RomeConfig,
     prepend_bos: bool | None,
 ) -> tuple[dict[EditSetting, Evaluation], dict[EditSetting, str]]:
-    """One record edited and evaluated at some settings of one layer; and why it could not be edited at the others."""
+    """Edit one record at some settings of one layer.
+
+    Returns the evaluations by setting, and the message of the error at every setting where the edit
+    failed.
+    """
     layer = settings[0].layer
-    choices = [
-        Choice(
-            statistics=statistics[each.statistics][layer],
-            variant=each.variant,
-            stop_probability=each.stop_probability,
-        )
-        for each in settings
-    ]
-    made = rank_one_edits(
+    edits_or_errors = rank_one_edits(
         model,
-        record.fact,
+        case.fact,
         layer=layer,
-        choices=choices,
+        choices=[
+            Choice(
+                statistics=statistics[each.statistics][layer],
+                variant=each.variant,
+                stop_probability=each.stop_probability,
+            )
+            for each in settings
+        ],
         contexts=contexts,
         config=config,
         prepend_bos=prepend_bos,
     )
-    by_setting = dict(zip(settings, made, strict=True))
+    by_setting = dict(zip(settings, edits_or_errors, strict=True))
     edits = {setting: edit for setting, edit in by_setting.items() if isinstance(edit, RankOneEdit)}
     failed = {setting: str(error) for setting, error in by_setting.items() if setting not in edits}
     if not edits:
         return {}, failed
-    found = evaluate_all(
-        model, list(edits.values()), [record] * len(edits), prepend_bos=prepend_bos
+    evaluations = evaluate_all(
+        model, list(edits.values()), [case] * len(edits), prepend_bos=prepend_bos
     )
-    return dict(zip(edits, found, strict=True)), failed
+    return dict(zip(edits, evaluations, strict=True)), failed

@@ -16,10 +16,10 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
-from rome_lens.editing.rome_method import Choice
 from rome_lens.editing.prompts import EditRows
+from rome_lens.editing.rome_method import Choice
 from rome_lens.evaluation.evaluating import check_prompts
-from rome_lens.evaluation.scores import Evaluation
+from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.settings_sweep import EditSweep, sweep_edits
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError

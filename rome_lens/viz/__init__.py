@@ -1,4 +1,9 @@
-"""Pictures from results. Nothing here runs a model or shows a window: figures and HTML are returned."""
+"""Pictures and pages of results. Functions return figures or HTML, and run no model.
+
+* ``trace_plots.py``, ``layer_plots.py``, ``check_plots.py``: figures. ``axes.py``: what they share.
+* ``html.py``: coloured tokens, and figures as HTML. ``page.py``: whole pages.
+* ``notebook.py``: what a notebook shows for each type of result.
+"""
 
 from rome_lens.viz import notebook as notebook
 from rome_lens.viz.check_plots import limits

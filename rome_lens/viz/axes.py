@@ -1,4 +1,4 @@
-"""What several pictures draw alike."""
+"""Parts that several figures share: colours, names, ticks and bands."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ NAMES = {
 
 
 def layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
-    """Layers across a heatmap, some of them left out where they are many."""
+    """Label the columns of a heatmap with layers; with many layers, only with every n-th."""
     step = max(1, len(layers) // 18)
     axes.set_xticks(
         [i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]], fontsize=8
@@ -27,7 +27,7 @@ def layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def layer_label(window: int) -> str:
-    """What the axis of layers holds."""
+    """The label of an axis of layers."""
     return "restored layer" if window == 1 else f"centre of {window} restored layers"
 
 
@@ -40,7 +40,7 @@ def band(
     colour: str,
     fewest: int = 2,
 ) -> None:
-    """The mean over samples as a line, with its 95 % interval where there are enough for one."""
+    """Draw the mean over samples as a line, with its 95 % interval if there are enough samples."""
     if not len(samples):
         return
     mean, half = samples.mean(0), half_width(samples)
@@ -50,7 +50,10 @@ def band(
 
 
 def visible(label: str) -> str:
-    """A label for an axis; a character that the font lacks shows as its code."""
+    """A token as a label that can be seen.
+
+    Line breaks and blanks get a sign, and a character that the font lacks becomes its code.
+    """
     font = get_font(findfont(FontProperties()))
     text = label.replace("\n", "↵").strip() or "␣"
     return "".join(

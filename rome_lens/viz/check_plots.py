@@ -1,4 +1,4 @@
-"""Pictures of edits: their limits, and their success beside traces."""
+"""Figures of checks."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,17 +14,21 @@ from rome_lens.intervals import Average
 
 
 def limits(result: Limits | LimitsAverage) -> Figure:
-    """Every check that was asked in a row: at the left its effect, at the right its control; a dot for each fact, or prompt.
+    """Draw each check that was asked as a row: its effect on the left, its control on the right.
 
-    "where known" is over the prompts of which the unedited model can do what is asked. Bars are means with 95 % intervals:
-    of many edits over facts, of a single one over its prompts, and none below five.
+    A dot is one fact, or one prompt if the result is about a single edit. "where known" covers the
+    prompts for which the unedited model can do what is asked. Marks are means and bars are 95 %
+    intervals, over facts or over the prompts of the single edit. There is no interval below five
+    values.
 
     Raises:
-        ValueError: no check was asked.
+        ArgumentError: no check was asked.
     """
     checks = [name for name in _checks(result) if _asked(result, name)]
     if not checks:
-        raise ArgumentError("No check was asked of any fact: there is nothing to show.")
+        raise ArgumentError(
+            "No check was asked, so there is nothing to draw: use records with more prompts."
+        )
     figure = Figure(figsize=(9.6, 0.4 + 1.15 * len(checks)), layout="constrained")
     for (left, right), name in zip(
         figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True
@@ -54,7 +58,7 @@ def _checks(result: Limits | LimitsAverage) -> list[str]:
 
 
 def _asked(result: Limits | LimitsAverage, check: str) -> list[CheckResult]:
-    """The check's results on the facts that it was asked of."""
+    """The results of a check for the facts that it was asked about."""
     if isinstance(result, LimitsAverage):
         return result.of(check)
     return [result[check]] if result[check].asked else []
@@ -63,12 +67,12 @@ def _asked(result: Limits | LimitsAverage, check: str) -> list[CheckResult]:
 def _mean(result: Limits | LimitsAverage, check: str, kind: str) -> Average | None:
     if isinstance(result, LimitsAverage):
         return result.effect(check, kind)
-    found: Average | None = getattr(result[check], kind)
-    return found
+    mean: Average | None = getattr(result[check], kind)
+    return mean
 
 
 def _values(result: Limits | LimitsAverage, check: str, kind: str) -> list[float]:
-    """What the mean is over: the facts' own means, or the prompts' numbers."""
+    """The values that the mean averages: one for each fact, or for each prompt of a single edit."""
     if isinstance(result, LimitsAverage):
         return [
             value.mean for each in result.of(check) if (value := getattr(each, kind)) is not None
@@ -83,10 +87,10 @@ def _values(result: Limits | LimitsAverage, check: str, kind: str) -> list[float
 
 
 def _strips(axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Sequence[str]) -> None:
-    """One line of dots for each kind of average, with its mean."""
+    """Draw a line of dots for each kind of average, with its mean and interval."""
     names = {"effect": "all", "effect_where_known": "where known", "control": "control"}
-    shown = {kind: mean for kind in kinds if (mean := _mean(result, check, kind)) is not None}
-    for y, (kind, mean) in enumerate(shown.items()):
+    means = {kind: mean for kind in kinds if (mean := _mean(result, check, kind)) is not None}
+    for y, (kind, mean) in enumerate(means.items()):
         values = _values(result, check, kind)
         axes.plot(
             values,
@@ -99,5 +103,5 @@ def _strips(axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Seque
         if mean.low is not None and mean.high is not None:
             axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)
         axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(shown)), [names[kind] for kind in shown], fontsize=7)
-    axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
+    axes.set_yticks(range(len(means)), [names[kind] for kind in means], fontsize=7)
+    axes.set_ylim(max(len(means), 1) - 0.5, -0.5)

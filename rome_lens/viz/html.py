@@ -1,4 +1,4 @@
-"""Pictures as HTML that needs no network: coloured tokens, figures."""
+"""HTML that loads nothing from the network: coloured tokens and figures."""
 
 import base64
 import html
@@ -18,9 +18,10 @@ from rome_lens.tracing.results import CausalTrace
 
 @dataclass(frozen=True, repr=False)
 class Html:
-    """A picture as HTML that needs no network; notebooks show it."""
+    """A picture as HTML that loads nothing from the network. Notebooks show it."""
 
     source: str
+    """The HTML."""
 
     def __repr__(self) -> str:
         return f"Html({len(self.source)} characters)"
@@ -30,16 +31,16 @@ class Html:
 
 
 def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float]) -> Html:
-    """Tokens coloured by a value each (CircuitsVis): blue above zero, red below.
+    """Colour each token by its value, blue above zero and red below, with CircuitsVis.
 
     Raises:
-        ValueError: there are not as many values as tokens.
+        ArgumentError: there are more tokens than values, or fewer.
     """
     if len(labels) != len(values):
         raise ArgumentError(
-            f"There are {len(labels)} tokens and {len(values)} values, expected as many."
+            f"There are {len(labels)} tokens and {len(values)} values, expected one for each token."
         )
-    # CircuitsVis puts labels into the page as HTML, in which "<bos>" would be an element and not be seen.
+    # CircuitsVis puts labels into the page as HTML, where "<bos>" would be an invisible element.
     rendered = colored_tokens(
         [html.escape(label) for label in labels], [float(value) for value in values]
     )
@@ -47,7 +48,7 @@ def tokens(labels: Sequence[str], values: Float[Tensor, " pos"] | Sequence[float
 
 
 def trace_tokens(result: CausalTrace) -> Html:
-    """The prompt's tokens, coloured by the largest indirect effect that any layer's state has there."""
+    """Colour the prompt's tokens by the largest indirect effect there, over all layers."""
     effects = (
         result.indirect_effects.amax((0, 2)) if result.heads else result.indirect_effects.amax(0)
     )
@@ -55,7 +56,10 @@ def trace_tokens(result: CausalTrace) -> Html:
 
 
 def firing(results: EditFiring | Sequence[EditFiring]) -> Html:
-    """Where an edit fires, for one prompt a line, or for a single one: 1 is how it fires on the fact's own key."""
+    """Colour the tokens of one prompt, or of several on a line each, by how the edit fires there.
+
+    1 is how the edit fires on its own key.
+    """
     if isinstance(results, EditFiring):
         return tokens(results.labels, results.values)
     labels: list[str] = []
@@ -67,7 +71,7 @@ def firing(results: EditFiring | Sequence[EditFiring]) -> Html:
 
 
 def figure_html(figure: Figure, *, alt: str = "") -> str:
-    """A figure as an ``img`` element that holds its own data."""
+    """A figure as an ``img`` element that contains the picture's data."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Pictures of layer sweeps."""
+"""Figures of layer sweeps."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,17 +12,18 @@ from rome_lens.viz.axes import NAMES, band, layer_label
 
 
 def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
-    """Success of edits and effect of restoring, by layer on the left, against each other on the right.
+    """Draw the success of edits and the effect of restoring by layer, and against each other.
 
-    On the left means over the facts with 95 % intervals, none below five facts; on the right a point for each fact and
-    layer, and above them R^2 of the measure (:meth:`LayerSweep.variance_explained` has the intervals and the control).
+    The panels on the left show means over the facts, with 95 % intervals if there are five facts or
+    more. The panel on the right shows a point for each fact and layer. Its title gives the R² of
+    the measure; :meth:`LayerSweep.variance_explained` has the intervals and the control.
 
     Raises:
-        ValueError: an unknown measure, or one that no record asked.
+        ArgumentError: the measure is unknown, or no record has prompts for it.
     """
     success = result.success(measure)
     if not len(asked(success)):
-        raise ArgumentError(f"No record asked {measure}.")
+        raise ArgumentError(f"No record has prompts for {measure}: choose another measure.")
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     panels = figure.subplot_mosaic([["above", "right"], ["below", "right"]])
     above, below, right = panels["above"], panels["below"], panels["right"]
@@ -48,15 +49,19 @@ def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
         parse_math=False,
     )
     right.set_ylabel(measure)
-    right.set_title(_explained(result, measure), fontsize=9)
+    right.set_title(_r_squared(result, measure), fontsize=9)
     return figure
 
 
-def _explained(result: LayerSweep, measure: str) -> str:
+def _r_squared(result: LayerSweep, measure: str) -> str:
+    """R² of the measure, explained by layer, by effect, and by effect in addition to layer."""
     success = result.success(measure)
     rows = ~success.isnan().any(1)
-    found = regression(result.effects[rows].numpy(), success[rows].numpy())
+    fit = regression(result.effects[rows].numpy(), success[rows].numpy())
     what = f"{measure} of {int(rows.sum())} facts"
-    if found is None:
+    if fit is None:
         return f"{what}: all equal"
-    return f"{what}, R² of layer {found.layer:.2f}, of effect {found.effect:.2f}, added {found.added:.3f}"
+    return (
+        f"{what}: R² of layer {fit.layer:.2f}, of effect {fit.effect:.2f}, "
+        f"added by effect {fit.added:.3f}"
+    )

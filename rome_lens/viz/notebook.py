@@ -1,6 +1,7 @@
 """What a notebook shows for each type of result.
 
-Importing this module registers the functions with :func:`rome_lens.results.to_html`, which every result calls.
+Importing this module registers a function for each type with :func:`rome_lens.results.to_html`,
+which every result calls.
 """
 
 import html
@@ -11,7 +12,8 @@ from rome_lens.checks.result import CheckResult
 from rome_lens.editing.edit import Edit
 from rome_lens.editing.firing import EditFiring
 from rome_lens.evaluation.comparison import Comparison
-from rome_lens.evaluation.scores import Evaluation, Scores, score_table
+from rome_lens.evaluation.results import Evaluation
+from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.evaluation.settings_sweep import EditSweep
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.localisation.results import LayerSweep
@@ -47,8 +49,8 @@ def _(result: KeyStatistics) -> str:
 
 @to_html.register
 def _(result: Edit) -> str:
-    known = result.to_frame().dropna(axis="columns", how="all")
-    return str(known.to_html(index=False, na_rep="", float_format="{:.4g}".format))
+    filled = result.to_frame().dropna(axis="columns", how="all")
+    return str(filled.to_html(index=False, na_rep="", float_format="{:.4g}".format))
 
 
 @to_html.register
@@ -84,15 +86,18 @@ def _(result: VarianceExplained) -> str:
 
 @to_html.register
 def _(result: CheckResult) -> str:
-    said = f"<p><b>{html.escape(result.name)}</b>: {html.escape(result.asks)}</p><p>{html.escape(result.reading)}</p>"
+    words = (
+        f"<p><b>{html.escape(result.name)}</b>: {html.escape(result.asks)}</p>"
+        f"<p>{html.escape(result.reading)}</p>"
+    )
     if not result.rows and not result.further:
-        return said
+        return words
     rows = (
         result.to_frame()
         .drop(columns="check")
         .to_html(index=False, float_format="{:.4f}".format, na_rep="")
     )
-    return f"{said}{result.table().to_html()}{rows}"
+    return f"{words}{result.table().to_html()}{rows}"
 
 
 @to_html.register

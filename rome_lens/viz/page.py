@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, about one edit or about the limits of many: they open from disk, with the network off."""
+"""Self-contained HTML pages, about one edit or about the checks of many edits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,16 @@ from rome_lens.tracing.results import CausalTrace
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class BeforeAfter(Result):
-    """A prompt's likeliest answers without and with the edit; ``kind`` says what the prompt is to the edit."""
+    """The most likely answers to a prompt without and with an edit."""
 
     kind: str
+    """What the prompt is to the edit, such as ``"fact"`` or ``"neighbour"``."""
     expected: str
+    """The true answer."""
     before: TopAnswers
+    """The answers without the edit."""
     after: TopAnswers
+    """The answers with the edit."""
 
 
 def report(
@@ -40,17 +44,24 @@ def report(
     limits: Limits | None = None,
     firing: Sequence[EditFiring] = (),
 ) -> Path:
-    """Write the page and return its path; a file that was there is replaced only by a whole one.
+    """Write an HTML page about one edit and return its path.
+
+    An existing file is replaced only when the new page is complete.
 
     Args:
-        traces: the first one's prompt is also shown as coloured tokens.
-        answers, limits, firing: shown where given.
+        path: where to write.
+        model_name: the model's name, for the page.
+        traces: traces of the fact. The first one is also shown as coloured tokens.
+        edit: the edit.
+        answers: answers to some prompts before and after the edit.
+        limits: what :func:`check_limits` found.
+        firing: how the edit fires on some prompts.
 
     Raises:
-        ValueError: there is no trace.
+        ArgumentError: there is no trace.
     """
     if not traces:
-        raise ArgumentError("The report needs at least one trace.")
+        raise ArgumentError("traces is empty: the report needs at least one trace.")
     path = Path(path)
     page = _template("report.html").render(
         title=_title(traces[0], edit),
@@ -73,10 +84,17 @@ def report(
 
 
 def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) -> Path:
-    """Write what the checks found over facts, and return the path: an HTML page, or tables alone where it ends in ``.md``.
+    """Write what the checks found for many edits and return the path.
+
+    A path that ends in ``.html`` gives a page. One that ends in ``.md`` gives the tables alone.
+
+    Args:
+        path: where to write.
+        model_name: the model's name, for the page.
+        average: what :func:`average_limits` or :func:`check_records` gave.
 
     Raises:
-        ValueError: the path ends otherwise.
+        ArgumentError: the path has another ending.
     """
     path = Path(path)
     if path.suffix not in (".html", ".md"):

@@ -1,4 +1,4 @@
-"""Pictures of traces."""
+"""Figures of traces."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,19 @@ from rome_lens.viz.axes import COLOURS, NAMES, band, layer_label, layer_ticks, v
 
 
 def trace(result: CausalTrace) -> Figure:
-    """Heatmap of a trace: tokens down, layers across, colour the probability of the answer with the state restored.
+    """Draw a trace as a heatmap with a row for each token and a column for each layer.
 
-    The colour scale starts at the corrupted run's probability. Tokens of the subject carry a star. Of a trace of single
-    heads each cell shows its best head; see :func:`heads`.
+    The colour is the probability of the answer with that state restored. The scale starts at the
+    corrupted run's probability. The subject's tokens carry a star. In a trace of single heads, each
+    cell shows its best head; see :func:`heads`.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> model = rl.load_model("toy")
+        >>> result = rl.causal_trace(model, rl.data.record("wanda-brandt"), samples=2)
+        >>> figure = rl.viz.trace(result)
+        >>> figure.axes[0].get_xlabel()
+        'restored layer'
     """
     scores = (result.scores.amax(2) if result.heads else result.scores).T.numpy()
     figure = Figure(
@@ -45,13 +54,20 @@ def trace(result: CausalTrace) -> Figure:
 
 
 def heads(result: CausalTrace, at: Position | None = None) -> Figure:
-    """Heatmap of a trace of ``"z"``: heads down, layers across, at one position (None: that of the highest score).
+    """Draw a trace of ``"z"`` at one position as a heatmap of heads and layers.
+
+    Args:
+        result: a trace of single heads.
+        at: the position, as :meth:`CausalTrace.peak` takes it. None takes that of the highest
+            score.
 
     Raises:
-        ValueError: the trace is not of single heads, or ``at`` is no traced position.
+        ArgumentError: the trace is not of single heads, or does not cover the position.
     """
     if not result.heads:
-        raise ArgumentError(f"The trace is of {result.component!r}, expected component='z'.")
+        raise ArgumentError(
+            f"The trace is of {result.component!r}, expected one made with component='z'."
+        )
     pos = result.peak(at)[1]
     scores = result.scores[:, result.positions.index(pos)].T.numpy()
     figure = Figure(
@@ -74,7 +90,7 @@ def heads(result: CausalTrace, at: Position | None = None) -> Figure:
 
 
 def severed(result: SeveredTrace) -> Figure:
-    """Indirect effects by layer, with nothing severed and with the modules severed: one panel for each position."""
+    """Draw indirect effects by layer, with and without severed modules, for each position."""
     panels = len(result.positions)
     figure = Figure(figsize=(0.8 + 4.2 * panels, 3.2), layout="constrained")
     what = {"mlp": "MLPs", "attn": "attentions", "both": "MLPs and attentions"}[result.severed]
@@ -109,16 +125,16 @@ def severed(result: SeveredTrace) -> Figure:
 
 
 def averages(results: Sequence[TraceAverage]) -> Figure:
-    """Average indirect effects over facts, one column for each result.
+    """Draw indirect effects averaged over facts, in one column for each result.
 
-    Above, a heatmap of roles and layers; below, the last subject token, the subject's other tokens and the prompt's last
-    token by layer, with 95 % intervals over facts.
+    The upper panel is a heatmap of roles and layers. The lower panel shows the first, middle and
+    last subject tokens and the prompt's last token by layer, with 95 % intervals over facts.
 
     Raises:
-        ValueError: there is no result.
+        ArgumentError: there is no result.
     """
     if not results:
-        raise ArgumentError("There is no average to show.")
+        raise ArgumentError("results is empty: give at least one average of traces.")
     figure = Figure(figsize=(1.2 + 4.4 * len(results), 5.4), layout="constrained")
     grid = figure.subplots(2, len(results), squeeze=False, height_ratios=(1.0, 1.3))
     for (above, below), result in zip(grid.T, results, strict=True):

@@ -42,7 +42,8 @@ def test_entropy_grows_with_distinct_words() -> None:
 
 
 def test_tfidf_by_hand() -> None:
-    """Documents "Rome rome city." and "rome, tower": idf 1 for what both have, ln(3/2) + 1 for the rest."""
+    """Documents "Rome rome city." and "rome, tower": idf 1 for what both have, ln(3/2) + 1 for the
+    rest."""
     rare = math.log(3 / 2) + 1
     expected = (2 * 1) / (math.hypot(2, rare) * math.hypot(1, rare))
     assert tfidf_similarity(["Rome rome", "city."], ["rome, tower"]) == pytest.approx(

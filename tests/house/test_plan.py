@@ -15,6 +15,7 @@ PACKAGE = Path(rome_lens.__file__).parent
 ROWS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
+    ("commands",),
     ("",),  # rome_lens/__init__.py, the public names
     ("viz",),
     ("checks",),

@@ -278,7 +278,7 @@ def test_the_picture_holds_every_cell_and_the_means() -> None:
         if axes.get_ylabel() == "success of the edit"
     )
     assert not few.collections
-    with pytest.raises(ValueError, match="No record asked PS"):
+    with pytest.raises(ValueError, match="No record has prompts for PS"):
         viz.layer_sweep(sweep, "PS")
     assert sweep._repr_html_().startswith("<img")
 

@@ -1,4 +1,4 @@
-"""The page says what the results say, in their own words, opens without a network, and is whole or not there."""
+"""The page says what the results say, opens without a network, and is complete or not there."""
 
 import dataclasses
 import html
@@ -16,46 +16,31 @@ from rome_lens.checks.limits import Limits
 from rome_lens.data.record_type import Record
 from rome_lens.storage import installed_versions
 
-LAYER = 1
 SCRIPT = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    """The toy model on one class: a page is made of results, which hold no model."""
-    return rl.load_model("toy")
-
-
-@pytest.fixture(scope="module")
-def results(model: Any, toy_record: Record) -> dict[str, Any]:
+def results(one_toy: Any, toy_record: Record, toy_edit: rl.RankOneEdit) -> dict[str, Any]:
     """What a report is made of, one check not asked."""
     fact = toy_record.fact
-    statistics = rl.KeyStatistics.identity(model, layer=LAYER)
-    edit = rl.rome(
-        model,
-        fact,
-        layer=LAYER,
-        statistics=statistics,
-        contexts=["{}"],
-        config=rl.RomeConfig(steps=3),
-    )
     prompts = [fact.text, toy_record.neighborhood[0].prompt]
-    before = rl.top_answers(model, prompts, count=2)
-    after = rl.top_answers(model, prompts, count=2, fwd_hooks=edit.fwd_hooks(model))
+    before = rl.top_answers(one_toy, prompts, count=2)
+    after = rl.top_answers(one_toy, prompts, count=2, fwd_hooks=toy_edit.fwd_hooks(one_toy))
+    record = dataclasses.replace(toy_record, aliases=())
     return {
         "model_name": "toy",
-        "traces": [rl.causal_trace(model, fact, component=c, samples=2) for c in ("resid", "mlp")],
-        "edit": edit,
+        "traces": [
+            rl.causal_trace(one_toy, fact, component=c, samples=2) for c in ("resid", "mlp")
+        ],
+        "edit": toy_edit,
         "answers": [
             rl.BeforeAfter(kind=kind, expected=expected, before=b, after=a)
             for kind, expected, b, a in zip(
                 ("fact", "neighbour"), (fact.target, "none"), before, after, strict=True
             )
         ],
-        "limits": rl.check_limits(
-            model, edit, dataclasses.replace(toy_record, aliases=()), samples=1
-        ),
-        "firing": [rl.edit_firing(model, edit, prompt) for prompt in prompts],
+        "limits": rl.check_limits(one_toy, toy_edit, record, samples=1, new_tokens=5),
+        "firing": [rl.edit_firing(one_toy, toy_edit, prompt) for prompt in prompts],
     }
 
 
@@ -129,7 +114,7 @@ def test_the_page_loads_nothing_and_closes_what_it_opens(source: str) -> None:
     page = Page(source)
     page.assert_loads_nothing()
     assert re.findall(r"url\(|@import", source.split("</style>")[0]) == []
-    for tag in (
+    for tag in [
         "html",
         "head",
         "body",
@@ -142,7 +127,7 @@ def test_the_page_loads_nothing_and_closes_what_it_opens(source: str) -> None:
         "p",
         "h2",
         "h3",
-    ):
+    ]:
         assert page.names().count(tag) == page.closed.count(tag) > 0, tag
 
 
@@ -203,7 +188,7 @@ def test_every_answer_stands_with_its_probability(source: str, results: dict[str
 def test_the_page_names_edit_model_and_versions(source: str, results: dict[str, Any]) -> None:
     fact = results["edit"].fact
     assert f"<title>{fact.text} {fact.target} → {fact.new_target} (toy)</title>" in source
-    assert f"W_out at layer {LAYER}." in source
+    assert f"W_out at layer {results['edit'].layer}." in source
     text = flat(Page(source).text)
     assert results["edit"].made_with in text
     assert [
@@ -234,11 +219,11 @@ def test_html_in_a_users_words_is_shown_and_not_obeyed(
 
 
 def test_a_prompt_that_holds_html_can_be_traced_and_reported(
-    model: Any, results: dict[str, Any], tmp_path: Path
+    one_toy: Any, results: dict[str, Any], tmp_path: Path
 ) -> None:
     fact = rl.Fact(f"{SCRIPT} {{}} is", subject="The Louvre", target=results["edit"].fact.target)
-    trace = rl.causal_trace(model, fact, samples=1, layers=[0], require_correct=False)
-    firing = [rl.edit_firing(model, results["edit"], fact.text)]
+    trace = rl.causal_trace(one_toy, fact, samples=1, layers=[0], require_correct=False)
+    firing = [rl.edit_firing(one_toy, results["edit"], fact.text)]
     page = written(tmp_path / "page.html", **{**results, "traces": [trace], "firing": firing})
     assert [script.lstrip()[:12] for script in page.scripts] == ['"use strict"'] * 2
     (picture,) = (attrs for tag, attrs in page.opened if tag == "img")
@@ -246,7 +231,7 @@ def test_a_prompt_that_holds_html_can_be_traced_and_reported(
 
 
 def test_an_empty_list_of_traces_is_refused(results: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="The report needs at least one trace"):
+    with pytest.raises(ValueError, match="report needs at least one trace"):
         rl.report(tmp_path / "page.html", **{**results, "traces": []})
     assert list(tmp_path.iterdir()) == []
 
@@ -293,9 +278,9 @@ def test_an_old_page_is_replaced_by_a_whole_new_one(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("lacking", [{"losses": None}, {"probability": None}, {"fact": None}])
-def test_an_edit_made_by_hand_can_be_reported(
-    lacking: dict[str, None], results: dict[str, Any], tmp_path: Path
-) -> None:
-    edit = dataclasses.replace(results["edit"], **lacking)
-    assert f"layer {LAYER}" in written(tmp_path / "page.html", **{**results, "edit": edit}).text
+def test_an_edit_made_by_hand_can_be_reported(results: dict[str, Any], tmp_path: Path) -> None:
+    for lacking in ({"losses": None}, {"probability": None}, {"fact": None}):
+        edit = dataclasses.replace(results["edit"], **lacking)
+        least = {"model_name": "toy", "traces": results["traces"][:1], "edit": edit}
+        page = written(tmp_path / "page.html", **least)
+        assert f"layer {edit.layer}" in page.text

@@ -1,4 +1,4 @@
-"""Pictures show the numbers and the words of a result, whatever signs the words hold, and load nothing."""
+"""Pictures show a result's numbers and words, whatever characters the words hold."""
 
 import base64
 import html
@@ -22,7 +22,8 @@ OUTSIDE = re.compile(r"""(?:import|from|import\(|fetch\(|src=|href=)\s*["'`]?(?:
 
 
 class Page(HTMLParser):
-    """The elements of a page, its scripts and its text; a tag with a slash at its end opens its element all the same."""
+    """The elements of a page, its scripts and its text. A tag that ends in a slash opens its
+    element too."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -93,7 +94,7 @@ def tick_labels(figure: Figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
-def shown(picture: Html) -> dict[str, Any]:
+def given_to_circuitsvis(picture: Html) -> dict[str, Any]:
     """What the page gives to CircuitsVis."""
     (script,) = Page(picture.source).scripts
     found = re.search(r"CircuitsVis\.ColoredTokens,\s*(\{.*\})\s*\)\s*$", script)
@@ -133,22 +134,25 @@ def test_the_first_token_stands_on_top() -> None:
     assert bottom > top
 
 
-@pytest.mark.parametrize("layers", [(4,), (0, 1, 2), (1, 3, 7), tuple(range(48))])
-def test_a_layers_name_stands_at_its_own_column(layers: tuple[int, ...]) -> None:
-    axes = viz.trace(a_trace(layers=layers, sample_scores=torch.zeros(2, len(layers), 6))).axes[0]
-    names = [label.get_text() for label in axes.get_xticklabels()]
-    assert names == [str(layers[int(tick - 0.5)]) for tick in axes.get_xticks()]
-    assert 1 <= len(names) <= 25
+def test_a_layers_name_stands_at_its_own_column() -> None:
+    for layers in [(4,), (0, 1, 2), (1, 3, 7), tuple(range(48))]:
+        scores = torch.zeros(2, len(layers), 6)
+        axes = viz.trace(a_trace(layers=layers, sample_scores=scores)).axes[0]
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert names == [str(layers[int(tick - 0.5)]) for tick in axes.get_xticks()]
+        assert 1 <= len(names) <= 25
 
 
-@pytest.mark.parametrize(
-    "words", ["$\\nosuch{$", "a_b^c", "$x_1$", "\\frac{1}{2}", "<b>&amp;", "$"]
-)
-def test_signs_of_formulas_are_words_like_others(words: str) -> None:
-    figure = viz.trace(a_trace(labels=(words,) * 7, answer=words))
+def test_signs_of_formulas_are_words_like_others() -> None:
+    words = ("$\\nosuch{$", "a_b^c", "$x_1$", "\\frac{1}{2}", "<b>&amp;", "$", "b")
+    result = a_trace(labels=words)
+    figure = viz.trace(result)
     viz.figure_html(figure)
-    assert tick_labels(figure) == [f"{words}*"] * 3 + [words] * 3
-    assert figure.axes[1].get_ylabel() == f"p({words})"
+    assert tick_labels(figure) == ["a_b^c*", "$x_1$*", "\\frac{1}{2}*", "<b>&amp;", "$", "b"]
+    for answer in words:
+        figure = viz.trace(a_trace(answer=answer))
+        assert figure.axes[1].get_ylabel() == f"p({answer})"
+    viz.figure_html(viz.trace(a_trace(labels=words[:1] * 7, answer=words[0])))
 
 
 def test_a_window_and_its_component_are_named() -> None:
@@ -176,7 +180,7 @@ def test_no_figure_is_left_for_pyplot_to_show() -> None:
 
 
 def test_tokens_are_shown_with_their_values() -> None:
-    found = shown(
+    found = given_to_circuitsvis(
         viz.tokens(["The", " Lou", "東京", '"', "\\"], torch.tensor([1.0, -0.5, 0.0, 0.25, 2.0]))
     )
     assert [html.unescape(token) for token in found["tokens"]] == ["The", " Lou", "東京", '"', "\\"]
@@ -186,7 +190,7 @@ def test_tokens_are_shown_with_their_values() -> None:
 def test_a_traces_tokens_are_coloured_by_their_largest_effect() -> None:
     scores = torch.full((2, 3, 6), 0.125)  # below the corrupted run: no effect, and none below zero
     scores[:, 1, 2] = 0.8125
-    found = shown(viz.trace_tokens(a_trace(sample_scores=scores)))
+    found = given_to_circuitsvis(viz.trace_tokens(a_trace(sample_scores=scores)))
     assert found["tokens"] == list(LABELS[1:])
     assert found["values"] == [0.0, 0.0, 0.5, 0.0, 0.0, 0.0]
 
@@ -206,16 +210,16 @@ def firings() -> list[EditFiring]:
 
 
 def test_an_edits_firing_has_one_line_for_each_prompt() -> None:
-    found = shown(viz.firing(firings()))
+    found = given_to_circuitsvis(viz.firing(firings()))
     assert found["tokens"] == ["The", " Louvre", "\n", "Big", " Ben", "\n"]
     assert found["values"] == [0.25, 1.0, 0.0, -0.5, 0.0, 0.0]
 
 
 def test_the_firing_on_a_single_prompt_is_drawn_too_and_shows_itself_in_a_notebook() -> None:
     one = firings()[0]
-    found = shown(viz.firing(one))
+    found = given_to_circuitsvis(viz.firing(one))
     assert (found["tokens"], found["values"]) == (["The", " Louvre"], [0.25, 1.0])
-    assert shown(Html(one._repr_html_())) == found
+    assert given_to_circuitsvis(Html(one._repr_html_())) == found
 
 
 PICTURES = {
@@ -240,11 +244,11 @@ def test_two_pictures_on_one_page_draw_in_two_places() -> None:
     assert all(f'"{place}"' in script for place, script in zip(places, page.scripts, strict=True))
 
 
-@pytest.mark.parametrize("label", ["<bos>", "<b>", "&lt;", "<img src=x onerror=alert(1)>"])
-def test_a_token_that_looks_like_html_is_shown_as_it_reads(label: str) -> None:
-    (token,) = shown(viz.tokens([label], [1.0]))["tokens"]
-    assert Page(token).names() == []
-    assert html.unescape(token) == label
+def test_a_token_that_looks_like_html_is_shown_as_it_reads() -> None:
+    labels = ["<bos>", "<b>", "&lt;", "<img src=x onerror=alert(1)>"]
+    tokens = given_to_circuitsvis(viz.tokens(labels, [1.0] * 4))["tokens"]
+    assert [html.unescape(token) for token in tokens] == labels
+    assert Page(" ".join(tokens)).names() == []
 
 
 def test_a_token_cannot_end_the_script_that_shows_it() -> None:

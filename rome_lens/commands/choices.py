@@ -1,0 +1,86 @@
+"""Which records, preset and texts a command uses."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import rome_lens as rl
+from rome_lens.data.record_type import Record
+from rome_lens.editing.presets import PRESETS, Preset
+from rome_lens.errors import ArgumentError
+from rome_lens.models.lens import LensModel
+
+_TEXTS_TO_READ = 12
+
+
+def choose_record(model_name: str, record_id: str | None) -> Record:
+    """The record of this id, or the one that the demo takes for this model."""
+    if record_id is not None:
+        return rl.data.record(record_id)
+    if model_name == "toy":
+        return rl.data.records(known_by="toy")[0]
+    return rl.data.record("eiffel-tower")
+
+
+def choose_records(
+    model_name: str, file: Path | None, only: Sequence[str] | None = None
+) -> list[Record]:
+    """The records of the file, or else the bundled ones, optionally only some of them.
+
+    The toy model's facts are invented. It knows no others, and no other model knows them.
+
+    Raises:
+        ArgumentError: there is no record of an id in ``only``.
+    """
+    if file is not None:
+        records = rl.data.read_records(file)
+    else:
+        is_toy = model_name == "toy"
+        records = [each for each in rl.data.records() if ("toy" in each.known_by) == is_toy]
+    if only is None:
+        return records
+    if missing := set(only) - {record.id for record in records}:
+        raise ArgumentError(
+            f"There is no record {sorted(missing)}; there are: "
+            f"{', '.join(str(record.id) for record in records)}."
+        )
+    return [record for record in records if record.id in only]
+
+
+def trace_window(model: LensModel) -> int:
+    """How many layers MLP and attention traces restore: 5, or fewer in a small model."""
+    return max(1, min(5, model.cfg.n_layers // 3))
+
+
+def choose_preset(model_name: str, *, layer: int | None, suggested: int) -> Preset:
+    """The model's preset, at ``layer`` if one is given.
+
+    A model without a preset is edited at ``layer``, or else at the suggested layer, and the value's
+    optimisation stops early.
+    """
+    preset = PRESETS.get(model_name)
+    if preset is None:
+        return Preset(
+            model=model_name,
+            layer=suggested if layer is None else layer,
+            config=rl.RomeConfig(stop_probability=0.5),
+        )
+    return preset if layer is None else replace(preset, layer=layer)
+
+
+def unrelated_texts(model_name: str, records: Sequence[Record]) -> list[str] | None:
+    """Texts to read that name none of the records' subjects; None for the bundled English texts.
+
+    The toy model knows no English, so it reads sentences about neighbours.
+    """
+    if model_name != "toy":
+        return None
+    sentences = dict.fromkeys(
+        f"{question.prompt} {question.target}."
+        for record in records
+        for question in record.neighborhood
+    )
+    unrelated = [
+        text for text in sentences if not any(record.fact.subject in text for record in records)
+    ]
+    return unrelated[:_TEXTS_TO_READ]

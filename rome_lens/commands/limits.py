@@ -1,0 +1,86 @@
+"""``rome-lens limits``: edit many facts one by one, and check what each edit does not do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import rome_lens as rl
+from rome_lens.commands.choices import choose_preset, trace_window, unrelated_texts
+from rome_lens.commands.console import console, heading, say
+from rome_lens.data.record_type import Record
+from rome_lens.editing.presets import PRESETS
+from rome_lens.errors import ArgumentError
+from rome_lens.models.gguf import cache_root
+from rome_lens.models.lens import LensModel
+
+
+def run_limits(
+    model_name: str,
+    records: Sequence[Record],
+    *,
+    layer: int | None,
+    directory: Path | None,
+    out: Path,
+    progress: bool,
+) -> None:
+    """Edit each record's fact alone, check every edit, print the averages and write the page."""
+    model = rl.load_model(model_name)
+    if layer is not None:
+        rl.models.check_layer(model, layer)
+    records = _known_records(model, model_name, records)
+    suggested = 0
+    if layer is None and model_name not in PRESETS:
+        trace = rl.causal_trace(
+            model, records[0], component="mlp", window=trace_window(model), progress=progress
+        )
+        suggested = rl.choose_layer(trace)
+        say(f"Layer {suggested}, from the MLP trace of {records[0].fact.text!r}.")
+    preset = choose_preset(model_name, layer=layer, suggested=suggested)
+    average = rl.check_records(
+        model,
+        records,
+        preset.editor(model, cache=cache_root() / "keys", progress=progress),
+        texts=unrelated_texts(model_name, records),
+        directory=directory,
+        progress=progress,
+    )
+    heading(f"What {len(records)} edits of {model_name} at layer {preset.layer} do not do")
+    _print_average(average)
+    page = rl.limits_report(out, model_name=model_name, average=average)
+    say(f"\nReport: {page.resolve()}")
+
+
+def _known_records(model: LensModel, model_name: str, records: Sequence[Record]) -> list[Record]:
+    """The records whose facts the model knows; the others are named."""
+    knows = rl.knows(model, [record.fact for record in records])
+    unknown = [str(record.id) for record, known in zip(records, knows, strict=True) if not known]
+    if unknown:
+        say(f"Not known to {model_name}, left out: {', '.join(unknown)}")
+    if len(unknown) == len(records):
+        raise ArgumentError(
+            f"{model_name} knows none of these facts, so there is nothing to edit: give others."
+        )
+    return [record for record, known in zip(records, knows, strict=True) if known]
+
+
+def _print_average(average: rl.LimitsAverage) -> None:
+    for name in average.checks:
+        asked = average.of(name)
+        console.print(f"\n[bold]{name}[/bold] ({len(asked)} facts)", soft_wrap=True)
+        if not asked:
+            say("  not asked")
+            continue
+        lines = [
+            (asked[0].effect_is, average.effect(name)),
+            ("  where the unedited model knows it", average.effect(name, "effect_where_known")),
+            (f"control: {asked[0].control_is}", average.effect(name, "control")),
+        ]
+        measures = dict.fromkeys(measure.name for result in asked for measure in result.further)
+        lines += [(measure, average.measure(name, measure)) for measure in measures]
+        for label, value in lines:
+            if value is not None:
+                say(f"  {label}: {value}")
+    if average.firing_correlation is not None:
+        say(
+            "\nSpearman's correlation of firing with KL over a fact's prompts: "
+            f"{average.firing_correlation}"
+        )
