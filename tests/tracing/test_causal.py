@@ -79,7 +79,7 @@ def one_row_per_cell(
     return scores if heads else scores[:, :, 0]
 
 
-def noise_of(model: Any, fact: rl.Fact, scale: float = 1.0, samples: int = 3) -> torch.Tensor:
+def noise_of(model: Any, fact: rl.Fact, scale: float = 1.0, samples: int = 2) -> torch.Tensor:
     start, end = encode(model, fact).subject
     generator = torch.Generator().manual_seed(1)
     return scale * torch.randn((samples, end - start, model.cfg.d_model), generator=generator)
@@ -124,7 +124,7 @@ def test_other_windows_equal_the_run_with_one_row_per_cell(
 def test_a_trace_of_heads_equals_the_run_with_one_row_per_cell(
     tiny_model: Any, fact: rl.Fact
 ) -> None:
-    noise = noise_of(tiny_model, fact, samples=2)
+    noise = noise_of(tiny_model, fact)
     expected = one_row_per_cell(tiny_model, fact, "z", 1, noise, heads=tiny_model.cfg.n_heads)
     options: dict[str, Any] = {"component": "z", "noise": noise, "require_correct": False}
     last = encode(tiny_model, fact).subject_last
@@ -140,7 +140,7 @@ def test_a_trace_of_heads_equals_the_run_with_one_row_per_cell(
 def test_heads_at_every_position_equal_the_run_with_one_row_per_cell(
     few_tiny_models: Any, fact: rl.Fact
 ) -> None:
-    model, noise = few_tiny_models, noise_of(few_tiny_models, fact, samples=2)
+    model, noise = few_tiny_models, noise_of(few_tiny_models, fact)
     trace = rl.causal_trace(model, fact, component="z", noise=noise, require_correct=False)
     expected = one_row_per_cell(model, fact, "z", 1, noise, heads=model.cfg.n_heads)
     torch.testing.assert_close(trace.scores, expected, atol=0.0, rtol=2e-4)
@@ -476,7 +476,7 @@ def test_a_prompt_longer_than_the_context_is_refused(one_toy: Any) -> None:
 
 def test_traces_leave_the_model_as_it_was(tiny_model: Any, fact: rl.Fact, untouched: Any) -> None:
     untouched(tiny_model)
-    options: dict[str, Any] = {"require_correct": False, "samples": 2, "layers": [0, 2]}
+    options: dict[str, Any] = {"require_correct": False, "samples": 2, "layers": [1]}
     rl.causal_trace(tiny_model, fact, component="attn", window=2, **options)
     rl.severed_trace(tiny_model, fact, severed="both", **options)
     rl.attribution_trace(tiny_model, fact, **options)
@@ -549,7 +549,7 @@ def test_a_trace_under_the_callers_hooks_is_that_of_the_hooked_model(model_class
     model = tiny("gpt2", model_class)
     fact = rl.Fact("Then {} lives in the city", subject="Wanda Brandt", target="Pralec")
     assert len(encode(model, fact).tokens) == 10, "the hooks above are made for this length"
-    noise = noise_of(model, fact, samples=2)
+    noise = noise_of(model, fact)
     kinds = {("resid", 1): list(CALLERS), ("mlp", 2): ["steering", "one position", "knockout"]}
     for (component, window), names in kinds.items():
         options: dict[str, Any] = {

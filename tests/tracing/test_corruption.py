@@ -395,15 +395,15 @@ def check_reference(model: Any, kind: str, noise: Any, precision: str, tolerance
 
 
 def swapped_subject(model: Any, fact: rl.Fact) -> str:
-    """Another record's subject with as many tokens in this fact's prompt."""
-    length = len(prompt_of(model, fact).embeddings)
+    """Another subject with as many tokens in this fact's prompt."""
+
+    def length(subject: str) -> int:
+        start, end = encode(model, fact.about(subject)).subject
+        return end - start
+
     known = [record.fact.subject for record in rl.data.records(known_by="toy")]
-    names = [*known, *SUBJECTS]
-    return next(
-        name
-        for name in names
-        if name != fact.subject and len(prompt_of(model, fact.about(name)).embeddings) == length
-    )
+    others = [name for name in (*known, *SUBJECTS) if name != fact.subject]
+    return next(name for name in others if length(name) == length(fact.subject))
 
 
 def check_counterfactual(model: Any, fact: rl.Fact, **options: Any) -> rl.CausalTrace:
