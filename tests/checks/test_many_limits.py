@@ -187,12 +187,13 @@ def test_each_record_is_checked_with_the_edits_of_the_others(
             )
     made = editor.made
     assert rl.check_records(one_toy, records, editor, directory=tmp_path, **QUICK) == found
-    files = set(tmp_path.iterdir())
-    other = {**QUICK, "texts": TEXTS[:1], "new_tokens": 0}
-    again = rl.check_records(one_toy, records[:1], editor, directory=tmp_path, **other)
+    for other in ({"texts": TEXTS[:1]}, {"new_tokens": 0}, {"seed": 1}, {"prepend_bos": False}):
+        files = set(tmp_path.iterdir())
+        options = {**QUICK, **other, "directory": tmp_path}
+        again = rl.check_records(one_toy, records[:1], editor, **options)
+        assert len(set(tmp_path.iterdir()) - files) == 1, other
+        assert again.limits[0] != found.limits[0]
     assert editor.made == made
-    assert len(set(tmp_path.iterdir()) - files) == 1
-    assert again != found
     # The mean over facts of the others' effects is the mean of the effects: it would be no control.
     assert found.effect("fidelity", "control") is None
     assert found.table().loc["fidelity", "control"] == "by fact"
