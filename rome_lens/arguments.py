@@ -175,7 +175,7 @@ def _entries(values: Any) -> Iterable[Any]:
     return iter(values)
 
 
-def _bounds(least: float | None, most: float | None) -> str:
+def _bounds(least: float | int | None, most: float | int | None) -> str:
     if least is not None and most is not None:
         return f" from {least} to {most}"
     if least is not None:

@@ -48,7 +48,7 @@ def toy_statistics(one_toy: Any) -> rl.KeyStatistics:
 def toy_edits(
     one_toy: Any, toy_records: list[rl.data.Record], toy_statistics: rl.KeyStatistics
 ) -> list[rl.RankOneEdit]:
-    """An edit of each of the first four toy records, in their order; they fit both model classes."""
+    """Edits of the first four toy records, in their order; they fit both model classes."""
     return [
         rl.rome(
             one_toy,
@@ -102,7 +102,10 @@ def fact() -> rl.Fact:
 
 @pytest.fixture
 def unchecked() -> Any:
-    """No annotation is checked, as outside the tests: for arguments of a kind that the package itself takes or refuses."""
+    """Annotations are not checked, as outside the tests.
+
+    For arguments of a type that the package itself accepts or refuses.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -39,7 +39,7 @@ HOOKED_FAMILIES = ("gpt2", "gptj", "neox", "llama", "qwen2", "gemma3")
 TINY = [(family, "TransformerBridge") for family in FAMILIES]
 if "HookedTransformer" in CLASSES:
     TINY += [(family, "HookedTransformer") for family in HOOKED_FAMILIES]
-# GPT-2's biases and LayerNorm; Gemma's norm after the MLP; GPT-J's parallel attention and MLP on the other class.
+# GPT-2 has biases and LayerNorm, Gemma a norm after the MLP, GPT-J parallel attention and MLP.
 FEW_TINY = [("gpt2", CLASSES[0]), ("gemma3", CLASSES[0]), ("gptj", "TransformerBridge")]
 
 
@@ -49,7 +49,10 @@ def tokenizer() -> Any:
 
 
 def tiny_transformers_model(family: str) -> Any:
-    """A transformers model of the family with seeded random weights, wide enough apart that its answers differ."""
+    """A transformers model of the family with seeded random weights.
+
+    They lie far enough apart that the model's answers differ.
+    """
     name, sizes = FAMILIES[family]
     words = tokenizer()
     ids = {

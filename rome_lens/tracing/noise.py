@@ -160,7 +160,7 @@ class GaussianNoise(_ScaledNoise):
 
         >>> import rome_lens as rl
         >>> model = rl.load_model("toy")
-        >>> noise = rl.GaussianNoise(scale=3, subjects=("Wanda Brandt", "Hugo Kessler"))
+        >>> noise = rl.GaussianNoise(scale=3.0, subjects=("Wanda Brandt", "Hugo Kessler"))
         >>> round(noise.fitted(model).level, 2)
         0.45
     """

@@ -399,7 +399,7 @@ def test_a_hook_on_the_edited_output_is_refused_since_it_would_act_too_early(
     name = next(name for name, _ in reversed(edit.fwd_hooks(toy)))
     with (
         toy.hooks(fwd_hooks=[(name, lambda value, hook: 0.0 * value)]),
-        pytest.raises(ValueError, match="comes after") as refused,
+        pytest.raises(ValueError, match="adds to that output later") as refused,
     ):
         rl.check_limits(toy, edit, record)
     (later,) = re.findall("'(blocks.*?|ln.*?|hook.*?)'", str(refused.value))
@@ -551,7 +551,7 @@ def test_questions_without_words_are_refused(one_toy: Any) -> None:
     for question in (("", "Paris"), ("It was ", "Paris"), ("It was", " ")):
         with pytest.raises(ValueError, match="expected words"):
             rl.answer_log_probs(one_toy, [question, ("It was", "raining")])
-    with pytest.raises(ValueError, match="none empty"):
+    with pytest.raises(ValueError, match="none of them empty"):
         rl.top_answers(one_toy, ["", "It was"])
 
 

@@ -130,9 +130,9 @@ def test_a_loss_that_is_not_finite_is_refused_by_its_step(
     one_toy: Any, toy_record: rl.data.Record, untouched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     untouched(one_toy)
-    logits, steps = PartialForward.logits, iter([1.0, float("nan")])
+    logits_at, factors = PartialForward.logits_at, iter([1.0, float("nan")])
     monkeypatch.setattr(
-        PartialForward, "logits", lambda self, stream: logits(self, stream) * next(steps)
+        PartialForward, "logits_at", lambda self, cells: logits_at(self, cells) * next(factors)
     )
     with pytest.raises(OptimisationError, match="loss is nan at step 1"):
         rl.fine_tune(one_toy, toy_record, layer=1)

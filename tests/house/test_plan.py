@@ -11,7 +11,8 @@ import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
 
-# From the top down. A module may import from its own row and from the rows below, but not from its neighbours in a row.
+# From the top down. A module may import from its own wing and from the rows below, but not from
+# other wings of its row.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
@@ -83,7 +84,7 @@ def broken(package: Path) -> list[str]:
             neighbours = row(name) == row(target) and wing(name) != wing(target)
             if row(target) < row(name) or neighbours:
                 wrong.append(
-                    f"{name} imports {target or 'rome_lens'}, which the plan puts above or beside it"
+                    f"{name} imports {target or 'rome_lens'}, which the plan puts above it or in the same row"
                 )
     try:
         graphlib.TopologicalSorter(arrows).prepare()

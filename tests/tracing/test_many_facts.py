@@ -91,18 +91,18 @@ def test_a_run_with_other_settings_is_refused(
 ) -> None:
     rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
-        ({"samples": 3}, StoreError, "samples was 2 and is 3"),
-        ({"window": 2}, StoreError, "window was 1 and is 2"),
-        ({"component": "mlp"}, StoreError, "component was 'resid' and is 'mlp'"),
+        ({"samples": 3}, StoreError, "samples was 2 and is now 3"),
+        ({"window": 2}, StoreError, "window was 1 and is now 2"),
+        ({"component": "mlp"}, StoreError, "component was 'resid' and is now 'mlp'"),
         (
             {"noise": rl.GaussianNoise(seed=1)},
             StoreError,
             "and is 'GaussianNoise(scale=3.0, seed=1",
         ),
-        ({"prepend_bos": False}, StoreError, "prepend_bos was True and is False"),
-        ({"layers": [3, 1]}, StoreError, "layers was None and is [3, 1]"),
-        ({"at": "last"}, StoreError, "at was None and is 'last'"),
-        ({"answer": "whole"}, StoreError, "answer was 'first_token' and is 'whole'"),
+        ({"prepend_bos": False}, StoreError, "prepend_bos was True and is now False"),
+        ({"layers": [3, 1]}, StoreError, "layers was None and is now [3, 1]"),
+        ({"at": "last"}, StoreError, "at was None and is now 'last'"),
+        ({"answer": "whole"}, StoreError, "answer was 'first_token' and is now 'whole'"),
     ]
 
     def trace(**options: Any) -> Any:
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named(one_toy: Any, facts: list[rl.Fact], tmp_path: A
     with pytest.raises(StorageError, match=path.name):
         rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
     (tmp_path / "store.json").write_text("{")
-    with pytest.raises(StoreError, match="does not say"):
+    with pytest.raises(StoreError, match="is damaged"):
         rl.trace_facts(one_toy, facts[:1], samples=2, directory=tmp_path)
 
 
