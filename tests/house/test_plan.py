@@ -84,7 +84,7 @@ def broken(package: Path) -> list[str]:
             neighbours = row(name) == row(target) and wing(name) != wing(target)
             if row(target) < row(name) or neighbours:
                 wrong.append(
-                    f"{name} imports {target or 'rome_lens'}, which the plan puts above it or in the same row"
+                    f"{name} imports {target or 'rome_lens'}, which is above it or in the same row"
                 )
     try:
         graphlib.TopologicalSorter(arrows).prepare()

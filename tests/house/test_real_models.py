@@ -89,7 +89,7 @@ def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(
 
 
 def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record) -> None:
-    """The answer arrives at the last token within one layer, as docs/tracing.md says of the average."""
+    """The answer arrives at the last token within one layer, as in docs/tracing.md."""
     facts = [
         record.fact,
         rl.Fact("{} is the capital of", subject="Madrid", target="Spain"),

@@ -97,7 +97,7 @@ def test_a_run_with_other_settings_is_refused(
         (
             {"noise": rl.GaussianNoise(seed=1)},
             StoreError,
-            "and is 'GaussianNoise(scale=3.0, seed=1",
+            "and is now 'GaussianNoise(scale=3.0, seed=1",
         ),
         ({"prepend_bos": False}, StoreError, "prepend_bos was True and is now False"),
         ({"layers": [3, 1]}, StoreError, "layers was None and is now [3, 1]"),
