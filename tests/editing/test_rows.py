@@ -29,7 +29,7 @@ def dense_edit(model: Any, *, layer: int = 1, seed: int = 0) -> rl.WeightEdit:
 def some_edits(model: Any) -> list[Any]:
     """For each row: edits at different layers, of both kinds, one twice, and none."""
     dense = dense_edit(model, layer=2)
-    rank_one = [random_edit(model, layer=layer, seed=layer) for layer in (1, 3, 1)]
+    rank_one = [random_edit(model, layer=layer, seed=i) for i, layer in enumerate((1, 3, 1))]
     return [
         rank_one[0],
         None,
@@ -49,7 +49,9 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_each_row_is_as_if_its_edit_were_alone(tiny_model: Any, untouched: Any) -> None:
     untouched(tiny_model)
     edits = some_edits(tiny_model)
+    # Each row has other tokens and another edit, so that no row can stand in for another.
     tokens = tiny_model.to_tokens(WORDS).repeat(len(edits), 1)
+    tokens[:, 1] += torch.arange(len(edits))
     plain = last_logits(tiny_model, tokens)
     found = last_logits(tiny_model, tokens, fwd_hooks=rl.row_hooks(tiny_model, edits))
     for row, edit in enumerate(edits):
@@ -58,17 +60,19 @@ def test_each_row_is_as_if_its_edit_were_alone(tiny_model: Any, untouched: Any) 
         else:
             assert_close(
                 found[row],
-                last_logits(tiny_model, tokens[:1], fwd_hooks=edit.fwd_hooks(tiny_model))[0],
+                last_logits(
+                    tiny_model, tokens[row : row + 1], fwd_hooks=edit.fwd_hooks(tiny_model)
+                )[0],
             )
             with edit.applied(tiny_model):
-                assert_close(found[row], last_logits(tiny_model, tokens[:1])[0])
+                assert_close(found[row], last_logits(tiny_model, tokens[row : row + 1])[0])
             assert (found[row] - plain[row]).abs().max() > 0.05
 
 
 def test_rows_compose_with_rows_and_with_other_edits(few_tiny_models: Any) -> None:
     model = few_tiny_models
     first, second, everywhere = (
-        random_edit(model, layer=layer, seed=layer + 5) for layer in (1, 1, 2)
+        random_edit(model, layer=layer, seed=i) for i, layer in enumerate((1, 1, 2))
     )
     tokens = model.to_tokens(WORDS).repeat(3, 1)
     rows = rl.row_hooks(model, [first, None, first]) + rl.row_hooks(model, [None, None, second])
