@@ -1,10 +1,11 @@
 """Evaluation: CounterFact's scores, editors compared side by side, and sweeps over settings.
 
-* ``evaluating.py``: ``evaluate``, the scores of an edit. ``fluency.py``: the scores of generated
-text. * ``results.py``: the scores of one record. ``scores.py``: averages over records, and tables.
-* ``numbered_edits.py``: which prompts under which edits can share a forward pass. *
-``comparison.py``: several editors on the same records. ``settings_sweep.py``: ROME at many
-settings.
+* ``evaluating.py``: ``evaluate``, the scores of an edit.
+* ``fluency.py``: the scores of generated text.
+* ``results.py``: the scores of one record. ``scores.py``: averages over records, and tables.
+* ``numbered_edits.py``: which prompts under which edits can share a forward pass.
+* ``comparison.py``: several editors on the same records.
+* ``settings_sweep.py``: ROME at many settings.
 """
 
 from rome_lens.evaluation.comparison import Comparison, compare_editors
