@@ -40,9 +40,9 @@ FAULTS = (
     Fault(
         "noise covers one position too many",
         ("tracing",),
-        "embeddings[:, slice(*recalled.encoded.subject)] += noise",
-        "embeddings[:, slice(*recalled.encoded.subject)] += noise; "
-        "embeddings[:, recalled.encoded.subject[1]] += noise[:, -1]",
+        "embeddings[:, slice(*clean.encoded.subject)] += noise",
+        "embeddings[:, slice(*clean.encoded.subject)] += noise; "
+        "embeddings[:, clean.encoded.subject[1]] += noise[:, -1]",
     ),
     Fault(
         "cells at the subject's first token count as out of reach",
@@ -53,8 +53,8 @@ FAULTS = (
     Fault(
         "the noise ignores its seed",
         ("tracing",),
-        "torch.Generator().manual_seed(self.seed)",
-        "torch.Generator().manual_seed(0)",
+        "draws = self._draw((samples, *prompt.embeddings.shape), generator)",
+        "draws = self._draw((samples, *prompt.embeddings.shape), generator.manual_seed(0))",
     ),
     Fault(
         "severed modules are held one position too early",
@@ -173,8 +173,8 @@ FAULTS = (
     Fault(
         "the Bridge's rotary angles are cut one position late",
         ("forward", "tracing"),
-        "value.narrow(axis, start, end - start)",
-        "value.narrow(axis, start - 1, end - start)",
+        "tuple(each.narrow(axis, start, length) for each in value)",
+        "tuple(each.narrow(axis, start - 1, length) for each in value)",
     ),
     Fault(
         "the subject's span ends one token early",
