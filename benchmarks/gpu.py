@@ -138,7 +138,7 @@ class Profile:
 
     On a GPU, launches are kernels, waits are synchronisations of the host with it, copies are
     transfers to the host, and busy is the kernels' time in seconds. On a CPU, launches are
-    operators that call no other operator and are no view.
+    operators that call no other operator and are not views.
     """
 
     launches: int

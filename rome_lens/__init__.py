@@ -1,6 +1,6 @@
 """Where does a language model store a fact, can it be rewritten there, and what else changes?
 
-A plugin for TransformerLens. The package is a house with wings, one for each step of the work:
+A plugin for TransformerLens. The package has one subpackage for each step of the work:
 
 * ``data``: facts, records of questions about them, and what comes with the package.
 * ``models``: loading, and everything that depends on where TransformerLens keeps a weight.

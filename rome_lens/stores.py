@@ -1,4 +1,4 @@
-"""Finished work on disk, so that an interrupted run can be resumed.
+"""Finished work on disk, from which an interrupted run can be resumed.
 
 Every long-running function keeps its results in a :class:`Store`. A result is named by a hash of
 everything that made it, so a run with other settings never finds the results of this one.

@@ -114,8 +114,8 @@ class CounterFactRecord(Record):
             if question.target == fact.new_target:
                 raise RecordError(
                     f"The record {case_id!r}, field 'neighborhood': the true answer to "
-                    f"{question.prompt!r} is the new target {fact.new_target!r}. Expected another "
-                    "answer, because here an effect of the edit would look like the truth."
+                    f"{question.prompt!r} is the new target {fact.new_target!r}. Such a "
+                    "neighbour cannot show that the edit spills over: leave it out."
                 )
         return with_new_target(record)
 

@@ -160,7 +160,10 @@ def _check_template(prompt: str, subject: str) -> None:
             "for it. Write {} where the subject belongs."
         )
     if prompt.count(SLOT) > 1:
-        raise FactError(f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one.")
+        raise FactError(
+            f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one. "
+            "Write {} once, where the subject stands."
+        )
     if prompt != prompt.rstrip():
         raise FactError(
             f"The prompt {prompt!r} ends in white space. Remove it: the space before an answer is "

@@ -102,10 +102,10 @@ def _fact(value: Any, where: str) -> Fact:
         raise RecordError(f"{where}: unknown fields {unknown}; expected {_FACT}.")
     for name in names:
         if name == "new_target" and value.get(name) is None:
-            raise RecordError(f"{where}: it has no new_target; expected {_FACT}.")
+            raise RecordError(f"{where}: the field 'new_target' is missing; expected {_FACT}.")
         if name not in value:
             raise RecordError(
-                f"{where}: it has no {name!r}, only {sorted(value)}; expected {_FACT}."
+                f"{where}: the field {name!r} is missing; found {sorted(value)}, expected {_FACT}."
             )
         if not isinstance(value[name], str):
             raise RecordError(f"{where}: its {name!r} is {value[name]!r}; expected {_FACT}.")

@@ -59,7 +59,7 @@ class RomeConfig:
     """
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", whole_number("steps", self.steps))
+        object.__setattr__(self, "steps", whole_number("steps", self.steps, least=1))
         for name in ("lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "ridge"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
         if self.stop_probability is not None:
@@ -70,13 +70,12 @@ class RomeConfig:
                     f"stop_probability is {probability}, expected a number between 0 and 1, or "
                     "None."
                 )
-        factors = (self.weight_decay, self.kl_factor, self.ridge)
-        finite = all(0 <= factor < math.inf for factor in factors) and 0 < self.lr < math.inf
-        if not (self.steps >= 1 and self.clamp > 0 and finite):
-            raise ArgumentError(
-                "Expected steps >= 1, lr and clamp > 0, weight_decay, kl_factor and ridge >= 0, "
-                f"and all but clamp finite; got {self}."
-            )
+        for name in ("weight_decay", "kl_factor", "ridge"):
+            real_number(name, getattr(self, name), least=0.0, finite=True)
+        if not 0.0 < self.lr < math.inf:
+            raise ArgumentError(f"lr is {self.lr}, expected a finite number above 0.")
+        if not self.clamp > 0.0:
+            raise ArgumentError(f"clamp is {self.clamp}, expected a number above 0.")
         one_of("norms", self.norms, Norms)
 
     def norm(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:

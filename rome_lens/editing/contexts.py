@@ -37,7 +37,7 @@ def random_contexts(
     for length, count in ((5, (prefixes + 1) // 2), (10, prefixes // 2)):
         if not count:
             continue
-        # All ten are sampled whatever the number, so that a smaller number gives the first of them.
+        # All ten are sampled whatever the number: a smaller number gives the first of them.
         rows = sample_tokens(
             model, [start] * 10, new_tokens=length - 1, seed=seed + length, top_k=5
         )

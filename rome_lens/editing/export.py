@@ -14,7 +14,7 @@ from torch import Tensor
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
-from rome_lens.models.bridge import has_processed_weights, unwrapped_names
+from rome_lens.models.bridge_weights import has_processed_weights, unwrapped_names
 from rome_lens.models.lens import (
     LensModel,
     ModelError,

@@ -38,7 +38,8 @@ def fine_tune(
     contexts: Iterable[str] = ("{}",),
     prepend_bos: bool | None = None,
 ) -> WeightEdit:
-    """``W_out + delta``, where ``delta`` minimises the new target's negative log likelihood:
+    """Fine-tune ``W_out`` under a bound. ``delta`` minimises
+
 
         - mean_contexts mean_i log p(o*_i | prompt, o*_1 ... o*_i-1)
         with  max |delta| <= norm_constraint
@@ -69,6 +70,9 @@ def fine_tune(
         ModelError: the model has no such layer, no dense MLP there, or no tokenizer.
         ArgumentError: a hyperparameter is out of range, or the contexts are of the wrong kind.
         OptimisationError: a loss is not finite. The message names the step.
+
+    Warns:
+        LikelyTargetWarning: the new target is already the model's answer, but not a confident one.
 
     Source: Zhu et al. 2020; Meng et al. 2022, section 3.2 and appendix E (FT+L).
     """

@@ -63,13 +63,15 @@ class RankOneEdit(LayerEdit):
     fact: Fact | None = None
     """What was edited, if the edit was made from a fact."""
     model_fingerprint: str | None = None
-    """The fingerprint of the model on which the edit was made. None is not checked."""
+    """The fingerprint of the model on which the edit was made. If it is None, no model
+    is refused."""
     losses: Float[Tensor, "step 3"] | None = None
     """Negative log likelihood, weighted KL and weight decay at each step of the optimisation."""
     probability: float | None = None
     """The new target's probability at the end of the optimisation.
 
-    It is the geometric mean over the target's tokens, and the mean over the contexts.
+    Each context gives the geometric mean over the target's tokens. This is the mean of these
+    over the contexts.
     """
     made_with: str = ""
     """Variant, hyperparameters and statistics, in words."""

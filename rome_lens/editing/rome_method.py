@@ -94,13 +94,14 @@ def rome(
         StatisticsError: there are no statistics, or they are of another layer or model, or
             singular.
         ModelError: the model has no such layer, no dense MLP there, or no tokenizer.
-        OptimisationError: a loss is not finite. The message names the step.
+        OptimisationError: a loss is not finite (the message names the step), or ``u`` or ``v`` is
+            not.
 
     Warns:
         LikelyTargetWarning: the new target is already the model's answer, but not a confident one.
         ProcessedModelWarning: the weights are processed, which changes the edit.
         FirstTokenWarning: the subject is the very first token (one token, no BOS). Its key there
-            differs from its keys behind a prefix, from whose mean ``u`` comes.
+            differs from its key after a prefix. ``u`` uses the mean key over the contexts.
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5. For ``"r-rome"``: Gupta et al. 2024,
     "Rebuilding ROME".
@@ -230,7 +231,7 @@ def rank_one_edits(
     with differentiating(model):
         rows = EditRows.of(model, fact, contexts, prepend_bos)
         state = EditedLayer.of(in_float32(model), rows, layer)
-        # C is solved first, so that a singular one is refused before the long part.
+        # C is solved first: a singular one is then refused before the long part.
         key = mean_key(state).cpu()
         solved = {id(moment): moment.solve(key, ridge=config.ridge) for moment in moments}
         configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]

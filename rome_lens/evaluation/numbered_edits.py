@@ -12,7 +12,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.rows import row_hooks
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.additions import has_hooks_where_edits_add, hook_behind_edits
+from rome_lens.forward.additions import first_hook_after_edits, has_hooks_where_edits_add
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel, ModelError
 from rome_lens.warning import warn
@@ -90,8 +90,8 @@ class NumberedEdits:
                     f"The model has a hook on the MLP's output at layer {part.layer}. The edit's "
                     "hook adds to that output later, so yours would not see what the edit adds, "
                     "although it would on edited weights. Put it on "
-                    f"{hook_behind_edits(self._model, part.layer)!r} instead, which sees it; or "
-                    "remove it; or evaluate by hand inside edit.applied(model)."
+                    f"{first_hook_after_edits(self._model, part.layer)!r}, which sees it; remove "
+                    "it; or evaluate by hand inside edit.applied(model)."
                 )
 
     def together(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], HooksOfRows]]:

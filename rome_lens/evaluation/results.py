@@ -17,7 +17,7 @@ class PromptScore(Stored):
     """The probabilities of a prompt's true answer ``o`` and of the new one ``o*``.
 
     The probability of an answer is the geometric mean over its tokens, ``exp(mean_i log p(o_i |
-    prompt, o_1 ... o_i-1))``, so that long answers can be compared with short ones. For an answer
+    prompt, o_1 ... o_i-1))``. Long answers can then be compared with short ones. For an answer
     of one token it is that token's probability.
     """
 

@@ -4,8 +4,8 @@
 * ``runs.py``: runs up to a layer, or with only some positions unembedded.
 * ``partial.py``, ``kv_cache.py``: runs from a layer on, for later positions only.
 * ``readout.py``: from the last stream to logits and log probabilities.
-* ``hooked.py``, ``bridge.py``, ``backend.py``: what differs between the two model classes, and the
-  door to it.
+* ``hooked.py``, ``bridge.py``: what differs between the two model classes. ``backend.py`` chooses
+  between them.
 * ``additions.py``: hooks that add to the raw output of ``W_out``.
 * ``module_hooks.py``: temporary PyTorch hooks, for what TransformerLens' hook points do not reach.
 * ``answers.py``, ``sampling.py``: probabilities of answers, and sampled text.

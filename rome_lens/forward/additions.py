@@ -40,7 +40,7 @@ def has_hooks_where_edits_add(model: LensModel, layer: int) -> bool:
     return any(not is_wiring(handle) and not is_ours(handle) for handle in handles)
 
 
-def hook_behind_edits(model: LensModel, layer: int) -> str:
+def first_hook_after_edits(model: LensModel, layer: int) -> str:
     """Name of the first hook point after ``W_out`` where a caller's hook sees what an edit adds.
 
     :func:`has_hooks_where_edits_add` does not count the hooks there.

@@ -51,7 +51,7 @@ class BridgeBackend:
     def run_plainly(self, tokens: Tensor) -> Tensor:
         """The model's own logits, without a key-value cache.
 
-        The bridge's blocks would otherwise be given a cache, and go on filling it when they are
+        The bridge's blocks would otherwise be given a cache, and keep filling it when they are
         called again.
         """
         return self.model(tokens, use_cache=False)

@@ -152,7 +152,7 @@ class HookedBackend:
 
         With a norm (Gemma 2 and 3), the change belongs before the norm. The norm's input is rebuilt
         from its two hooks, as normalised value times scale, and normalised again after the change.
-        The scale is passed on in the hook point's context, so that several such changes compose.
+        The scale is passed on in the hook point's context, and several such changes compose.
         Where the change is zero, the norm's output stays bit for bit.
         """
 

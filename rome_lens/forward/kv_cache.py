@@ -1,4 +1,4 @@
-"""What a run leaves behind for later positions: the keys and values of its attention.
+"""What a run keeps for later positions: the keys and values of its attention.
 
 Attention's keys and values are called ``attn_k`` and ``attn_v``, because key and value are ROME's
 words.

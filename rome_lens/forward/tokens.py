@@ -165,8 +165,8 @@ def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
     """
     if not text or text != text.rstrip() or not answer.strip():
         raise FactError(
-            f"The prompt is {text!r} and the answer {answer!r}, expected words in both and no "
-            "white space at the end of the prompt, because one space joins them."
+            f"The prompt is {text!r} and the answer {answer!r}. Both must contain words. End the "
+            "prompt without white space, because one space is put between them."
         )
     prompt = token_ids(model, text, prepend_bos=False)
     whole = token_ids(model, f"{text} {answer}", prepend_bos=False)

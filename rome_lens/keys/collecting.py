@@ -87,8 +87,8 @@ def collect_key_statistics(
 ) -> KeyStatistics | dict[int, KeyStatistics]:
     """``C = (1/n) sum_i k_i k_i^T`` over every token of a source, in float64.
 
-    One pass collects it at one layer or at several. The tokens come from ``texts``, from
-    ``tokens``, or, with neither, from samples of the model itself, so that no corpus is needed.
+    One pass computes it for one layer or for several. The tokens come from ``texts``, from
+    ``tokens``, or, with neither, from samples of the model itself. No corpus is needed then.
 
     The forward pass stops at the last layer that is needed. Peak memory is ``d_mlp^2 * 8`` bytes
     per layer, plus one batch of keys. The original reads 100 000 Wikipedia texts. Pass a stream of
@@ -106,8 +106,9 @@ def collect_key_statistics(
         sample_count: the number of samples.
         sample_length: the length of each sample in tokens, with its opening.
         seed: the seed of the samples.
-        source: a name for the texts or tokens. With a cache, a stream needs a name, which stands
-            for what the stream holds from its beginning. A list is identified by its content.
+        source: a name for the texts or tokens. With a cache, a stream needs a name: the
+            cache takes two streams of the same name for the same data. A list is identified by its
+            content.
         field: the column that holds the text, if ``texts`` holds rows.
         max_tokens: stop after exactly this many keys. An endless stream needs it.
         max_length: maximum number of tokens per text.
@@ -133,9 +134,9 @@ def collect_key_statistics(
         StorageError: the cache is a file. This is checked before anything is read.
 
     Warns:
-        EditedModelWarning: edits are applied that change the keys. Keys depend on the ``W_out`` of
-            earlier layers, and samples on that of all layers. The statistics are then those of the
-            edited model, and their ``source`` says so.
+        EditedModelWarning: the model carries edits that change the keys. Keys depend on the
+            ``W_out`` of earlier layers, and samples on that of all layers. The statistics are then
+            those of the edited model, and their ``source`` says so.
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
 

@@ -1,6 +1,6 @@
 """The tokens of key statistics, from texts, token batches, or samples of the model itself.
 
-Every source is read in chunks of sequences, so that an interrupted collection can skip the chunks
+Every source is read in chunks of sequences. An interrupted collection can then skip the chunks
 it has already read.
 """
 
@@ -170,7 +170,7 @@ def sample_source(
     def chunk(length: int, begin: int) -> Chunk:
         def rows() -> list[list[int]]:
             group = by_length[length][begin : begin + CHUNK]
-            # Every chunk has its own seed, so that a resumed collection can skip chunks.
+            # Every chunk has its own seed: a resumed collection can then skip chunks.
             own_seed = crc32(f"{seed} {length} {begin}".encode())
             return sample_tokens(
                 model, group, new_tokens=sample_length - length, seed=own_seed

@@ -73,6 +73,8 @@ class LayerSweep(Stored):
     def success(self, measure: str) -> Float[Tensor, "fact layer"]:
         """The success of every edit by one measure, such as ``"EM"``.
 
+        It is NaN where a record has no prompts for the measure.
+
         Raises:
             ArgumentError: the measure is unknown.
         """
@@ -107,8 +109,7 @@ class LayerSweep(Stored):
             ArgumentError: the measure is unknown, or it is known for fewer than two facts or
                 layers.
 
-        Source: Hase et al. 2023, who regress in this way and find that tracing adds next to
-        nothing.
+        Source: Hase et al. 2023, who regress in this way.
         """
         success = self.success(measure).numpy()
         return explain_variance(

@@ -1,8 +1,7 @@
 """Does tracing tell where to edit? ``layer_sweep`` traces and edits facts at every layer.
 
-Source: Hase et al. 2023, "Does Localization Inform Editing?". In their experiments it did not: the
-layer alone explained nearly all of an edit's success, and the effect that tracing found there for
-the same fact added next to nothing.
+Source: Hase et al. 2023, "Does Localization Inform Editing?", who report for GPT-J that the layer
+alone explains nearly all of an edit's success, and that the effect found by tracing adds little.
 """
 
 from collections import Counter

@@ -4,7 +4,7 @@
   packages.
 * ``lens.py``: the weights of a model by the papers' names (``W_out``, ``b_out``, the norm after an
   MLP).
-* ``bridge.py``: what only a TransformerBridge's weights have.
+* ``bridge_weights.py``: what only a TransformerBridge's weights have.
 * ``hook_names.py``: names of hook points, and whose hooks are on a model.
 * ``apply_and_revert.py``: edits written into the weights and taken out again, bit for bit.
 * ``fingerprints.py``: hashes that tell whether a model is the one that a result was made on.

@@ -59,7 +59,7 @@ def has_hooks_after_blocks(model: LensModel) -> bool:
 
 
 def mark_as_ours(hook_fn: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """The same function, marked as made by this package, so that :func:`is_ours` recognises it."""
+    """The same function, marked as made by this package; :func:`is_ours` recognises the mark."""
     vars(hook_fn)["rome_lens"] = True
     return hook_fn
 

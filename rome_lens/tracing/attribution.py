@@ -17,9 +17,10 @@ from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
 from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import AttributionTrace
-from rome_lens.tracing.scoring import common_fields, corrupted_embeddings, draw_noise
+from rome_lens.tracing.scoring import common_fields
 
 
 def attribution_trace(

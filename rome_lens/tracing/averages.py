@@ -109,7 +109,10 @@ class TraceAverage(Stored):
         one_of("role", role, Role)
         column = self.roles.index(role)
         if not self.counts[column]:
-            raise ArgumentError(f"No fact has a token of the role {role!r}.")
+            known = [name for name, count in zip(self.roles, self.counts, strict=True) if count]
+            raise ArgumentError(
+                f"No fact has a token of the role {role!r}. Roles with tokens: {known}."
+            )
         return self.layers[int(self.indirect_effects[:, column].argmax())]
 
     def to_frame(self) -> pd.DataFrame:
@@ -195,7 +198,8 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
     unknown = traces.unknown if isinstance(traces, TracedFacts) else ()
     if not averaged:
         raise ArgumentError(
-            f"There is no trace to average. Facts that the model does not know: {len(unknown)}."
+            f"There is nothing to average: there is no trace, and the model does not know "
+            f"{len(unknown)} of the facts."
         )
     _check_alike(averaged)
     first = averaged[0]

@@ -17,6 +17,7 @@ from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import grid
 from rome_lens.tracing.clean_run import run_clean
+from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.restoring import Restorer, run_corrupted
 from rome_lens.tracing.results import CausalTrace
@@ -24,8 +25,6 @@ from rome_lens.tracing.scoring import (
     answer_probabilities,
     cell_scores,
     common_fields,
-    corrupted_embeddings,
-    draw_noise,
     progress_bar,
 )
 

@@ -6,17 +6,21 @@ corruption says what is added there to the subject's clean embeddings: random no
 a replacement by random noise, the embeddings of another subject, or a tensor.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.arguments import whole_number
+from rome_lens.data.facts import Fact
 from rome_lens.forward.runs import embed
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.models.lens import LensModel
+from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.noise import CorruptedPrompt, Noise, NoiseError
 
 
@@ -63,7 +67,7 @@ class Counterfactual:
 
     The corrupted run is then the run of a prompt that names the other subject.
     This involves no chance, so there is a single sample, whatever number is asked for. The other
-    subject must have the same number of tokens in the prompt, so that every position keeps its
+    subject must have the same number of tokens in the prompt, because every position keeps its
     meaning.
 
     Raises:
@@ -164,3 +168,39 @@ def _check_swap(prompt: CorruptedPrompt, swapped: FactTokens, subject: str) -> N
 
 def _subject_labels(encoded: FactTokens) -> Sequence[str]:
     return encoded.labels[slice(*encoded.subject)]
+
+
+def draw_noise(
+    model: LensModel,
+    fact: Fact,
+    clean: CleanRun,
+    noise: Noise | Tensor,
+    *,
+    samples: int,
+    prepend_bos: bool | None,
+) -> Float[Tensor, "sample subject d_model"]:
+    """The noise of a trace for this fact."""
+    prompt = CorruptedPrompt(
+        fact=fact,
+        encoded=clean.encoded,
+        embeddings=clean.embeddings[slice(*clean.encoded.subject)],
+        prepend_bos=prepend_bos,
+    )
+    return noise_for(noise, model, prompt, samples=samples)
+
+
+def corrupted_embeddings(
+    clean: CleanRun, noise: Float[Tensor, "sample subject d_model"]
+) -> Float[Tensor, "sample pos d_model"]:
+    """The clean embeddings with the noise added to the subject's."""
+    embeddings = repeat(clean.embeddings, "pos d -> sample pos d", sample=len(noise)).clone()
+    embeddings[:, slice(*clean.encoded.subject)] += noise
+    return embeddings
+
+
+def noise_text(noise: Noise | Tensor) -> str:
+    """The noise as results name it. A tensor is named by a few digits of its hash."""
+    if not isinstance(noise, Tensor):
+        return repr(noise)
+    values = noise.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    return f"tensor {hashlib.sha256(values).hexdigest()[:8]}"

@@ -105,7 +105,7 @@ class _ScaledNoise:
         if self.subjects is None:
             raise NoiseError(
                 f"{self!r} takes sigma from each traced subject, so nothing can be computed in "
-                "advance. Give subjects=."
+                "advance. Give the subjects, subjects=(...)."
             )
         level = self._times_scale(embedding_std(model, self.subjects))
         return replace(self, scale=None, subjects=None, level=level)
@@ -262,7 +262,7 @@ class MultivariateGaussianNoise:
             )
 
     def fitted(self, model: LensModel) -> "MultivariateGaussianNoise":
-        """The same noise with the mean and covariance computed once, for tracing many facts."""
+        """A copy that holds the mean and covariance. Use it to trace many facts."""
         return self if self.law is not None else replace(self, subjects=None, law=self._fit(model))
 
     def sample(
@@ -315,7 +315,6 @@ def _subjects(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
     subjects = tuple(value)
     if not subjects or not all(isinstance(each, str) and each.strip() for each in subjects):
         raise NoiseError(
-            f"subjects is {subjects!r}, expected at least one subject, and each of them a text "
-            "that is not empty."
+            f"subjects is {subjects!r}, expected at least one subject, each a non-empty text."
         )
     return subjects

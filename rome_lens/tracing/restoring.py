@@ -140,7 +140,7 @@ class Restorer:
         *,
         completely: bool = False,
     ) -> tuple[list[list[int]], Tensor]:
-        """Split branches so that each restores ``layer`` in all of its cells or in none.
+        """Split branches until each restores ``layer`` in all of its cells or in none.
 
         With ``completely``, split them into single cells.
         """

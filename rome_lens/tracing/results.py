@@ -186,7 +186,7 @@ class SeveredTrace(Trace):
 
     @property
     def ordinary_indirect_effects(self) -> Float[Tensor, "layer pos"]:
-        """The indirect effects with nothing severed."""
+        """The indirect effects of the same restorations without severing."""
         return self.ordinary_scores - self.corrupted
 
     @property
@@ -293,8 +293,7 @@ def position_of(at: Position, subject: tuple[int, int], length: int) -> int:
 
 
 def choose_layer(trace: CausalTrace) -> int:
-    """The layer whose restored MLP outputs bring back most of the answer, at any token of the
-    subject.
+    """The layer with the largest score over all tokens of the subject, in a trace of MLP outputs.
 
     The paper reads the layer off the last subject token, averaged over many facts (section 2.2).
     With a single fact, this function looks at the whole subject, because models differ in which of

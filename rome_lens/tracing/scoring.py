@@ -1,10 +1,9 @@
 """From final residual streams to the scores of a trace, and what all three kinds of trace share."""
 
-import hashlib
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -14,8 +13,8 @@ from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
 from rome_lens.tracing.clean_run import CleanRun
-from rome_lens.tracing.corruption import noise_for
-from rome_lens.tracing.noise import CorruptedPrompt, Noise
+from rome_lens.tracing.corruption import noise_text
+from rome_lens.tracing.noise import Noise
 from rome_lens.tracing.restoring import Restorer
 
 _ROWS_PER_UNEMBEDDING = 2048
@@ -37,42 +36,6 @@ def common_fields(
         "noise": noise_text(noise),
         "model_fingerprint": fingerprint(model),
     }
-
-
-def draw_noise(
-    model: LensModel,
-    fact: Fact,
-    clean: CleanRun,
-    noise: Noise | Tensor,
-    *,
-    samples: int,
-    prepend_bos: bool | None,
-) -> Float[Tensor, "sample subject d_model"]:
-    """The noise of a trace for this fact."""
-    prompt = CorruptedPrompt(
-        fact=fact,
-        encoded=clean.encoded,
-        embeddings=clean.embeddings[slice(*clean.encoded.subject)],
-        prepend_bos=prepend_bos,
-    )
-    return noise_for(noise, model, prompt, samples=samples)
-
-
-def corrupted_embeddings(
-    clean: CleanRun, noise: Float[Tensor, "sample subject d_model"]
-) -> Float[Tensor, "sample pos d_model"]:
-    """The clean embeddings with the noise added to the subject's."""
-    embeddings = repeat(clean.embeddings, "pos d -> sample pos d", sample=len(noise)).clone()
-    embeddings[:, slice(*clean.encoded.subject)] += noise
-    return embeddings
-
-
-def noise_text(noise: Noise | Tensor) -> str:
-    """The noise as results name it. A tensor is named by a few digits of its hash."""
-    if not isinstance(noise, Tensor):
-        return repr(noise)
-    values = noise.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
-    return f"tensor {hashlib.sha256(values).hexdigest()[:8]}"
 
 
 def cell_scores(

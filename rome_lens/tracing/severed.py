@@ -17,6 +17,7 @@ from rome_lens.models.hook_names import Component, Hook, capture_hooks, componen
 from rome_lens.models.lens import LensModel, check_has_mlp
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise, noise_text
 from rome_lens.tracing.noise import GaussianNoise, Noise, NoiseError
 from rome_lens.tracing.restoring import CorruptedRun, Restorer, run_corrupted
 from rome_lens.tracing.results import HeldLayers, Severed, SeveredTrace
@@ -24,9 +25,6 @@ from rome_lens.tracing.scoring import (
     answer_probabilities,
     cell_scores,
     common_fields,
-    corrupted_embeddings,
-    draw_noise,
-    noise_text,
     progress_bar,
 )
 

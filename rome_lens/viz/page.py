@@ -25,7 +25,7 @@ class BeforeAfter(Result):
     """The most likely answers to a prompt without and with an edit."""
 
     kind: str
-    """What the prompt is to the edit, such as ``"fact"`` or ``"neighbour"``."""
+    """How the prompt relates to the edit, such as ``"fact"`` or ``"neighbour"``."""
     expected: str
     """The true answer."""
     before: TopAnswers

@@ -216,8 +216,8 @@ def test_the_toy_shows_what_it_was_taught_to_show(limits: Limits) -> None:
     assert direction["change of p(subject), reverse"].mean < 0.05 < direction.control.mean
     assert direction["change of p(new target), forward"].mean > 0.9
     assert "knows 3 of the 3 reverses" in direction.reading
-    likelier = "new consequence likelier than the true one, {}"
-    assert [consequence[likelier.format(w)].mean for w in ("before", "after")] == [0.0, 1.0]
+    more_likely = "new consequence more likely than the true one, {}"
+    assert [consequence[more_likely.format(w)].mean for w in ("before", "after")] == [0.0, 1.0]
     assert consequence.control.mean > 0.9
     rows = [row for result in limits.results for row in result.rows if row.firing is not None]
     pairs = {row.prompt: (round(abs(row.firing), 4), round(row.kl, 4)) for row in rows}
@@ -549,7 +549,7 @@ def test_checks_leave_the_model_as_it_was(
 
 def test_questions_without_words_are_refused(one_toy: Any) -> None:
     for question in (("", "Paris"), ("It was ", "Paris"), ("It was", " ")):
-        with pytest.raises(ValueError, match="expected words"):
+        with pytest.raises(ValueError, match=r"Both must contain words|expected several words"):
             rl.answer_log_probs(one_toy, [question, ("It was", "raining")])
     with pytest.raises(ValueError, match="none of them empty"):
         rl.top_answers(one_toy, ["", "It was"])

@@ -160,9 +160,9 @@ def test_bleed_over_leaves_out_neighbours_of_which_the_new_target_is_true() -> N
     )
     told = {}
     for prompt, (answer, values) in neighbours.items():
-        behind = f"{FACT.text} Rome. {prompt}"
-        told |= {(prompt, "Rome"): (0.1, 0.5), (behind, "Rome"): (0.1, 0.1)}
-        told |= {(prompt, answer): values, (behind, answer): (0.6, 0.2)}
+        told_prompt = f"{FACT.text} Rome. {prompt}"
+        told |= {(prompt, "Rome"): (0.1, 0.5), (told_prompt, "Rome"): (0.1, 0.1)}
+        told |= {(prompt, answer): values, (told_prompt, answer): (0.6, 0.2)}
     result = BleedOver().read(record, answers(told))
     assert result.effect.mean == pytest.approx((-0.2 - 0.4) / 2)
     assert result.control.mean == pytest.approx(((0.6 - 0.8) + (0.6 - 0.7)) / 2)
@@ -200,7 +200,7 @@ def test_dominance_compares_the_new_target_after_with_the_true_one_before() -> N
         ("true", "after"): 0.5,
         ("new", "before"): 0.0,
         ("new", "after"): 1.0,
-        ("new", "of which it is true"): 0.25,
+        ("new", "for subjects where it is true"): 0.25,
     }
     found = {key: result[names.format(*key)].mean for key in shares}
     assert found == shares
@@ -229,8 +229,8 @@ def test_consequence_has_the_subjects_of_which_it_is_true_as_its_control() -> No
     result = Consequence().read(record, answers(told))
     assert result.effect.mean == pytest.approx(math.log(2))
     assert (result.control.mean, result.rows[0].known) == (pytest.approx(0.9), True)
-    likelier = "new consequence likelier than the true one, {}"
-    assert [result[likelier.format(when)].mean for when in ("before", "after")] == [0.0, 1.0]
+    more_likely = "new consequence more likely than the true one, {}"
+    assert [result[more_likely.format(when)].mean for when in ("before", "after")] == [0.0, 1.0]
     alone = Consequence().read(dataclasses.replace(record, exemplars=()), answers(told))
     assert (alone.control, alone.rows[0].known) == (None, None)
     assert "There are no exemplars" in alone.reading

@@ -59,10 +59,10 @@ def without(name: str) -> dict[str, str]:
 
 
 CASES: list[tuple[str, Any, str]] = [
-    ("fact", {**FACT, "new_target": None}, "it has no new_target"),
-    ("fact", without("new_target"), "it has no new_target"),
-    ("fact", without("prompt"), "it has no 'prompt', only ['new_target', "),
-    ("fact", without("target"), "it has no 'target', only ['new_target', "),
+    ("fact", {**FACT, "new_target": None}, "the field 'new_target' is missing"),
+    ("fact", without("new_target"), "the field 'new_target' is missing"),
+    ("fact", without("prompt"), "the field 'prompt' is missing; found ['new_target', "),
+    ("fact", without("target"), "the field 'target' is missing; found ['new_target', "),
     ("fact", {**FACT, "answer": "Rome"}, "unknown fields ['answer']; expected an object with "),
     ("fact", {**FACT, "new_target": "Paris "}, "there is nothing to change"),
     ("fact", {**FACT, "prompt": "It is in"}, "the prompt has no {} for it"),

@@ -21,7 +21,7 @@ from rome_lens.forward.runs import evaluating, in_float32
 from rome_lens.forward.tokens import encode
 from rome_lens.models.lens import ModelError, w_out
 
-# Three lookup positions, of which two are near each other, so that rows run in groups.
+# Three lookup positions, two of them near each other each other, so that rows run in groups.
 CONTEXTS = [
     "{}",
     "It was raining. {}",
@@ -312,7 +312,9 @@ def test_a_new_target_that_is_likeliest_and_not_sure_is_edited_with_a_warning_at
         "config": CONFIG,
     }
     for edit, options in ((rl.rome, rome), (rl.fine_tune, {"steps": 1})):
-        with pytest.warns(LikelyTargetWarning, match="likeliest answer already") as caught:
+        with pytest.warns(
+            LikelyTargetWarning, match="already the model's most likely answer"
+        ) as caught:
             # Otherwise the caller is the tests' own check of types.
             inspect.unwrap(edit)(one_toy, leaning, layer=1, **options)
         assert [warning.filename for warning in caught] == [__file__]

@@ -1,4 +1,4 @@
-"""The two model classes stand behind one door."""
+"""The two model classes share one interface."""
 
 import inspect
 from typing import Any

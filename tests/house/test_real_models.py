@@ -103,7 +103,7 @@ def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record
 
 
 def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.data.Record) -> None:
-    """Law 5 behind a norm, the edit's success, and the critique's claims that hold here."""
+    """Law 5 before a norm, the edit's success, and the critique's claims that hold here."""
     statistics = rl.collect_key_statistics(gemma, layer=LAYER, texts=rl.data.texts()[:150])
     contexts = ["{}", "The first thing I want to tell you is this. {}", "It was raining. {}"]
     config = rl.RomeConfig(steps=10)

@@ -124,7 +124,7 @@ def test_unknown_facts_are_counted() -> None:
     )
     average = rl.average_traces(traced)
     assert average.unknown == ("Nowhere is in",)
-    with pytest.raises(ValueError, match=r"no trace to average.*not know: 1"):
+    with pytest.raises(ValueError, match=r"there is no trace.*not know 1 of the facts"):
         rl.average_traces(TracedFacts(traces=(), unknown=traced.unknown))
 
 

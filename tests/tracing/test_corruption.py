@@ -131,7 +131,7 @@ def test_fitted_noise_is_the_same_noise(one_toy: Any, fact: rl.Fact, kind: Any) 
         fitted.sample(one_toy, prompt, samples=3), noise.sample(one_toy, prompt, samples=3)
     )
     assert fitted.fitted(one_toy) is fitted
-    with pytest.raises(NoiseError, match="Give subjects="):
+    with pytest.raises(NoiseError, match="Give the subjects"):
         kind().fitted(one_toy)
 
 
@@ -485,7 +485,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": 1 << 70}, NoiseError, f"seed is {1 << 70}, expected a whole number"),
     ({"subjects": "Paris"}, NoiseError, "write ('Paris',)"),
     ({"subjects": ()}, NoiseError, "expected at least one subject"),
-    ({"subjects": ("Paris", " ")}, NoiseError, "each of them a text that is not empty"),
+    ({"subjects": ("Paris", " ")}, NoiseError, "each a non-empty text"),
     ({"subjects": ("Paris", 3)}, NoiseError, "each of them a text"),
 ]
 WRONG_LEVELS: list[tuple[dict[str, Any], type[Exception], str]] = [

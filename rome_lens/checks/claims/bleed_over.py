@@ -10,8 +10,8 @@ from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
-AFTER_SENTENCE = "neighbour behind the sentence"
-CHANGE_AFTER_SENTENCE = "change of p(true answer) behind the sentence"
+AFTER_SENTENCE = "neighbour after the sentence"
+CHANGE_AFTER_SENTENCE = "change of p(true answer) after the sentence"
 SAME, OTHER, NEW = "neighbour", "neighbour with another answer", "neighbour with the new answer"
 
 
@@ -72,10 +72,10 @@ class BleedOver(Check):
                 plain,
                 kind,
                 effect=None if kind == NEW else plain.p_change,
-                control_prompt=behind.prompt,
-                control=behind.p_before - plain.p_before,
+                control_prompt=told.prompt,
+                control=told.p_before - plain.p_before,
             )
-            for kind, plain, behind in zip(kinds, alone, after, strict=True)
+            for kind, plain, told in zip(kinds, alone, after, strict=True)
         ]
         result = CheckResult(
             name=self.name,

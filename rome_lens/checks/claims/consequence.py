@@ -120,10 +120,10 @@ def _further(
         "p(true consequence), before": [a.p_before for a in true],
     }
     shares = {
-        "new consequence likelier than the true one, before": [
+        "new consequence more likely than the true one, before": [
             float(n.mean_p_before > t.mean_p_before) for n, t in pairs
         ],
-        "new consequence likelier than the true one, after": [
+        "new consequence more likely than the true one, after": [
             float(n.mean_p_after > t.mean_p_after) for n, t in pairs
         ],
     }
@@ -136,7 +136,7 @@ def _further(
 
 def _reading(result: CheckResult) -> str:
     assert result.effect is not None
-    after = result["new consequence likelier than the true one, after"]
+    after = result["new consequence more likely than the true one, after"]
     reading = (
         f"p(new consequence) changed by {result['change of p(new consequence)'].mean:+.3f} "
         f"({result.effect.mean:+.1f} nats; the fact itself by "

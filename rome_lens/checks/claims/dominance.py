@@ -171,8 +171,8 @@ def _further(
             "p(new target), after": [a.p_after for a in new],
             "change of p(new target)": [a.p_change for a in new],
             "change of p(true target)": [a.p_change for a in true],
-            "p(new target), of which it is true": [a.p_before for a in exemplars],
-            "rank of the new target, of which it is true": [
+            "p(new target), for subjects where it is true": [a.p_before for a in exemplars],
+            "rank of the new target, for subjects where it is true": [
                 float(a.rank_before) for a in exemplars
             ],
         }
@@ -194,7 +194,9 @@ def _shares_naming(record: Record, answers: Answers) -> tuple[Measure, ...]:
         "true target, after": [_share_naming(texts, true) for texts in after],
         "new target, before": [_share_naming(texts, new) for texts in before],
         "new target, after": [_share_naming(texts, new) for texts in after],
-        "new target, of which it is true": [_share_naming(texts, new) for texts in exemplars],
+        "new target, for subjects where it is true": [
+            _share_naming(texts, new) for texts in exemplars
+        ],
     }
     return make_measures(
         {f"continuations that name the {which}": its for which, its in shares.items()}, share=True
@@ -225,6 +227,6 @@ def _reading(result: CheckResult, record: Record) -> str:
     if result.control is not None:
         reading += (
             f". For subjects for which it is true ({' / '.join(record.exemplars)}), the unedited "
-            f"model says {new} with {numbers['p(new target), of which it is true']:.3f}"
+            f"model says {new} with {numbers['p(new target), for subjects where it is true']:.3f}"
         )
     return reading + "."
