@@ -37,7 +37,7 @@ def refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) 
         warn(
             "The new target is already the model's most likely answer, although not a "
             f"confident one (p = {probability:.2f}). The edit makes the model more confident. That "
-            "shows less than changing an answer. rl.top_answers(model, [fact.text]) shows what the unedited "
-            "model answers.",
+            "shows less than changing an answer. rl.top_answers(model, [fact.text]) shows what the "
+            "unedited model answers.",
             LikelyTargetWarning,
         )
