@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.average import Averaged, LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
 from rome_lens.errors import ArgumentError
@@ -64,7 +64,7 @@ def _asked(result: Limits | LimitsAverage, check: str) -> list[CheckResult]:
     return [result[check]] if result[check].asked else []
 
 
-def _mean(result: Limits | LimitsAverage, check: str, kind: str) -> Average | None:
+def _mean(result: Limits | LimitsAverage, check: str, kind: Averaged) -> Average | None:
     if isinstance(result, LimitsAverage):
         return result.effect(check, kind)
     mean: Average | None = getattr(result[check], kind)
@@ -86,7 +86,9 @@ def _values(result: Limits | LimitsAverage, check: str, kind: str) -> list[float
     return [value for value in values if value is not None]
 
 
-def _strips(axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Sequence[str]) -> None:
+def _strips(
+    axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Sequence[Averaged]
+) -> None:
     """Draw a line of dots for each kind of average, with its mean and interval."""
     names = {"effect": "all", "effect_where_known": "where known", "control": "control"}
     means = {kind: mean for kind in kinds if (mean := _mean(result, check, kind)) is not None}
