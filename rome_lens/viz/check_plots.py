@@ -34,10 +34,11 @@ def limits(result: Limits | LimitsAverage) -> Figure:
         figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True
     ):
         asked = _asked(result, name)
-        for axes, kinds, label in (
+        sides: tuple[tuple[Axes, tuple[Averaged, ...], str], ...] = (
             (left, ("effect", "effect_where_known"), asked[0].effect_is),
             (right, ("control",), asked[0].control_is),
-        ):
+        )
+        for axes, kinds, label in sides:
             _strips(axes, result, name, kinds)
             axes.set_xlabel(textwrap.fill(label, 56), fontsize=7)
             axes.tick_params(axis="x", labelsize=7)
