@@ -42,10 +42,12 @@ from rome_lens.editing import (
     RomeEditor,
     Unedited,
     WeightEdit,
+    applied_edits,
     edit_firing,
     edit_firings,
     export_hf,
     fine_tune,
+    keep_edits,
     preset,
     random_contexts,
     rome,
@@ -67,7 +69,7 @@ from rome_lens.evaluation import (
 from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.localisation import LayerSweep, layer_sweep
-from rome_lens.models import applied_edits, keep_edits, load_model
+from rome_lens.models import load_model
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,

@@ -59,10 +59,16 @@ class Store:
             make_directory(self.directory)
             # the file holds tuples as lists
             settings = json.loads(json.dumps(dict(settings or {})))
+            others = _other_files(self.directory)
+            # Asked after the files were listed, because another run may begin at the same time.
             if (self.directory / MANIFEST).exists():
                 _check_manifest(self.directory, settings)
+            elif others:
+                raise StoreError(
+                    f"{self.directory} holds {others[0]!r} but no {MANIFEST}, so it was written by "
+                    "rome_lens 0.1 or by another program: give a new or an empty directory."
+                )
             else:
-                _check_no_other_files(self.directory)
                 _write_manifest(self.directory, settings)
 
     def name(self, *made_with: object) -> str:
@@ -122,22 +128,18 @@ def _write_manifest(directory: Path, settings: Mapping[str, object]) -> None:
         unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _check_no_other_files(directory: Path) -> None:
-    """A new store's directory holds nothing that a store of this version would not read.
+def _other_files(directory: Path) -> list[str]:
+    """Names of files that a store of this version does not read.
 
-    Raises:
-        StoreError: it holds other files.
+    Hidden files do not count: a system or an editor leaves them anywhere (.DS_Store, .gitignore).
     """
-    others = sorted(
+    return sorted(
         file.name
         for file in directory.iterdir()
-        if not file.name.endswith(".part") and not _is_still_read(file)
+        if not file.name.startswith(".")
+        and not file.name.endswith(".part")
+        and not _is_still_read(file)
     )
-    if others:
-        raise StoreError(
-            f"{directory} holds {others[0]!r} but no {MANIFEST}, so it was written by rome_lens "
-            "0.1 or by another program: give a new or an empty directory."
-        )
 
 
 def _is_still_read(path: Path) -> bool:

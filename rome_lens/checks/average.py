@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from rome_lens.arguments import one_of, whole_number
 from rome_lens.checks.claims.fidelity import OTHER_EDITS, Fidelity
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import (
@@ -19,7 +21,9 @@ from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
 from rome_lens.results import Stored
 
-_AVERAGED = ("effect", "effect_where_known", "control")
+Averaged = Literal["effect", "effect_where_known", "control"]
+"""The numbers of a check that are averaged over facts."""
+_AVERAGED: tuple[Averaged, ...] = get_args(Averaged)
 _RESAMPLES = 200
 
 
@@ -55,7 +59,7 @@ class LimitsAverage(Stored):
         """
         return [result for result in self._results(check) if result.asked]
 
-    def effect(self, check: str, which: str = "effect") -> Average | None:
+    def effect(self, check: str, which: Averaged = "effect") -> Average | None:
         """The mean over facts of a check's effect, of its effect where known, or of its control.
 
         None if no fact has it. It is also None for fidelity's control: each fact's control is the
@@ -65,10 +69,7 @@ class LimitsAverage(Stored):
             UnknownNameError: there is no check of this name.
             ArgumentError: ``which`` is none of the three.
         """
-        if which not in _AVERAGED:
-            raise ArgumentError(
-                f"which is {which!r}, expected one of {', '.join(map(repr, _AVERAGED))}."
-            )
+        one_of("which", which, Averaged)
         asked = self.of(check)
         if which == "control" and check == Fidelity.name:
             return None
@@ -108,6 +109,7 @@ class LimitsAverage(Stored):
         Args:
             seed: seed of the bootstrap.
         """
+        seed = whole_number("seed", seed, least=0)
         kinds: dict[tuple[str, str], list[list[CheckRow]]] = {}
         for result in (result for each in self.limits for result in each.results):
             for kind in dict.fromkeys(

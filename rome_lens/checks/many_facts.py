@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rome_lens.arguments import whole_number
+from rome_lens.checks.answered import text_question
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
 from rome_lens.checks.limits import Limits, check_limits
@@ -78,6 +80,12 @@ def check_records(
         )
     for record in cases:
         encode(model, record.fact, prepend_bos=prepend_bos)
+    samples = whole_number("samples", samples, least=0)
+    new_tokens = whole_number("new_tokens", new_tokens, least=0)
+    seed = whole_number("seed", seed)
+    texts = None if texts is None else tuple(texts)
+    for text in texts or ():
+        text_question(text)
     store = Store(directory, identity="" if directory is None else model_identity(model))
     names = [store.name(editor, record.fact) for record in cases]
     edits = [

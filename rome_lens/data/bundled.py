@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import overload
 
+from rome_lens.arguments import whole_number
 from rome_lens.data.facts import SLOT
 from rome_lens.data.record_type import Record, RecordError
 from rome_lens.data.records_file import read_records
@@ -99,6 +100,7 @@ def name_texts(*, seed: int = 0) -> list[str]:
     real. Names such as "Keller Glacier" end in a common noun, and events begin with a year. The
     same seed gives the same texts.
     """
+    seed = whole_number("seed", seed)
     names = json.loads((_HERE / "names.json").read_text(encoding="utf-8"))
     draw = random.Random(seed)
     people = [

@@ -26,7 +26,7 @@ Other ways from a fact to an edit:
 
 from rome_lens.editing.config import RomeConfig
 from rome_lens.editing.contexts import random_contexts
-from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.editing.edit import Edit, LayerEdit, applied_edits, keep_edits
 from rome_lens.editing.editors import Editor, FineTuning, InContext, RomeEditor, Unedited
 from rome_lens.editing.export import export_hf
 from rome_lens.editing.fine_tuning import fine_tune
@@ -54,10 +54,12 @@ __all__ = [
     "RomeEditor",
     "Unedited",
     "WeightEdit",
+    "applied_edits",
     "edit_firing",
     "edit_firings",
     "export_hf",
     "fine_tune",
+    "keep_edits",
     "preset",
     "random_contexts",
     "rome",

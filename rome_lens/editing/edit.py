@@ -164,6 +164,30 @@ class Edit(Stored):
                 )
 
 
+def applied_edits(model: LensModel) -> "tuple[LayerEdit, ...]":
+    """The edits that are in the model's weights now, by layer and in the order in which they came.
+
+    An edit that was applied twice is listed twice. Edits that came in another way, such as in
+    weights loaded from a file, are not known here. ``edit.is_applied`` recognises them.
+
+    Raises:
+        ModelError: other code has changed an edited ``W_out`` since, so it is unknown what is in
+            it.
+    """
+    return apply_and_revert.applied_edits(model)
+
+
+def keep_edits(model: LensModel) -> "tuple[LayerEdit, ...]":
+    """Make the current weights the model's own, and return the edits in them.
+
+    These edits can no longer be reverted.
+
+    Use it for a model that is to be trained further after an edit, or that need never be restored.
+    An open ``applied`` block then has nothing to take back.
+    """
+    return apply_and_revert.keep_edits(model)
+
+
 class LayerEdit(Edit):
     """``W_out + delta`` at one layer: what rank-one and dense edits have in common."""
 

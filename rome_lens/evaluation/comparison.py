@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.optimiser import OptimisationError
@@ -115,6 +116,7 @@ def compare_editors(
         >>> {scores.editor: round(scores.ES.mean, 2) for scores in comparison.scores}
         {'unedited': 0.0, 'ROME': 1.0}
     """
+    generate, seed = whole_number("generate", generate, least=0), whole_number("seed", seed)
     cases = [with_new_target(record) for record in as_records(records)]
     by_name = _by_name(editors)
     for case in cases:

@@ -108,7 +108,7 @@ def evaluate_all(
             f"There are {len(edits)} edits for {len(cases)} records: give one edit (or None) for "
             "each record."
         )
-    generate = whole_number("generate", generate, least=0)
+    generate, seed = whole_number("generate", generate, least=0), whole_number("seed", seed)
     for edit, case in zip(edits, cases, strict=True):
         check_same_fact(edit, case.fact, case.id)
     numbered = NumberedEdits(model, edits)

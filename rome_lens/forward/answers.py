@@ -1,6 +1,6 @@
 """Read what a model answers: probabilities of whole answers, and the most likely next tokens."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rome_lens.arguments import texts, whole_number
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.record_type import Record, as_facts
 from rome_lens.forward.runs import chosen_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
 from rome_lens.models.hook_names import Hook
@@ -78,15 +79,20 @@ def answer_log_probs(
 
 
 def knows(
-    model: LensModel, facts: Sequence[Fact], *, prepend_bos: bool | None = None
+    model: LensModel,
+    facts: Fact | Record | Iterable[Fact | Record],
+    *,
+    prepend_bos: bool | None = None,
 ) -> list[bool]:
     """Whether the model answers each fact correctly, i.e. greedy decoding yields the target.
 
     Args:
+        facts: one or several facts or records.
         prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Raises:
-        FactError: there is no fact, or a target shares a token with the end of its prompt.
+        FactError: there is no fact, an entry is neither a fact nor a record, or a target shares a
+            token with the end of its prompt.
 
     Example:
         >>> import rome_lens as rl
@@ -103,7 +109,7 @@ def knows(
     ) -> bool:
         return bool((log_p.argmax(-1) == ids).all())
 
-    questions = [(fact.text, fact.target) for fact in facts]
+    questions = [(fact.text, fact.target) for fact in as_facts(facts)]
     return read_answers(
         model, questions, greedy, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos
     )

@@ -148,6 +148,7 @@ def sample_source(
     sample_length = whole_number(
         "sample_length", sample_length, least=2, most=model.cfg.n_ctx, error=StatisticsError
     )
+    seed = whole_number("seed", seed, error=StatisticsError)
     if isinstance(openings, str):
         raise StatisticsError(
             f"openings is one text, {openings!r}, expected several: ({openings!r},)."

@@ -1,19 +1,20 @@
 """The result of a layer sweep: the effect of restoring each layer and the success of editing it."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.errors import ArgumentError
+from rome_lens.arguments import one_of
 from rome_lens.intervals import average, share
-from rome_lens.localisation.variance import VarianceExplained, explain_variance
+from rome_lens.localisation.variance import SuccessMeasure, VarianceExplained, explain_variance
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
 from rome_lens.tracing.results import Position
 
-MEASURES = ("EM", "PM", "NM", "ES", "PS", "NS", "S")
+MEASURES: tuple[SuccessMeasure, ...] = get_args(SuccessMeasure)
 _SHARES = ("ES", "PS", "NS", "S")
 
 
@@ -70,7 +71,7 @@ class LayerSweep(Stored):
             f"{list(self.layers)}, {self.component!r}, window={self.window}, at={self.at!r})"
         )
 
-    def success(self, measure: str) -> Float[Tensor, "fact layer"]:
+    def success(self, measure: SuccessMeasure) -> Float[Tensor, "fact layer"]:
         """The success of every edit by one measure, such as ``"EM"``.
 
         It is NaN where a record has no prompts for the measure.
@@ -78,15 +79,12 @@ class LayerSweep(Stored):
         Raises:
             ArgumentError: the measure is unknown.
         """
-        if measure not in MEASURES:
-            raise ArgumentError(
-                f"measure is {measure!r}, expected one of {', '.join(map(repr, MEASURES))}."
-            )
+        one_of("measure", measure, SuccessMeasure)
         values: Tensor = getattr(self, measure)
         return values
 
     def variance_explained(
-        self, measure: str = "EM", *, shuffles: int = 200, seed: int = 0
+        self, measure: SuccessMeasure = "EM", *, shuffles: int = 200, seed: int = 0
     ) -> VarianceExplained:
         """How much of the success the layer explains, and how much the effect of restoring it adds.
 

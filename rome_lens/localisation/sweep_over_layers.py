@@ -149,9 +149,9 @@ def layer_sweep(
         unknown=tuple(str(record.id) for record in records if record.fact not in known),
         layers=chosen,
         component=component,
-        window=window,
-        at=at,
-        samples=samples,
+        window=traced.traces[0].window,
+        at=at if isinstance(at, str) else int(at),
+        samples=len(traced.traces[0].corrupted_samples),
         edits=f"{variant}, {config}, {len(contexts)} contexts, statistics: "
         f"{by_layer[chosen[0]].source}",
         model_fingerprint=fingerprint(model),

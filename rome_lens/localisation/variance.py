@@ -5,7 +5,7 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?"
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from rome_lens.arguments import whole_number
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average_correlation, share
 from rome_lens.results import Result
+
+SuccessMeasure = Literal["EM", "PM", "NM", "ES", "PS", "NS", "S"]
+"""A measure of an edit's success on one record, as :class:`Evaluation` has it."""
 
 NEAR = 0.05
 _RESAMPLES = 2000
@@ -32,7 +35,7 @@ class VarianceExplained(Result):
     then.
     """
 
-    measure: str
+    measure: SuccessMeasure
     """The measure of success."""
     facts: int
     """The number of facts for which the measure is known."""
@@ -109,7 +112,7 @@ def explain_variance(
     effects: Float[np.ndarray, "fact layer"],
     success: Float[np.ndarray, "fact layer"],
     *,
-    measure: str,
+    measure: SuccessMeasure,
     shuffles: int = 200,
     seed: int = 0,
 ) -> VarianceExplained:
@@ -129,6 +132,7 @@ def explain_variance(
             "both: otherwise there is nothing to compare."
         )
     shuffles = whole_number("shuffles", shuffles, least=1)
+    seed = whole_number("seed", seed, least=0)
     near = success >= success.max(1, keepdims=True) - NEAR
     others = (success.sum(0) - success) / (facts - 1)
     return VarianceExplained(

@@ -96,13 +96,13 @@ def attribution_trace(
     corrupted = torch.cat([probability for probability, _ in parts])
     by_layer = torch.cat([effects for _, effects in parts])[:, :, list(cells.positions)]
     by_layer = by_layer.sum(-1) if cells.heads is None else by_layer[..., list(cells.heads)]
-    windows = [restored_layers(layer, window, model.cfg.n_layers) for layer in cells.layers]
+    windows = [restored_layers(layer, cells.window, model.cfg.n_layers) for layer in cells.layers]
     effects = torch.stack(
         [by_layer[:, window.start : window.stop].sum(1) for window in windows], dim=1
     )
     return AttributionTrace(
         component=component,
-        window=window,
+        window=cells.window,
         heads=cells.heads or (),
         corrupted_samples=corrupted.cpu(),
         sample_scores=(effects + corrupted.view(-1, *(1 for _ in effects.shape[1:]))).cpu(),

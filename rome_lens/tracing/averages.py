@@ -130,9 +130,9 @@ class TraceAverage(Stored):
             for j, role in enumerate(self.roles)
         )
 
-    def of_role(self, column: int) -> Float[Tensor, "fact layer"]:
-        """The effects of the facts that have a token of the role ``roles[column]``."""
-        effects = self.fact_effects[:, :, column]
+    def of_role(self, role: int) -> Float[Tensor, "fact layer"]:
+        """The effects of the facts that have a token of the role ``roles[role]``."""
+        effects = self.fact_effects[:, :, role]
         return effects[~effects[:, 0].isnan()]
 
 

@@ -136,7 +136,7 @@ def causal_trace(
                 scores.append(cell_scores(clean, cells, restorer, corrupted[-1], bar))
     return CausalTrace(
         component=component,
-        window=window,
+        window=cells.window,
         heads=cells.heads or (),
         corrupted_samples=torch.cat(corrupted).cpu(),
         sample_scores=torch.cat(scores).cpu(),

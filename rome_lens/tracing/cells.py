@@ -136,7 +136,11 @@ def grid(
         layers=chosen_layers,
         positions=_chosen_positions(positions, len(encoded.tokens)),
         heads=chosen_heads,
-        rows=batch_size or max(1, _TOKENS_PER_BATCH // length),
+        rows=(
+            max(1, _TOKENS_PER_BATCH // length)
+            if batch_size is None
+            else whole_number("batch_size", batch_size)
+        ),
         n_layers=model.cfg.n_layers,
     )
 

@@ -48,7 +48,7 @@ class Replacement:
             raise NoiseError(
                 f"{self.noise!r} replaces the subject's embeddings already: use it on its own."
             )
-        _check_kind(self.noise)
+        check_kind(self.noise)
 
     def __repr__(self) -> str:
         noise = "tensor" if isinstance(self.noise, Tensor) else repr(self.noise)
@@ -104,9 +104,9 @@ def noise_for(
             subject, d_model]`` or is not finite in the model's precision; ``samples`` is below 1;
             or the kind of noise refuses the prompt.
     """
-    _check_kind(noise)
+    check_kind(noise)
     if not isinstance(noise, Tensor):
-        samples = whole_number("samples", samples, least=1, error=NoiseError)
+        samples = sample_count(samples)
         noise = noise.sample(model, prompt, samples=samples)
         if not isinstance(noise, Tensor):
             raise NoiseError(
@@ -127,7 +127,21 @@ def noise_for(
     return noise
 
 
-def _check_kind(noise: object) -> None:
+def sample_count(samples: object) -> int:
+    """The number of noise samples, as an ``int``.
+
+    Raises:
+        NoiseError: it is not a whole number, or is below 1.
+    """
+    return whole_number("samples", samples, least=1, error=NoiseError)
+
+
+def check_kind(noise: object) -> None:
+    """Refuse what is neither a kind of noise nor a tensor.
+
+    Raises:
+        NoiseError: it is neither.
+    """
     if isinstance(noise, type):
         name = noise.__name__
         raise NoiseError(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.errors import ArgumentError
@@ -21,7 +22,7 @@ from rome_lens.stores import Store
 from rome_lens.tracing.causal import causal_trace
 from rome_lens.tracing.cells import check_options
 from rome_lens.tracing.clean_run import FactNotKnownError
-from rome_lens.tracing.corruption import Replacement
+from rome_lens.tracing.corruption import Replacement, check_kind, sample_count
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import CausalTrace, Position, position_of
 
@@ -117,11 +118,13 @@ def trace_facts(
     positions = {
         fact: _positions(model, fact, at, answer, prepend_bos=prepend_bos) for fact in chosen
     }
+    if at is not None and not isinstance(at, str):
+        at = whole_number("at", at)
     settings = {
         "component": component,
         "window": int(window),
         "noise": repr(noise),
-        "samples": samples,
+        "samples": sample_count(samples),
         "layers": None if layers is None else list(layers),
         "at": at,
         "answer": answer,
@@ -163,6 +166,7 @@ def _trace_or_reason(model: LensModel, fact: Fact, **options: Any) -> CausalTrac
 
 def _check_noise(noise: object, *, stored: bool) -> None:
     """Refuse noise that fits one subject only, or that a later run could not recognise."""
+    check_kind(noise)
     inner = noise.noise if isinstance(noise, Replacement) else noise
     if isinstance(inner, Tensor):
         raise ArgumentError(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import half_width
@@ -278,13 +279,14 @@ def position_of(at: Position, subject: tuple[int, int], length: int) -> int:
         length: the number of the prompt's tokens.
 
     Raises:
-        ArgumentError: the name is unknown, or the number is outside the prompt.
+        ArgumentError: the name is unknown; the number is not a whole number, or is outside the
+            prompt.
     """
     named = {"subject_first": subject[0], "subject_last": subject[1] - 1, "last": length - 1}
     if isinstance(at, str) and at not in named:
         known = ", ".join(map(repr, get_args(NamedPosition)))
         raise ArgumentError(f"at is {at!r}, expected one of {known}, a number, or None.")
-    pos = named[at] if isinstance(at, str) else at
+    pos = named[at] if isinstance(at, str) else whole_number("at", at)
     if not -length <= pos < length:
         raise ArgumentError(
             f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1})."

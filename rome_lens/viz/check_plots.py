@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.average import Averaged, LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
 from rome_lens.errors import ArgumentError
@@ -34,10 +34,11 @@ def limits(result: Limits | LimitsAverage) -> Figure:
         figure.subplots(len(checks), 2, squeeze=False, width_ratios=(3, 2)), checks, strict=True
     ):
         asked = _asked(result, name)
-        for axes, kinds, label in (
+        sides: tuple[tuple[Axes, tuple[Averaged, ...], str], ...] = (
             (left, ("effect", "effect_where_known"), asked[0].effect_is),
             (right, ("control",), asked[0].control_is),
-        ):
+        )
+        for axes, kinds, label in sides:
             _strips(axes, result, name, kinds)
             axes.set_xlabel(textwrap.fill(label, 56), fontsize=7)
             axes.tick_params(axis="x", labelsize=7)
@@ -64,7 +65,7 @@ def _asked(result: Limits | LimitsAverage, check: str) -> list[CheckResult]:
     return [result[check]] if result[check].asked else []
 
 
-def _mean(result: Limits | LimitsAverage, check: str, kind: str) -> Average | None:
+def _mean(result: Limits | LimitsAverage, check: str, kind: Averaged) -> Average | None:
     if isinstance(result, LimitsAverage):
         return result.effect(check, kind)
     mean: Average | None = getattr(result[check], kind)
@@ -86,7 +87,9 @@ def _values(result: Limits | LimitsAverage, check: str, kind: str) -> list[float
     return [value for value in values if value is not None]
 
 
-def _strips(axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Sequence[str]) -> None:
+def _strips(
+    axes: Axes, result: Limits | LimitsAverage, check: str, kinds: Sequence[Averaged]
+) -> None:
     """Draw a line of dots for each kind of average, with its mean and interval."""
     names = {"effect": "all", "effect_where_known": "where known", "control": "control"}
     means = {kind: mean for kind in kinds if (mean := _mean(result, check, kind)) is not None}

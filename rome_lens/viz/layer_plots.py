@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
 from rome_lens.localisation.results import LayerSweep, asked
-from rome_lens.localisation.variance import regression
+from rome_lens.localisation.variance import SuccessMeasure, regression
 from rome_lens.viz.axes import NAMES, band, layer_label
 
 
-def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
+def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
     """Draw the success of edits and the effect of restoring by layer, and against each other.
 
     The panels on the left show means over the facts, with 95 % intervals if there are five facts or
@@ -28,7 +28,7 @@ def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
     panels = figure.subplot_mosaic([["above", "right"], ["below", "right"]])
     above, below, right = panels["above"], panels["below"], panels["right"]
     x = list(range(len(result.layers)))
-    colours = {"EM": "tab:blue", "NM": "tab:orange"}
+    colours: dict[SuccessMeasure, str] = {"EM": "tab:blue", "NM": "tab:orange"}
     for name, colour in {**colours, measure: colours.get(measure, "tab:red")}.items():
         band(above, x, asked(result.success(name)), label=name, colour=colour, fewest=FEWEST)
     above.set_ylabel("success of the edit")
@@ -53,7 +53,7 @@ def layer_sweep(result: LayerSweep, measure: str = "EM") -> Figure:
     return figure
 
 
-def _r_squared(result: LayerSweep, measure: str) -> str:
+def _r_squared(result: LayerSweep, measure: SuccessMeasure) -> str:
     """R² of the measure, explained by layer, by effect, and by effect in addition to layer."""
     success = result.success(measure)
     rows = ~success.isnan().any(1)

@@ -123,6 +123,7 @@ def test_firing_is_compared_with_kl_within_each_kind_of_prompt() -> None:
     assert few["firing and KL"].iloc[0] == "1.000 (n = 3, too few for an interval)"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_check_goes_by_its_function_s_name_too_and_a_wrong_name_is_told() -> None:
     one, other = made_up([1.0], name="bleed-over"), made_up([3.0], name="bleed-over")
     assert one["bleed_over"] is one["bleed-over"]

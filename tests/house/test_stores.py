@@ -178,3 +178,26 @@ def test_a_file_in_the_directory_s_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=re.escape(f"{tmp_path / 'file'} is not a directory")):
         Store(tmp_path / "file")
+
+
+def test_hidden_files_do_not_make_a_directory_another_program_s(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").touch()
+    Store(tmp_path)
+    assert (tmp_path / MANIFEST).is_file()
+
+
+def test_a_run_that_begins_at_the_same_time_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = Path.iterdir
+
+    def other_run_writes_first(path: Path) -> Any:
+        monkeypatch.setattr(Path, "iterdir", listed)
+        Store(path, settings={"window": 3})
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", other_run_writes_first)
+    Store(tmp_path / "same", settings={"window": 3})
+    monkeypatch.setattr(Path, "iterdir", other_run_writes_first)
+    with pytest.raises(StoreError, match="window was 3 and is now 5"):
+        Store(tmp_path / "other", settings={"window": 5})

@@ -283,6 +283,7 @@ def test_the_picture_holds_every_cell_and_the_means() -> None:
     assert sweep._repr_html_().startswith("<img")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_localisation_compares_each_fact_s_traced_layer_with_the_one_that_is_best_on_average() -> (
     None
 ):

@@ -79,6 +79,7 @@ class Dominance(Check):
     def __post_init__(self) -> None:
         whole_number("samples", self.samples, least=0)
         whole_number("new_tokens", self.new_tokens, least=1)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     def questions(self, record: Record) -> list[PromptAnswer]:
         """Both targets about the subject, and the new one about the exemplars."""

@@ -7,6 +7,7 @@ from zlib import crc32
 
 import torch
 
+from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import (
     Answered,
     Answers,
@@ -66,6 +67,9 @@ class Essence(Check):
 
     seed: int = 0
     """Seed of the random direction."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     name = "essence"
     asks = "Does what the model says about the subject stay, apart from the edited fact?"

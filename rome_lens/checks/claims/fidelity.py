@@ -108,6 +108,7 @@ class Fidelity(Check):
 
     def __post_init__(self) -> None:
         whole_number("new_tokens", self.new_tokens, least=0)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     def questions(self, record: Record) -> list[PromptAnswer]:
         """Every text: its first word, and the rest as the answer."""

@@ -5,6 +5,7 @@ import numpy as np
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
 from rome_lens.errors import ArgumentError
 from rome_lens.localisation.results import LayerSweep
+from rome_lens.localisation.variance import SuccessMeasure
 
 NAME = "localisation"
 ASKS = (
@@ -14,7 +15,11 @@ ASKS = (
 
 
 def localisation(
-    sweep: LayerSweep, *more: object, measure: str = "EM", shuffles: int = 200, seed: int = 0
+    sweep: LayerSweep,
+    *more: object,
+    measure: SuccessMeasure = "EM",
+    shuffles: int = 200,
+    seed: int = 0,
 ) -> CheckResult:
     """What is gained when each fact's layer is chosen by its trace.
 
@@ -77,7 +82,7 @@ def localisation(
     )
 
 
-def _rows(sweep: LayerSweep, measure: str) -> list[CheckRow]:
+def _rows(sweep: LayerSweep, measure: SuccessMeasure) -> list[CheckRow]:
     """One row for each fact whose edits have the measure."""
     success, effects = sweep.success(measure).numpy(), sweep.effects.numpy()
     measured = ~np.isnan(success).any(1)
