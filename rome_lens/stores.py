@@ -55,6 +55,9 @@ class Store:
         self.directory = None if directory is None else Path(directory)
         self._identity = identity
         self._memory: dict[tuple[type[Stored], str], Stored] = {}
+        # The files of a store without identity and settings say themselves what they are of, as key
+        # statistics do, so they may lie next to any others.
+        accepts_others = not identity and settings is None
         if self.directory is not None:
             make_directory(self.directory)
             # the file holds tuples as lists
@@ -63,12 +66,12 @@ class Store:
             # Asked after the files were listed, because another run may begin at the same time.
             if (self.directory / MANIFEST).exists():
                 _check_manifest(self.directory, settings)
-            elif others:
+            elif others and not accepts_others:
                 raise StoreError(
                     f"{self.directory} holds {others[0]!r} but no {MANIFEST}, so it was written by "
                     "rome_lens 0.1 or by another program: give a new or an empty directory."
                 )
-            else:
+            elif not others:
                 _write_manifest(self.directory, settings)
 
     def name(self, *made_with: object) -> str:

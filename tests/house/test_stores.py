@@ -201,3 +201,15 @@ def test_a_run_that_begins_at_the_same_time_is_joined(
     monkeypatch.setattr(Path, "iterdir", other_run_writes_first)
     with pytest.raises(StoreError, match="window was 3 and is now 5"):
         Store(tmp_path / "other", settings={"window": 5})
+
+
+def test_a_store_without_identity_and_settings_lies_next_to_any_files(tmp_path: Path) -> None:
+    """Such as the cache of key statistics, which took any directory in version 0.1, too."""
+    (tmp_path / "README.md").write_text("mine")
+    for _ in range(2):
+        store = Store(tmp_path)
+        store.add("name", statistics())
+        assert Store(tmp_path).get(rl.KeyStatistics, "name") is not None
+    assert not (tmp_path / MANIFEST).exists()
+    with pytest.raises(StoreError, match="README.md"):
+        Store(tmp_path, identity="model")
