@@ -211,6 +211,35 @@ def test_a_store_tells_apart_what_changes_a_result(
     assert len(names) == 3
 
 
+def test_a_comparison_finds_only_what_the_same_weights_and_settings_gave(
+    one_toy: Any,
+    toy_record: rl.data.Record,
+    toy_edit: rl.RankOneEdit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compare(directory: Path | None = tmp_path) -> tuple[int, float]:
+        """The number of results on disk, and one of the probabilities."""
+        unedited = [rl.Unedited()]
+        found = rl.compare_editors(one_toy, [toy_record], unedited, directory=directory)
+        kept = list(tmp_path.glob("evaluation-*"))
+        return len(kept), found.evaluations["unedited"][0].rows[0].target_after
+
+    first = compare()
+    assert compare() == first
+    with toy_edit.applied(one_toy):
+        count, target = compare()
+    assert (first[0], count) == (1, 2)
+    assert target < first[1] - 0.1
+    with monkeypatch.context() as patch:
+        patch.setattr(one_toy.cfg, "default_prepend_bos", not one_toy.cfg.default_prepend_bos)
+        assert compare()[0] == 3
+    with one_toy.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: 0 * value)]):
+        with pytest.raises(ValueError, match="has hooks"):
+            compare()
+        assert abs(compare(None)[1] - first[1]) > 1e-3  # what is not kept may be under hooks
+
+
 def test_what_cannot_be_compared_is_refused_before_anything_is_edited(
     one_toy: Any, toy_record: rl.data.Record
 ) -> None:

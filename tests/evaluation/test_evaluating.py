@@ -22,6 +22,7 @@ from rome_lens.data.facts import FactError
 from rome_lens.evaluation import evaluating
 from rome_lens.evaluation.evaluating import EvaluationError
 from rome_lens.evaluation.results import PromptScore
+from rome_lens.forward import answers
 from rome_lens.forward.tokens import continuation
 from rome_lens.models.hook_names import EMBED
 from rome_lens.models.lens import ModelError
@@ -80,11 +81,16 @@ def test_probabilities_are_those_of_a_plain_loop(tiny_model: Any, untouched: Any
     assert wrong == []
 
 
-def test_a_batch_is_each_of_its_edits_alone(few_tiny_models: Any, untouched: Any) -> None:
+def test_batches_of_rows_are_each_edit_alone(
+    few_tiny_models: Any, untouched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = few_tiny_models
     untouched(model)
     edits, records = mixed_batch(model)
-    found = rl.evaluate_all(model, edits, records, generate=4)
+    with monkeypatch.context() as patch:  # four or five rows at once, and ten logits
+        patch.setattr(answers, "_TOKENS_PER_BATCH", 64)
+        patch.setattr(answers, "_LOGITS_PER_BATCH", 10 * model.cfg.d_vocab)
+        found = rl.evaluate_all(model, edits, records, generate=4)
     for each, edit, record in zip(found, edits, records, strict=True):
         alone = rl.evaluate(model, edit, record, generate=4)
         assert probabilities(each) == pytest.approx(probabilities(alone), rel=1e-4, abs=1e-7)

@@ -105,14 +105,14 @@ def test_wrong_settings_are_refused_and_leave_nothing(
     untouched(one_toy)
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"layer": 99}, ModelError, "layers 0 to"),
-        ({"steps": 0}, ValueError, "steps"),
-        ({"lr": 0.0}, ValueError, "lr"),
-        ({"norm_constraint": 0.0}, ValueError, "norm_constraint"),
-        ({"weight_decay": -1.0}, ValueError, "weight_decay"),
+        ({"steps": 0}, ValueError, "got steps=0, "),
+        ({"lr": 0.0}, ValueError, ", lr=0.0, "),
+        ({"norm_constraint": 0.0}, ValueError, ", norm_constraint=0.0, "),
+        ({"weight_decay": -1.0}, ValueError, ", weight_decay=-1.0."),
         ({"contexts": []}, FactError, "at least one"),
         ({"contexts": ["no slot"]}, FactError, "no slot"),
-        ({"lr": 1e20}, OptimisationError, "at step 1"),
-        ({"lr": 1e38}, OptimisationError, "at step 1"),
+        ({"lr": 1e20}, OptimisationError, "at step 1: lower lr"),
+        ({"lr": 1e38}, OptimisationError, "at step 1: lower lr"),
     ]
     wrong = []
     for changes, error, words in cases:

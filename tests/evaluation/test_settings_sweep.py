@@ -154,6 +154,30 @@ def test_an_interrupted_sweep_resumes_where_it_was(
         rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
 
 
+def test_a_sweep_finds_only_what_the_same_weights_and_settings_gave(
+    one_toy: Any,
+    records: list[rl.data.Record],
+    options: dict[str, Any],
+    toy_edits: list[rl.RankOneEdit],
+    tmp_path: Path,
+) -> None:
+    quick = {**options, "config": replace(CONFIG, steps=1), "directory": tmp_path}
+
+    def kept(**changes: Any) -> int:
+        """The number of results on disk after another sweep."""
+        rl.sweep_edits(one_toy, records[:1], **{**quick, **changes})
+        return len(list(tmp_path.glob("evaluation-*")))
+
+    assert [kept(), kept()] == [1, 1]
+    with toy_edits[1].applied(one_toy):
+        assert kept() == 2
+    assert [kept(prepend_bos=False), kept(contexts=("It rained. {}",))] == [3, 4]
+    with one_toy.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: value)]):
+        with pytest.raises(ValueError, match="has hooks"):
+            kept()
+        assert kept(directory=None) == 4  # what is not kept may be under hooks
+
+
 def diverging_after(steps: int, subject: str) -> Any:
     """``descent`` that leaves the finite numbers after some steps on one subject's fact."""
 

@@ -13,6 +13,7 @@ from models_for_tests import CLASSES, HOOKED_FAMILIES, REFERENCE, tiny
 import rome_lens as rl
 from rome_lens.data.facts import FactError
 from rome_lens.errors import ArgumentError
+from rome_lens.forward import readout
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.tokens import encode
 from rome_lens.models.hook_names import EMBED, component_hook
@@ -153,6 +154,13 @@ def test_a_whole_answer_equals_the_run_with_one_row_per_cell(
     assert len(encode(tiny_model, fact).answer) > 2
     trace = check_cells(tiny_model, fact, "mlp", 3, 5e-4, answer="whole")
     assert trace.answer.strip() == fact.target
+
+
+def test_a_whole_answer_under_a_restored_stream_equals_the_run_with_one_row_per_cell(
+    few_tiny_models: Any, fact: rl.Fact
+) -> None:
+    fact = rl.Fact(fact.prompt, subject=fact.subject, target="Ondavel and Pralec")
+    check_cells(few_tiny_models, fact, "resid", 1, 5e-4, answer="whole")
 
 
 def test_a_whole_answer_must_be_known_to_its_end(one_toy: Any, toy_record: rl.data.Record) -> None:
@@ -545,7 +553,10 @@ CALLERS = {
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_a_trace_under_the_callers_hooks_is_that_of_the_hooked_model(model_class: str) -> None:
+def test_a_trace_under_the_callers_hooks_is_that_of_the_hooked_model(
+    model_class: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readout, "_ROWS_UNDER_HOOKS", 16)  # several parts under a hook on the norm
     model = tiny("gpt2", model_class)
     fact = rl.Fact("Then {} lives in the city", subject="Wanda Brandt", target="Pralec")
     assert len(encode(model, fact).tokens) == 10, "the hooks above are made for this length"
