@@ -1,7 +1,7 @@
 """The notebooks run from top to bottom, and are stored with their outputs.
 
-A notebook runs in a kernel, which is a process of its own. Next to other tests it takes minutes, so
-the notebooks have a marker and run in a step of their own: ``-m notebook``.
+A notebook runs in a kernel, which is a process of its own. With several threads it would take
+minutes next to other tests, so it has one. ``-m "not notebook"`` leaves the notebooks out.
 """
 
 from pathlib import Path

@@ -211,5 +211,5 @@ def test_a_store_without_identity_and_settings_lies_next_to_any_files(tmp_path: 
         store.add("name", statistics())
         assert Store(tmp_path).get(rl.KeyStatistics, "name") is not None
     assert not (tmp_path / MANIFEST).exists()
-    with pytest.raises(StoreError, match="README.md"):
+    with pytest.raises(StoreError, match="README"):
         Store(tmp_path, identity="model")

@@ -486,7 +486,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"subjects": "Paris"}, NoiseError, "write ('Paris',)"),
     ({"subjects": ()}, NoiseError, "expected at least one subject"),
     ({"subjects": ("Paris", " ")}, NoiseError, "each a non-empty text"),
-    ({"subjects": ("Paris", 3)}, NoiseError, "each of them a text"),
+    ({"subjects": ("Paris", 3)}, NoiseError, "each a non-empty text"),
 ]
 WRONG_LEVELS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"level": -1.0}, NoiseError, "is -1.0, expected a finite number of at least 0"),
