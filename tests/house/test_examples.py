@@ -1,14 +1,17 @@
 """Every example in a docstring runs and prints what it says; the functions used most have one."""
 
 import doctest
+import functools
 import importlib
 import pkgutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import rome_lens as rl
+from rome_lens.models.loading import load_model
 
 MOST_USED = (
     rl.Fact,
@@ -37,11 +40,19 @@ def examples() -> list[doctest.DocTest]:
     return sorted(found, key=lambda test: test.name)
 
 
+@functools.cache
+def loaded_once(name: str) -> Any:
+    """The model of this name. Every example loads the toy model, and none changes it."""
+    return load_model(name)
+
+
 @pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
 def test_an_example_prints_what_it_says(
     example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if not example.name.endswith("load_model"):
+        monkeypatch.setattr(rl, "load_model", loaded_once)
     example.globs = {}
     said: list[str] = []
     options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
