@@ -1,7 +1,8 @@
 """The notebooks run from top to bottom, and are stored with their outputs.
 
 A notebook runs in a kernel, which is a process of its own. With several threads it would take
-minutes next to other tests, so it has one. ``-m "not notebook"`` leaves the notebooks out.
+minutes next to other tests, so it has one. Notebooks belong to the slower part of the suite, which
+``-m "not real"`` leaves out.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ DEMOS = sorted((Path(__file__).parents[2] / "demos").glob("*.ipynb"))
 
 
 @pytest.mark.notebook
+@pytest.mark.real  # the slower part
 @pytest.mark.filterwarnings(
     "ignore:Proactor event loop:RuntimeWarning", "ignore::DeprecationWarning"
 )
