@@ -30,8 +30,8 @@ class StoreError(RomeLensError):
 class Store:
     """Results by name: one file each in a directory, or in memory if the directory is None.
 
-    The directory also holds a manifest, ``store.json``. It states the version that wrote the
-    directory, and the settings that all of its results share.
+    With an identity or settings, the directory also holds a manifest, ``store.json``. It states the
+    version that wrote the directory, and the settings that all of its results share.
 
     Args:
         directory: where the files are kept; it is created if it does not exist.
@@ -55,23 +55,23 @@ class Store:
         self.directory = None if directory is None else Path(directory)
         self._identity = identity
         self._memory: dict[tuple[type[Stored], str], Stored] = {}
-        # The files of a store without identity and settings say themselves what they are of, as key
-        # statistics do, so they may lie next to any others.
-        accepts_others = not identity and settings is None
         if self.directory is not None:
             make_directory(self.directory)
+        # The files of a store without identity and settings say themselves what they are of, as key
+        # statistics do. They may lie next to any others, and need no manifest.
+        if self.directory is not None and (identity or settings is not None):
             # the file holds tuples as lists
             settings = json.loads(json.dumps(dict(settings or {})))
             others = _other_files(self.directory)
             # Asked after the files were listed, because another run may begin at the same time.
             if (self.directory / MANIFEST).exists():
                 _check_manifest(self.directory, settings)
-            elif others and not accepts_others:
+            elif others:
                 raise StoreError(
                     f"{self.directory} holds {others[0]!r} but no {MANIFEST}, so it was written by "
                     "rome_lens 0.1 or by another program: give a new or an empty directory."
                 )
-            elif not others:
+            else:
                 _write_manifest(self.directory, settings)
 
     def name(self, *made_with: object) -> str:

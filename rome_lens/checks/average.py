@@ -52,7 +52,7 @@ class LimitsAverage(Stored):
         return list(dict.fromkeys(result.name for each in self.limits for result in each.results))
 
     def of(self, check: str) -> list[CheckResult]:
-        """The results of one check for the facts of which it was asked.
+        """The results of one check for the facts that it was asked of.
 
         Raises:
             UnknownNameError: there is no check of this name.

@@ -182,7 +182,7 @@ def test_a_file_in_the_directory_s_place_is_refused(tmp_path: Path) -> None:
 
 def test_hidden_files_do_not_make_a_directory_another_program_s(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").touch()
-    Store(tmp_path)
+    Store(tmp_path, identity="model")
     assert (tmp_path / MANIFEST).is_file()
 
 
