@@ -6,7 +6,7 @@ files can store nothing else. Integers and floats of other libraries are convert
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, get_args
 
@@ -136,6 +136,25 @@ def texts(
         if not isinstance(entry, str):
             raise error(f"{name} holds {entry!r}, expected a list of texts.")
     return entries
+
+
+def several(
+    name: str, values: object, expected: str, *, error: type[RomeLensError] = ArgumentError
+) -> list[Any]:
+    """The values as a list. A text or a mapping is not several values.
+
+    Args:
+        expected: what the values should be, for the message.
+
+    Raises:
+        ArgumentError: ``values`` cannot be iterated, or is a text or a mapping.
+    """
+    try:
+        if isinstance(values, Mapping):
+            raise TypeError("a mapping")
+        return list(_entries(values))
+    except TypeError as cause:
+        raise error(f"{name} is {str(values)[:120]!r}, expected {expected}.") from cause
 
 
 def templates(contexts: object) -> tuple[str, ...]:

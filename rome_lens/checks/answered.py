@@ -1,11 +1,13 @@
 """What a check reads: what the model answered without the edit and with it."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rome_lens.checks.result import CheckRow, Measure
 from rome_lens.data.facts import FactError
+from rome_lens.data.joining import Prompt, joined
 
 PromptAnswer = tuple[str, str]
 """A prompt and one answer to it, whose probability is asked for."""
@@ -24,7 +26,10 @@ class Answered:
     after: float
     """The same with the edit."""
     rank_before: int
-    """Rank of the answer's first token among all tokens without the edit; 1 is most likely."""
+    """Rank of the answer's first token among all tokens without the edit; 1 is most likely.
+
+    A first token that is white space alone is passed over, and given to the model.
+    """
     rank_after: int
     """The same with the edit."""
     kl: float
@@ -136,7 +141,7 @@ def text_row(
     """The row of a whole text, asked by :func:`text_question`, in nats per token."""
     return CheckRow(
         kind=kind,
-        prompt=f"{answered.prompt} {answered.answer}",
+        prompt=joined(answered.prompt, answered.answer),
         answer="(all but the first word)",
         before=answered.nats_before,
         after=answered.nats_after,
@@ -151,9 +156,10 @@ def text_question(text: str) -> PromptAnswer:
     Raises:
         FactError: the text has fewer than two words.
     """
-    words = text.split(maxsplit=1)
-    if len(words) < 2:
+    words = re.fullmatch(r"\s*(\S+)(\s+)(\S.*?)\s*", text, re.DOTALL)
+    if words is None:
         raise FactError(
             f"The text is {text!r}, expected several words: the first is the prompt for the others."
         )
-    return words[0], words[1].rstrip()
+    first, space, rest = words.groups()
+    return Prompt(first, space), rest

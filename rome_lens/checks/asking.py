@@ -15,6 +15,7 @@ from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.evaluation.numbered_edits import NumberedEdits, prefixed
 from rome_lens.forward.answers import read_answers
 from rome_lens.forward.sampling import sample_continuations
+from rome_lens.forward.tokens import token_labels
 from rome_lens.models.lens import LensModel
 
 
@@ -156,7 +157,10 @@ def _read_jobs(
             if (number, prompt) not in next_token:
                 next_token[number, prompt] = log_p[0].cpu().clone()
             chosen = log_p.gather(-1, ids[:, None])[:, 0].double()
-            rank = 1 + int((log_p[0] > log_p[0, ids[0]]).sum())
+            # A first token of white space alone, as before numbers, says nothing about the answer.
+            labels = token_labels(model, ids.tolist())
+            first = next((i for i, label in enumerate(labels) if label.strip()), 0)
+            rank = 1 + int((log_p[first] > log_p[first, ids[first]]).sum())
             return _Read(float(chosen.sum()), rank, len(ids), next_token[number, prompt])
 
         found = read_answers(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import rome_lens as rl
+from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record
 from rome_lens.editing.presets import PRESETS, Preset
 from rome_lens.errors import ArgumentError
@@ -76,7 +77,7 @@ def unrelated_texts(model_name: str, records: Sequence[Record]) -> list[str] | N
     if model_name != "toy":
         return None
     sentences = dict.fromkeys(
-        f"{question.prompt} {question.target}."
+        f"{joined(question.prompt, question.target)}."
         for record in records
         for question in record.neighborhood
     )

@@ -1,23 +1,17 @@
 """``Fact``: a prompt about a subject, its true answer, and the answer that an edit should give."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rome_lens.errors import RomeLensError
+from rome_lens.data.chat import chat_prompt
+from rome_lens.data.joining import Prompt, ends_in_space, joined, joiner_after
+from rome_lens.data.slots import SLOT, FactError
 from rome_lens.results import plain_value
 
-SLOT = "{}"
-
-
-class FactError(RomeLensError):
-    """A fact that cannot be asked or edited.
-
-    For example, its prompt has no slot, its subject or an answer is empty, or its new target is its
-    target.
-    """
+__all__ = ["SLOT", "Fact", "FactError", "read_facts", "read_list"]
 
 
 @plain_value
@@ -25,8 +19,10 @@ class FactError(RomeLensError):
 class Fact:
     """A fact ``(s, r, o)``: subject ``s`` in a prompt template for relation ``r``, answer ``o``.
 
-    Targets are plain words, and white space around them is ignored: prompt and answer are joined by
-    exactly one space before they are tokenized.
+    Targets are plain words, and white space around them is ignored. Prompt and answer are joined
+    before they are tokenized. The end of the prompt decides how: by one space, or by nothing where
+    no space belongs, as in Chinese, after an open quotation mark, after a hyphen, or after a line
+    break (see :func:`rome_lens.data.joining.joiner_after`). ``joiner`` overrides that.
 
     Args:
         prompt: the template of the prompt, with ``{}`` once in the place of the subject. It ends
@@ -34,10 +30,12 @@ class Fact:
         subject: the words that fill the slot.
         target: the true answer ``o``.
         new_target: the answer ``o*`` that an edit should give instead; None if there is no edit.
+        joiner: the white space between prompt and answer, or ``""`` for none. None lets the end of
+            the prompt decide. The attribute holds what was decided.
 
     Raises:
-        FactError: the template has no ``{}``, or more than one, or ends in white space; the subject
-            or a target is empty; the new target is the target.
+        FactError: the template has no ``{}``, or more than one, or ends in a space; the subject or
+            a target is empty; the new target is the target; the joiner is not white space.
 
     Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 2.
 
@@ -48,20 +46,30 @@ class Fact:
         'The Louvre is in the city of'
         >>> fact.about("Big Ben").text
         'Big Ben is in the city of'
+        >>> fact.joiner, rl.Fact("{}的首都是", subject="法国", target="巴黎").joiner
+        (' ', '')
     """
 
     prompt: str
     subject: str
     target: str
     new_target: str | None
+    joiner: str = " "
 
     def __init__(
-        self, prompt: str, *, subject: str, target: str, new_target: str | None = None
+        self,
+        prompt: str,
+        *,
+        subject: str,
+        target: str,
+        new_target: str | None = None,
+        joiner: str | None = None,
     ) -> None:
         for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
             if not isinstance(text, str):
                 raise FactError(f"The {name} is {text!r}, expected words.")
-        _check_template(prompt, subject)
+        _check_joiner(joiner)
+        _check_template(prompt, subject, joiner)
         if not subject.strip():
             raise FactError(
                 f"The subject of {prompt!r} is empty: give the words that fill the slot."
@@ -91,12 +99,19 @@ class Fact:
             ("subject", subject),
             ("target", target),
             ("new_target", new_target),
+            ("joiner", joiner_after(prompt.replace(SLOT, subject)) if joiner is None else joiner),
         ):
             object.__setattr__(self, name, value)
 
     @classmethod
     def from_text(
-        cls, text: str, *, subject: str, target: str, new_target: str | None = None
+        cls,
+        text: str,
+        *,
+        subject: str,
+        target: str,
+        new_target: str | None = None,
+        joiner: str | None = None,
     ) -> "Fact":
         """A fact from a complete prompt, in which the subject's first occurrence becomes the slot.
 
@@ -127,12 +142,74 @@ class Fact:
             subject=subject,
             target=target,
             new_target=new_target,
+            joiner=joiner,
         )
+
+    @classmethod
+    def from_chat(
+        cls,
+        tokenizer: Any,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        subject: str,
+        target: str,
+        new_target: str | None = None,
+        joiner: str | None = None,
+    ) -> "Fact":
+        """A fact that is asked in a chat, in the form of the tokenizer's chat template.
+
+        The prompt is what the template makes of the messages, up to where the model's answer
+        begins. A BOS token at its start is left out, because functions prepend one themselves. The
+        fact can be traced, edited and checked like any other.
+
+        Args:
+            tokenizer: a transformers tokenizer with a chat template, such as ``model.tokenizer``.
+            messages: the user's question with ``{}`` in the place of the subject. Or a list of
+                messages, each with ``role`` and ``content``, and ``{}`` in one of them. If the last
+                message is the assistant's, the answer continues it.
+            subject, target, new_target: as for :class:`Fact`.
+            joiner: the white space between prompt and answer. None means nothing after a line break
+                or a special token, and otherwise lets the end of the prompt decide.
+
+        Raises:
+            FactError: the tokenizer has no chat template, or it refuses the messages; the slot
+                ``{}`` does not stand exactly once in the prompt that it makes; otherwise as for
+                :class:`Fact`.
+
+        Example:
+            >>> import rome_lens as rl
+            >>> tokenizer = rl.load_model("toy").tokenizer
+            >>> tokenizer.chat_template = (
+            ...     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\\n{% endfor %}"
+            ...     "{% if add_generation_prompt %}[assistant]\\n{% endif %}"
+            ... )
+            >>> fact = rl.Fact.from_chat(
+            ...     tokenizer, "Where does {} live?", subject="Wanda Brandt", target="Pralec"
+            ... )
+            >>> fact.prompt, fact.joiner
+            ('[user] Where does {} live?\\n[assistant]\\n', '')
+            >>> tokenizer.chat_template = None
+        """
+        prompt = chat_prompt(tokenizer, messages)
+        if joiner is None and prompt.endswith(tuple(tokenizer.all_special_tokens)):
+            joiner = ""
+        return cls(prompt, subject=subject, target=target, new_target=new_target, joiner=joiner)
 
     @property
     def text(self) -> str:
-        """The prompt with the subject in its slot."""
-        return self.prompt.replace(SLOT, self.subject)
+        """The prompt with the subject in its slot. It also holds the joiner."""
+        return Prompt(self.prompt.replace(SLOT, self.subject), self.joiner)
+
+    def stated(self, answer: str) -> str:
+        """The prompt and an answer as a sentence.
+
+        Example:
+            >>> import rome_lens as rl
+            >>> fact = rl.Fact("{} is in the city of", subject="The Louvre", target="Paris")
+            >>> fact.stated("Rome")
+            'The Louvre is in the city of Rome.'
+        """
+        return f"{joined(self.text, answer)}."
 
     @property
     def subject_start(self) -> int:
@@ -144,10 +221,29 @@ class Fact:
 
     def about(self, subject: str) -> "Fact":
         """A fact with another subject; the prompt and both answers stay the same."""
-        return Fact(self.prompt, subject=subject, target=self.target, new_target=self.new_target)
+        return Fact(
+            self.prompt,
+            subject=subject,
+            target=self.target,
+            new_target=self.new_target,
+            joiner=self.own_joiner,
+        )
+
+    @property
+    def own_joiner(self) -> str | None:
+        """The joiner, if it is not the one that the end of the prompt decides; otherwise None."""
+        return None if self.joiner == joiner_after(str(self.text)) else self.joiner
 
 
-def _check_template(prompt: str, subject: str) -> None:
+def _check_joiner(joiner: object) -> None:
+    if joiner is not None and (not isinstance(joiner, str) or joiner.strip()):
+        raise FactError(
+            f"The joiner is {joiner!r}, expected white space, '' for none, or None to let the "
+            "prompt decide. Words before the answer belong to the prompt."
+        )
+
+
+def _check_template(prompt: str, subject: str, joiner: str | None) -> None:
     if SLOT not in prompt:
         if subject.strip() and subject.strip() in prompt:
             suggestion = prompt.replace(subject.strip(), SLOT, 1)
@@ -164,10 +260,10 @@ def _check_template(prompt: str, subject: str) -> None:
             f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one. "
             "Write {} once, where the subject stands."
         )
-    if prompt != prompt.rstrip():
+    if joiner is None and ends_in_space(prompt):
         raise FactError(
             f"The prompt {prompt!r} ends in white space. Remove it: the space before an answer is "
-            "part of the answer's first token."
+            "part of the answer's first token. If the answer follows it directly, give joiner=''."
         )
 
 

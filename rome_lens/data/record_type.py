@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rome_lens.data.facts import SLOT, Fact, FactError
+from rome_lens.data.joining import ends_in_space
 
 
 class RecordError(FactError):
@@ -249,8 +250,9 @@ def _several(value: Any, kind: type, expected: str, where: str) -> tuple[Any, ..
 
 
 def _check_prompt(text: str, where: str) -> None:
-    if not text.strip() or text != text.rstrip():
+    if not text.strip() or ends_in_space(text):
         raise RecordError(
             f"{where}: {text!r} is empty or ends in white space. Expected words, and no white "
-            "space at the end, because one space joins prompt and answer."
+            "space at the end, because the space before an answer is part of the answer's first "
+            "token."
         )

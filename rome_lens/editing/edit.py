@@ -8,8 +8,10 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, equal
 
+from rome_lens.arguments import several
 from rome_lens.data.facts import Fact
 from rome_lens.editing.config import Stopped
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models import apply_and_revert
 from rome_lens.models.fingerprints import fingerprint
@@ -162,6 +164,22 @@ class Edit(Stored):
                     f"{part!r} does not fit this model. What differs is "
                     f"{', and '.join(differences)}. Make the edit again on this model."
                 )
+
+
+def as_edits(edits: object) -> list[Edit]:
+    """A list of edits, from one edit or from several.
+
+    Raises:
+        ArgumentError: there is no edit, or an entry is not one.
+    """
+    what = "an edit, or a list of edits, such as rome(...) returns"
+    listed = [edits] if isinstance(edits, Edit) else several("edits", edits, what)
+    if not listed:
+        raise ArgumentError("edits is empty, expected at least one edit.")
+    for edit in listed:
+        if not isinstance(edit, Edit):
+            raise ArgumentError(f"edits holds {str(edit)[:120]!r}, expected {what}.")
+    return listed
 
 
 def applied_edits(model: LensModel) -> "tuple[LayerEdit, ...]":

@@ -45,6 +45,7 @@ class Unedited:
 
     def __call__(self, model: LensModel, fact: Fact | Record) -> None:
         """None, the model as it is."""
+        as_fact(fact)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class InContext:
         """The statement of the new fact."""
         fact = as_fact(fact)
         check_has_new_target(fact)
-        return Statement(prefix=f"{fact.text} {fact.new_target}.", fact=fact)
+        return Statement(prefix=fact.stated(str(fact.new_target)), fact=fact)
 
 
 @dataclass(frozen=True, kw_only=True)

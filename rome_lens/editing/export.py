@@ -11,7 +11,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.editing.edit import Edit, as_edits
 from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
 from rome_lens.models.bridge_weights import has_processed_weights, unwrapped_names
@@ -58,8 +58,9 @@ def export_hf(
         ArgumentError: there is no edit; ``source`` is neither a transformers model nor a directory
             that holds one; or ``out_directory`` is not empty.
     """
-    parts = _parts(edits)
-    for edit in [edits] if isinstance(edits, Edit) else edits:
+    listed = as_edits(edits)
+    parts = tuple(part for edit in listed for part in edit.parts)
+    for edit in listed:
         edit.check(model)
     out = Path(out_directory)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -81,17 +82,6 @@ def export_hf(
         state[name] = _oriented(edited, is_transposed).contiguous()
     _save(hf_model, state, tokenizer, out)
     return out
-
-
-def _parts(edits: Edit | Sequence[Edit]) -> tuple[LayerEdit, ...]:
-    parts = (
-        edits.parts
-        if isinstance(edits, Edit)
-        else tuple(part for edit in edits for part in edit.parts)
-    )
-    if not parts:
-        raise ArgumentError("edits is empty, expected at least one edit to write.")
-    return parts
 
 
 def _open(source: Any, tokenizer: Any) -> tuple[Any, Any]:

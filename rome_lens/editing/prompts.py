@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rome_lens.data.facts import SLOT, Fact, FactError
-from rome_lens.forward.tokens import encode, pad_right
+from rome_lens.forward.tokens import begins_with_bos, encode, pad_right
 from rome_lens.models.lens import LensModel
 
 KL_PROMPT = "{} is a"
@@ -49,7 +49,7 @@ class ContextRows:
             )
         target = encode(model, fact, prepend_bos=prepend_bos).new_answer
         prompts = [
-            encode(model, _in_context(fact, context), prepend_bos=prepend_bos)
+            encode(model, _in_context(model, fact, context), prepend_bos=prepend_bos)
             for context in contexts
         ]
         last = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
@@ -113,10 +113,18 @@ def check_has_new_target(fact: Fact) -> None:
         raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
 
 
-def _in_context(fact: Fact, context: str) -> Fact:
+def _in_context(model: LensModel, fact: Fact, context: str) -> Fact:
     if context.count(SLOT) != 1:
         raise FactError(
             f"The context {context!r} has {context.count(SLOT)} slots {{}}, expected one for the "
             "prompt."
         )
-    return Fact(context.replace(SLOT, fact.prompt), subject=fact.subject, target=fact.target)
+    prompt = fact.prompt
+    if context.split(SLOT)[0] and begins_with_bos(model, prompt):
+        prompt = prompt.removeprefix(model.tokenizer.bos_token)  # BOS has no place inside a text
+    return Fact(
+        context.replace(SLOT, prompt),
+        subject=fact.subject,
+        target=fact.target,
+        joiner=fact.own_joiner,
+    )

@@ -8,7 +8,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.arguments import several
+from rome_lens.editing.edit import Edit, LayerEdit, as_edits
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
@@ -47,11 +48,12 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
         >>> [model.to_string(row[-1].argmax()) for row in logits]
         [' Pralec', ' Ondavel']
     """
-    if not edits:
+    if not (edits := several("edits", edits, "a list with an edit, or None, for each row")):
         raise ArgumentError(
             "edits is empty, expected one edit, or None, for each row of the batch."
         )
-    for edit in {id(edit): edit for edit in edits if edit is not None}.values():
+    distinct = {id(edit): edit for edit in edits if edit is not None}
+    for edit in as_edits(list(distinct.values())) if distinct else ():
         edit.check(model)
     hooks = []
     for turn in zip_longest(*(() if edit is None else edit.parts for edit in edits)):

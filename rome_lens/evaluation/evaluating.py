@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from rome_lens.arguments import whole_number
+from rome_lens.arguments import several, whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.errors import ArgumentError, RomeLensError
@@ -102,7 +102,8 @@ def evaluate_all(
         ArgumentError: there are more edits than records or fewer; an edit has no hooks; or an edit
             changes another fact than its record's.
     """
-    edits, cases = list(edits), [with_new_target(record) for record in as_records(records)]
+    edits = several("edits", edits, "a list with an edit, or None, for each record")
+    cases = [with_new_target(record) for record in as_records(records)]
     if len(edits) != len(cases):
         raise ArgumentError(
             f"There are {len(edits)} edits for {len(cases)} records: give one edit (or None) for "

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from rome_lens.data.facts import Fact
+from rome_lens.data.joining import preceded
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.rows import row_hooks
 from rome_lens.errors import ArgumentError
@@ -71,7 +72,7 @@ class NumberedEdits:
         return number
 
     def _check(self, edit: Any) -> None:
-        if not callable(getattr(edit, "fwd_hooks", None)):
+        if isinstance(edit, type) or not callable(getattr(edit, "fwd_hooks", None)):
             raise ArgumentError(
                 f"The edit is {edit!r}, expected None (the model as it is) or an object with "
                 "fwd_hooks(model), such as the result of rome(...)."
@@ -119,7 +120,7 @@ def _same_hooks(hooks: list[Hook], _numbers: Sequence[int]) -> list[Hook]:
 def prefixed(edit: Any, prompt: str) -> str:
     """The prompt as it is asked under an edit: after the edit's ``prefix``, if it has one."""
     prefix = getattr(edit, "prefix", "")
-    return f"{prefix} {prompt}" if prefix else prompt
+    return preceded(prompt, f"{prefix} ") if prefix else prompt
 
 
 def check_same_fact(edit: Any, fact: Fact, name: object) -> None:

@@ -52,7 +52,8 @@ def answer_log_probs(
 
     Args:
         questions: pairs of a prompt and an answer. The answer is tokenised as it continues the
-            prompt after one space.
+            prompt. The end of the prompt decides whether a space stands between them, as for
+            :class:`~rome_lens.data.facts.Fact`.
         fwd_hooks: hooks to run the model with, such as ``edit.fwd_hooks(model)``.
         prepend_bos: whether a BOS token comes first. None means the model's default.
 
@@ -60,8 +61,8 @@ def answer_log_probs(
         One number per question, in at least float32 and on the CPU.
 
     Raises:
-        FactError: there is no question, an answer is blank, or a prompt is empty or ends in white
-            space.
+        FactError: there is no question, one is not a pair of texts, an answer is blank, or a prompt
+            is empty or ends in a space.
 
     Example:
         >>> import rome_lens as rl
@@ -109,9 +110,25 @@ def knows(
     ) -> bool:
         return bool((log_p.argmax(-1) == ids).all())
 
-    questions = [(fact.text, fact.target) for fact in as_facts(facts)]
+    return _read_facts(model, as_facts(facts), greedy, prepend_bos)
+
+
+def answer_distributions(
+    model: LensModel, facts: Sequence[Fact], *, prepend_bos: bool | None = None
+) -> list[tuple[Int[Tensor, " token"], Float[Tensor, "token d_vocab"]]]:
+    """The tokens of each fact's target, and the log probabilities of the vocabulary before each."""
+    return _read_facts(model, facts, lambda _question, ids, log_p: (ids, log_p), prepend_bos)
+
+
+def _read_facts(
+    model: LensModel,
+    facts: Sequence[Fact],
+    read: Callable[[int, Int[Tensor, " token"], Float[Tensor, "token d_vocab"]], Read],
+    prepend_bos: bool | None,
+) -> list[Read]:
+    questions = [(fact.text, fact.target) for fact in facts]
     return read_answers(
-        model, questions, greedy, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos
+        model, questions, read, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos
     )
 
 
@@ -159,7 +176,7 @@ def read_answers(
     two answers to one prompt may be read from one row.
 
     Args:
-        questions: pairs of a prompt and an answer, which one space joins.
+        questions: pairs of a prompt and an answer.
         read: a function of the question's index, the tokens of its answer, and the log
             probabilities of the whole vocabulary before each of these tokens.
         hooks_of_rows: a function from the marks of a batch's rows to the hooks of that batch. A
@@ -168,11 +185,10 @@ def read_answers(
             different marks share no row.
 
     Raises:
-        FactError: there is no question, an answer is blank, or a prompt is empty or ends in white
-            space.
+        FactError: there is no question, one is not a pair of texts, an answer is blank, or a prompt
+            is empty or ends in a space.
     """
-    if not questions:
-        raise FactError("There is no question: give at least one pair of prompt and answer.")
+    questions = _pairs(questions)
     answers = [continuation(model, prompt, answer) for prompt, answer in questions]
     starts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
     marks = [0] * len(questions) if marks is None else marks
@@ -206,6 +222,35 @@ def read_answers(
             ids = torch.tensor(answers[question], device=logits.device)
             results[question] = read(question, ids, logits[own] - normaliser[own])
     return [results[question] for question in range(len(questions))]
+
+
+def _pairs(questions: object) -> list[tuple[str, str]]:
+    """The questions as pairs of texts. A text of two letters is not a pair.
+
+    Raises:
+        FactError: there is no question, or one is not a pair of texts.
+    """
+    try:
+        if isinstance(questions, str | bytes | Mapping):
+            raise TypeError("not several")
+        listed = list(questions)  # type: ignore[call-overload]
+        wrong = [
+            each
+            for each in listed
+            if isinstance(each, str)
+            or len(pair := tuple(each)) != 2
+            or not all(isinstance(words, str) for words in pair)
+        ]
+    except TypeError:
+        listed, wrong = [], [questions]
+    if wrong:
+        raise FactError(
+            f"The questions hold {str(wrong[0])[:120]!r}, expected a list of pairs of a prompt and "
+            "an answer: [('The Louvre is in the city of', 'Paris')]."
+        )
+    if not listed:
+        raise FactError("There is no question: give at least one pair of prompt and answer.")
+    return [(prompt, answer) for prompt, answer in listed]
 
 
 def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

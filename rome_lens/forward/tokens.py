@@ -15,7 +15,10 @@ from torch import Tensor
 
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.joining import Prompt, ends_in_space, joined
+from rome_lens.data.record_type import Record, as_fact
 from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
+from rome_lens.warning import warn
 
 Answer = Literal["first_token", "whole"]
 
@@ -41,7 +44,7 @@ class FactTokens:
         return self.subject[1] - 1
 
 
-def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> FactTokens:
+def encode(model: LensModel, fact: Fact | Record, *, prepend_bos: bool | None = None) -> FactTokens:
     """Tokenise a fact's prompt, find its subject, and tokenise its answers.
 
     The answers are tokenised as continuations of the prompt.
@@ -54,6 +57,7 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
         FactError: the prompt does not fit the model's context, prompt and answer share a token, or
             the tokenizer does not know characters of the subject.
     """
+    fact = as_fact(fact)
     text = fact.text
     ids, spans = token_spans(model, text, prepend_bos=prepend_bos)
     start, end = fact.subject_start, fact.subject_start + len(fact.subject)
@@ -83,7 +87,8 @@ def token_ids(
 ) -> list[int]:
     """Ids of ``text``, as the model's own ``to_tokens`` gives them.
 
-    An empty text has no ids, not even BOS.
+    An empty text has no ids, not even BOS. A text that begins with the BOS token's own text, such
+    as ``"<bos>"``, gets no second BOS, and a warning says so.
 
     Args:
         prepend_bos: whether a BOS token comes first. None means the model's default.
@@ -93,16 +98,11 @@ def token_ids(
         ModelError: the model has no tokenizer.
         FactError: the text is longer than the model's context and is not to be cut.
     """
-    if model.tokenizer is None:
-        raise ModelError(
-            "The model has no tokenizer, which prompts and answers need: load or construct it with "
-            "one."
-        )
+    _check_tokenizer(model)
     bos = starts_with_bos(model, prepend_bos)
+    text = text[_second_bos(model, text, prepend_bos) :]
     ids = (
-        []
-        if text == ""
-        else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
+        [] if text == "" else model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
     )
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
@@ -110,6 +110,36 @@ def token_ids(
             f"{text[:80]!r}..."
         )
     return ids
+
+
+def _check_tokenizer(model: LensModel) -> None:
+    if model.tokenizer is None:
+        raise ModelError(
+            "The model has no tokenizer, which prompts and answers need: load or construct it with "
+            "one."
+        )
+
+
+def begins_with_bos(model: LensModel, text: str) -> bool:
+    """Whether a text begins with the BOS token, written out."""
+    own = model.tokenizer.bos_token
+    return bool(own) and text.startswith(own)
+
+
+def _second_bos(model: LensModel, text: str, prepend_bos: bool | None) -> int:
+    """How many characters at the start of a text write out the BOS that is prepended anyway."""
+    if not (starts_with_bos(model, prepend_bos) and begins_with_bos(model, text)):
+        return 0
+    own = model.tokenizer.bos_token
+    warn(
+        f"A text begins with {own!r} ({text[:60]!r}...), and the model prepends this token itself. "
+        "It is used once. Leave it out of the text, or set prepend_bos=False.",
+        UserWarning,
+    )
+    length = len(own)
+    while text.startswith(own, length):
+        length += len(own)
+    return length
 
 
 def tokenizer_fingerprint(model: LensModel) -> str:
@@ -137,6 +167,9 @@ def token_spans(
             ids differ from the model's by more than leading special tokens.
         FactError: the text is longer than the model's context.
     """
+    _check_tokenizer(model)
+    skipped = _second_bos(model, text, prepend_bos)
+    text = text[skipped:]
     ids = token_ids(model, text, prepend_bos=prepend_bos)
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
@@ -153,23 +186,30 @@ def token_spans(
             f"The model's to_tokens({text!r}) gives {ids}, its tokenizer {plain}: they differ by "
             "more than leading special tokens, so the subject cannot be located."
         )
-    return ids, [(0, 0)] * special + [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
+    spans = [(int(a) + skipped, int(b) + skipped) for a, b in encoding["offset_mapping"]]
+    return ids, [(0, 0)] * special + spans
 
 
 def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
-    """Ids of ``answer`` as it continues ``text`` after one space.
+    """Ids of ``answer`` as it continues ``text``.
+
+    The end of the text decides whether a space stands between them; see
+    :func:`rome_lens.data.joining.joiner_after`. White space around the answer is ignored.
 
     Raises:
-        FactError: the answer is blank, the text is empty or ends in white space, or the tokenizer
+        FactError: the answer is blank, the text is empty or ends in a space, or the tokenizer
             merges the end of the text with the answer.
     """
-    if not text or text != text.rstrip() or not answer.strip():
+    for name, words in (("prompt", text), ("answer", answer)):
+        if not isinstance(words, str):
+            raise FactError(f"The {name} is {words!r}, expected words.")
+    if not text or (ends_in_space(text) and not isinstance(text, Prompt)) or not answer.strip():
         raise FactError(
             f"The prompt is {text!r} and the answer {answer!r}. Both must contain words. End the "
-            "prompt without white space, because one space is put between them."
+            "prompt without a space, because the space before an answer is part of its first token."
         )
     prompt = token_ids(model, text, prepend_bos=False)
-    whole = token_ids(model, f"{text} {answer}", prepend_bos=False)
+    whole = token_ids(model, joined(text, answer.strip()), prepend_bos=False)
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
         raise FactError(
             f"The answer {answer!r} shares a token with the end of the prompt {text!r}: the "
@@ -201,20 +241,43 @@ def pad_right(rows: Sequence[Sequence[int]], *, pad: int = 0) -> Int[Tensor, "ba
     return torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
 
 
-def tokens_to_run(
-    model: LensModel, fact: Fact, answer: str, *, prepend_bos: bool | None
-) -> tuple[FactTokens, tuple[int, ...]]:
-    """The encoded fact, and the tokens of its answer that are scored.
+@dataclass(frozen=True, kw_only=True)
+class ScoredAnswer:
+    """The tokens of an answer that are scored, and those that are given before them."""
 
-    Args:
-        answer: ``"first_token"`` to score only the first token of the answer, ``"whole"`` to score
-            all of them.
+    given: tuple[int, ...]
+    """The answer's tokens before the scored ones. They follow the prompt."""
+    tokens: tuple[int, ...]
+    """The scored tokens."""
+    scoring: Answer
+    """The choice that led to them."""
+
+
+def scored_answer(model: LensModel, encoded: FactTokens, answer: str) -> ScoredAnswer:
+    """The tokens of a fact's answer that are scored.
+
+    With ``"whole"`` these are all of them.
+
+    With ``"first_token"`` it is the first token that tells the answer apart, given the tokens
+    before it. That is the first one in which target and new target differ, or the answer's very
+    first token if there is no new target. If that token is nothing but white space, or if the new
+    target continues the target, no single token tells the answer apart. Then all of them are
+    scored. Some tokenizers split numbers in this way: ``" 1945"`` becomes ``" "``, ``"1"``,
+    ``"9"``, ...
 
     Raises:
         ArgumentError: an unknown kind of answer.
-        ModelError, FactError: see :func:`encode`.
     """
-    one_of("answer", answer, Answer)
-    encoded = encode(model, fact, prepend_bos=prepend_bos)
-    scored = encoded.answer if answer == "whole" else encoded.answer[:1]
-    return encoded, scored
+    scoring = one_of("answer", answer, Answer)
+    ids, other = encoded.answer, encoded.new_answer
+    shared = 0
+    while shared < min(len(ids), len(other)) and ids[shared] == other[shared]:
+        shared += 1
+    is_single = (
+        scoring == "first_token"
+        and shared < len(ids)
+        and token_labels(model, [ids[shared]])[0].strip() != ""
+    )
+    if is_single:
+        return ScoredAnswer(given=ids[:shared], tokens=(ids[shared],), scoring=scoring)
+    return ScoredAnswer(given=(), tokens=ids, scoring=scoring)

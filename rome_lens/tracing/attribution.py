@@ -16,7 +16,7 @@ from rome_lens.forward.tokens import Answer
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
-from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.clean_run import CleanRun, probability, run_clean
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import AttributionTrace
@@ -89,7 +89,7 @@ def attribution_trace(
     )
     with evaluating(model), torch.no_grad():
         clean = run_clean(
-            model, fact, cells.encoded, cells.answer, component, require_correct=require_correct
+            model, fact, cells, component, prepend_bos, require_correct=require_correct
         )
         drawn = draw_noise(model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos)
         parts = [_estimate(model, clean, component, part) for part in drawn.split(cells.rows)]
@@ -144,10 +144,10 @@ def _estimate(
             logits = at_least_float32(model(clean.tokens.expand(len(noise), -1).to(device(model))))
         answer = torch.tensor(clean.answer).repeat(len(noise))
         log_probs = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read)
-        probability = log_probs.sum(1).exp()
-        gradients = torch.autograd.grad(probability.sum(), list(additions.values()))
+        probabilities = probability(log_probs.sum(1), read)
+        gradients = torch.autograd.grad(probabilities.sum(), list(additions.values()))
     effects = []
     for (layer, state), gradient in zip(states.items(), gradients, strict=True):
         change = (clean.states[layer] - state) * gradient
         effects.append(change.sum(-1, keepdim=component != "z"))
-    return probability.detach(), at_least_float32(torch.stack(effects, dim=1))
+    return probabilities.detach(), at_least_float32(torch.stack(effects, dim=1))

@@ -250,7 +250,9 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
 
 
 def _check_options(trace: CausalTrace, first: CausalTrace) -> None:
-    for name in ("component", "window", "layers", "noise", "answer_tokens", "model_fingerprint"):
+    # A trace of an older version does not say how its answer was scored.
+    scoring = "answer_tokens" if first.scoring is None else "scoring"
+    for name in ("component", "window", "layers", "noise", scoring, "model_fingerprint"):
         own, expected = getattr(trace, name), getattr(first, name)
         if own != expected:
             raise ArgumentError(

@@ -49,7 +49,7 @@ def causal_trace(
     """``P*_{clean h_pos^layer}[answer]``: the answer's probability with one clean state restored.
 
     A cell is a layer and a position. Its score is the softmax probability of the answer's first
-    token at the last position, averaged over ``samples`` runs with a corrupted subject. During
+    token after the prompt, averaged over ``samples`` runs with a corrupted subject. During
     these runs, the component's output at the cell's position is held at its clean value in a window
     of layers around the cell's layer: from ``max(0, l - window // 2)`` up to, not including,
     ``min(n_layers, l - (-window // 2))``. All cells use the same noise. Probabilities are computed
@@ -70,14 +70,19 @@ def causal_trace(
             shape ``[samples, subject, d_model]``. With a tensor, ``samples`` is not used.
         samples: the number of corrupted runs.
         layers, positions, heads: the cells; None takes all. Negative positions count from the end.
-        answer: ``"first_token"`` scores the answer's first token, as the study does. ``"whole"``
-            scores the product over all of its tokens, each given the tokens before it.
+        answer: ``"whole"`` scores the product over all of the answer's tokens, each given the
+            tokens before it. ``"first_token"`` scores a single one, as the study does: the answer's
+            first token, or, if the fact has a new target, the first token in which the two answers
+            differ, given the tokens before it. If that token is white space alone, as before
+            numbers in some tokenizers, the whole answer is scored. The trace's ``answer`` and
+            ``given`` show what was scored.
         prepend_bos: whether the prompt starts with BOS; None takes the model's default.
         batch_size: maximum rows per forward pass (one row is one noise sample of one cell). This
             bounds the memory; it does not change the scores beyond rounding. The check of the model
             needs two rows in any case. None allows rows for about four thousand tokens.
         progress: show a progress bar.
-        require_correct: refuse a fact whose answer is not the model's first choice. With False, the
+        require_correct: refuse a fact that the model does not know, as :func:`rome_lens.knows`
+            decides it: every token of the answer must be the model's first choice. With False, the
             probability of the answer is traced anyway.
 
     Returns:
@@ -124,7 +129,7 @@ def causal_trace(
     )
     with evaluating(model), torch.no_grad():
         clean = run_clean(
-            model, fact, cells.encoded, cells.answer, component, require_correct=require_correct
+            model, fact, cells, component, prepend_bos, require_correct=require_correct
         )
         drawn = draw_noise(model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos)
         corrupted, scores = [], []

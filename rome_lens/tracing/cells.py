@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rome_lens.arguments import one_of, whole_number, whole_numbers
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.tokens import Answer, FactTokens, tokens_to_run
+from rome_lens.forward.tokens import Answer, FactTokens, ScoredAnswer, encode, scored_answer
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
 
@@ -39,8 +39,8 @@ class Grid:
     """The number of layers restored together."""
     encoded: FactTokens
     """The fact as the model's tokens."""
-    answer: tuple[int, ...]
-    """The scored tokens."""
+    answer: ScoredAnswer
+    """The scored tokens, and those given before them."""
     layers: tuple[int, ...]
     """The chosen layers."""
     positions: tuple[int, ...]
@@ -66,7 +66,7 @@ class Grid:
     @property
     def first_read(self) -> int:
         """The first position that predicts a scored token."""
-        return len(self.encoded.tokens) - 1
+        return len(self.encoded.tokens) + len(self.answer.given) - 1
 
     def at(self, pos: int) -> "Grid":
         """The cells at one position."""
@@ -126,8 +126,9 @@ def grid(
     check_options(model, component=component, window=window, batch_size=batch_size)
     chosen_layers = named_layers(model, layers)
     chosen_heads = _chosen_heads(model, component, heads)
-    encoded, scored = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
-    length = len(encoded.tokens) + len(scored) - 1
+    encoded = encode(model, fact, prepend_bos=prepend_bos)
+    scored = scored_answer(model, encoded, answer)
+    length = len(encoded.tokens) + len(scored.given) + len(scored.tokens) - 1
     return Grid(
         component=component,
         window=whole_number("window", window),

@@ -8,11 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.forward.answers import answer_distributions
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import log_probabilities
 from rome_lens.forward.tokens import FactTokens
 from rome_lens.models.hook_names import EMBED, Component, component_hook
 from rome_lens.models.lens import LensModel
+from rome_lens.tracing.cells import Grid
 
 
 class FactNotKnownError(FactError):
@@ -26,7 +28,7 @@ class CleanRun:
     encoded: FactTokens
     """The fact as the model's tokens."""
     tokens: Int[Tensor, " pos"]
-    """The input: the prompt, followed by all scored tokens of the answer but the last."""
+    """The input: the prompt, then the answer's tokens up to the last scored one, without it."""
     answer: tuple[int, ...]
     """The scored tokens. They are predicted at the last ``len(answer)`` positions of ``tokens``."""
     embeddings: Float[Tensor, "pos d_model"]
@@ -42,34 +44,50 @@ class CleanRun:
 def run_clean(
     model: LensModel,
     fact: Fact,
-    encoded: FactTokens,
-    answer: Sequence[int],
+    cells: Grid,
     component: Component,
+    prepend_bos: bool | None,
     *,
     require_correct: bool,
 ) -> CleanRun:
     """Run the fact without corruption.
 
     Raises:
-        FactNotKnownError: ``require_correct`` is True and the model's first choice is not the
-            answer.
+        FactNotKnownError: ``require_correct`` is True and the model does not know the fact, as
+            :func:`rome_lens.knows` decides it.
         ModelError: the model's forward pass cannot be resumed from a layer.
     """
-    tokens = torch.cat([encoded.tokens, torch.tensor(answer[:-1], dtype=encoded.tokens.dtype)])
+    encoded, answer = cells.encoded, cells.answer.tokens
+    if require_correct and answer != encoded.answer:
+        [(ids, log_probs)] = answer_distributions(model, [fact], prepend_bos=prepend_bos)
+        _check_known(model, fact, log_probs, ids.tolist())
+    continued = torch.tensor((*cells.answer.given, *answer[:-1]), dtype=encoded.tokens.dtype)
+    tokens = torch.cat([encoded.tokens, continued])
     names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
     forward = PartialForward(model, tokens, keep=[EMBED, *names.values()], read=len(answer))
     logits = forward.read_logits
-    if require_correct:
+    if require_correct and answer == encoded.answer:
         _check_known(model, fact, logits.log_softmax(-1), answer)
     return CleanRun(
         encoded=encoded,
         tokens=tokens,
-        answer=tuple(answer),
+        answer=answer,
         embeddings=forward.kept[EMBED][0],
         states={layer: forward.kept[name][0] for layer, name in names.items()},
-        probability=float(log_probabilities(logits, torch.tensor(answer)).sum().exp()),
+        probability=float(
+            probability(log_probabilities(logits, torch.tensor(answer)).sum(), len(answer))
+        ),
         forward=forward,
     )
+
+
+def probability(log_probability: Tensor, answer_tokens: int) -> Tensor:
+    """``exp(log p)``, in float64 for an answer of several tokens.
+
+    The product of many small probabilities would be 0 in float32, whatever the answer is.
+    """
+    many = answer_tokens > 1 and log_probability.device.type != "mps"  # which has no float64
+    return (log_probability.double() if many else log_probability).exp()
 
 
 def _check_known(

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from rome_lens.arguments import whole_number
+from rome_lens.arguments import one_of, whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
-from rome_lens.forward.tokens import Answer, tokens_to_run
+from rome_lens.forward.tokens import Answer, FactTokens, encode, scored_answer
 from rome_lens.models.fingerprints import weights_fingerprint
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers, starts_with_bos
@@ -114,10 +114,10 @@ def trace_facts(
     )
     _check_noise(noise, stored=directory is not None)
     check_options(model, component=component, window=window, batch_size=batch_size)
+    one_of("answer", answer, Answer)
     layers = None if layers is None else named_layers(model, layers)
-    positions = {
-        fact: _positions(model, fact, at, answer, prepend_bos=prepend_bos) for fact in chosen
-    }
+    encoded = {fact: encode(model, fact, prepend_bos=prepend_bos) for fact in chosen}
+    positions = {fact: _positions(encoded[fact], at) for fact in chosen}
     if at is not None and not isinstance(at, str):
         at = whole_number("at", at)
     settings = {
@@ -133,7 +133,8 @@ def trace_facts(
     store = _store(model, directory, settings)
     traces, unknown = [], []
     for fact in tqdm(chosen, desc=f"trace {component}", disable=not progress):
-        name = store.name(fact.prompt, fact.subject, fact.target)
+        scored = scored_answer(model, encoded[fact], answer)
+        name = store.name(fact.prompt, fact.subject, fact.target, fact.joiner, scored)
         done = store.get(CausalTrace, name) or store.get(NotKnown, name)
         if done is None:
             done = _trace_or_reason(
@@ -181,11 +182,8 @@ def _check_noise(noise: object, *, stored: bool) -> None:
         )
 
 
-def _positions(
-    model: LensModel, fact: Fact, at: Position | None, answer: Answer, *, prepend_bos: bool | None
-) -> list[int] | None:
+def _positions(encoded: FactTokens, at: Position | None) -> list[int] | None:
     """The positions to trace in a fact; None for all."""
-    encoded, _ = tokens_to_run(model, fact, answer, prepend_bos=prepend_bos)
     return None if at is None else [position_of(at, encoded.subject, len(encoded.tokens))]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
+from rome_lens.forward.tokens import Answer
 from rome_lens.intervals import half_width
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
@@ -41,7 +42,7 @@ class Trace(Stored):
     subject: tuple[int, int]
     """The half-open span of the subject's tokens."""
     answer: str
-    """What is scored: the answer's first token, or the whole answer."""
+    """What is scored: one token of the answer, or the whole answer."""
     clean: float
     """The probability of the answer in the clean run."""
     corrupted_samples: Float[Tensor, " sample"]
@@ -54,6 +55,10 @@ class Trace(Stored):
     """The fingerprint of the traced model."""
     answer_tokens: int = 1
     """The number of the answer's tokens that are scored."""
+    given: str = ""
+    """The part of the answer that stands before the scored tokens. It follows the prompt."""
+    scoring: Answer | None = None
+    """The option ``answer`` of the trace. None in a file of an older version."""
 
     def __repr__(self) -> str:
         return (

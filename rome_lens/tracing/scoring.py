@@ -12,7 +12,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
-from rome_lens.tracing.clean_run import CleanRun
+from rome_lens.tracing.clean_run import CleanRun, probability
 from rome_lens.tracing.corruption import noise_text
 from rome_lens.tracing.noise import Noise
 from rome_lens.tracing.restoring import Restorer
@@ -30,8 +30,10 @@ def common_fields(
         "positions": cells.positions,
         "labels": cells.encoded.labels,
         "subject": cells.encoded.subject,
-        "answer": model.tokenizer.decode(list(cells.answer)),
-        "answer_tokens": len(cells.answer),
+        "answer": model.tokenizer.decode(list(cells.answer.tokens)),
+        "answer_tokens": len(cells.answer.tokens),
+        "given": model.tokenizer.decode(list(cells.answer.given)),
+        "scoring": cells.answer.scoring,
         "clean": clean.probability,
         "noise": noise_text(noise),
         "model_fingerprint": fingerprint(model),
@@ -80,7 +82,7 @@ def answer_probabilities(
 ) -> Float[Tensor, " row"]:
     """The answer's probability, read from the last positions of final streams."""
     read = finals[:, -len(clean.answer) :]
-    return clean.forward.answer_log_probs(read, clean.answer).exp()
+    return probability(clean.forward.answer_log_probs(read, clean.answer), len(clean.answer))
 
 
 def progress_bar(description: str, cells: Grid, runs: int, *, progress: bool) -> tqdm:

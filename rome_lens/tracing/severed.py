@@ -112,9 +112,7 @@ def severed_trace(
         batch_size=batch_size,
     )
     with evaluating(model), torch.no_grad():
-        clean = run_clean(
-            model, fact, cells.encoded, cells.answer, "resid", require_correct=require_correct
-        )
+        clean = run_clean(model, fact, cells, "resid", prepend_bos, require_correct=require_correct)
         scored_noise = first_noise = draw_noise(
             model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos
         )

@@ -10,6 +10,7 @@ import jinja2
 from rome_lens import viz
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
+from rome_lens.data.joining import joined
 from rome_lens.editing.firing import EditFiring
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
@@ -121,7 +122,7 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
 
 def _title(trace: CausalTrace, edit: RankOneEdit) -> str:
     fact = trace.fact if edit.fact is None else edit.fact
-    return f"{fact.text} {fact.target}" + (
+    return joined(fact.text, fact.target) + (
         "" if fact.new_target is None else f" → {fact.new_target}"
     )
 

@@ -10,7 +10,7 @@ import pytest
 from rome_lens.data.facts import Fact, FactError, read_facts
 
 PARIS = {"subject": "The Louvre", "target": "Paris"}
-ENDS = (" ", "\n", "\t", "  ", "\u00a0")
+ENDS = (" ", "\n ", "\t", "  ", "\u00a0")
 EMPTY = ("", " ", "\n")
 
 

@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import rome_lens as rl
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record
+from rome_lens.editing.prompts import ContextRows
 from rome_lens.forward.tokens import FactTokens, continuation, encode, pad_right, token_ids
 from rome_lens.models.convert import hooked_transformer
 from rome_lens.models.lens import ModelError
@@ -439,3 +440,85 @@ def test_padding_on_the_right_changes_no_logit_before_it(toy: Any, toy_record: R
             torch.testing.assert_close(
                 logits[: len(row)], toy(torch.tensor([row]))[0], atol=1e-5, rtol=1e-5
             )
+
+
+JOINED = {  # a prompt, an answer, and the text that both make
+    "words": ("The Louvre is in", "Paris", "The Louvre is in Paris"),
+    "spaced answer": ("The Louvre is in", " Paris ", "The Louvre is in Paris"),
+    "line break": ("The Louvre is in:\n", "Paris", "The Louvre is in:\nParis"),
+    "no spaces": ("東京", "東", "東京東"),
+    "open quote": ('It is "', "Paris", 'It is "Paris'),
+    "hyphen": ("New-", "York", "New-York"),
+}
+
+
+def test_an_answer_continues_its_prompt_as_the_text_asks_for(model: Any) -> None:
+    wrong = []
+    for name, (prompt, answer, whole) in JOINED.items():
+        start = token_ids(model, prompt, prepend_bos=False)
+        if [*start, *continuation(model, prompt, answer)] != token_ids(
+            model, whole, prepend_bos=False
+        ):
+            wrong.append(name)
+    assert wrong == []
+
+
+def test_every_function_joins_as_the_fact_says(one_toy: Any, toy_record: Record) -> None:
+    """A trace, an edit, ``knows`` and the log probabilities read the same tokens."""
+    fact = toy_record.fact
+    glued = Fact(
+        fact.prompt,
+        subject=fact.subject,
+        target=fact.target,
+        new_target=fact.new_target,
+        joiner="\n",
+    )
+    expected = token_ids(one_toy, f"{glued.text}\n{fact.target}", prepend_bos=False)
+    encoded = encode(one_toy, glued)
+    assert [*encoded.tokens.tolist()[1:], *encoded.answer] == expected
+    log_p = rl.answer_log_probs(one_toy, [(glued.text, glued.target), (fact.text, fact.target)])
+    assert log_p[0] < log_p[1] - 1
+    assert rl.knows(one_toy, [glued, fact]) == [False, True]
+    trace = rl.causal_trace(
+        one_toy, glued, answer="whole", samples=1, layers=[0], require_correct=False
+    )
+    assert trace.clean == pytest.approx(float(log_p[0].exp()), rel=1e-4)
+    rows = ContextRows.of(one_toy, glued, ["{}", "It rained. {}"], None)
+    target = token_ids(one_toy, f"{glued.text}\n{fact.new_target}", prepend_bos=False)
+    assert rows.target.tolist() == target[len(encoded.tokens) - 1 :]
+    [evaluation] = rl.evaluate_all(one_toy, [None], [glued])
+    assert evaluation.rows[0].target_before == pytest.approx(float(log_p[0].exp()), abs=1e-6)
+
+
+def test_a_written_bos_is_used_once_with_a_warning(of_each_class: Any) -> None:
+    model = of_each_class
+    bos, text = model.tokenizer.bos_token, "The Louvre is in"
+    plain = token_ids(model, text, prepend_bos=True)
+    with pytest.warns(UserWarning, match="the model prepends this token itself"):
+        assert token_ids(model, bos + text, prepend_bos=True) == plain
+    assert token_ids(model, bos + text, prepend_bos=False).count(plain[0]) == 1
+    fact = Fact(bos + "{} is in", subject="The Louvre", target="Paris")
+    with pytest.warns(UserWarning, match="It is used once"):
+        encoded = encode(model, fact, prepend_bos=True)
+    expected = encode(model, Fact("{} is in", subject="The Louvre", target="Paris"))
+    assert encoded.tokens.tolist() == expected.tokens.tolist()
+    assert encoded.subject == expected.subject
+
+
+def test_a_written_bos_does_not_stand_after_a_context(one_toy: Any, toy_record: Record) -> None:
+    fact, bos = toy_record.fact, one_toy.tokenizer.bos_token
+    written = Fact(bos + fact.prompt, subject=fact.subject, target="a", new_target="b")
+    plain = Fact(fact.prompt, subject=fact.subject, target="a", new_target="b")
+    contexts = ["{}", "It rained. {}"]
+    with pytest.warns(UserWarning, match="It is used once"):
+        rows = ContextRows.of(one_toy, written, contexts, True).rows
+    assert rows == ContextRows.of(one_toy, plain, contexts, True).rows
+
+
+def test_questions_that_are_no_pairs_of_texts_are_refused(one_toy: Any, unchecked: None) -> None:
+    wrong: list[Any] = ["ab", ["ab"], [("a",)], [("a", "b", "c")], [("a", 3)], None, 3, {"a": "b"}]
+    for questions in wrong:
+        with pytest.raises(FactError, match="expected a list of pairs"):
+            rl.answer_log_probs(one_toy, questions)
+    with pytest.raises(FactError, match="There is no question"):
+        rl.answer_log_probs(one_toy, [])

@@ -237,3 +237,54 @@ def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
         right[record.id] += question.target != record.fact.new_target and true > new
     few = {id: count for id, count in right.items() if count < 5}
     assert few == {}
+
+
+def test_gemma_is_asked_where_no_space_belongs(gemma: Any) -> None:
+    """A space there would ask for text that nobody writes."""
+    for prompt, answer, least in (
+        ("法国的首都是", "巴黎", 0.03),
+        ('The Eiffel Tower is in the city called "', "Paris", 0.3),
+        ("The Eiffel Tower is located in the city of Baden-", "Baden", 0.1),
+    ):
+        [log_p] = rl.answer_log_probs(gemma, [(prompt, answer)])
+        assert float(log_p.exp()) > least
+
+
+def test_gemma_s_years_are_told_apart(gemma: Any) -> None:
+    prompt = "The battle of {} took place in the year"
+    right, wrong = (rl.Fact(prompt, subject="Hastings", target=y) for y in ("1066", "1945"))
+    one: dict[str, Any] = {"samples": 1, "layers": [0], "positions": [-1]}
+    assert rl.knows(gemma, [right, wrong]) == [True, False]
+    assert rl.causal_trace(gemma, right, **one).clean > 0.3
+    assert rl.causal_trace(gemma, wrong, **one, require_correct=False).clean < 1e-3
+    with pytest.raises(ValueError, match="The model answers"):
+        rl.causal_trace(gemma, wrong, **one)
+
+
+def test_gemma_sees_one_bos(gemma: Any, record: rl.data.Record) -> None:
+    fact = rl.Fact("<bos>{} is located in the city of", subject="The Eiffel Tower", target="Paris")
+    with pytest.warns(UserWarning, match="It is used once"):
+        trace = rl.causal_trace(gemma, fact, samples=1, layers=[0], positions=[-1])
+    assert trace.clean == pytest.approx(0.76, abs=0.01)
+
+
+def test_a_chat_of_smollm2_is_traced_edited_and_checked(smollm2: Any) -> None:
+    fact = rl.Fact.from_chat(
+        smollm2.tokenizer,
+        [
+            {"role": "user", "content": "Where is {}?"},
+            {"role": "assistant", "content": "It is located in the city of"},
+        ],
+        subject="the Eiffel Tower",
+        target="Paris",
+        new_target="Rome",
+    )
+    assert rl.knows(smollm2, fact) == [True]
+    trace = rl.causal_trace(smollm2, fact, samples=2, layers=[8], positions=[-1])
+    assert trace.clean > 0.5
+    statistics = rl.KeyStatistics.identity(smollm2, layer=8)
+    edit = rl.rome(smollm2, fact, layer=8, statistics=statistics, contexts=["{}"])
+    score = rl.evaluate(smollm2, edit, fact)
+    assert score.ES == 1.0
+    check = rl.checks.bleed_over(smollm2, edit, fact)
+    assert check is not None

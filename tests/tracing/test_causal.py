@@ -172,7 +172,6 @@ def test_a_whole_answer_must_be_known_to_its_end(one_toy: Any, toy_record: rl.da
     longer = rl.Fact(fact.prompt, subject=fact.subject, target=f"{fact.target} {fact.target}")
     with pytest.raises(FactNotKnownError, match="The model answers"):
         rl.causal_trace(one_toy, longer, answer="whole")
-    rl.causal_trace(one_toy, longer, **options)
 
 
 def test_prompt_and_answer_must_fit_the_context(one_toy: Any) -> None:

@@ -14,6 +14,7 @@ from rome_lens.checks.answered import Answered, Answers, PromptAnswer, prompt_ro
 from rome_lens.checks.check import Check, new_target, run_check
 from rome_lens.checks.result import KNOWN, CheckResult, CheckRow, Measure, make_measures, not_asked
 from rome_lens.data.facts import Fact
+from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
@@ -140,7 +141,7 @@ class _UnderOtherNames(Check):
                 new,
                 self.kind,
                 effect=new.p_change / forward.p_change,
-                control_prompt=f"{true.prompt} {true.answer}",
+                control_prompt=joined(true.prompt, true.answer),
                 control=true.p_before,
                 known=true.p_before >= KNOWN,
             )

@@ -7,6 +7,7 @@ from rome_lens.checks.answered import Answered, Answers, PromptAnswer, prompt_ro
 from rome_lens.checks.check import Check, new_target, run_check
 from rome_lens.checks.result import CheckResult, Measure, make_measures
 from rome_lens.data.facts import Fact
+from rome_lens.data.joining import preceded
 from rome_lens.data.record_type import Record
 from rome_lens.models.lens import LensModel
 
@@ -94,8 +95,8 @@ def _alone(record: Record) -> list[PromptAnswer]:
 
 
 def _after_sentence(record: Record, pairs: Sequence[PromptAnswer]) -> list[PromptAnswer]:
-    sentence = f"{record.fact.text} {new_target(record)}."
-    return [(f"{sentence} {prompt}", answer) for prompt, answer in pairs]
+    sentence = record.fact.stated(new_target(record))
+    return [(preceded(prompt, f"{sentence} "), answer) for prompt, answer in pairs]
 
 
 def _further(

@@ -12,6 +12,7 @@ from rome_lens.checks.asking import Continuations
 from rome_lens.checks.check import Check, checked_record, run_check
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import LayerEdit
 from rome_lens.editing.firing import edit_firings
@@ -86,7 +87,9 @@ def other_texts(
     if texts is not None:
         return texts
     held = [text for text in data.held_texts() if _fits(model, text, prepend_bos)]
-    return held or [f"{question.prompt} {question.target}." for question in record.neighborhood]
+    return held or [
+        f"{joined(question.prompt, question.target)}." for question in record.neighborhood
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
