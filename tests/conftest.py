@@ -6,6 +6,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from models_for_tests import CLASSES, FEW_TINY, TINY, reference_model, tiny
 
 import rome_lens as rl
@@ -15,6 +16,13 @@ import rome_lens as rl
 # inherit the variable.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# The short profile draws the same cases in every run. ``--hypothesis-profile=long`` draws new ones:
+# ten thousand over all properties.
+_QUIET: Any = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+settings.register_profile("short", max_examples=20, derandomize=True, **_QUIET)
+settings.register_profile("long", max_examples=1500, print_blob=True, **_QUIET)
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session", params=CLASSES)
