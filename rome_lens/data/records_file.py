@@ -179,7 +179,10 @@ def _question(value: Mapping[str, Any], where: str) -> Question:
     ]
     if not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise RecordError(f"{where}: expected {_QUESTION} in words, got {shown(value)}.")
-    return Question(**value)
+    try:
+        return Question(**value)
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
 
 
 def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
