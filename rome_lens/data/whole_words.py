@@ -25,6 +25,7 @@ def places(words: str, text: str, *, ignore_case: bool = False) -> list[int]:
     "Jean" is found once in "Jean-Luc met Jean". A possessive ("Art's") does not join.
 
     Example:
+        >>> from rome_lens.data.whole_words import places
         >>> places("Art", "In Arthur's book, Art was born in")
         [18]
         >>> places("Jean", "Jean-Luc was born in")

@@ -119,6 +119,10 @@ FAILS = {
     "deep lists": (b"[" * DEEP + b"]" * DEEP, "its JSON is nested too deeply"),
     "deep objects": (b'[{"a":' * DEEP, "its JSON is nested too deeply"),
     "a deep line": (LINES.encode() + b"\n" + b"[" * DEEP, r"line 3,.* nested too deeply"),
+    "a deep field": (
+        b'[{"prompt": ' + b"[" * 900 + b"]" * 900 + b', "subject": "a", "target": "b"}]',
+        r"'prompt': expected words, got \[\[\[\[\.\.\.\]\]\]\]|nested too deeply",
+    ),
     "a huge integer": (b'[{"case_id": ' + b"9" * 5000 + b"}]", "is not JSON: Exceeds the limit"),
     "a line that is cut": (LINES.encode()[:-3], "line 2, is not JSON"),
     "a list that is cut": (JSON.encode()[:-3], "is not JSON"),
