@@ -2,7 +2,7 @@
 
 * ``facts.py``: ``Fact``. ``record_type.py``: ``Record``, one fact and all that is asked about it.
 * ``fact_files.py``, ``records_file.py``, ``counterfact.py``: readers of files. ``shapes.py`` has
-  the shapes of their entries, ``entries.py`` what they share.
+  the shapes of the entries; ``entries.py`` and ``fields.py`` open files and check what they hold.
 * ``whole_words.py``: where a subject stands in a text.
 * ``bundled.py``: the bundled records and texts.
 """

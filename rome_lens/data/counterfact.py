@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rome_lens.data.entries import OnError, ReadList, collect, fields_of, shown
+from rome_lens.data.entries import OnError, ReadList, collect
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.fields import fields_of, shown
 from rome_lens.data.record_type import Question, Record, RecordError, as_record, with_new_target
 
 

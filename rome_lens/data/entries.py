@@ -6,13 +6,13 @@ or records, and stops at a bad one or leaves it out.
 
 import json
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import FactError
+from rome_lens.data.fields import Repeated
 from rome_lens.warning import warn
 
 Entry = TypeVar("Entry")
@@ -36,10 +36,6 @@ class ReadList(list[Entry]):
 
     skipped: tuple[tuple[int, str], ...] = ()
     """The index of every entry that was left out, with the reason."""
-
-
-class _Repeated(dict[str, Any]):
-    """An object of a file in which a field occurs more than once."""
 
 
 def collect(
@@ -115,32 +111,6 @@ def read_entries(path: str | Path, what: str) -> list[Any]:
     return entries
 
 
-def fields_of(value: object, where: str, *, error: type[FactError] = FactError) -> dict[str, Any]:
-    """The fields of an object in the file.
-
-    Raises:
-        FactError: the value is not an object, or a field occurs in it twice.
-    """
-    if not isinstance(value, Mapping):
-        raise error(f"{where}: expected an object, got {shown(value)}.")
-    if isinstance(value, _Repeated):
-        raise error(
-            f"{where}: a field occurs more than once among {list(value)}, so it cannot be told "
-            "which one is meant."
-        )
-    return dict(value)
-
-
-def shown(value: object) -> str:
-    """The beginning of a value, for messages; nothing that a file holds is too long or too deep."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-_SHORT.maxlevel = 3
-
-
 def _text(path: str | Path) -> str:
     """The file's text: UTF-8, or UTF-16 or UTF-32 with a byte order mark."""
     try:
@@ -174,7 +144,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
-    return fields if len(fields) == len(pairs) else _Repeated(fields)
+    return fields if len(fields) == len(pairs) else Repeated(fields)
 
 
 def _lines(text: str, path: str | Path) -> list[Any] | None:

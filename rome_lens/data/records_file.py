@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rome_lens.data.counterfact import check_new_id, record_from_counterfact
-from rome_lens.data.entries import OnError, ReadList, collect, fields_of, shown
+from rome_lens.data.entries import OnError, ReadList, collect
 from rome_lens.data.facts import SLOT, Fact, FactError
+from rome_lens.data.fields import fields_of, shown
 from rome_lens.data.record_type import Question, Record, RecordError, names_subject, without_article
 from rome_lens.data.shapes import records_of
 

@@ -6,13 +6,22 @@ out; each function says what that is.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from rome_lens.data.counterfact import rewritten_fact
-from rome_lens.data.entries import fields_of, shown
-from rome_lens.data.facts import SLOT, Fact, FactError
+from rome_lens.data.facts import SLOT, Fact
+from rome_lens.data.fields import (
+    Fields,
+    fields_of,
+    first_answer,
+    grouped_questions,
+    made,
+    several_words,
+    shown,
+    words,
+)
 from rome_lens.data.record_type import (
     Question,
     Record,
@@ -22,8 +31,6 @@ from rome_lens.data.record_type import (
 )
 from rome_lens.data.whole_words import places
 
-Fields = Mapping[str, Any]
-Made = TypeVar("Made")
 _NATURAL_QUESTIONS = "nq question: "
 """The task's name before zsRE's unrelated questions, which models other than T5 do not know."""
 
@@ -93,7 +100,7 @@ def records_of(entry: object, where: str, *, default_id: int) -> list[Record]:
 
 def _ours(item: Fields, where: str) -> list[Case]:
     """``prompt``, with ``{}`` or with the subject written out; ``new_target`` is optional."""
-    target = _words(item, "target", where)
+    target = words(item, "target", where)
     return [Case(fact=_fact(item, where, target=target, new=_optional_new_target(item, where)))]
 
 
@@ -104,7 +111,7 @@ def _our_record(item: Fields, where: str) -> list[Case]:
 
 def _known(item: Fields, where: str) -> list[Case]:
     """``template`` tells where the subject is; ``prompt`` may go on where the template ends."""
-    target = _words(item, "attribute", where)
+    target = words(item, "attribute", where)
     return [Case(fact=_fact(item, where, target=target, new=_optional_new_target(item, where)))]
 
 
@@ -130,31 +137,31 @@ def _mquake(item: Fields, where: str) -> list[Case]:
     for number, rewrite in enumerate(item["requested_rewrite"]):
         name = f"requested_rewrite[{number}]"
         fact = rewritten_fact(rewrite, where, name=name)
-        questions = _several_words(rewrite, "question", f"{where}, field {name!r}")
+        questions = several_words(rewrite, "question", f"{where}, field {name!r}")
         fields: dict[str, Any] = {"paraphrases": _naming(fact, questions)}
         if isinstance(rewrite.get("relation_id"), str):
             fields["relation_id"] = rewrite["relation_id"]
         cases.append(Case(fact=fact, fields=fields))
     if len(cases) == 1 and "answer" in item and "new_answer" in item:
-        old, new = _words(item, "answer", where), _words(item, "new_answer", where)
+        old, new = words(item, "answer", where), words(item, "new_answer", where)
         cases[0].fields["consequences"] = tuple(
-            _made(where, Question, prompt=prompt, target=old, new_target=new)
-            for prompt in _several_words(item, "questions", where)
+            made(where, Question, prompt=prompt, target=old, new_target=new)
+            for prompt in several_words(item, "questions", where)
         )
     return cases
 
 
 def _tracing(item: Fields, where: str) -> list[Case]:
     """counterfact-tracing: the prompt is prefix, subject and suffix, each with its own space."""
-    subject = _words(item, "subject", where, strip=False)
+    subject = words(item, "subject", where, strip=False)
     parts = [
-        _words(item, name, where, strip=False) for name in ("relation_prefix", "relation_suffix")
+        words(item, name, where, strip=False) for name in ("relation_prefix", "relation_suffix")
     ]
     spaces = [subject[: len(subject) - len(subject.lstrip())], subject[len(subject.rstrip()) :]]
     template = f"{parts[0]}{spaces[0]}{SLOT}{spaces[1]}{parts[1]}".rstrip()
-    target = _words(item, "target_true", where)
-    new_target = _words(item, "target_false", where)
-    fact = _made(where, Fact, template, subject=subject, target=target, new_target=new_target)
+    target = words(item, "target_true", where)
+    new_target = words(item, "target_false", where)
+    fact = made(where, Fact, template, subject=subject, target=target, new_target=new_target)
     prompt = item.get("prompt")
     if isinstance(prompt, str) and prompt.strip() != fact.text.strip():
         raise RecordError(
@@ -168,14 +175,14 @@ def _zsre(item: Fields, where: str) -> list[Case]:
 
     The first of several answers is taken. ``pred`` (another model's answer) is left out.
     """
-    answers = _first_answer(item, "answers", where)
-    question = {**item, "prompt": _words(item, "src", where)}
-    fact = _fact(question, where, target=answers, new=_words(item, "alt", where))
-    fields: dict[str, Any] = {"paraphrases": _naming(fact, _several_words(item, "rephrase", where))}
+    answers = first_answer(item, "answers", where)
+    question = {**item, "prompt": words(item, "src", where)}
+    fact = _fact(question, where, target=answers, new=words(item, "alt", where))
+    fields: dict[str, Any] = {"paraphrases": _naming(fact, several_words(item, "rephrase", where))}
     if "loc" in item and "loc_ans" in item:
-        prompt = _words(item, "loc", where).removeprefix(_NATURAL_QUESTIONS).rstrip("?").rstrip()
-        answer = _first_answer(item, "loc_ans", where)
-        asked = [_made(where, Question, prompt=f"{prompt}?", target=answer)]
+        prompt = words(item, "loc", where).removeprefix(_NATURAL_QUESTIONS).rstrip("?").rstrip()
+        answer = first_answer(item, "loc_ans", where)
+        asked = [made(where, Question, prompt=f"{prompt}?", target=answer)]
         fields["neighborhood"] = _about_others(fact, asked)
     return [Case(fact=fact, fields=fields)]
 
@@ -191,19 +198,19 @@ def _easy_edit(item: Fields, where: str) -> list[Case]:
 
     The rest of ``portability`` is left out, because it does not give the answer before the edit.
     """
-    target = _first_answer(item, "ground_truth", where)
-    fact = _fact(item, where, target=target, new=_first_answer(item, "target_new", where))
-    asked = [question for _, question in _grouped(item, "locality", where)]
+    target = first_answer(item, "ground_truth", where)
+    fact = _fact(item, where, target=target, new=first_answer(item, "target_new", where))
+    asked = [question for _, question in grouped_questions(item, "locality", where)]
     if "locality_prompt" in item:
-        prompt = _words(item, "locality_prompt", where)
-        answer = _first_answer(item, "locality_ground_truth", where)
-        asked.append(_made(where, Question, prompt=prompt, target=answer))
+        prompt = words(item, "locality_prompt", where)
+        answer = first_answer(item, "locality_ground_truth", where)
+        asked.append(made(where, Question, prompt=prompt, target=answer))
     rephrased = [
         text
         for name in ("rephrase_prompt", "rephrase")
-        for text in _several_words(item, name, where)
+        for text in several_words(item, name, where)
     ]
-    carried = list(_grouped(item, "portability", where))
+    carried = list(grouped_questions(item, "portability", where))
     fields = {
         "paraphrases": _naming(fact, rephrased),
         "neighborhood": _about_others(fact, asked),
@@ -261,20 +268,20 @@ def _fact(item: Fields, where: str, *, target: str, new: str | None) -> Fact:
     The template tells where the subject is. The prompt is what is asked: in known_1000 it goes on
     where the template ends ("{} is located in the continent", "... in the continent of").
     """
-    subject = _words(item, "subject", where)
-    words = {"subject": subject, "target": target, "new_target": new}
+    subject = words(item, "subject", where)
+    rest = {"subject": subject, "target": target, "new_target": new}
     if item.get("template") is not None:
-        template = _words(item, "template", where, strip=False)
+        template = words(item, "template", where, strip=False)
         filled = template.replace(SLOT, subject)
         prompt = item.get("prompt", filled)
         if template.count(SLOT) == 1 and isinstance(prompt, str) and prompt.startswith(filled):
-            return _made(where, Fact, template + prompt[len(filled) :], **words)
-    prompt = _words(item, "prompt", where, strip=False)
-    return _made(where, Fact if SLOT in prompt else Fact.from_text, prompt, **words)
+            return made(where, Fact, template + prompt[len(filled) :], **rest)
+    prompt = words(item, "prompt", where, strip=False)
+    return made(where, Fact if SLOT in prompt else Fact.from_text, prompt, **rest)
 
 
 def _optional_new_target(item: Fields, where: str) -> str | None:
-    return None if item.get("new_target") is None else _words(item, "new_target", where)
+    return None if item.get("new_target") is None else words(item, "new_target", where)
 
 
 def _naming(fact: Fact, texts: list[str]) -> tuple[str, ...]:
@@ -308,65 +315,3 @@ def _reverse(fact: Fact, questions: list[Question]) -> tuple[Question, ...]:
         for each, at in found
         if len(at) == 1
     )
-
-
-def _grouped(item: Fields, name: str, where: str) -> Iterator[tuple[str, Question]]:
-    """The questions of ``locality`` or ``portability``, each with the name of its group.
-
-    Questions without an answer are left out; some of KnowEdit's have an empty list of them.
-    """
-    if item.get(name) is None:
-        return
-    groups = fields_of(item[name], f"{where}, field {name!r}", error=RecordError)
-    for kind, entries in groups.items():
-        place = f"{where}, field '{name}.{kind}'"
-        if not isinstance(entries, list | Mapping | None):
-            raise RecordError(f"{place}: expected a list of questions, got {shown(entries)}.")
-        for entry in [entries] if isinstance(entries, Mapping) else entries or ():
-            asked = fields_of(entry, place, error=RecordError)
-            prompt = _words(asked, "prompt", place)
-            if prompt and asked.get("ground_truth") not in (None, "", [], [[]]):
-                answer = _first_answer(asked, "ground_truth", place)
-                yield kind, _made(place, Question, prompt=prompt, target=answer)
-
-
-def _first_answer(item: Fields, name: str, where: str) -> str:
-    """The first of the answers, which may be a text, a list, or a list of lists of synonyms."""
-    answer = item.get(name)
-    while isinstance(answer, list) and answer:
-        answer = answer[0]
-    if isinstance(answer, str):
-        return answer.strip()
-    if name not in item:
-        raise RecordError(f"{where} lacks {name!r}: it has {shown(sorted(item))}.")
-    raise RecordError(
-        f"{where}, field {name!r}: expected an answer in words, or a list of them, got "
-        f"{shown(item[name])}."
-    )
-
-
-def _several_words(item: Fields, name: str, where: str) -> list[str]:
-    """The texts of a field that holds one, a list of them, or nothing."""
-    value = item.get(name)
-    texts = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise RecordError(
-            f"{where}, field {name!r}: expected a text or a list of texts, got {shown(value)}."
-        )
-    return [text.strip() for text in texts if text.strip()]
-
-
-def _words(item: Fields, name: str, where: str, *, strip: bool = True) -> str:
-    if name not in item:
-        raise RecordError(f"{where} lacks {name!r}: it has {shown(sorted(item))}.")
-    if not isinstance(item[name], str):
-        raise RecordError(f"{where}, field {name!r}: expected words, got {shown(item[name])}.")
-    return str(item[name]).strip() if strip else str(item[name])
-
-
-def _made(where: str, make: Callable[..., Made], *args: Any, **fields: Any) -> Made:
-    """What ``make`` returns; its errors name the file and the index."""
-    try:
-        return make(*args, **fields)
-    except FactError as error:
-        raise RecordError(f"{where}: {error}") from error
