@@ -135,6 +135,7 @@ def texts(
     for entry in entries:
         if not isinstance(entry, str):
             raise error(f"{name} holds {entry!r}, expected a list of texts.")
+        check_characters(f"A text of {name}", entry, error=error)
     return entries
 
 
@@ -155,6 +156,27 @@ def several(
         return list(_entries(values))
     except TypeError as cause:
         raise error(f"{name} is {str(values)[:120]!r}, expected {expected}.") from cause
+
+
+def check_characters(what: str, text: str, *, error: type[RomeLensError] = ArgumentError) -> None:
+    """Check that a text holds no half of a surrogate pair, which no tokenizer and no file takes.
+
+    Such halves come from JSON with a lone ``\\ud83d``, and from bytes that are not UTF-8.
+
+    Args:
+        what: what the text is, for the message, such as ``"The prompt"``.
+        error: the class of error to raise.
+
+    Raises:
+        ArgumentError: the text cannot be encoded as UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as cause:
+        raise error(
+            f"{what} is {text!r}, which holds half of a character ({text[cause.start]!r}, a lone "
+            "surrogate). Repair the text, or remove it: text.encode('utf-8', 'ignore').decode()."
+        ) from cause
 
 
 def templates(contexts: object) -> tuple[str, ...]:

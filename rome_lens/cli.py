@@ -4,6 +4,8 @@ This module parses arguments and reports errors. ``commands/`` does the work.
 """
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ import transformers
 from rich.console import Console
 from rich.markup import escape
 
+from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.limits import run_limits
@@ -28,17 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     An error is reported as one line on standard error.
     """
     args = _parser().parse_args(argv)
+    _print_what_the_encoding_lacks()
     with warnings.catch_warnings():
         if not sys.warnoptions:
             # Deprecation warnings of libraries are for developers. python -W brings them back.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
         try:
-            if args.out.is_dir():
-                raise ArgumentError(
-                    f"--out {args.out} is a directory, expected the name of a page, such as "
-                    "report.html."
-                )
+            _check_texts(args)
+            _check_writable(args)
             if args.quiet:
                 transformers.utils.logging.disable_progress_bar()
             args.run(args)
@@ -48,6 +49,49 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"rome-lens: {escape(message)}", soft_wrap=True)
             return 2
     return 0
+
+
+def _print_what_the_encoding_lacks() -> None:
+    """Let a terminal that is not in UTF-8 show the characters it lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_texts(args: argparse.Namespace) -> None:
+    """Refuse arguments that are not text, such as a name in another encoding than the terminal's.
+
+    Raises:
+        ArgumentError: an argument holds bytes that are no characters, or a null character.
+    """
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str | Path):
+                check_characters(f"--{name}", str(text))
+                if "\0" in str(text):
+                    raise ArgumentError(f"--{name} is {str(text)!r}, which holds a null character.")
+
+
+def _check_writable(args: argparse.Namespace) -> None:
+    """Refuse, before any work, a page or a directory that cannot be written.
+
+    Raises:
+        ArgumentError: ``--out`` is a directory; ``--out`` or ``--directory`` would be in a place
+            that is a file or that is read-only.
+    """
+    if args.out.is_dir():
+        raise ArgumentError(
+            f"--out {args.out} is a directory, expected the name of a page, such as report.html."
+        )
+    places = {"--out": args.out.absolute().parent}
+    if getattr(args, "directory", None) is not None:
+        places["--directory"] = args.directory.absolute()
+    for name, place in places.items():
+        nearest = next(each for each in (place, *place.parents) if each.exists())
+        if not nearest.is_dir():
+            raise ArgumentError(f"{name} would be in {nearest}, which is a file.")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ArgumentError(f"{name} would be in {nearest}, where you may not write.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rome_lens as rl
 from rome_lens.data.joining import joined
-from rome_lens.data.record_type import Record
+from rome_lens.data.record_type import Record, names_subject
 from rome_lens.editing.presets import PRESETS, Preset
 from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel
@@ -33,6 +33,7 @@ def choose_records(
     Raises:
         ArgumentError: there is no record of an id in ``only``.
     """
+    records: list[Record]
     if file is not None:
         records = rl.data.read_records(file)
     else:
@@ -40,12 +41,12 @@ def choose_records(
         records = [each for each in rl.data.records() if ("toy" in each.known_by) == is_toy]
     if only is None:
         return records
-    if missing := set(only) - {record.id for record in records}:
+    if missing := set(only) - {str(record.id) for record in records}:
         raise ArgumentError(
             f"There is no record {sorted(missing)}; there are: "
             f"{', '.join(str(record.id) for record in records)}."
         )
-    return [record for record in records if record.id in only]
+    return [record for record in records if str(record.id) in only]
 
 
 def trace_window(model: LensModel) -> int:
@@ -82,6 +83,8 @@ def unrelated_texts(model_name: str, records: Sequence[Record]) -> list[str] | N
         for question in record.neighborhood
     )
     unrelated = [
-        text for text in sentences if not any(record.fact.subject in text for record in records)
+        text
+        for text in sentences
+        if not any(names_subject(record.fact.subject, text) for record in records)
     ]
     return unrelated[:_TEXTS_TO_READ]

@@ -39,8 +39,8 @@ def run_demo(
     edit = editor(model, fact)
     assert edit.losses is not None
     console.print(
-        f"p({fact.new_target}) over the contexts: {edit.probability:.3f} after {len(edit.losses)} "
-        f"steps, loss {edit.loss:.3f}; stopped by {edit.stopped}"
+        f"p({escape(str(fact.new_target))}) over the contexts: {edit.probability:.3f} after "
+        f"{len(edit.losses)} steps, loss {edit.loss:.3f}; stopped by {edit.stopped}"
     )
 
     heading("3. Answers before and after")
@@ -93,8 +93,8 @@ def _print_traces(
 def _trace_table(trace: rl.CausalTrace) -> Table:
     start, end = trace.subject
     table = Table(
-        title=f"p({trace.answer.strip()}) with one state restored; clean {trace.clean:.3f}, "
-        f"corrupted {trace.corrupted:.3f}"
+        title=f"p({escape(trace.answer.strip())}) with one state restored; "
+        f"clean {trace.clean:.3f}, corrupted {trace.corrupted:.3f}"
     )
     table.add_column("layer", justify="right")
     for pos in trace.positions:

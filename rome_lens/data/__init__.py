@@ -1,7 +1,9 @@
 """Data: facts, the records of questions about them, and the texts that come with the package.
 
 * ``facts.py``: ``Fact``. ``record_type.py``: ``Record``, one fact and all that is asked about it.
-* ``records_file.py``, ``counterfact.py``: readers of files.
+* ``fact_files.py``, ``records_file.py``, ``counterfact.py``: readers of files. ``shapes.py`` has
+  the shapes of the entries; ``entries.py`` and ``fields.py`` open files and check what they hold.
+* ``whole_words.py``: where a subject stands in a text.
 * ``bundled.py``: the bundled records and texts.
 """
 
@@ -16,7 +18,9 @@ from rome_lens.data.bundled import (
     texts,
 )
 from rome_lens.data.counterfact import CounterFactRecord, read_counterfact
-from rome_lens.data.facts import Fact, FactError, read_facts
+from rome_lens.data.entries import ReadList
+from rome_lens.data.fact_files import read_facts
+from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import (
     Question,
     Record,
@@ -34,6 +38,7 @@ __all__ = [
     "Fact",
     "FactError",
     "Question",
+    "ReadList",
     "Record",
     "RecordError",
     "as_fact",

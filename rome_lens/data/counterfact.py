@@ -8,37 +8,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rome_lens.data.facts import Fact, FactError, read_list
+from rome_lens.data.entries import OnError, ReadList, collect
+from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.fields import fields_of, shown
 from rome_lens.data.record_type import Question, Record, RecordError, as_record, with_new_target
 
 
-def read_counterfact(path: str | Path) -> list[Record]:
-    """The records of a JSON list in CounterFact's form.
+def read_counterfact(path: str | Path, *, on_error: OnError = "raise") -> ReadList[Record]:
+    """The records of a JSON list, or of JSON lines, in CounterFact's form.
 
     Each entry has ``requested_rewrite``, with ``prompt``, ``subject``, ``target_true``,
     ``target_new`` (the targets are objects with ``str``) and optionally ``relation_id``. The other
     fields are optional: ``case_id`` (by default the entry's index), and ``paraphrase_prompts``,
     ``neighborhood_prompts``, ``generation_prompts`` and ``reference_texts``, which are lists of
     texts. Fields with other names are ignored. As in CounterFact, the true answer to neighbours'
-    prompts is the fact's true target.
+    prompts is the fact's true target. :func:`~rome_lens.data.read_records` reads other forms too.
+
+    Args:
+        path: the file.
+        on_error: ``"raise"`` stops at an entry that cannot be read. ``"skip"`` leaves such entries
+            out with a warning; ``skipped`` of the returned list holds each one's index and reason.
 
     Raises:
-        FactError: the file does not hold such a list, the list is empty, or a ``case_id`` occurs
+        FactError: the file does not hold such entries, or none at all, or a ``case_id`` occurs
             twice; the message names the record and the field.
     """
-    records = [
-        record_from_counterfact(item, default_id=index, where=f"{path}, record {index}")
-        for index, item in enumerate(read_list(path, "records"))
-    ]
     seen: dict[int | str, int] = {}
-    for index, record in enumerate(records):
-        if record.id in seen:
-            raise FactError(
-                f"{path}, record {index}, field 'case_id': record {seen[record.id]} already has "
-                f"the id {record.id!r}."
-            )
-        seen[record.id] = index
-    return records
+
+    def read(index: int, entry: object) -> list[Record]:
+        where = f"{path}, record {index}"
+        record = record_from_counterfact(entry, default_id=index, where=where)
+        check_new_id(record.id, index, seen, where=f"{where}, field 'case_id'")
+        return [record]
+
+    return collect(path, "records", read, on_error=on_error)
+
+
+def check_new_id(id: int | str, index: int, seen: dict[int | str, int], *, where: str) -> None:
+    """Note a record's id in ``seen``.
+
+    Raises:
+        RecordError: another record has the id already.
+    """
+    if id in seen:
+        raise RecordError(f"{where}: record {seen[id]} already has the id {id!r}.")
+    seen[id] = index
 
 
 def record_from_counterfact(
@@ -49,14 +63,21 @@ def record_from_counterfact(
     Raises:
         FactError: the entry has another form; the message names the field.
     """
-    if not isinstance(item, Mapping):
-        raise FactError(f"{where}: expected an object, got {str(item)[:80]!r}.")
+    item = fields_of(item, where)
     case_id = item.get("case_id", default_id)
     if not isinstance(case_id, int | str) or isinstance(case_id, bool):
-        raise FactError(f"{where}, field 'case_id': expected a number or a name, got {case_id!r}.")
-    where = f"{where} (case {case_id})"
-    fact = _fact(item.get("requested_rewrite"), where)
-    relation = item["requested_rewrite"].get("relation_id")
+        raise FactError(
+            f"{where}, field 'case_id': expected a number or a name, got {shown(case_id)}."
+        )
+    where = f"{where} (case {shown(case_id)})"
+    rewrite = item.get("requested_rewrite")
+    if not isinstance(rewrite, Mapping):
+        raise RecordError(
+            f"{where}, field 'requested_rewrite': expected an object, got {shown(rewrite)}. "
+            "rl.data.read_records reads other shapes, such as MQuAKE's."
+        )
+    fact = rewritten_fact(rewrite, where)
+    relation = rewrite.get("relation_id")
     try:
         return Record(
             id=case_id,
@@ -147,36 +168,39 @@ def _questions(pairs: Any, where: str) -> tuple[Question, ...]:
         ) from error
 
 
-def _fact(rewrite: Any, where: str) -> Fact:
-    if not isinstance(rewrite, Mapping):
-        raise FactError(f"{where}, field 'requested_rewrite': expected an object, got {rewrite!r}.")
+def rewritten_fact(rewrite: object, where: str, *, name: str = "requested_rewrite") -> Fact:
+    """The fact of a ``requested_rewrite``.
+
+    Args:
+        name: the field that holds the rewrite, for messages.
+
+    Raises:
+        RecordError: a field is missing, or does not hold what it should; the message names it.
+    """
+    rewrite = fields_of(rewrite, f"{where}, field {name!r}", error=RecordError)
     targets = []
-    for name in ("target_true", "target_new"):
-        target = rewrite.get(name)
+    for part in ("target_true", "target_new"):
+        target = rewrite.get(part)
         if not isinstance(target, Mapping) or not isinstance(target.get("str"), str):
-            raise FactError(
-                f"{where}, field 'requested_rewrite.{name}': expected an object with the words in "
-                f"'str', got {target!r}."
+            raise RecordError(
+                f"{where}, field '{name}.{part}': expected an object with the words in 'str', got "
+                f"{shown(target)}."
             )
         targets.append(target["str"])
-    for name in ("prompt", "subject"):
-        if not isinstance(rewrite.get(name), str):
-            raise FactError(
-                f"{where}, field 'requested_rewrite.{name}': expected words, got "
-                f"{rewrite.get(name)!r}."
+    for part in ("prompt", "subject"):
+        if not isinstance(rewrite.get(part), str):
+            raise RecordError(
+                f"{where}, field '{name}.{part}': expected words, got {shown(rewrite.get(part))}."
             )
+    prompt, subject = rewrite["prompt"], rewrite["subject"]
     try:
-        return Fact(
-            rewrite["prompt"], subject=rewrite["subject"], target=targets[0], new_target=targets[1]
-        )
+        return Fact(prompt, subject=subject, target=targets[0], new_target=targets[1])
     except FactError as error:
-        raise FactError(f"{where}, field 'requested_rewrite': {error}") from error
+        raise RecordError(f"{where}, field {name!r}: {error}") from error
 
 
 def _texts(item: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     values = item.get(name, [])
     if not isinstance(values, tuple | list) or not all(isinstance(text, str) for text in values):
-        raise FactError(
-            f"{where}, field {name!r}: expected a list of texts, got {str(values)[:80]!r}."
-        )
+        raise FactError(f"{where}, field {name!r}: expected a list of texts, got {shown(values)}.")
     return tuple(values)

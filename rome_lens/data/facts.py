@@ -1,17 +1,17 @@
 """``Fact``: a prompt about a subject, its true answer, and the answer that an edit should give."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from rome_lens.arguments import check_characters
 from rome_lens.data.chat import chat_prompt
 from rome_lens.data.joining import Prompt, ends_in_space, joined, joiner_after
 from rome_lens.data.slots import SLOT, FactError
+from rome_lens.data.whole_words import places
 from rome_lens.results import plain_value
 
-__all__ = ["SLOT", "Fact", "FactError", "read_facts", "read_list"]
+__all__ = ["SLOT", "Fact", "FactError"]
 
 
 @plain_value
@@ -68,6 +68,7 @@ class Fact:
         for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
             if not isinstance(text, str):
                 raise FactError(f"The {name} is {text!r}, expected words.")
+            check_characters(f"The {name}", text, error=FactError)
         _check_joiner(joiner)
         _check_template(prompt, subject, joiner)
         if not subject.strip():
@@ -84,6 +85,7 @@ class Fact:
                 raise FactError(
                     f"The new target is {new_target!r}, expected words, or None for no edit."
                 )
+            check_characters("The new target", new_target, error=FactError)
             new_target = new_target.strip()
             if not new_target:
                 raise FactError(
@@ -113,32 +115,34 @@ class Fact:
         new_target: str | None = None,
         joiner: str | None = None,
     ) -> "Fact":
-        """A fact from a complete prompt, in which the subject's first occurrence becomes the slot.
+        """A fact from a complete prompt, in which the subject becomes the slot.
+
+        The subject is looked for as a whole word: "Art" is not found in "Arthur". In scripts
+        without spaces between words, such as Chinese, every occurrence counts.
 
         Raises:
-            FactError: the subject does not occur in the text, or the text already has a slot;
-                otherwise as for :class:`Fact`.
+            FactError: the subject does not stand in the text as a whole word, or stands there
+                several times, so that you have to write the ``{}`` yourself; the text already has a
+                slot; otherwise as for :class:`Fact`.
 
         Example:
             >>> import rome_lens as rl
-            >>> text = "The Louvre is in the city of"
-            >>> rl.Fact.from_text(text, subject="The Louvre", target="Paris").prompt
-            '{} is in the city of'
+            >>> text = "In Arthur's book, Art was born in"
+            >>> rl.Fact.from_text(text, subject="Art", target="Paris").prompt
+            "In Arthur's book, {} was born in"
         """
         for name, words in (("prompt", text), ("subject", subject)):
             if not isinstance(words, str):
                 raise FactError(f"The {name} is {words!r}, expected words.")
-        if not subject.strip() or subject.strip() not in text:
-            raise FactError(
-                f"The subject {subject!r} is not in the prompt {text!r}: it must occur there "
-                "letter by letter."
-            )
-        if SLOT in text:
+        found = places(subject.strip(), text)
+        if SLOT in text and found:
             raise FactError(
                 f"{text!r} already has a slot {{}}: use Fact({text!r}, subject={subject!r}, ...)."
             )
+        if len(found) != 1:
+            raise FactError(_why_no_slot(text, subject))
         return cls(
-            text.replace(subject.strip(), SLOT, 1),
+            _with_slot(text, subject, found[0]),
             subject=subject,
             target=target,
             new_target=new_target,
@@ -245,16 +249,19 @@ def _check_joiner(joiner: object) -> None:
 
 def _check_template(prompt: str, subject: str, joiner: str | None) -> None:
     if SLOT not in prompt:
-        if subject.strip() and subject.strip() in prompt:
-            suggestion = prompt.replace(subject.strip(), SLOT, 1)
+        found = places(subject.strip(), prompt)
+        if len(found) == 1:
+            suggestion = _with_slot(prompt, subject, found[0])
             raise FactError(
                 f"The prompt {prompt!r} has no {{}} for the subject. Write it as {suggestion!r}, "
                 "or use Fact.from_text."
             )
-        raise FactError(
-            f"The subject {subject!r} is not in the prompt {prompt!r}, and the prompt has no {{}} "
-            "for it. Write {} where the subject belongs."
-        )
+        if not found and subject.strip() not in prompt:
+            raise FactError(
+                f"The subject {subject!r} is not in the prompt {prompt!r}, and the prompt has no "
+                "{} for it. Write {} where the subject belongs."
+            )
+        raise FactError(f"The prompt has no {{}} for the subject. {_why_no_slot(prompt, subject)}")
     if prompt.count(SLOT) > 1:
         raise FactError(
             f"The prompt {prompt!r} has {prompt.count(SLOT)} slots {{}}, expected one. "
@@ -267,65 +274,25 @@ def _check_template(prompt: str, subject: str, joiner: str | None) -> None:
         )
 
 
-def read_facts(path: str | Path) -> list[Fact]:
-    """Facts from a JSON file that holds a list of objects, each in one of three forms.
-
-    * this project's: ``prompt`` with ``{}``, ``subject``, ``target``, and optionally
-      ``new_target``;
-    * known_1000's: ``prompt`` with the subject written out, ``subject``, ``attribute``;
-    * CounterFact's: ``requested_rewrite`` with ``prompt``, ``subject``, ``target_true`` and
-      ``target_new`` (an object with ``str`` each).
-
-    Other fields are ignored.
-
-    Raises:
-        FactError: the file does not hold such a list, or the list is empty. If a fact has another
-            form, the message gives its index and what is missing or wrong.
-    """
-    facts = []
-    for index, record in enumerate(read_list(path, "facts")):
-        try:
-            facts.append(_fact_of(record))
-        except (KeyError, TypeError) as error:
-            raise FactError(
-                f"Fact {index} of {path} lacks {error}: expected prompt, subject and target (or "
-                f"attribute), or a requested_rewrite; it is {str(record)[:120]}."
-            ) from error
-        except FactError as error:
-            raise FactError(f"Fact {index} of {path}: {error}") from error
-    return facts
+def _with_slot(text: str, subject: str, start: int) -> str:
+    return text[:start] + SLOT + text[start + len(subject.strip()) :]
 
 
-def read_list(path: str | Path, what: str) -> list[Any]:
-    """The JSON list in a file, which has at least one entry.
-
-    Args:
-        what: what the entries are, for messages.
-
-    Raises:
-        FactError: the file does not hold a list, or the list is empty.
-    """
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(entries, list):
-        kind = type(entries).__name__
-        raise FactError(f"{path} holds no {what}: it is a {kind}, expected a list of them.")
-    if not entries:
-        raise FactError(f"{path} holds no {what}: the list is empty, expected at least one.")
-    return entries
-
-
-def _fact_of(record: Mapping[str, Any]) -> Fact:
-    if "requested_rewrite" in record:
-        rewrite = record["requested_rewrite"]
-        targets = {
-            "target": rewrite["target_true"]["str"],
-            "new_target": rewrite["target_new"]["str"],
-        }
-        return Fact(rewrite["prompt"], subject=rewrite["subject"], **targets)
-    target = record["attribute"] if "attribute" in record else record["target"]
-    new_target = record.get("new_target")
-    make = Fact if SLOT in record["prompt"] else Fact.from_text
-    return make(record["prompt"], subject=record["subject"], target=target, new_target=new_target)
+def _why_no_slot(text: str, subject: str) -> str:
+    """Why the subject's place in the text cannot be told, and what to write instead."""
+    found = places(subject.strip(), text)
+    if found:
+        first, second = (_with_slot(text, subject, start) for start in found[:2])
+        return (
+            f"The subject {subject!r} stands {len(found)} times in the prompt {text!r}. Write {{}} "
+            f"in the place that is meant: Fact({first!r}, ...) or Fact({second!r}, ...)."
+        )
+    if subject.strip() and subject.strip() in text:
+        return (
+            f"The subject {subject!r} is in the prompt {text!r} only as a part of other words. "
+            "Give the subject's whole words, or write {} in its place: Fact('{} is in', ...)."
+        )
+    return (
+        f"The subject {subject!r} is not in the prompt {text!r}: it must occur there letter by "
+        "letter."
+    )

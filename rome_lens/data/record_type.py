@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rome_lens.arguments import check_characters
 from rome_lens.data.facts import SLOT, Fact, FactError
 from rome_lens.data.joining import ends_in_space
+from rome_lens.data.whole_words import places
 
 
 class RecordError(FactError):
@@ -39,6 +41,8 @@ class Question:
         texts = [self.prompt, self.target, *([] if self.new_target is None else [self.new_target])]
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise RecordError(f"A question's prompt and answers are words, got {wrong[0]!r}.")
+        for text in texts:
+            check_characters("A question's prompt or answer", text, error=RecordError)
         object.__setattr__(self, "target", self.target.strip())
         if self.new_target is not None:
             object.__setattr__(self, "new_target", self.new_target.strip())
@@ -111,11 +115,15 @@ class Record:
         where = f"The record {self.id!r}, field"
         if not isinstance(self.fact, Fact):
             raise RecordError(f"{where} 'fact': expected a Fact, got {str(self.fact)[:80]!r}.")
+        for name in ("id", "relation", "relation_id"):
+            if isinstance(getattr(self, name), str):
+                check_characters(f"{where} {name!r}: it", getattr(self, name), error=RecordError)
         for name in _TEXTS:
             texts = _several(getattr(self, name), str, "texts, (text,)", f"{where} {name!r}")
             object.__setattr__(self, name, texts)
-            if name in _PROMPTS:
-                for text in texts:
+            for text in texts:
+                check_characters(f"{where} {name!r}: a text", text, error=RecordError)
+                if name in _PROMPTS:
                     _check_prompt(text, f"{where} {name!r}")
         for name in _QUESTIONS:
             questions = _several(
@@ -220,7 +228,7 @@ def with_new_target(record: Record) -> Record:
 
 def names_subject(subject: str, text: str) -> bool:
     """Whether the subject occurs in the text as whole words, regardless of case."""
-    return re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE) is not None
+    return bool(places(subject, text, ignore_case=True))
 
 
 def without_article(name: str) -> str:

@@ -1,17 +1,36 @@
-"""A reader of records in the project's own JSON form."""
+"""A reader of records: the project's own form in every detail, and the shapes of the field."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rome_lens.data.counterfact import check_new_id, record_from_counterfact
+from rome_lens.data.entries import OnError, ReadList, collect
 from rome_lens.data.facts import SLOT, Fact, FactError
+from rome_lens.data.fields import fields_of, shown
 from rome_lens.data.record_type import Question, Record, RecordError, names_subject, without_article
+from rome_lens.data.shapes import records_of
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """The records of a JSON file in UTF-8: a list of objects with the fields of :class:`Record`.
+def read_records(path: str | Path, *, on_error: OnError = "raise") -> ReadList[Record]:
+    """The records of a file that holds a JSON list of objects, or JSON lines.
+
+    An object with a ``fact`` has the fields of :class:`Record`. The others have one of the shapes
+    that :func:`read_facts` reads. Of those, the record takes what has exactly its meaning:
+
+    * CounterFact: everything that :func:`read_counterfact` reads;
+    * EasyEdit and KnowEdit: rephrased prompts that name the subject, as paraphrases; locality
+      prompts about other subjects, as neighbours; other names of the subject in the fact's own
+      prompt, as aliases; questions about the new target that the subject answers, as ``reverse``;
+    * zsRE: ``rephrase`` as a paraphrase, ``loc`` as a neighbour;
+    * MQuAKE: a record for each rewrite, with its ``question`` as a paraphrase. If there is one
+      rewrite, the ``questions`` are its consequences.
+
+    Args:
+        path: the file, in UTF-8, or in UTF-16 with a byte order mark.
+        on_error: ``"raise"`` stops at a record that cannot be read. ``"skip"`` leaves such records
+            out with a warning; ``skipped`` of the returned list holds each one's index and reason.
 
     Raises:
         RecordError: the file does not hold such a list; a record has a field of another form, or
@@ -24,21 +43,30 @@ def read_records(path: str | Path) -> list[Record]:
         >>> records[0].id, records[0].fact.target
         ('eiffel-tower', 'Paris')
     """
+    seen: dict[int | str, int] = {}
+
+    def read(index: int, entry: object) -> list[Record]:
+        where = f"{path}, record {index}"
+        item = fields_of(entry, where, error=RecordError)
+        if "fact" in item:
+            records = [_record(item, where)]
+        elif isinstance(item.get("requested_rewrite"), Mapping):
+            records = [record_from_counterfact(item, default_id=index, where=where)]
+        else:
+            records = records_of(item, where, default_id=index)
+        for record in records:
+            check_new_id(record.id, index, seen, where=f"{where}, field 'id'")
+        return records
+
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, list):
-        raise RecordError(f"{path} holds a {type(raw).__name__}, expected a list of records.")
-    records = [_record(item, f"{path}, record {i}") for i, item in enumerate(raw)]
-    ids = [record.id for record in records]
-    if repeated := sorted({each for each in ids if ids.count(each) > 1}):
-        raise RecordError(
-            f"{path}: several records have the id {repeated}, field 'id': give each its own."
-        )
-    return records
+        return collect(path, "records", read, on_error=on_error)
+    except RecordError:
+        raise
+    except FactError as error:
+        raise RecordError(str(error)) from error
 
 
+_QUOTES = "'\""
 _QUESTIONS = ("neighborhood", "reverse", "consequences")
 _SLOTTED = ("reverse", "open_prompts", "consequences")
 _FACT = "an object with 'prompt', 'subject', 'target' and 'new_target', each a text"
@@ -48,9 +76,9 @@ _QUESTION = "an object with 'prompt' and 'target'"
 def _record(item: Any, where: str) -> Record:
     if not isinstance(item, Mapping) or "id" not in item or "fact" not in item:
         raise RecordError(
-            f"{where}: expected an object with at least 'id' and 'fact', got {str(item)[:80]!r}."
+            f"{where}: expected an object with at least 'id' and 'fact', got {shown(item)}."
         )
-    where = f"{where} ({item['id']})"
+    where = f"{where} ({shown(item['id']).strip(_QUOTES)})"
     known = {field.name for field in dataclasses.fields(Record)}
     if unknown := set(item) - known:
         raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
@@ -59,7 +87,7 @@ def _record(item: Any, where: str) -> Record:
     for name in sorted(known - set(fields)):
         entries = item.get(name, [])
         if not isinstance(entries, list):
-            raise RecordError(f"{where}, field {name!r}: expected a list, got {entries!r}.")
+            raise RecordError(f"{where}, field {name!r}: expected a list, got {shown(entries)}.")
         fields[name] = tuple(_entry(name, value, f"{where}, field {name!r}") for value in entries)
     try:
         record = Record(**fields)
@@ -86,7 +114,9 @@ def _single_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
     for name, (kind, words) in expected.items():
         if not isinstance(fields[name], kind):
-            raise RecordError(f"{where}, field {name!r}: expected {words}, got {fields[name]!r}.")
+            raise RecordError(
+                f"{where}, field {name!r}: expected {words}, got {shown(fields[name])}."
+            )
     if not fields["id"].strip():
         raise RecordError(
             f"{where}, field 'id': expected a name for the record, got {fields['id']!r}."
@@ -97,7 +127,8 @@ def _single_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _fact(value: Any, where: str) -> Fact:
     names = ("prompt", "subject", "target", "new_target")
     if not isinstance(value, Mapping):
-        raise RecordError(f"{where}: expected {_FACT}, got {value!r}.")
+        raise RecordError(f"{where}: expected {_FACT}, got {shown(value)}.")
+    value = fields_of(value, where, error=RecordError)
     if unknown := sorted(set(value) - set(names)):
         raise RecordError(f"{where}: unknown fields {unknown}; expected {_FACT}.")
     for name in names:
@@ -108,7 +139,7 @@ def _fact(value: Any, where: str) -> Fact:
                 f"{where}: the field {name!r} is missing; found {sorted(value)}, expected {_FACT}."
             )
         if not isinstance(value[name], str):
-            raise RecordError(f"{where}: its {name!r} is {value[name]!r}; expected {_FACT}.")
+            raise RecordError(f"{where}: its {name!r} is {shown(value[name])}; expected {_FACT}.")
     try:
         return Fact(**value)
     except FactError as error:
@@ -123,9 +154,8 @@ def _entry(name: str, value: Any, where: str) -> Any:
         or not text.strip()
         or isinstance(value, Mapping) != (name in _QUESTIONS)
     ):
-        raise RecordError(
-            f"{where}: expected {_QUESTION if name in _QUESTIONS else 'a text'}, got {value!r}."
-        )
+        expected = _QUESTION if name in _QUESTIONS else "a text"
+        raise RecordError(f"{where}: expected {expected}, got {shown(value)}.")
     if name in _SLOTTED and text.count(SLOT) != 1:
         raise RecordError(f"{where}: expected one {{}} in {text!r}.")
     if name not in _SLOTTED and SLOT in text:
@@ -138,9 +168,10 @@ def _entry(name: str, value: Any, where: str) -> Any:
 
 
 def _question(value: Mapping[str, Any], where: str) -> Question:
+    value = fields_of(value, where, error=RecordError)
     if unknown := sorted(set(value) - {"prompt", "target", "new_target"}):
         raise RecordError(
-            f"{where}: {value!r} has unknown fields {unknown}; expected {_QUESTION}, and "
+            f"{where}: {shown(value)} has unknown fields {unknown}; expected {_QUESTION}, and "
             "optionally 'new_target'."
         )
     answers = [
@@ -148,8 +179,11 @@ def _question(value: Mapping[str, Any], where: str) -> Question:
         *([value["new_target"]] if value.get("new_target") is not None else []),
     ]
     if not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise RecordError(f"{where}: expected {_QUESTION} in words, got {value!r}.")
-    return Question(**value)
+        raise RecordError(f"{where}: expected {_QUESTION} in words, got {shown(value)}.")
+    try:
+        return Question(**value)
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
 
 
 def _contradictions(record: Record) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,14 @@
 """Self-contained HTML pages, about one edit or about the checks of many edits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
 from rome_lens import viz
+from rome_lens.arguments import check_characters
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.data.joining import joined
@@ -19,6 +20,9 @@ from rome_lens.forward.answers import TopAnswers
 from rome_lens.results import Result
 from rome_lens.storage import installed_versions, whole_or_nothing
 from rome_lens.tracing.results import CausalTrace
+from rome_lens.viz.axes import NAMES
+
+Shown = TypeVar("Shown", bound=Result)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -59,15 +63,24 @@ def report(
         firing: how the edit fires on some prompts.
 
     Raises:
-        ArgumentError: there is no trace.
+        ArgumentError: there is no trace; an argument is not of the type that it should be. A trace
+            of severed modules is not shown here: :func:`rome_lens.viz.severed` draws it.
     """
+    traces = _listed("traces", traces, CausalTrace)
     if not traces:
         raise ArgumentError("traces is empty: the report needs at least one trace.")
+    answers = _listed("answers", answers, BeforeAfter)
+    firing = _listed("firing", firing, EditFiring)
+    _check_type("edit", edit, RankOneEdit)
+    if limits is not None:
+        _check_type("limits", limits, Limits)
+    _check_name(model_name)
     path = Path(path)
     page = _template("report.html").render(
         title=_title(traces[0], edit),
         model_name=model_name,
         traces=traces,
+        component=NAMES[traces[0].component],
         edit=edit,
         answers=answers,
         limits=limits,
@@ -95,8 +108,11 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
         average: what :func:`average_limits` or :func:`check_records` gave.
 
     Raises:
-        ArgumentError: the path has another ending.
+        ArgumentError: the path has another ending; an argument is not of the type that it should
+            be.
     """
+    _check_type("average", average, LimitsAverage)
+    _check_name(model_name)
     path = Path(path)
     if path.suffix not in (".html", ".md"):
         raise ArgumentError(f"The path is {str(path)!r}, expected one that ends in .html or .md.")
@@ -107,9 +123,7 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
         page = _template("limits.html").render(
             model_name=model_name,
             average=average,
-            figure=viz.figure_html(
-                viz.limits(average), alt="Effects and controls of every check, by fact"
-            ),
+            figure=_picture(average),
             table=average.table().to_html(escape=True),
             further=average.further().to_html(escape=True),
             firing=average.firing().to_html(escape=True),
@@ -118,6 +132,40 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
     with whole_or_nothing(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
+
+
+def _picture(average: LimitsAverage) -> str:
+    """The picture of the checks that were asked; nothing if none was."""
+    if not any(average.of(name) for name in average.checks):
+        return ""
+    return viz.figure_html(viz.limits(average), alt="Effects and controls of every check, by fact")
+
+
+def _listed(name: str, values: object, kind: type[Shown]) -> list[Shown]:
+    """The results as a list; a single one is taken as a list of one."""
+    if isinstance(values, kind):
+        return [values]
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ArgumentError(
+            f"{name} is of type {type(values).__name__}, expected a list of {kind.__name__}."
+        )
+    listed = list(values)
+    for index, value in enumerate(listed):
+        _check_type(f"{name}[{index}]", value, kind)
+    return listed
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{name} is of type {type(value).__name__}, expected {kind.__name__}.")
+
+
+def _check_name(model_name: object) -> None:
+    if not isinstance(model_name, str):
+        raise ArgumentError(
+            f"model_name is {model_name!r}, expected the model's name for the page."
+        )
+    check_characters("model_name", model_name)
 
 
 def _title(trace: CausalTrace, edit: RankOneEdit) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rome_lens.data.facts import Fact, FactError, read_facts
+from rome_lens.data import read_facts
+from rome_lens.data.facts import Fact, FactError
 
 PARIS = {"subject": "The Louvre", "target": "Paris"}
 ENDS = (" ", "\n ", "\t", "  ", "\u00a0")
@@ -91,14 +92,98 @@ def test_a_fact_cannot_be_changed() -> None:
         Fact("{} is in", **PARIS).target = "Rome"  # type: ignore[misc]
 
 
-def test_from_text_makes_the_first_occurrence_the_slot_and_gives_the_text_back() -> None:
-    fact = Fact.from_text(
-        "Ann said that Ann lives in", subject="Ann", target="Paris", new_target="Rome"
+def test_from_text_makes_the_subject_the_slot_and_gives_the_text_back() -> None:
+    fact = Fact.from_text("Ann said he lives in", subject="Ann", target="Paris", new_target="Rome")
+    assert fact == Fact("{} said he lives in", subject="Ann", target="Paris", new_target="Rome")
+    assert fact.text == "Ann said he lives in"
+
+
+FOUND = {
+    ("Art", "In Arthur's book, Art was born in"): "In Arthur's book, {} was born in",
+    ("Art", "State of the Art_1: Art was born in"): "State of the Art_1: {} was born in",
+    ("Art", "Arthur met Art's son in"): "Arthur met {}'s son in",
+    ("Art", "Art-lovers say that Art was born in"): "Art-lovers say that {} was born in",
+    ("James", "James' father was born in"): "{}' father was born in",
+    ("Paris", "A Paris-based company, it lies in"): "A {}-based company, it lies in",
+    ("Paris", "(Paris) is in"): "({}) is in",
+    ("Paris", "Paris—the capital—is in"): "{}—the capital—is in",
+    ("Allemagne", "L'Allemagne est en"): "L'{} est en",
+    ("Brien", "O'Brien met Brien in"): "O'Brien met {} in",
+    ("O'Brien", "O'Brien was born in"): "{} was born in",
+    ("C++", "C++ was invented by"): "{} was invented by",
+    ("C", "C++ and C were invented by"): "C++ and {} were invented by",
+    ("U.S.", "The U.S.A. and the U.S. lie in"): "The U.S.A. and the {} lie in",
+    (".NET", "ASP.NET and .NET come from"): "ASP.NET and {} come from",
+    ("Pi 3", "Pi 3.14 and Pi 3 come from"): "Pi 3.14 and {} come from",
+    ("World War I", "World War II came after World War I in"): "World War II came after {} in",
+    ("New  York", "New York, no, New  York is in"): "New York, no, {} is in",
+    ("René", "Renée and René were born in"): "Renée and {} were born in",
+    ("Rene", "Rene\u0301 and Rene were born in"): "Rene\u0301 and {} were born in",
+    ("Анна", "Аннабель и Анна родились в"): "Аннабель и {} родились в",
+    ("हिन्द", "हिन्दी और हिन्द"): "हिन्दी और {}",
+    ("法国", "法国的首都是"): "{}的首都是",
+    ("東京", "日本の首都、東京は"): "日本の首都、{}は",
+    ("서울", "서울은 어느 나라의"): "{}은 어느 나라의",
+    ("Python", "编程语言Python的作者是"): "编程语言{}的作者是",
+}
+
+
+@pytest.mark.parametrize(("subject", "text"), FOUND)
+def test_from_text_finds_the_subject_as_a_whole_word(subject: str, text: str) -> None:
+    fact = Fact.from_text(text, subject=subject, target="somewhere")
+    assert fact.prompt == FOUND[subject, text]
+    assert fact.text == text
+    assert fact.text[fact.subject_start :].startswith(subject)
+
+
+WITHIN = [
+    ("Art", "Arthur was born in"),
+    ("Art", "DeviantArt was founded in"),
+    ("C", "C++ was invented by"),
+    ("3", "3.14 is less than"),
+    ("Rene", "Rene\u0301 was born in"),
+    ("हिन", "हिन्दी भाषा"),
+    ("U.S.", "The U.S.A. lie in"),
+]
+
+
+@pytest.mark.parametrize(("subject", "text"), WITHIN)
+def test_a_subject_within_other_words_is_refused(subject: str, text: str) -> None:
+    message = re.escape(
+        "only as a part of other words. Give the subject's whole words, or write {}"
     )
-    assert fact == Fact(
-        "{} said that Ann lives in", subject="Ann", target="Paris", new_target="Rome"
-    )
-    assert fact.text == "Ann said that Ann lives in"
+    for make in (Fact.from_text, Fact):
+        with pytest.raises(FactError, match=message):
+            make(text, subject=subject, target="somewhere")
+
+
+@pytest.mark.parametrize(
+    ("subject", "text"),
+    [
+        ("Ann", "Ann said that Ann lives in"),
+        ("Art", "Art's sister said that Art lives in"),
+        ("法国", "法国人说法国的首都是"),
+        ("a a", "a a a is in"),
+    ],
+)
+def test_a_subject_that_stands_there_twice_is_refused_with_what_to_write(
+    subject: str, text: str
+) -> None:
+    for make in (Fact.from_text, Fact):
+        with pytest.raises(FactError, match=r"stands 2 times in .* Write \{\}") as refusal:
+            make(text, subject=subject, target="Paris")
+        templates = re.findall(r"Fact\('(.*?)', \.\.\.\)|Fact\(\"(.*?)\", ", str(refusal.value))
+        written = [Fact(one or other, subject=subject, target="Paris") for one, other in templates]
+        assert [fact.text for fact in written] == [text, text]
+        assert written[0].subject_start < written[1].subject_start
+
+
+def test_half_a_character_is_refused(unchecked: None) -> None:
+    """No tokenizer takes it. JSON can hold one, as a backslash and ud83d."""
+    for name in ("prompt", "subject", "target", "new_target"):
+        words = {"prompt": "{} is in", **PARIS, "new_target": "Rome"}
+        with pytest.raises(FactError, match=rf"{name.replace('_', ' ')} is .*lone surrogate"):
+            Fact(**{**words, name: words[name] + " \ud83d"})
 
 
 def test_from_text_does_not_read_the_white_space_around_a_subject() -> None:
@@ -153,9 +238,13 @@ def test_a_file_of_another_form_is_refused_with_the_fact_named(tmp_path: Path) -
     cases: list[tuple[Any, str]] = [
         ([], "holds no facts: the list is empty"),
         ({"facts": [good]}, "holds no facts: it is a dict"),
-        ([good, {"prompt": "{} is in"}], f"Fact 1 of {path} lacks 'target': expected prompt"),
-        ([3], f"Fact 0 of {path} lacks"),
-        ([{"requested_rewrite": {**REWRITE, "target_new": {}}}], "Fact 0 of .* lacks 'str'"),
+        ([good, {"prompt": "{} is in"}], f"Fact 1 of {path} lacks the fields of a fact: it has"),
+        ([good, {"target": "Paris"}], f"Fact 1 of {path} lacks 'subject': it has"),
+        ([3], f"Fact 0 of {path}: expected an object, got 3"),
+        (
+            [{"requested_rewrite": {**REWRITE, "target_new": {}}}],
+            "Fact 0 of .*, field 'requested_rewrite.target_new': expected an object",
+        ),
         ([{**good, "prompt": "It is in"}], f"Fact 0 of {path}: The subject 'The Louvre' is not"),
     ]
     wrong = []

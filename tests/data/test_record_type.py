@@ -9,6 +9,7 @@ import pytest
 import rome_lens as rl
 from rome_lens.data import Question, Record, RecordError, as_fact, as_facts, as_record, as_records
 from rome_lens.data.facts import FactError
+from rome_lens.data.record_type import names_subject
 
 FACT = rl.Fact("{} is in", subject="The Louvre", target="Paris", new_target="Rome")
 RECORD = Record(id="louvre", fact=FACT, aliases=("Le Louvre",))
@@ -92,6 +93,37 @@ def test_a_field_of_another_form_is_refused_by_name() -> None:
     for fields in ({"prompt": 3, "target": "Paris"}, {"prompt": "It is in", "target": None}):
         with pytest.raises(RecordError, match="A question's prompt and answers are words, got"):
             Question(**fields)
+
+
+def test_half_a_character_is_refused_in_every_field() -> None:
+    """No tokenizer and no file takes it."""
+    half = "a \ud83d"
+    for name in ("prompt", "target", "new_target"):
+        with pytest.raises(RecordError, match="lone surrogate"):
+            Question(**{"prompt": "It is in", "target": "Paris", name: half})
+    texts = ("paraphrases", "aliases", "descriptions", "open_prompts", "exemplars", "texts")
+    for name in (*texts, "generation_prompts", "reference_texts", "known_by"):
+        with pytest.raises(RecordError, match=rf"'louvre', field {name!r}: a text is .*surrogate"):
+            Record(id="louvre", fact=FACT, **{name: (half,)})
+    for name in ("id", "relation", "relation_id"):
+        with pytest.raises(RecordError, match=rf"field {name!r}: it is .*surrogate"):
+            Record(**{"id": "louvre", "fact": FACT, name: half})
+
+
+@pytest.mark.parametrize(
+    ("subject", "text", "named"),
+    [
+        ("Rome", "ROME's ruins are in", True),
+        ("Rome", "Romeo lives in", False),
+        ("東京", "日本の東京は", True),
+        ("C++", "c++ comes from", True),
+        ("C", "C++ comes from", False),
+        ("Straße", "die Straßen von", False),
+        ("हिन", "हिन्दी भाषा", False),
+    ],
+)
+def test_a_text_names_a_subject_in_whole_words(subject: str, text: str, named: bool) -> None:
+    assert names_subject(subject, text) == named
 
 
 def test_lists_are_taken_as_tuples() -> None:

@@ -130,11 +130,11 @@ def test_a_file_or_record_of_another_form_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "records.json"
     good = {"id": "second", "fact": FACT}
     cases: list[tuple[Any, str]] = [
-        ({"id": "first", "fact": FACT}, f"{path} holds a dict, expected a list of records"),
+        ({"records": [good]}, f"{path} holds no records: it is a dict, expected a list of them"),
         ([{"fact": FACT}], f"{path}, record 0: expected an object with at least 'id' and 'fact'"),
-        ([{"id": "first"}], f"{path}, record 0: expected an object with at least 'id' and 'fact'"),
-        (["first"], f"{path}, record 0: expected an object with at least 'id' and 'fact', got"),
-        ([good, good], f"{path}: several records have the id ['second']"),
+        ([{"id": "first"}], f"{path}, record 0 lacks the fields of a fact: it has ['id']. The "),
+        (["first"], f"{path}, record 0: expected an object, got 'first'"),
+        ([good, good], f"{path}, record 1, field 'id': record 0 already has the id 'second'"),
         ([{**good, "id": ""}], "record 0 (), field 'id': expected a name for the record, got ''"),
         ([{**good, "id": " "}], "record 0 ( ), field 'id': expected a name for the record"),
         ([{**good, "id": 5}], "record 0 (5), field 'id': expected a text, got 5"),

@@ -146,3 +146,10 @@ def test_contexts_are_a_tuple_of_templates() -> None:
 def test_a_wrong_argument_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"^samples is 0, expected a whole number of at least 1"):
         arguments.whole_number("samples", 0, least=1)
+
+
+def test_half_a_character_is_refused_in_texts() -> None:
+    """No tokenizer takes it."""
+    with pytest.raises(ArgumentError, match=r"A text of prompts is 'a.*lone surrogate"):
+        arguments.texts("prompts", ["b", "a\ud83d"])
+    assert arguments.texts("prompts", ["😀", "a\0b"]) == ("😀", "a\0b")

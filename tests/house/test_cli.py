@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import pytest
 import rome_lens as rl
 from rome_lens import cli
 from rome_lens.cli import main
+from rome_lens.commands.console import say
 from rome_lens.data.record_type import Record
 from rome_lens.editing import editors, presets
 from rome_lens.errors import ArgumentError
@@ -192,7 +194,20 @@ WRONG = [
     ("limits", ("--every", "-2"), "--every is -2, expected 1 or more"),
     ("limits", ("--out", "page.pdf"), "expected a name that ends in .html"),
     ("limits", ("--layer", "99"), "Layer 99 is out of range"),
-    ("limits", ("--records", "no-such-file.json"), "no-such-file.json"),
+    ("limits", ("--records", "no-such-file.json"), "There is no file no-such-file.json."),
+    ("limits", ("--records", "."), ". is a directory, expected a file."),
+    ("limits", ("--records", str(TOY / "model.safetensors")), "model.safetensors is not "),
+    ("limits", ("--records", str(TOY / "config.json")), "holds no records: it is a dict, expected"),
+    ("limits", ("--only", "caf\udce9"), "--only is 'caf\\udce9', which holds half of a character"),
+    ("limits", ("--records", "caf\udce9"), "--records is 'caf\\udce9', which holds half of a "),
+    ("limits", ("--records", "a\0b"), "--records is 'a\\x00b', which holds a null character."),
+    ("demo", ("--out", "a\0b.html"), "--out is 'a\\x00b.html', which holds a null character."),
+    ("demo", ("--out", "caf\udce9.html"), "--out is 'caf\\udce9.html', which holds half of a "),
+    ("demo", ("--model", "caf\udce9"), "--model is 'caf\\udce9', which holds half of a "),
+    ("demo", ("--record", "caf\udce9"), "--record is 'caf\\udce9', which holds half of a "),
+    ("demo", ("--out", f"{__file__}/page.html"), "test_cli.py, which is a file."),
+    ("demo", ("--out", f"{__file__}/new/page.html"), "test_cli.py, which is a file."),
+    ("limits", ("--directory", f"{__file__}/kept"), "test_cli.py, which is a file."),
 ]
 
 
@@ -207,6 +222,58 @@ def test_wrong_input_is_answered_in_a_line_before_anything_is_run(
         if wrong.status != 2 or message not in wrong.err or not one_line or any(tmp_path.iterdir()):
             failed.append((arguments, wrong))
     assert failed == []
+
+
+def test_a_place_where_one_may_not_write_is_refused_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions do not hold for an administrator, so the test answers for the system."""
+    monkeypatch.setattr(cli, "run_demo", lambda *_, **__: pytest.fail("it was run"))
+    monkeypatch.setattr(cli, "run_limits", lambda *_, **__: pytest.fail("it was run"))
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: Path(path) != tmp_path)
+    for command, arguments in (
+        ("demo", ("--out", str(tmp_path / "page.html"))),
+        ("limits", ("--out", str(tmp_path / "new" / "page.html"))),
+        ("limits", ("--directory", str(tmp_path / "kept"))),
+    ):
+        found = run("--model", "toy", *arguments, page=tmp_path, command=command)
+        assert found.status == 2
+        assert found.err == (
+            f"rome-lens: {arguments[0]} would be in {tmp_path}, where you may not write.\n"
+        )
+
+
+def test_records_of_any_shape_are_chosen_by_their_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        cli, "run_limits", lambda _, records, **__: asked.append([record.id for record in records])
+    )
+    target = {"str": "Paris"}
+    rewrite = {"prompt": "{} is in", "subject": "It", "target_true": target}
+    entry = {"requested_rewrite": {**rewrite, "target_new": {"str": "Rome"}}}
+    file = tmp_path / "counterfact.jsonl"
+    lines = [json.dumps({**entry, "case_id": number}) for number in (7, 8)]
+    file.write_text("\n".join(lines), encoding="utf-8-sig")
+    for only in ((), ("--only", "8")):
+        found = run("--records", str(file), *only, page=tmp_path, command="limits")
+        assert (found.status, found.err) == (0, "")
+    assert asked == [[7, 8], [8]]
+
+
+def test_a_terminal_that_lacks_a_character_shows_it_as_an_escape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("stdout", "stderr"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+        monkeypatch.setattr("sys." + name, stream)
+    monkeypatch.setattr(cli, "run_demo", lambda *_, **__: say("東 → Rome"))
+    assert main(["demo", "--quiet"]) == 0
+    assert main(["demo", "--out", f"{__file__}/東"]) == 2
+    written = [stream.buffer.getvalue().decode() for stream in (sys.stdout, sys.stderr)]
+    assert written[0] == "\\u6771 \\u2192 Rome\n"
+    assert written[1].startswith("rome-lens: ")
 
 
 def test_a_message_of_several_lines_is_printed_in_one_and_other_errors_are_not_hidden(

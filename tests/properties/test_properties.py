@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 MODELS = {name: rl.load_model("toy", model_class=name) for name in CLASSES}
+for _model in MODELS.values():
+    _model(torch.tensor([[0, 1]]))  # the Bridge puts hooks of its own into its modules then
 RECORDS = rl.data.records(known_by="toy")[:6]
 LONGEST = 0.3  # of the cases, the share that a test with a model gets
 models = st.sampled_from(list(MODELS))
@@ -47,11 +49,13 @@ def result_or_error(call: Callable[[], Any]) -> Any:
     try:
         result = call()
     except RomeLensError as error:
-        assert str(error).strip(), "the error says nothing"
-        event(f"refused: {type(error).__name__}")
-        return None
-    event("returned")
-    return result
+        message, kind = str(error), type(error).__name__
+    else:
+        event("returned")
+        return result
+    event(f"refused: {kind}")
+    assert message.strip(), "the error says nothing"
+    return None
 
 
 class Unchanged:
@@ -271,9 +275,13 @@ def read_or_named(content: bytes) -> None:
         path.write_bytes(content)
         for read in (rl.read_facts, rl.read_counterfact, rl.data.read_records):
             try:
-                assert list(read(path))
+                entries = read(path)
             except RomeLensError as error:
-                assert str(path) in str(error)
+                message = str(error)
+            else:
+                assert entries
+                continue
+            assert str(path) in message
 
 
 @fewer(LONGEST)
@@ -299,9 +307,11 @@ def test_a_changed_file_is_refused_by_name(
         try:
             loaded = type(stored).load(path)
         except RomeLensError as error:
-            assert str(path) in str(error)
+            message = str(error)
         else:
             assert repr(loaded) == repr(stored)
+            return
+        assert str(path) in message
 
 
 def _stored() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from rome_lens import viz
 from rome_lens.checks import CheckResult, CheckRow, Measure
 from rome_lens.checks.limits import Limits
 from rome_lens.data.record_type import Record
+from rome_lens.errors import ArgumentError
+from rome_lens.models.hook_names import COMPONENTS
 from rome_lens.storage import installed_versions
+from rome_lens.viz.axes import NAMES
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -234,6 +238,131 @@ def test_an_empty_list_of_traces_is_refused(results: dict[str, Any], tmp_path: P
     with pytest.raises(ValueError, match="report needs at least one trace"):
         rl.report(tmp_path / "page.html", **{**results, "traces": []})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def every_trace(one_toy: Any, toy_record: Record) -> dict[str, rl.CausalTrace]:
+    """A trace of every component, whole and of a part, with one sample and with several."""
+    options: dict[str, dict[str, Any]] = {
+        "all": {"samples": 2},
+        "one cell": {"samples": 1, "layers": [1], "positions": [3]},
+    }
+    return {
+        f"{component}, {part}": rl.causal_trace(
+            one_toy, toy_record, component=component, **options[part]
+        )
+        for component in COMPONENTS
+        for part in options
+    }
+
+
+@pytest.fixture
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not drawn. Drawing them takes most of a page's time."""
+    monkeypatch.setattr(viz, "figure_html", lambda figure, *, alt="": f'<img alt="{len(alt)}">')
+
+
+def test_a_page_is_made_of_traces_of_every_kind_in_every_order(
+    results: dict[str, Any],
+    every_trace: dict[str, rl.CausalTrace],
+    tmp_path: Path,
+    quick_pictures: None,
+) -> None:
+    least = {"model_name": "toy", "edit": results["edit"]}
+    for name, first in every_trace.items():
+        others = [trace for other, trace in every_trace.items() if other != name]
+        for traces in ([first], (first, others[-1])):
+            page = written(tmp_path / "page.html", **least, traces=traces)
+            assert f"largest indirect effect of the {NAMES[first.component]} at any" in page.text
+            assert page.names().count("img") == len(traces)
+
+
+def test_a_trace_of_single_heads_is_drawn_first_on_a_page(
+    results: dict[str, Any], every_trace: dict[str, rl.CausalTrace], tmp_path: Path
+) -> None:
+    traces = [every_trace["z, one cell"], results["traces"][0]]
+    page = written(tmp_path / "page.html", **{**results, "traces": traces})
+    assert "attention head's z at any layer and head:" in page.text
+
+
+def test_a_page_is_made_of_any_of_its_parts(
+    results: dict[str, Any],
+    every_trace: dict[str, rl.CausalTrace],
+    tmp_path: Path,
+    quick_pictures: None,
+) -> None:
+    no_check = Limits(record_id="one", relation="", results=())
+    not_asked = Limits(record_id="one", relation="", results=(results["limits"]["association"],))
+    parts: dict[str, list[Any]] = {
+        "limits": [None, no_check, not_asked, results["limits"]],
+        "answers": [(), results["answers"][:1]],
+        "firing": [[], results["firing"][:1]],
+    }
+    traces = [every_trace["z, one cell"]]
+    for chosen in itertools.product(*parts.values()):
+        given = dict(zip(parts, chosen, strict=True))
+        page = rl.report(tmp_path / "page.html", **{**results, "traces": traces, **given})
+        headings = re.findall(r"<h2>(.*?)</h2>", page.read_text(encoding="utf-8"))
+        shown = ["Where the fact is read out", "The edit"]
+        shown += ["Before and after"] if given["answers"] else []
+        shown += ["Where the edit fires"] if given["firing"] else []
+        shown += ["What the edit does not do"] if given["limits"] else []
+        assert headings == shown
+
+
+def test_one_result_is_a_list_of_one_and_an_iterator_is_a_list(
+    results: dict[str, Any], tmp_path: Path, unchecked: None, quick_pictures: None
+) -> None:
+    lists = ("traces", "answers", "firing")
+    first = {name: results[name][:1] for name in lists}
+    results = {**results, "limits": None}
+    expected = written(tmp_path / "page.html", **{**results, **first}).text
+    for change in (lambda values: values[0], iter, tuple):
+        given = {name: change(first[name]) for name in lists}
+        assert written(tmp_path / "page.html", **{**results, **given}).text == expected
+
+
+def test_a_result_of_another_type_is_refused_by_name(
+    one_toy: Any, results: dict[str, Any], toy_record: Record, tmp_path: Path, unchecked: None
+) -> None:
+    severed = rl.severed_trace(one_toy, toy_record, samples=1)
+    check = results["limits"]["direction"]
+    cases: list[tuple[str, Any, str]] = [
+        (
+            "traces",
+            [results["traces"][0], severed],
+            r"traces\[1\] is of type SeveredTrace, expected",
+        ),
+        ("traces", severed, "traces is of type SeveredTrace, expected a list of CausalTrace"),
+        ("traces", None, "traces is of type NoneType, expected a list of CausalTrace"),
+        ("traces", "trace", "traces is of type str, expected a list of CausalTrace"),
+        ("edit", None, "edit is of type NoneType, expected RankOneEdit"),
+        ("edit", [results["edit"]], "edit is of type list, expected RankOneEdit"),
+        ("answers", None, "answers is of type NoneType, expected a list of BeforeAfter"),
+        ("answers", [("fact", "Paris")], r"answers\[0\] is of type tuple, expected BeforeAfter"),
+        ("limits", [results["limits"]], "limits is of type list, expected Limits"),
+        ("limits", check, "limits is of type CheckResult, expected Limits"),
+        ("firing", None, "firing is of type NoneType, expected a list of EditFiring"),
+        ("firing", [3], r"firing\[0\] is of type int, expected EditFiring"),
+        ("model_name", None, "model_name is None, expected the model's name"),
+        ("model_name", "a\ud83d", "model_name is 'a.*lone surrogate"),
+    ]
+    for name, value, message in cases:
+        with pytest.raises(ArgumentError, match=message):
+            rl.report(tmp_path / "page.html", **{**results, name: value})
+    with pytest.raises(ArgumentError, match="average is of type Limits, expected LimitsAverage"):
+        rl.limits_report(tmp_path / "page.html", model_name="toy", average=results["limits"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["page.html", "tables.md"])
+def test_limits_of_which_no_check_was_asked_give_a_page_without_a_picture(
+    results: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    checks = (results["limits"]["association"],)
+    average = rl.average_limits([Limits(record_id="one", relation="", results=checks)])
+    page = rl.limits_report(tmp_path / name, model_name="toy", average=average)
+    assert "<img" not in page.read_text(encoding="utf-8")
 
 
 def fail(*args: Any, **kwargs: Any) -> None:
