@@ -202,8 +202,14 @@ def _prompt_score(case: Record, question: _Question, probabilities: Sequence[flo
                 "expected finite numbers. Look for NaN or inf in the weights or in the edit. Half "
                 "precision overflows at 65 504."
             )
-    names = ("target_before", "new_before", "target_after", "new_after")
-    return PromptScore(**question._asdict(), **dict(zip(names, probabilities, strict=True)))
+    target_before, new_before, target_after, new_after = probabilities
+    return PromptScore(
+        **question._asdict(),
+        target_before=target_before,
+        new_before=new_before,
+        target_after=target_after,
+        new_after=new_after,
+    )
 
 
 def _prompts_to_continue(case: Record) -> tuple[str, tuple[str, ...]]:
