@@ -49,7 +49,7 @@ def editor(model: Any) -> rl.RomeEditor:
 
 def traces(model: Any, records: Any, directory: Path) -> Any:
     unknown = rl.Fact(records[0].fact.prompt, subject=records[0].fact.subject, target="Ondavel")
-    facts = [*records[:3], unknown]
+    facts = [*records[:2], unknown]
     traced = rl.trace_facts(model, facts, samples=2, layers=[0, 3], directory=directory)
     return rl.average_traces(traced)
 
@@ -58,21 +58,21 @@ def key_statistics(model: Any, records: Any, directory: Path) -> Any:
     return rl.collect_key_statistics(
         model,
         layer=[1, 2],
-        texts=[record.fact.text for record in records] * 40,
+        texts=[record.fact.text for record in records] * 20,
         cache=directory,
-        checkpoint_every=500,
+        checkpoint_every=250,
     )
 
 
 def comparison(model: Any, records: Any, directory: Path) -> Any:
     editors = [rl.Unedited(), editor(model)]
-    return rl.compare_editors(model, records[:3], editors, directory=directory)
+    return rl.compare_editors(model, records[:2], editors, directory=directory)
 
 
 def settings(model: Any, records: Any, directory: Path) -> Any:
     return rl.sweep_edits(
         model,
-        records[:2],
+        records[:1],
         statistics={"C = I": identity(model, 2, 3)},
         stop_probabilities=[None, 0.5],
         config=CONFIG,
@@ -82,12 +82,11 @@ def settings(model: Any, records: Any, directory: Path) -> Any:
 
 
 def limits(model: Any, records: Any, directory: Path) -> Any:
-    texts = ["It rained in the city of Pralec.", "Wanda Brandt lives here."]
     return rl.check_records(
         model,
-        records[:2],
+        records[:1],
         editor(model),
-        texts=texts,
+        texts=["It rained in the city of Pralec."],
         samples=0,
         new_tokens=0,
         directory=directory,
@@ -221,7 +220,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(
         def run(directory: Path = directory) -> Any:
             return function(one_toy, toy_records, directory)
 
-        for _ in range(rng.choice((1, 1, 2, 3))):
+        for _ in range(min(rng.choice((1, 1, 2, 3)), KILLS // len(RUNS) - kills)):
             if rng.random() < 0.25:
                 child = fork(run, out)
                 time.sleep(rng.uniform(0.0, took))
