@@ -1,10 +1,15 @@
-"""Writing files and directories safely, and naming the versions that wrote them."""
+"""Writing and reading files safely: whole or not at all, with errors that name the file.
+
+Whatever the system refuses (a full disk, a directory without permission, a name that is no name)
+becomes a :class:`StorageError` here, so no other module needs to know the kinds of ``OSError``.
+"""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 from rome_lens.errors import RomeLensError
@@ -14,22 +19,77 @@ _VERSIONED = ("torch", "transformer-lens", "transformers")
 
 
 class StorageError(RomeLensError):
-    """A file that does not hold what was expected, or a path that cannot be written to."""
+    """A file that does not hold what was expected, or a path that cannot be read or written."""
+
+
+class FileAccessError(StorageError, OSError):
+    """What the system refuses, such as to write to a full disk. It is also an ``OSError``."""
+
+
+class MissingFileError(FileAccessError, FileNotFoundError):
+    """A file that is not there. It is also a ``FileNotFoundError``."""
+
+
+_ADVICE = {
+    "read": "Make sure that you have the permission to read it, or give another path.",
+    "written": "Make sure that the disk has room and that you have the permission to write there, "
+    "or give another path.",
+}
+
+
+def as_path(path: object) -> Path:
+    """The argument as a path.
+
+    Raises:
+        StorageError: it is no path, or no system could have a file of this name.
+    """
+    try:
+        given = Path(path)  # type: ignore[arg-type]
+        os.fsencode(given)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise StorageError(
+            f"The path is {path!r}, expected a str or a pathlib.Path, such as 'edit.safetensors'."
+        ) from error
+    if "\0" in str(given):
+        raise StorageError(f"The path is {path!r}, expected one without a NUL character.")
+    return given
+
+
+@contextmanager
+def file_errors(path: Path, done: Literal["read", "written"]) -> Iterator[None]:
+    """Turn every ``OSError`` of the block into a ``StorageError`` that names the path.
+
+    Raises:
+        MissingFileError: a file that was to be read is not there.
+        FileAccessError: the system refuses to read or write. The message says why.
+    """
+    try:
+        yield
+    except FileAccessError:
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and done == "read":
+            named: FileAccessError = MissingFileError(f"There is no file {path}.")
+        else:
+            named = FileAccessError(f"{path} could not be {done} ({error}). {_ADVICE[done]}")
+        named.errno = error.errno
+        raise named from error
 
 
 def make_directory(path: Path) -> Path:
     """Create the directory, and its parents, unless it exists; returns ``path``.
 
     Raises:
-        StorageError: ``path`` or one of its parents is a file.
+        StorageError: ``path`` or one of its parents is a file, or the system refuses.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(
-            f"{path} is not a directory: it, or one of its parents, is a file ({error}). Give "
-            "another directory."
-        ) from error
+    with file_errors(path, "written"):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(
+                f"{path} is not a directory: it, or one of its parents, is a file ({error}). Give "
+                "another directory."
+            ) from error
     return path
 
 
@@ -38,18 +98,22 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which is renamed to ``path`` when the block succeeds.
 
     If the block raises, the temporary file is removed and a file that was at ``path`` before stays.
+    A process that is killed inside the block leaves its temporary file, whose name ends in
+    ``.part``. Nothing reads such a file, and it may be removed.
 
     Raises:
-        StorageError: ``path`` is a directory, or one of its parents is a file.
+        StorageError: ``path`` is a directory, one of its parents is a file, or the system refuses
+            to write.
     """
-    if path.is_dir():
-        raise StorageError(f"{path} is a directory, expected the path of a file.")
-    unfinished = make_directory(path.parent) / f"{path.name}.{uuid4().hex[:8]}.part"
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with file_errors(path, "written"):
+        if path.is_dir():
+            raise StorageError(f"{path} is a directory, expected the path of a file.")
+        unfinished = make_directory(path.parent) / f"{path.name}.{uuid4().hex[:8]}.part"
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def installed_versions() -> dict[str, str]:

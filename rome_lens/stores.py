@@ -6,17 +6,25 @@ everything that made it, so a run with other settings never finds the results of
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.results import Stored
-from rome_lens.storage import StorageError, make_directory, whole_or_nothing
+from rome_lens.storage import (
+    StorageError,
+    as_path,
+    file_errors,
+    make_directory,
+    whole_or_nothing,
+)
 from rome_lens.version import __version__
 
 MANIFEST = "store.json"
 FORMAT = 2
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 Kept = TypeVar("Kept", bound=Stored)
 
 
@@ -43,6 +51,7 @@ class Store:
     Raises:
         StoreError: another program or another version wrote the directory, or its results were
             made with other settings.
+        StorageError: the directory cannot be read or written.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class Store:
         identity: str = "",
         settings: Mapping[str, object] | None = None,
     ) -> None:
-        self.directory = None if directory is None else Path(directory)
+        self.directory = None if directory is None else as_path(directory)
         self._identity = identity
         self._memory: dict[tuple[type[Stored], str], Stored] = {}
         if self.directory is not None:
@@ -64,7 +73,7 @@ class Store:
             settings = json.loads(json.dumps(dict(settings or {})))
             others = _other_files(self.directory)
             # Asked after the files were listed, because another run may begin at the same time.
-            if (self.directory / MANIFEST).exists():
+            if _exists(self.directory / MANIFEST):
                 _check_manifest(self.directory, settings)
             elif others:
                 raise StoreError(
@@ -91,19 +100,20 @@ class Store:
                 "whether a stored result is the right one. Give its class a __repr__ that does "
                 "(a dataclass has one), or leave out the directory."
             )
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        # A text may hold half of a surrogate pair, which UTF-8 has no bytes for.
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24]
 
     def get(self, kind: type[Kept], name: str) -> Kept | None:
         """The result of this type and name, or None if it is not finished.
 
         Raises:
-            StorageError: its file is damaged.
+            StorageError: its file is damaged, or was stored under another name.
         """
         result = self._memory.get((kind, name))
         path = self.path(kind, name)
-        if result is None and path is not None and path.is_file():
+        if result is None and path is not None and _exists(path):
             try:
-                result = kind.load(path)
+                result = kind.load(path, of=name)
             except StorageError as error:
                 raise StorageError(
                     f"{error} Remove {path} to have this result computed again."
@@ -115,11 +125,18 @@ class Store:
         """Keep a finished result. If there is a directory, it is written to disk at once."""
         path = self.path(type(result), name)
         if path is not None:
-            result.save(path)
+            result.save(path, of=name)
         self._memory[type(result), name] = result
 
     def path(self, kind: type[Stored], name: str) -> Path | None:
-        """The path of the result's file, whether or not it exists; None for a store in memory."""
+        """The path of the result's file, whether or not it exists; None for a store in memory.
+
+        Raises:
+            ArgumentError: the name is not made of letters, digits, ``-`` and ``_`` alone. With
+                others, the path might lead out of the directory.
+        """
+        if not _NAME.fullmatch(name):
+            raise ArgumentError(f"The name is {name!r}, expected letters, digits, '-' and '_'.")
         if self.directory is None:
             return None
         return self.directory / f"{kind.file_label()}-{name}.safetensors"
@@ -136,13 +153,19 @@ def _other_files(directory: Path) -> list[str]:
 
     Hidden files do not count: a system or an editor leaves them anywhere (.DS_Store, .gitignore).
     """
-    return sorted(
-        file.name
-        for file in directory.iterdir()
-        if not file.name.startswith(".")
-        and not file.name.endswith(".part")
-        and not _is_still_read(file)
-    )
+    with file_errors(directory, "read"):
+        return sorted(
+            file.name
+            for file in directory.iterdir()
+            if not file.name.startswith(".")
+            and not file.name.endswith(".part")
+            and not _is_still_read(file)
+        )
+
+
+def _exists(path: Path) -> bool:
+    with file_errors(path, "read"):
+        return path.exists()
 
 
 def _is_still_read(path: Path) -> bool:
@@ -158,12 +181,15 @@ def _check_manifest(directory: Path, settings: Mapping[str, object]) -> None:
 
     Raises:
         StoreError: it was not, or its manifest is damaged.
+        StorageError: the manifest cannot be read.
     """
     path = directory / MANIFEST
+    with file_errors(path, "read"):
+        content = path.read_bytes()
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(content)
         written_format, before = manifest["format"], dict(manifest["settings"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{path} is damaged, so it is unknown what the results next to it were made with "
             f"({error!r}): give another directory."

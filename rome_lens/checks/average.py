@@ -35,6 +35,7 @@ class LimitsAverage(Stored):
     """The limits of each fact's edit."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.limits:
             raise ArgumentError(
                 "limits is empty, expected what check_limits returned for at least one edit."

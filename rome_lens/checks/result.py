@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
@@ -35,6 +35,11 @@ _COLUMNS = (
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CheckRow(Stored):
     """One prompt of a check, without and with the edit."""
+
+    # The logarithm of an impossible answer is infinite. The ratio or difference of two such numbers
+    # is undefined.
+    unbounded: ClassVar = frozenset({"before", "after", "effect", "control", "kl", "firing"})
+    undefined: ClassVar = frozenset({"effect", "control", "firing"})
 
     kind: str
     """What the prompt is to the check, such as ``"alias"``."""
@@ -78,6 +83,9 @@ class Measure(Stored):
     Some numbers are not a mean but computed from many facts at once, such as an R^2. They are the
     only value, and come with their own ``interval`` and ``count``.
     """
+
+    unbounded: ClassVar = frozenset({"values", "interval"})
+    undefined: ClassVar = frozenset({"values", "interval"})
 
     name: str
     """What the number is."""

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rome_lens.editing.edit import Edit, as_edits
@@ -20,6 +21,7 @@ from rome_lens.models.lens import (
     ModelError,
     w_out,
 )
+from rome_lens.storage import as_path, file_errors, make_directory
 
 
 def export_hf(
@@ -57,12 +59,13 @@ def export_hf(
             processed.
         ArgumentError: there is no edit; ``source`` is neither a transformers model nor a directory
             that holds one; or ``out_directory`` is not empty.
+        StorageError: the system refuses to write.
     """
     listed = as_edits(edits)
     parts = tuple(part for edit in listed for part in edit.parts)
     for edit in listed:
         edit.check(model)
-    out = Path(out_directory)
+    out = as_path(out_directory)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError(f"{out} exists and is not an empty directory: give a new one.")
     hf_model, tokenizer = _open(source, tokenizer)
@@ -178,12 +181,15 @@ def _save(hf_model: Any, state: dict[str, Tensor], tokenizer: Any, out: Path) ->
     skeleton = _skeleton(hf_model).to(hf_model.dtype)
     if getattr(hf_model, "generation_config", None) is not None:
         skeleton.generation_config = copy.deepcopy(hf_model.generation_config)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(out.parent)
     unfinished = out.with_name(f"{out.name}.{uuid4().hex[:8]}.part")
-    try:
-        skeleton.save_pretrained(unfinished, state_dict=state)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(unfinished)
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with file_errors(out, "written"):
+        try:
+            skeleton.save_pretrained(unfinished, state_dict=state)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(unfinished)
+            os.replace(unfinished, out)
+        except SafetensorError as error:  # the kind of error is lost, what it says is not
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

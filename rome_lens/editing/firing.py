@@ -5,6 +5,7 @@ A rank-one edit adds ``(u . k) v`` at each token with key ``k``. It fires where 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 from jaxtyping import Float
@@ -26,6 +27,11 @@ class EditFiring(Stored):
 
     It is 1 where the edit acts as on its own fact, and 0 where it does nothing.
     """
+
+    axes: ClassVar = {"pos": "labels"}
+    # u . k* may be so small, or 0, that no ratio to it is a number
+    unbounded: ClassVar = frozenset({"values"})
+    undefined: ClassVar = frozenset({"values"})
 
     text: str
     """The text."""

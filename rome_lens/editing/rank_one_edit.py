@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.editing.config import Stopped, Variant
 from rome_lens.editing.edit import LayerEdit
@@ -90,9 +89,6 @@ class RankOneEdit(LayerEdit):
     """Whether the prompts started with a BOS token. None in a file of an older version."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Versions of the packages that made the edit. For an older file, those that wrote it."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", whole_number("layer", self.layer))
 
     def __repr__(self) -> str:
         what = "" if self.fact is None else f"{self.fact.text!r} -> {self.fact.new_target!r}, "

@@ -46,6 +46,7 @@ class Edits(Edit):
         object.__setattr__(self, "edits", tuple(part for edit in edits for part in edit.parts))
         if not self.edits:
             raise ArgumentError("edits is empty, expected at least one edit.")
+        super().__post_init__()
 
     def __repr__(self) -> str:
         return f"Edits({len(self.edits)} at layers {sorted({edit.layer for edit in self.edits})})"

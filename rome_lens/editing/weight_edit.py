@@ -7,7 +7,6 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.editing.config import Stopped
 from rome_lens.editing.edit import LayerEdit
@@ -40,9 +39,6 @@ class WeightEdit(LayerEdit):
     """Whether the prompts started with a BOS token. None where that is not known."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Versions of the packages that made the edit."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", whole_number("layer", self.layer))
 
     def __repr__(self) -> str:
         what = "" if self.fact is None else f"{self.fact.text!r} -> {self.fact.new_target!r}, "

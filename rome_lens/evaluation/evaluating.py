@@ -116,8 +116,6 @@ def evaluate_all(
     for case in cases:
         check_prompts(model, case, prepend_bos=prepend_bos)
     rows = _prompt_scores(model, edits, numbered, cases, prepend_bos)
-    for case, scores in zip(cases, rows, strict=True):
-        _check_finite(case, scores)
     texts = _generated_texts(model, edits, numbered, cases, generate, seed, prepend_bos)
     return [
         _evaluation(case, edit is not None, scores, written)
@@ -185,29 +183,34 @@ def _prompt_scores(
         for i, log_probs in zip(indices, token_logs, strict=True):
             probabilities[i] = float(log_probs.double().mean().exp())
     fours = iter(zip(*[iter(probabilities)] * 4, strict=True))
-    names = ("target_before", "new_before", "target_after", "new_after")
     return [
-        [
-            PromptScore(**question._asdict(), **dict(zip(names, next(fours), strict=True)))
-            for question in questions
-        ]
-        for questions in asked
+        [_prompt_score(case, question, next(fours)) for question in questions]
+        for case, questions in zip(cases, asked, strict=True)
     ]
 
 
-def _check_finite(case: Record, rows: Sequence[PromptScore]) -> None:
-    for row in rows:
-        for which, pair in (
-            ("unedited", (row.target_before, row.new_before)),
-            ("edited", (row.target_after, row.new_after)),
-        ):
-            if not all(map(math.isfinite, pair)):
-                raise EvaluationError(
-                    f"The record {case.id!r}: after {row.prompt!r} the {which} model gives "
-                    f"{row.target!r} and {row.new_target!r} the probabilities {pair}, expected "
-                    "finite numbers. Look for NaN or inf in the weights or in the edit. Half "
-                    "precision overflows at 65 504."
-                )
+def _prompt_score(case: Record, question: _Question, probabilities: Sequence[float]) -> PromptScore:
+    """The probabilities of both answers before, and of both after.
+
+    Raises:
+        EvaluationError: one of them is not finite.
+    """
+    for which, pair in (("unedited", probabilities[:2]), ("edited", probabilities[2:])):
+        if not all(map(math.isfinite, pair)):
+            raise EvaluationError(
+                f"The record {case.id!r}: after {question.prompt!r} the {which} model gives "
+                f"{question.target!r} and {question.new_target!r} the probabilities {pair}, "
+                "expected finite numbers. Look for NaN or inf in the weights or in the edit. Half "
+                "precision overflows at 65 504."
+            )
+    target_before, new_before, target_after, new_after = probabilities
+    return PromptScore(
+        **question._asdict(),
+        target_before=target_before,
+        new_before=new_before,
+        target_after=target_after,
+        new_after=new_after,
+    )
 
 
 def _prompts_to_continue(case: Record) -> tuple[str, tuple[str, ...]]:

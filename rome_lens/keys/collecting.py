@@ -15,6 +15,7 @@ from rome_lens.models.apply_and_revert import edited_layers
 from rome_lens.models.fingerprints import fingerprint, w_out_fingerprint
 from rome_lens.models.hook_names import has_hooks
 from rome_lens.models.lens import LensModel, w_out
+from rome_lens.storage import file_errors
 from rome_lens.stores import Store
 from rome_lens.warning import warn
 
@@ -301,8 +302,9 @@ def _collect(
         )
         collected[one.layer] = statistics
         store.add(names[one.layer], statistics)
-        if one.layer in unfinished:
-            unfinished[one.layer].unlink(missing_ok=True)
+    for path in unfinished.values():  # also that of a run that was killed before it came here
+        with file_errors(path, "written"):
+            path.unlink(missing_ok=True)
     return collected
 
 

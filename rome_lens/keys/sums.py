@@ -43,10 +43,8 @@ class KeySum(Stored):
         # MPS has no float64.
         place = torch.device("cpu") if device(model).type == "mps" else device(model)
         if path is not None and path.is_file():
-            partial = cls.load(path)
-            # A copy, because the last bit of a product depends on how its memory is aligned, and
-            # a tensor from a file is aligned otherwise than a new one.
-            partial.upper = partial.upper.to(place, copy=True)
+            partial = cls.load(path, of=path.name)
+            partial.upper = partial.upper.to(place)
             return partial
         return cls(layer=layer, upper=torch.zeros(d_mlp, d_mlp, dtype=torch.float64, device=place))
 
@@ -116,7 +114,8 @@ def add_source(
                 saved = count
                 for one in sums:
                     if one.layer in reading.unfinished:
-                        one.save(reading.unfinished[one.layer])
+                        path = reading.unfinished[one.layer]
+                        one.save(path, of=path.name)
     if max(one.chunks for one in sums) > index + 1:
         raise _other_source(source, max(one.chunks for one in sums) * CHUNK, reading)
 

@@ -1,7 +1,7 @@
 """The result of a layer sweep: the effect of restoring each layer and the success of editing it."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import pandas as pd
 from jaxtyping import Float
@@ -25,6 +25,9 @@ class LayerSweep(Stored):
     The measures of success are those of :class:`Evaluation` for one record. A measure is NaN for a
     record that has no prompts for it.
     """
+
+    axes: ClassVar = {"fact": "names", "layer": "layers"}
+    undefined: ClassVar = frozenset(MEASURES)
 
     names: tuple[str, ...]
     """The ids of the records; for a bare fact, its text."""

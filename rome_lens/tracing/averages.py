@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
@@ -28,6 +28,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TraceAverage(Stored):
     """Average effects over facts (Meng et al. 2022, section 2.2 and figure 2)."""
+
+    axes: ClassVar = {"fact": "subjects", "layer": "layers", "role": "roles"}
+    undefined: ClassVar = frozenset({"fact_effects"})
 
     component: Component
     """The component whose output was restored."""
@@ -238,10 +241,6 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
         if sorted(trace.positions) != list(range(len(trace.labels))):
             raise ArgumentError(
                 f"{text!r} was traced at positions {list(trace.positions)}, expected all positions."
-            )
-        if not trace.sample_scores.isfinite().all():
-            raise ArgumentError(
-                f"The scores of {text!r} contain NaN or infinity: find out why, or leave it out."
             )
         question = (text, trace.fact.target)
         if question in seen:

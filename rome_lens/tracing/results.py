@@ -1,8 +1,9 @@
 """What traces return: scores, effects, peaks, and the layer that they point to."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
@@ -30,6 +31,8 @@ HeldLayers = Literal["later", "all"]
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Trace(Stored):
     """The probability of the answer for every cell. All kinds of trace have these fields."""
+
+    axes: ClassVar[Mapping[str, str]] = {"layer": "layers", "pos": "positions"}
 
     fact: Fact
     """The traced fact."""
@@ -59,6 +62,14 @@ class Trace(Stored):
     """The part of the answer that stands before the scored tokens. It follows the prompt."""
     scoring: Answer | None = None
     """The option ``answer`` of the trace. None in a file of an older version."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        length, (start, end) = len(self.labels), self.subject
+        if not all(position < length for position in self.positions):
+            raise ArgumentError(f"positions are {self.positions}, but there are {length} labels.")
+        if not start < end <= length:
+            raise ArgumentError(f"subject is {self.subject}, but there are {length} labels.")
 
     def __repr__(self) -> str:
         return (
@@ -151,6 +162,8 @@ class Trace(Stored):
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class CausalTrace(Trace):
     """The result of :func:`causal_trace`."""
+
+    axes: ClassVar[Mapping[str, str]] = {**Trace.axes, "*head": "heads"}
 
     component: Component
     """The component whose output was restored."""

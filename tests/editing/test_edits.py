@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import rome_lens as rl
+from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.numbered_edits import OtherPromptWarning
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import ModelError, mlp_output, w_out
@@ -210,6 +211,7 @@ def save_old(edit: Any, path: Any) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     fields = json.loads(header["fields"])
     del fields["prepend_bos"]
+    header = {name: header[name] for name in ("type", "versions")}  # there was no checksum either
     save_file(tensors, path, metadata={**header, "fields": json.dumps(fields)})
 
 
@@ -397,14 +399,10 @@ def test_a_block_restores_whatever_was_written_inside(few_tiny_models: Any, unto
         assert same(weights(model), before)
 
 
-def test_nan_in_an_edit_can_be_taken_back(few_tiny_models: Any, untouched: Any) -> None:
-    model = few_tiny_models
-    untouched(model)
-    d_mlp, d_model = w_out(model, 1).shape
-    edit = rl.RankOneEdit(layer=1, u=torch.full((d_mlp,), float("inf")), v=torch.zeros(d_model))
-    edit.apply(model)
-    assert w_out(model, 1).isnan().all()
-    edit.revert(model)
+def test_an_edit_with_nan_is_not_made() -> None:
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ArgumentError, match="u contain NaN or infinity"):
+            rl.RankOneEdit(layer=1, u=torch.tensor([0.0, number]), v=torch.zeros(3))
 
 
 def test_a_copy_of_the_model_has_its_own_edits(few_tiny_models: Any, untouched: Any) -> None:

@@ -18,6 +18,7 @@ from test_rows import dense_edit, random_edit
 
 import rome_lens as rl
 from rome_lens.models.lens import ModelError
+from rome_lens.storage import StorageError
 
 FAMILIES = ("gpt2", "llama", "gemma3", "neox")
 MODELS = [
@@ -165,6 +166,17 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     monkeypatch.setattr(type(words), "save_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
         rl.export_hf(edit, tiny_transformers_model("llama"), out, model=model, tokenizer=words)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+    def no_space(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(words), "save_pretrained", no_space)
+    with pytest.raises(StorageError, match=f"{out} could not be written .*No space left"):
+        rl.export_hf(edit, tiny_transformers_model("llama"), out, model=model, tokenizer=words)
+    for place in (tmp_path / "full" / "mine" / "out", "a\0b"):
+        with pytest.raises(ValueError, match=r"is not a directory|without a NUL"):
+            rl.export_hf(edit, tiny_transformers_model("llama"), place, model=model)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 

@@ -29,7 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("stores",),
     ("results",),
-    ("storage", "intervals"),
+    ("storage", "field_checks", "intervals"),
     ("arguments",),
     ("errors", "warning", "version"),
 )

@@ -1,7 +1,9 @@
 """What is loaded is what was saved, bit for bit; a file is complete or not there."""
 
 import dataclasses
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from rome_lens.storage import StorageError, installed_versions, make_directory, 
 FACT = rl.Fact(
     "Is {} “in” Zürich?\nIt is in", subject="東京 🗼", target='Par"is', new_target="Rome"
 )
-ODD = torch.tensor([0.1, -0.0, float("inf"), 1e-45, torch.finfo(torch.float32).max])
+ODD = torch.tensor([0.1, -0.0, -1e-45, 1e-45, torch.finfo(torch.float32).max])
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -201,7 +203,11 @@ def test_a_file_from_before_the_fields_were_there_is_loaded(tmp_path: Path) -> N
     fields = {
         name: value for name, value in json.loads(header["fields"]).items() if name not in new
     }
-    header |= {"fields": json.dumps(fields), "versions": json.dumps({"rome-lens": "0.1.0"})}
+    header = {
+        "type": header["type"],
+        "fields": json.dumps(fields),
+        "versions": json.dumps({"rome-lens": "0.1.0"}),
+    }
     save_file(tensors, tmp_path / "old", metadata=header)
     loaded = rl.RankOneEdit.load(tmp_path / "old")
     assert_same(loaded, dataclasses.replace(edit, versions={"rome-lens": "0.1.0"}))
@@ -217,7 +223,8 @@ def test_a_part_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
     with safe_open(RESULTS["several edits"].save(tmp_path / "new"), framework="pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header["fields"] = header["fields"].replace("WeightEdit", "CubicEdit")
+    fields = header["fields"].replace("WeightEdit", "CubicEdit")
+    header = {"type": header["type"], "fields": fields, "versions": header["versions"]}
     save_file(tensors, tmp_path / "future", metadata=header)
     with pytest.raises(StorageError, match=r"another version of rome_lens.*CubicEdit"):
         rl.Edits.load(tmp_path / "future")
@@ -276,7 +283,9 @@ def test_a_failing_save_leaves_the_old_file_and_no_other(
     before = path.read_bytes()
     monkeypatch.setattr(results, "save_file", write_half)
     for place in (path, tmp_path / "first"):
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(
+            StorageError, match=re.escape(f"{place} could not be written (disk full)")
+        ):
             statistics(torch.zeros(2, 2, dtype=torch.float64)).save(place)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -306,3 +315,88 @@ def test_an_interrupted_block_leaves_the_old_file(tmp_path: Path) -> None:
             interrupt(error)
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+NO_PERMISSION = PermissionError(errno.EACCES, "Permission denied")
+READ_ONLY = OSError(errno.EROFS, "Read-only file system")
+
+
+def refuse(error: Exception) -> Any:
+    """A function that raises the error, whatever it is given."""
+
+    def function(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, NO_PERMISSION, READ_ONLY])
+@pytest.mark.parametrize("place", [(os, "replace"), (results, "save_file"), (Path, "mkdir")])
+def test_what_the_system_refuses_to_write_is_named_and_nothing_stays(
+    place: tuple[Any, str], error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = statistics().save(tmp_path / "result")
+    before = path.read_bytes()
+    monkeypatch.setattr(*place, refuse(error))
+    message = f"{re.escape(str(tmp_path))}.* could not be written .*{error.strerror}"
+    with pytest.raises(StorageError, match=message) as refused:
+        statistics(torch.zeros(2, 2, dtype=torch.float64)).save(path)
+    assert isinstance(refused.value, OSError)
+    assert refused.value.errno == error.errno
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_really_is_full_is_named(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = statistics().save(tmp_path / "result")
+    large = statistics(torch.eye(200, dtype=torch.float64))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=re.escape(f"{path} could not be written")):
+            large.save(path)
+        with pytest.raises(StorageError, match=re.escape(f"{path} could not be written")):
+            with whole_or_nothing(path) as unfinished:
+                unfinished.write_text("a" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_same(rl.KeyStatistics.load(path), statistics())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [NO_PERMISSION, OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("place", [(results, "safe_open"), (Path, "is_dir")])
+def test_what_the_system_refuses_to_read_is_named(
+    place: tuple[Any, str], error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = statistics().save(tmp_path / "result")
+    monkeypatch.setattr(*place, refuse(error))
+    message = re.escape(f"{path} could not be read ({error})")
+    with pytest.raises(StorageError, match=message):
+        rl.KeyStatistics.load(path)
+
+
+def test_a_missing_file_is_named_and_is_what_python_calls_it(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path / "no" / "directory"):
+        for kind in (StorageError, FileNotFoundError, ValueError):
+            with pytest.raises(kind, match=re.escape(f"There is no file {path}.")):
+                rl.KeyStatistics.load(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"result", ["a"], "a\0b", "a\ud800b"])
+def test_what_is_no_path_is_refused_before_anything_is_written(
+    path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (statistics().save, rl.KeyStatistics.load):
+        with pytest.raises(StorageError, match=re.escape(f"The path is {path!r}, expected")):
+            use(path)
+    for place in ("x" * 5000, "x" * 300):
+        with pytest.raises(StorageError, match="could not be written"):
+            statistics().save(place)
+        with pytest.raises(StorageError, match="could not be read"):
+            rl.KeyStatistics.load(place)
+    assert list(tmp_path.iterdir()) == []

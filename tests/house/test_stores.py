@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from results_for_tests import as_before
 
 import rome_lens as rl
 from rome_lens.editing.config import RomeConfig
@@ -143,6 +144,13 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     for content in ("", "{", "[]", "3", '{"format": 2}', '{"format": 2, "settings": 3}'):
         (tmp_path / MANIFEST).write_text(content)
         assert refusal(tmp_path).startswith(f"{tmp_path / MANIFEST} is damaged, so ")
+    for damaged in (b"\xff\xfe{", b"[" * 10_000, b'{"format": "\xe9"}', b"9" * 5000):
+        (tmp_path / MANIFEST).write_bytes(damaged)
+        assert refusal(tmp_path).startswith(f"{tmp_path / MANIFEST} is damaged, so ")
+    (tmp_path / MANIFEST).unlink()
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(StorageError, match=f"{tmp_path / MANIFEST} could not be read"):
+        Store(tmp_path, settings=SETTINGS)
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -168,7 +176,8 @@ def test_what_a_killed_run_left_does_not_matter(tmp_path: Path) -> None:
 
 def test_key_statistics_of_the_first_version_are_still_read(tmp_path: Path) -> None:
     """They had the name that they have today, and lay in a directory without a manifest."""
-    statistics().save(tmp_path / "keys-41cd89ceb5f163d8-l1-texts-1ce8b97106.safetensors")
+    path = tmp_path / "keys-41cd89ceb5f163d8-l1-texts-1ce8b97106.safetensors"
+    as_before(statistics(), path)
     found = Store(tmp_path).get(rl.KeyStatistics, "41cd89ceb5f163d8-l1-texts-1ce8b97106")
     assert found is not None
     assert found.count == 7
@@ -213,3 +222,48 @@ def test_a_store_without_identity_and_settings_lies_next_to_any_files(tmp_path: 
     assert not (tmp_path / MANIFEST).exists()
     with pytest.raises(StoreError, match="README"):
         Store(tmp_path, identity="model")
+
+
+def test_a_name_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for name in ("../../etc", "a/b", "/etc/passwd", "..", "", "a\0b", "a\n"):
+        for use in (store.get, store.path):
+            with pytest.raises(ArgumentError, match=re.escape(f"The name is {name!r}")):
+                use(rl.KeyStatistics, name)
+        with pytest.raises(ArgumentError, match="expected letters, digits"):
+            store.add(name, statistics())
+    assert list(tmp_path.rglob("*")) == [tmp_path / "store"]
+
+
+def test_half_of_a_surrogate_pair_has_a_name_of_its_own() -> None:
+    names = {Store(None).name(text) for text in ("a", "a\ud800", "a\udc00")}
+    assert len(names) == 3
+    assert Store(None, identity="\ud800").name("a") not in names
+
+
+def test_a_directory_in_a_result_s_place_is_named_before_the_result_is_made(tmp_path: Path) -> None:
+    path = Store(tmp_path).path(rl.KeyStatistics, "name")
+    assert path is not None
+    path.mkdir()
+    with pytest.raises(StorageError, match=re.escape(f"{path} is a directory")):
+        Store(tmp_path).get(rl.KeyStatistics, "name")
+
+
+@pytest.mark.parametrize("path", [3, "a\0b", b"a"])
+def test_what_is_no_directory_is_refused(path: Any, unchecked: Any) -> None:
+    with pytest.raises(StorageError, match=re.escape(f"The path is {path!r}")):
+        Store(path, identity="model")
+
+
+def test_a_directory_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("iterdir", "mkdir", "exists", "write_text"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, name, denied)
+            with pytest.raises(StorageError, match=f"{re.escape(str(tmp_path))}.*could not be"):
+                Store(tmp_path, identity="model")
+        assert list(tmp_path.iterdir()) == []

@@ -416,6 +416,28 @@ def test_a_resumed_collection_is_the_uninterrupted_one_bit_for_bit(
     assert not list(tmp_path.glob("*.unfinished*"))
 
 
+def test_partial_sums_do_not_outlive_their_statistics(one_toy: Any, tmp_path: Any) -> None:
+    """A run may be killed after it wrote the statistics, and before it removed the sums."""
+    options: dict[str, Any] = {"layer": 1, "cache": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(InterruptedRunError):
+        collect(one_toy, texts=breaking(MANY, 140), source="a stream", **options)
+    (sums,) = tmp_path.iterdir()
+    left = sums.read_bytes()
+    expected = collect(one_toy, texts=iter(MANY), source="a stream", **options)
+    sums.write_bytes(left)
+    assert_equal(collect(one_toy, texts=iter(MANY), source="a stream", **options), expected)
+    assert not sums.exists()
+    (statistics,) = tmp_path.iterdir()
+    statistics.unlink()
+    options["layer"] = 2
+    with pytest.raises(InterruptedRunError):
+        collect(one_toy, texts=breaking(MANY, 140), source="a stream", **options)
+    (other,) = tmp_path.iterdir()
+    other.write_bytes(left)  # the sums of another layer
+    with pytest.raises(StorageError, match=f"{other} is of '{sums.name}', expected of"):
+        collect(one_toy, texts=iter(MANY), source="a stream", **options)
+
+
 def test_samples_are_resumed_bit_for_bit(one_toy: Any, tmp_path: Any, monkeypatch: Any) -> None:
     options: dict[str, Any] = {"openings": ("", "It was"), "sample_count": 300, "sample_length": 8}
     expected = collect(one_toy, **options)
