@@ -52,7 +52,8 @@ def plain_value(cls: Plain) -> Plain:
 
     A file stores such a value as a JSON object. When the file is read, the class is recognised by
     the names of its fields. Those that have a default may be missing, as they are in a file from
-    before the field was there.
+    before the field was there. They then have the default that is written at the field, which says
+    what was true before.
 
     Raises:
         TypeError: an object could be of this class or of another one, because both may have the
@@ -330,6 +331,12 @@ def _stored_types(base: type[Stored]) -> dict[str, type[Stored]]:
     return types
 
 
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults that are written at the fields of a dataclass."""
+    fields = dataclasses.fields(cls)
+    return {each.name: each.default for each in fields if each.default is not dataclasses.MISSING}
+
+
 def _from_json(value: Any) -> Any:
     """What a field held before it was written as JSON.
 
@@ -342,6 +349,6 @@ def _from_json(value: Any) -> Any:
         fields = {name: _from_json(item) for name, item in value.items()}
         for cls, (needed, names) in _PLAIN.items():
             if needed <= set(fields) <= names:
-                return cls(**fields)
+                return cls(**{**_defaults(cls), **fields})
         return fields
     return value

@@ -54,7 +54,7 @@ class Fact:
     subject: str
     target: str
     new_target: str | None
-    joiner: str = " "
+    joiner: str = " "  # what it was for every fact of version 0.1, whose files do not say so
 
     def __init__(
         self,

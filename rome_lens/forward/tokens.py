@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rome_lens.arguments import one_of
+from rome_lens.arguments import check_characters, one_of
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.joining import Prompt, ends_in_space, joined
 from rome_lens.data.record_type import Record, as_fact
@@ -99,6 +99,7 @@ def token_ids(
         FactError: the text is longer than the model's context and is not to be cut.
     """
     _check_tokenizer(model)
+    check_characters("The text", text, error=FactError)
     bos = starts_with_bos(model, prepend_bos)
     text = text[_second_bos(model, text, prepend_bos) :]
     ids = (

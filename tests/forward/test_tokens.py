@@ -522,3 +522,12 @@ def test_questions_that_are_no_pairs_of_texts_are_refused(one_toy: Any, unchecke
             rl.answer_log_probs(one_toy, questions)
     with pytest.raises(FactError, match="There is no question"):
         rl.answer_log_probs(one_toy, [])
+
+
+def test_half_a_character_is_refused_wherever_a_text_becomes_tokens(one_toy: Any) -> None:
+    for call in (
+        lambda: rl.answer_log_probs(one_toy, [("The Louvre is in", "\ud800")]),
+        lambda: token_ids(one_toy, "\udfff"),
+    ):
+        with pytest.raises(FactError, match="half of a character"):
+            call()

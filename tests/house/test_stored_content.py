@@ -344,3 +344,11 @@ def test_a_value_from_before_it_had_all_its_fields_is_recognised(
     for value in (Point(1, 2), Point(1, 2, 3), Quadruple(1, 2, 3, 4)):
         assert results._from_json(dataclasses.asdict(value)) == value
     assert results._from_json({"x": 1, "y": 2}) == Point(1, 2)
+
+
+def test_a_fact_of_an_older_file_is_asked_as_it_was_then() -> None:
+    """Before facts had a joiner, one space was put before every answer."""
+    fact = rl.Fact("{}的首都是", subject="法国", target="巴黎")
+    old = {"prompt": fact.prompt, "subject": "法国", "target": "巴黎", "new_target": None}
+    assert results._from_json(old).joiner == " "
+    assert results._from_json({**old, "joiner": fact.joiner}) == fact
