@@ -16,6 +16,7 @@ from rome_lens.editing.edit import Edit, as_edits
 from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
 from rome_lens.models.bridge_weights import has_processed_weights, unwrapped_names
+from rome_lens.models.directory import open_directory
 from rome_lens.models.lens import (
     LensModel,
     ModelError,
@@ -89,7 +90,7 @@ def export_hf(
 
 def _open(source: Any, tokenizer: Any) -> tuple[Any, Any]:
     """The transformers model and the tokenizer to save. A directory is read in its own types."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers import PreTrainedModel
 
     if isinstance(source, PreTrainedModel):
         return source, tokenizer
@@ -99,14 +100,10 @@ def _open(source: Any, tokenizer: Any) -> tuple[Any, Any]:
             "holds one."
         )
     try:
-        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(
-            f"{source} does not hold a model in transformers' format: {error}"
-        ) from error
-    if tokenizer is None and any(Path(source).glob("tokenizer*")):
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    return hf_model, tokenizer
+        hf_model, own_tokenizer = open_directory(Path(source), dtype=None)
+    except ModelError as error:
+        raise ArgumentError(f"source cannot be read: {error}") from error
+    return hf_model, own_tokenizer if tokenizer is None else tokenizer
 
 
 def _plain_state(hf_model: Any, model: LensModel) -> dict[str, Tensor]:

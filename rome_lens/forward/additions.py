@@ -53,8 +53,10 @@ def mlp_contribution(
 ) -> Float[Tensor, "row d_model"]:
     """What an MLP adds to the residual stream when its ``W_out`` returns ``raw``.
 
-    That is ``raw`` itself, or the output of the norm after the MLP, where there is one (Gemma 2 and
-    3).
+    That is ``raw`` itself; or the output of the norm after the MLP, where there is one (Gemma 2 and
+    3); or a multiple of it, where the config has a ``residual_multiplier`` (Granite).
     """
     norm = post_norm(model, layer)
-    return raw if norm is None else norm(raw[:, None])[:, 0]
+    added = raw if norm is None else norm(raw[:, None])[:, 0]
+    multiplier = getattr(model.cfg, "residual_multiplier", None)
+    return added if multiplier is None else added * multiplier

@@ -85,6 +85,17 @@ class BridgeBackend:
             attn_v=tuple(layer.values.transpose(1, 2) for layer in layers),
         )
 
+    def logit_scale(self) -> float:
+        """The factor between the unembedding's output and the logits.
+
+        It is applied by the transformers model: Cohere multiplies by an attribute of the model,
+        Granite divides by an entry of its config.
+        """
+        wrapped = self.model.original_model
+        factor = getattr(wrapped, "logit_scale", None)
+        divisor = getattr(wrapped.config, "logits_scaling", None)
+        return (1.0 if factor is None else float(factor)) / (divisor or 1.0)
+
     # Single blocks
 
     @contextmanager
@@ -166,12 +177,16 @@ def _named_arguments(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _for_rows(arguments: dict[str, Any], rows: int) -> dict[str, Any]:
     """The arguments of a run of one row, for several rows.
 
-    Only ALiBi's biases must be repeated. The other arguments broadcast over the batch.
+    ALiBi's biases must be repeated, and some blocks (XGLM's) insist on a mask for each row. The
+    other arguments broadcast over the batch.
     """
-    alibi = arguments.get("alibi")
-    if not isinstance(alibi, Tensor):
-        return arguments
-    return {**arguments, "alibi": alibi.repeat(rows, *[1] * (alibi.ndim - 1))}
+    alibi, mask = arguments.get("alibi"), arguments.get("attention_mask")
+    changed = dict(arguments)
+    if isinstance(alibi, Tensor):
+        changed["alibi"] = alibi.repeat(rows, *[1] * (alibi.ndim - 1))
+    if isinstance(mask, Tensor) and mask.ndim == 4 and len(mask) == 1:
+        changed["attention_mask"] = mask.expand(rows, -1, -1, -1)
+    return changed
 
 
 def _with_cache(arguments: dict[str, Any], cache: DynamicCache) -> dict[str, Any]:
@@ -219,6 +234,6 @@ def _for_later_positions(
     mask = later.get("attention_mask")
     if mask is None:  # without a mask, torch takes the first of these positions for position 0
         mask = stream.new_full((1, 1, length, start + length), torch.finfo(stream.dtype).min)
-        mask = mask.triu(start + 1)
+        mask = mask.triu(start + 1).expand(len(stream), -1, -1, -1)
     later["attention_mask"] = mask[..., : start + length]
     return later

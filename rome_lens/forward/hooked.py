@@ -62,6 +62,10 @@ class HookedBackend:
             attn_v=tuple(entry.past_values for entry in cache.entries),
         )
 
+    def logit_scale(self) -> float:
+        """The factor between the unembedding's output and the logits: none here."""
+        return 1.0
+
     # Single blocks
 
     @contextmanager

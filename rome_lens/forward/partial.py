@@ -16,8 +16,13 @@ from rome_lens.forward.kv_cache import LayerPast, Past
 from rome_lens.forward.module_hooks import entering_blocks, unembedding_only
 from rome_lens.forward.readout import log_probs_of_tokens, logits_of_cells, logits_of_rows
 from rome_lens.forward.runs import agreement, evaluating
-from rome_lens.models.hook_names import capture_hooks, has_hooks, has_hooks_after_blocks
-from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device
+from rome_lens.models.hook_names import (
+    capture_hooks,
+    check_has_points,
+    has_hooks,
+    has_hooks_after_blocks,
+)
+from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device, unembedding
 
 
 class PartialForward:
@@ -55,6 +60,8 @@ class PartialForward:
         self.kept: dict[str, Tensor] = {}
         self._backend = backend_of(model)
         self._length = len(tokens)
+        check_has_points(model, keep)
+        unembedding(model)  # checks that it reads the stream
         caller_has_hooks = has_hooks(model)
         only_read_positions = (
             nullcontext()
@@ -96,7 +103,7 @@ class PartialForward:
             raise ModelError(
                 f"Resuming this model from layer 0 misses its own log probabilities by "
                 f"{float(errors[0]):.2g}: its forward pass does more than blocks, final norm, "
-                "unembedding and soft cap, which is all that is supported here."
+                "unembedding, scale and soft cap, which is all that is supported here."
             )
         self._has_past = self._has_past and bool((errors <= allowed).all())
 

@@ -1,4 +1,4 @@
-"""From the last residual stream to logits and log probabilities: final norm, unembedding, soft cap.
+"""From the last residual stream to log probabilities: final norm, unembedding, scale, soft cap.
 
 The functions here give what the model's own forward pass gives, at chosen rows and positions only.
 The caller's hooks on the final norm or on the unembedding must find all positions in their places.
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.forward.backend import backend_of
 from rome_lens.models.hook_names import has_hooks_after_blocks
-from rome_lens.models.lens import LensModel, at_least_float32, unembedding
+from rome_lens.models.lens import LensModel, at_least_float32, final_norm, unembedding
 
 _VOCABULARY_SLICE = 2048
 _ROWS_PER_SLICE = 1024
@@ -23,7 +24,7 @@ def logits_of_rows(
     model: LensModel, stream: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits of rows of the last stream, in at least float32."""
-    return soft_capped(model, model.unembed(_normalised(model, stream)[:, None])[:, 0])
+    return finished(model, model.unembed(_normalised(model, stream)[:, None])[:, 0])
 
 
 def logits_of_cells(
@@ -39,8 +40,8 @@ def logits_of_cells(
     if not has_hooks_after_blocks(model):
         chosen = [stream[rows, positions] for stream, rows, positions in cells]
         return logits_of_rows(model, torch.cat(chosen))
-    whole = ((model.unembed(model.ln_final(stream)), *at) for stream, *at in cells)
-    return soft_capped(
+    whole = ((model.unembed(final_norm(model, stream)), *at) for stream, *at in cells)
+    return finished(
         model, torch.cat([logits[rows, positions] for logits, rows, positions in whole])
     )
 
@@ -66,7 +67,7 @@ def log_probs_of_tokens(
     ):
         whole = rows.new_zeros((len(rows), length, rows.shape[-1]))
         whole[:, -read:] = rows
-        logits = soft_capped(model, model.unembed(model.ln_final(whole)))[:, -read:]
+        logits = finished(model, model.unembed(final_norm(model, whole)))[:, -read:]
         log_probs.append(logits.log_softmax(-1).gather(-1, chosen))
     return torch.cat(log_probs)
 
@@ -86,7 +87,7 @@ def _log_probs_by_slices(
     for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
         part = slice(start, start + _VOCABULARY_SLICE)
         for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
-            logits = soft_capped(model, torch.addmm(bias[part], final[rows], weight[:, part]))
+            logits = finished(model, torch.addmm(bias[part], final[rows], weight[:, part]))
             log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
             # Taken from the same product as the sum, so that the rounding of a near-certain answer
             # cancels.
@@ -96,13 +97,18 @@ def _log_probs_by_slices(
     return chosen - log_sum[:, None]
 
 
-def soft_capped(model: LensModel, logits: Tensor) -> Tensor:
-    """Logits after the model's soft cap, if it has one (Gemma 2), in at least float32."""
-    cap = model.cfg.output_logits_soft_cap
+def finished(model: LensModel, logits: Tensor) -> Tensor:
+    """Logits after what a model does to the unembedding's output, in at least float32.
+
+    That is a scale (Granite, Cohere) or a soft cap (Gemma 2), if it has one.
+    """
+    scale, cap = backend_of(model).logit_scale(), model.cfg.output_logits_soft_cap
+    if scale != 1.0:
+        logits = logits * scale
     return at_least_float32(cap * torch.tanh(logits / cap) if cap and cap > 0.0 else logits)
 
 
 def _normalised(
     model: LensModel, stream: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_model"]:
-    return model.ln_final(stream[:, None].contiguous())[:, 0].contiguous()
+    return final_norm(model, stream[:, None].contiguous())[:, 0].contiguous()

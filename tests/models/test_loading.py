@@ -3,9 +3,11 @@
 It asks no network for what is bundled.
 """
 
+import json
 import re
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,7 @@ def test_the_names_of_real_models_are_looked_up_in_the_cache_that_was_given(
         return TOY
 
     monkeypatch.setattr(loading, "transformers_directory", directory)
+    monkeypatch.setattr(loading, "check_loaded", lambda name, model: None)
     for name in SOURCES:
         assert fingerprint(load_model(name, cache_dir=tmp_path)) == fingerprint(one_toy)
     assert asked == [(source, tmp_path) for source in SOURCES.values()]
@@ -150,6 +153,119 @@ def test_hooked_transformer_is_refused_where_transformer_lens_lacks_it(
 def test_an_unknown_class_is_refused(unchecked: Any) -> None:
     with pytest.raises(ModelError, match="'Bridge', expected one of HookedTransformer, Transform"):
         load_model("toy", model_class="Bridge")  # type: ignore[arg-type]
+
+
+def tensors(model: Any) -> dict[str, Tensor]:
+    """Every parameter and buffer of a model, and of the one that it wraps."""
+    wrapped = getattr(model, "original_model", model)
+    return {
+        name: value
+        for module in (model, wrapped)
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter:UserWarning")
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_every_weight_is_on_the_device_that_was_asked_for(model_class: Any, by_name: bool) -> None:
+    name = "toy" if by_name else TOY
+    model = load_model(name, model_class=model_class, device="meta")
+    assert model.cfg.device in ("meta", torch.device("meta"))
+    assert [name for name, value in tensors(model).items() if not value.is_meta] == []
+
+
+@pytest.mark.parametrize(
+    "device", ["cudaa", "cuda:77", torch.device("cuda", 77), "", 3, None, "xpu:9"]
+)
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    device: Any, unchecked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "open_directory", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ModelError, match=re.escape(f"device is {device!r}, which cannot be used")):
+        load_model("toy", device=device)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"toy", "", ["toy"]])
+def test_what_is_no_name_is_refused(name: Any, unchecked: Any) -> None:
+    with pytest.raises(ModelError, match=re.escape(f"name is {name!r}, expected a model's name")):
+        load_model(name)
+
+
+def settings(file: str, **entries: Any) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        values = json.loads((directory / file).read_text(encoding="utf-8"))
+        (directory / file).write_text(json.dumps({**values, **entries}), encoding="utf-8")
+
+    return damage
+
+
+def cut_short(file: str, length: int) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        (directory / file).write_bytes((directory / file).read_bytes()[:length])
+
+    return damage
+
+
+def text_of(file: str, text: str) -> Callable[[Path], None]:
+    return lambda directory: directory.joinpath(file).write_text(text) and None
+
+
+def without_tokenizer(directory: Path) -> None:
+    for path in directory.glob("tokenizer*"):
+        path.unlink()
+
+
+def with_code_in_a_pickle(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    torch.save(test_what_is_no_name_is_refused, directory / "pytorch_model.bin")
+
+
+CODE = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
+DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "code for a known architecture": (settings("config.json", auto_map=CODE), "code of its own"),
+    "code for an unknown one": (
+        settings("config.json", auto_map=CODE, model_type="own"),
+        r"config\.json names code of its own .*modeling_own\.OwnModel",
+    ),
+    "code for a tokenizer": (
+        settings("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]}),
+        r"tokenizer_config\.json names code of its own",
+    ),
+    "no JSON": (text_of("config.json", "{"), r"config\.json is not a JSON file"),
+    "deep JSON": (text_of("config.json", "[" * 100_000), r"config\.json is not a JSON file"),
+    "a list": (text_of("config.json", "[]"), r"config\.json holds a list"),
+    "a list for a tokenizer": (text_of("tokenizer_config.json", "[]"), "holds a list"),
+    "no settings": (lambda directory: (directory / "config.json").unlink(), "does not hold a mod"),
+    "an unknown architecture": (settings("config.json", model_type="own"), "`own`"),
+    "a text for a number": (settings("config.json", n_layer="six"), "n_layer"),
+    "other sizes": (settings("config.json", n_embd=36), "mismatch"),
+    "more layers than weights": (
+        settings("config.json", n_layer=7),
+        r"lack 'transformer\.h\.6\..*' \(12 parameters in all\)",
+    ),
+    "weights cut short": (cut_short("model.safetensors", 100_000), "SafetensorError"),
+    "empty weights": (cut_short("model.safetensors", 0), "SafetensorError"),
+    "a pickle with code": (with_code_in_a_pickle, "UnpicklingError"),
+    "no tokenizer": (without_tokenizer, "holds no tokenizer with a vocabulary"),
+    "settings of a tokenizer alone": (
+        lambda directory: (directory / "tokenizer.json").unlink(),
+        "holds no tokenizer with a vocabulary",
+    ),
+    "an empty tokenizer": (text_of("tokenizer.json", "{}"), "or is damaged: KeyError"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_directory_or_one_with_code_is_refused_without_a_question(
+    damage: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    directory = shutil.copytree(TOY, tmp_path / "copy")
+    damage(directory)
+    with pytest.raises(ModelError, match=message) as error:
+        load_model(directory)
+    assert str(directory) in str(error.value)
 
 
 @both_classes

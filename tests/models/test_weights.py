@@ -224,7 +224,7 @@ def test_an_interrupted_conversion_leaves_no_directory_and_is_made_again(
             transformers_directory(source, cache_dir=cache)
     assert [path for path in cache.iterdir() if path.is_dir()] == []
     directory = transformers_directory(source, cache_dir=cache)
-    assert names_in(directory) == {"config.json", "model.safetensors"}
+    assert names_in(directory) == {"config.json", "model.safetensors", "manifest.json"}
     assert len(conversions) == 1
 
 
@@ -235,7 +235,7 @@ def test_a_directory_without_its_config_is_made_again(
     (directory / "config.json").unlink()
     (directory / "leftover").touch()
     assert transformers_directory(source, cache_dir=tmp_path) == directory
-    assert names_in(directory) == {"config.json", "model.safetensors"}
+    assert names_in(directory) == {"config.json", "model.safetensors", "manifest.json"}
     assert len(conversions) == 2
 
 
