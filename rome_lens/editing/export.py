@@ -15,6 +15,7 @@ from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
 from rome_lens.models.bridge_weights import has_processed_weights, unwrapped_names
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import (
     LensModel,
     ModelError,
@@ -22,6 +23,7 @@ from rome_lens.models.lens import (
 )
 
 
+@visits_model
 def export_hf(
     edits: Edit | Sequence[Edit],
     source: Any,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
 
 Answer = Literal["first_token", "whole"]
@@ -41,6 +42,7 @@ class FactTokens:
         return self.subject[1] - 1
 
 
+@visits_model
 def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> FactTokens:
     """Tokenise a fact's prompt, find its subject, and tokenise its answers.
 
@@ -78,6 +80,7 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
     )
 
 
+@visits_model
 def token_ids(
     model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False
 ) -> list[int]:
@@ -156,6 +159,7 @@ def token_spans(
     return ids, [(0, 0)] * special + [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
 
 
+@visits_model
 def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
     """Ids of ``answer`` as it continues ``text`` after one space.
 

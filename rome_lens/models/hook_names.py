@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 Component = Literal["resid", "mlp", "attn", "z"]
@@ -40,6 +41,7 @@ def resid_pre_hook(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_pre"
 
 
+@visits_model
 def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
     """Whether the caller has hooks on the model. TransformerLens' own hooks do not count.
 
@@ -50,6 +52,7 @@ def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
     return any(not is_wiring(handle) for point in named for handle in point.fwd_hooks)
 
 
+@visits_model
 def has_hooks_after_blocks(model: LensModel) -> bool:
     """Whether the caller has hooks on the final norm or on the unembedding.
 
