@@ -16,7 +16,7 @@ from torch import Tensor
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.models.door import visits_model
-from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
+from rome_lens.models.lens import LensModel, ModelError, check_vocabulary, starts_with_bos
 
 Answer = Literal["first_token", "whole"]
 
@@ -112,6 +112,7 @@ def token_ids(
             f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
             f"{text[:80]!r}..."
         )
+    check_vocabulary(model, ids)
     return ids
 
 

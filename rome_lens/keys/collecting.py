@@ -25,7 +25,6 @@ class EditedModelWarning(UserWarning):
 
 
 @overload
-@visits_model
 def collect_key_statistics(
     model: LensModel,
     *,
@@ -67,6 +66,7 @@ def collect_key_statistics(
     checkpoint_every: int = ...,
     progress: bool = ...,
 ) -> dict[int, KeyStatistics]: ...
+@visits_model
 def collect_key_statistics(
     model: LensModel,
     *,

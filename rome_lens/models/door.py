@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from rome_lens.models.model_argument import checked_model
-from rome_lens.models.visits import Visit, room_of
+from rome_lens.models.visits import Visit, is_visited
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -33,10 +33,10 @@ def visits_model(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     def visit(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if len(args) <= place and "model" not in kwargs:
             return function(*args, **kwargs)  # Python itself says that the argument is missing
-        model = checked_model(kwargs["model"] if "model" in kwargs else args[place])
-        if room_of(model).is_visited():
+        model = kwargs["model"] if "model" in kwargs else args[place]
+        if is_visited(model):
             return function(*args, **kwargs)
-        this = Visit(model, sys._getframe())
+        this = Visit(checked_model(model), sys._getframe())
         # One interrupt can strike only once: in the function, or in one of the two endings.
         try:
             try:

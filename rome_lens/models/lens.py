@@ -156,6 +156,21 @@ def unembedding(
     return model.unembed.W_U.detach(), model.unembed.b_U.detach()
 
 
+def check_vocabulary(model: LensModel, ids: Iterable[int]) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises:
+        ModelError: it has not, because the tokenizer belongs to another model.
+    """
+    highest = max(ids, default=0)
+    if highest >= model.cfg.d_vocab:
+        raise ModelError(
+            f"The tokenizer gives a token the id {highest}, but the model has embeddings only for "
+            f"0 to {model.cfg.d_vocab - 1}: model.tokenizer is not the one that belongs to this "
+            "model. Load the model with its own tokenizer."
+        )
+
+
 def at_least_float32(value: Tensor) -> Tensor:
     """The tensor in float32 if it is in half precision, otherwise unchanged."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -73,7 +73,20 @@ _rooms: WeakKeyDictionary[Any, Room] = WeakKeyDictionary()
 
 def room_of(model: Any) -> Room:
     """The room of a model. Two bridges around one transformers model share theirs."""
-    return _rooms.setdefault(getattr(model, "original_model", model), Room())
+    return _rooms.setdefault(_key(model), Room())
+
+
+def is_visited(model: Any) -> bool:
+    """Whether the calling code runs inside a visit of the model."""
+    try:
+        room = _rooms.get(_key(model))
+    except TypeError:  # not a model at all, but None or a text
+        return False
+    return room is not None and room.is_visited()
+
+
+def _key(model: Any) -> Any:
+    return getattr(model, "__dict__", {}).get("original_model", model)
 
 
 class Visit:
