@@ -40,7 +40,8 @@ class Edit(Stored):
         That also holds after an exception. Anything that other code wrote into the edited ``W_out``
         inside the block is lost. Blocks may be nested, also of the same edit, and closed in any
         order. A ``copy.deepcopy`` of the model inside the block keeps the edit, and ``revert``
-        removes it there.
+        removes it there. Other threads that call this package with the model wait until the block
+        ends. A thread that calls ``model(tokens)`` itself does not, and runs edited.
 
         Raises:
             ModelError: the edit was made on another model, or other code has changed an edited

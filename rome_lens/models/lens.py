@@ -162,11 +162,12 @@ def check_vocabulary(model: LensModel, ids: Iterable[int]) -> None:
     Raises:
         ModelError: it has not, because the tokenizer belongs to another model.
     """
-    highest = max(ids, default=0)
-    if highest >= model.cfg.d_vocab:
+    # Not ``cfg.d_vocab``: a bridge sets it to the number of words of any new tokenizer.
+    highest, rows = max(ids, default=0), len(model.embed.W_E)
+    if highest >= rows:
         raise ModelError(
             f"The tokenizer gives a token the id {highest}, but the model has embeddings only for "
-            f"0 to {model.cfg.d_vocab - 1}: model.tokenizer is not the one that belongs to this "
+            f"0 to {rows - 1}: model.tokenizer is not the one that belongs to this "
             "model. Load the model with its own tokenizer."
         )
 

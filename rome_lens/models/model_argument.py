@@ -52,7 +52,7 @@ def _description(model: Any) -> str:
     if isinstance(model, type):
         return f"the class {model.__name__}"
     name = type(model).__name__
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _advice(model: Any) -> str:

@@ -5,10 +5,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from models_for_tests import tiny, tiny_transformers_model, tokenizer
 
 import rome_lens as rl
@@ -93,7 +95,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another module": (lambda: torch.nn.Linear(2, 2), "model is a Linear"),
     "several devices": (lambda: torch.nn.DataParallel(bridge()), "model.module"),
-    "compiled": (lambda: torch.compile(bridge()), "torch.compile"),
+    "compiled": (lambda: torch.compile(bridge(), backend="eager"), "torch.compile"),
     "a tokenizer": (tokenizer, "model is a"),
 }
 
@@ -114,17 +116,20 @@ def test_a_model_that_is_compiled_in_place_is_refused(fact: rl.Fact) -> None:
     model = TransformerBridge.boot_transformers(
         "tiny-gpt2", hf_model=tiny_transformers_model("gpt2"), tokenizer=tokenizer(), device="cpu"
     )
-    model.compile()
+    model.compile(backend="eager")
     with pytest.raises(rl.models.ModelError, match="compiled"):
         rl.causal_trace(model, fact)
 
 
-def test_a_tokenizer_with_more_words_than_the_model_is_refused(fact: rl.Fact) -> None:
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(
+    fact: rl.Fact, tmp_path: Path
+) -> None:
     model = tiny("gpt2", "TransformerBridge")
     before = model.tokenizer
-    swapped = tokenizer()
-    swapped.add_tokens(["Wanda"])
-    model.tokenizer = swapped
+    larger = tokenizer()
+    larger.add_tokens(["Wanda"])
+    larger.save_pretrained(tmp_path)
+    model.tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     try:
         for call in (rl.knows, rl.causal_trace):
             with pytest.raises(rl.RomeLensError, match="tokenizer"):
