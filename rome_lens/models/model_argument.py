@@ -69,5 +69,6 @@ def _advice(model: Any) -> str:
             "tokenizer=tokenizer), from transformer_lens.model_bridge."
         )
     return (
-        ", such as rl.load_model(name) returns. The model is the first argument of most functions."
+        ", such as rl.load_model(name) returns. The model comes first and the fact or edit second, "
+        "in this order."
     )
