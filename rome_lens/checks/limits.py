@@ -24,6 +24,7 @@ from rome_lens.checks.result import (
 )
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 
@@ -87,6 +88,7 @@ class Limits(Stored):
         )
 
 
+@visits_model
 def check_limits(
     model: LensModel,
     edit: Any,

@@ -20,11 +20,13 @@ from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 from rome_lens.stores import Store
 
 
+@visits_model
 def check_records(
     model: LensModel,
     records: Fact | Record | Iterable[Fact | Record],

@@ -3,9 +3,11 @@
 from rome_lens.arguments import whole_number
 from rome_lens.forward.sampling import sample_tokens
 from rome_lens.forward.tokens import token_ids
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 
+@visits_model
 def random_contexts(
     model: LensModel, *, prefixes: int = 20, seed: int = 0, prepend_bos: bool | None = None
 ) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rome_lens.editing.config import Stopped
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models import apply_and_revert
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel, ModelError, state_entries, w_out
@@ -41,16 +42,22 @@ class Edit(Stored):
         That also holds after an exception. Anything that other code wrote into the edited ``W_out``
         inside the block is lost. Blocks may be nested, also of the same edit, and closed in any
         order. A ``copy.deepcopy`` of the model inside the block keeps the edit, and ``revert``
-        removes it there.
+        removes it there. Other threads that call this package with the model wait until the block
+        ends. A thread that calls ``model(tokens)`` itself does not, and runs edited.
 
         Raises:
             ModelError: the edit was made on another model, or other code has changed an edited
                 ``W_out``.
         """
+        inside = apply_and_revert.applied(model, self.parts)
         self.check(model)
-        with apply_and_revert.applied(model, self.parts):
-            yield model
+        try:
+            with inside:
+                yield model
+        finally:  # again, in case Ctrl-C came between the block and its clean-up
+            inside.close()
 
+    @visits_model
     def apply(self, model: LensModel) -> None:
         """Write the edit into the model's weights, where it stays until ``revert``.
 
@@ -63,6 +70,7 @@ class Edit(Stored):
         self.check(model)
         apply_and_revert.apply(model, self.parts)
 
+    @visits_model
     def revert(self, model: LensModel) -> None:
         """Remove the edit from the weights. An edit that was applied twice is removed once.
 
@@ -76,10 +84,12 @@ class Edit(Stored):
         """
         apply_and_revert.revert(model, self.parts)
 
+    @visits_model
     def is_applied(self, model: LensModel) -> bool:
         """Whether the model's own weights carry the edit, with all its parts."""
         return all(part.is_applied(model) for part in self.parts)
 
+    @visits_model
     def fwd_hooks(self, model: LensModel) -> list[Hook]:
         """The edit as hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``.
 
@@ -96,6 +106,7 @@ class Edit(Stored):
             for hook in raw_output_hooks(model, part.layer, part.addition)
         ]
 
+    @visits_model
     def state_dict(self, model: LensModel) -> dict[str, Tensor]:
         """``model.state_dict()`` with the edit in it.
 
@@ -138,6 +149,7 @@ class Edit(Stored):
             for part in self.parts
         )
 
+    @visits_model
     def check(self, model: LensModel) -> None:
         """Check that the edit fits this model.
 
@@ -182,6 +194,7 @@ def as_edits(edits: object) -> list[Edit]:
     return listed
 
 
+@visits_model
 def applied_edits(model: LensModel) -> "tuple[LayerEdit, ...]":
     """The edits that are in the model's weights now, by layer and in the order in which they came.
 
@@ -195,6 +208,7 @@ def applied_edits(model: LensModel) -> "tuple[LayerEdit, ...]":
     return apply_and_revert.applied_edits(model)
 
 
+@visits_model
 def keep_edits(model: LensModel) -> "tuple[LayerEdit, ...]":
     """Make the current weights the model's own, and return the edits in them.
 
@@ -254,6 +268,7 @@ class LayerEdit(Edit):
         pairs = list(zip(self.tensors, other.tensors, strict=True))
         return all(a.dtype == b.dtype and a.shape == b.shape and equal(a, b) for a, b in pairs)
 
+    @visits_model
     def is_applied(self, model: LensModel) -> bool:
         """Whether ``apply`` or ``applied`` has put the edit into the model's weights."""
         return apply_and_revert.in_weights(model, self)

@@ -18,6 +18,7 @@ from torch import Tensor
 from rome_lens.editing.prompts import EditRows
 from rome_lens.forward.additions import mlp_contribution
 from rome_lens.forward.kv_cache import LayerPast
+from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import check_raw_output
 from rome_lens.models.hook_names import capture_hooks, component_hook, key_hook
@@ -71,7 +72,7 @@ class EditedLayer:
         """Run all rows once, and keep what the later layers resume from."""
         forward = PartialForward(model, rows.tokens[0])
         names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
-        with torch.no_grad(), model.hooks(fwd_hooks=capture_hooks(names, kept)):
+        with torch.no_grad(), hooks_on(model, capture_hooks(names, kept)):
             streams, past = forward.run(rows.tokens)
         at = (torch.arange(len(rows.lookups)), rows.lookups)
         keys, mlp_out = (kept[name][at] for name in names)

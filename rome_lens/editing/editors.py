@@ -13,6 +13,7 @@ from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.rome_method import rome
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
 
@@ -43,6 +44,7 @@ class Unedited:
     name: str = "unedited"
     """The name in the table."""
 
+    @visits_model
     def __call__(self, model: LensModel, fact: Fact | Record) -> None:
         """None, the model as it is."""
         as_fact(fact)
@@ -69,6 +71,7 @@ class InContext:
     name: str = "in context"
     """The name in the table."""
 
+    @visits_model
     def __call__(self, model: LensModel, fact: Fact | Record) -> Statement:
         """The statement of the new fact."""
         fact = as_fact(fact)
@@ -97,6 +100,7 @@ class FineTuning:
     name: str = "FT+L"
     """The name in the table."""
 
+    @visits_model
     def __call__(self, model: LensModel, fact: Fact | Record) -> WeightEdit:
         """The change of ``W_out`` that fine-tuning makes."""
         return fine_tune(
@@ -131,6 +135,7 @@ class RomeEditor:
     name: str = "ROME"
     """The name in the table."""
 
+    @visits_model
     def __call__(self, model: LensModel, fact: Fact | Record) -> RankOneEdit:
         """The rank-one edit."""
         return rome(

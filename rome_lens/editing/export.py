@@ -17,6 +17,7 @@ from rome_lens.errors import ArgumentError
 from rome_lens.models import apply_and_revert
 from rome_lens.models.bridge_weights import has_processed_weights, unwrapped_names
 from rome_lens.models.directory import open_directory
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import (
     LensModel,
     ModelError,
@@ -25,6 +26,7 @@ from rome_lens.models.lens import (
 from rome_lens.storage import as_path, file_errors, make_directory
 
 
+@visits_model
 def export_hf(
     edits: Edit | Sequence[Edit],
     source: Any,

@@ -20,12 +20,14 @@ from rome_lens.forward.additions import mlp_contribution
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import differentiating, in_float32, layer_states
 from rome_lens.forward.tokens import encode, pad_right
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, check_layer, starts_with_bos, w_out
 
 STOP_LOSS = 1e-2
 
 
+@visits_model
 def fine_tune(
     model: LensModel,
     fact: Fact | Record,

@@ -15,6 +15,7 @@ from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import keys_of
 from rome_lens.forward.tokens import pad_right, token_ids, token_labels
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 
@@ -55,6 +56,7 @@ class EditFiring(Stored):
         )
 
 
+@visits_model
 def edit_firing(
     model: LensModel, edit: RankOneEdit, text: str, *, prepend_bos: bool | None = None
 ) -> EditFiring:
@@ -84,6 +86,7 @@ def edit_firing(
     return edit_firings(model, edit, [text], prepend_bos=prepend_bos)[0]
 
 
+@visits_model
 def edit_firings(
     model: LensModel, edit: RankOneEdit, texts: Sequence[str], *, prepend_bos: bool | None = None
 ) -> list[EditFiring]:

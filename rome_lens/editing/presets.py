@@ -10,6 +10,7 @@ from rome_lens.editing.editors import FineTuning, RomeEditor
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 
@@ -48,6 +49,7 @@ class Preset:
         """The texts for the key statistics. None stands for samples from the model itself."""
         return [*data.texts(), *data.name_texts()] if self.reads_text else None
 
+    @visits_model
     def statistics(
         self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
     ) -> KeyStatistics:
@@ -61,10 +63,12 @@ class Preset:
             progress=progress,
         )
 
+    @visits_model
     def contexts(self, model: LensModel) -> tuple[str, ...]:
         """The bare template and the preset's number of random prefixes, sampled from the model."""
         return random_contexts(model, prefixes=self.prefixes)
 
+    @visits_model
     def editor(
         self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
     ) -> RomeEditor:

@@ -12,6 +12,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.editing.config import Stopped, Variant
 from rome_lens.editing.edit import LayerEdit
 from rome_lens.models import apply_and_revert
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, raw_output
 from rome_lens.storage import installed_versions
 
@@ -107,6 +108,7 @@ class RankOneEdit(LayerEdit):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.u, self.v)
 
+    @visits_model
     def is_applied(self, model: LensModel) -> bool:
         """Whether the weights carry the edit, by ``apply``, by ``applied`` or in another way.
 

@@ -34,6 +34,7 @@ from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import differentiating, in_float32
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, check_layer, has_centred_w_out, starts_with_bos, w_out
 from rome_lens.warning import warn
@@ -47,6 +48,7 @@ class FirstTokenWarning(UserWarning):
     """The subject is the very first token, where its key is unlike its key anywhere else."""
 
 
+@visits_model
 def rome(
     model: LensModel,
     fact: Fact | Record,

@@ -13,10 +13,12 @@ from rome_lens.editing.edit import Edit, LayerEdit, as_edits
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel, w_out
 
 
+@visits_model
 def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
     """Hooks that run row ``i`` of a batch with ``edits[i]``, or without an edit where it is None.
 

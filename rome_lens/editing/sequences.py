@@ -19,6 +19,7 @@ from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models import apply_and_revert
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, mlp_output
 
 
@@ -55,6 +56,7 @@ class Edits(Edit):
     def parts(self) -> tuple[LayerEdit, ...]:
         return self.edits
 
+    @visits_model
     def kept(self, model: LensModel) -> Float[Tensor, " edit"]:
         """How far the weights with all edits miss each edit's own mapping.
 
@@ -87,6 +89,7 @@ class Edits(Edit):
         return torch.stack(gaps)
 
 
+@visits_model
 def rome_sequence(
     model: LensModel,
     facts: Fact | Record | Iterable[Fact | Record],

@@ -21,6 +21,7 @@ from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, markdown, score_table
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Result
 from rome_lens.stores import Store
@@ -71,6 +72,7 @@ class Comparison(Result):
         return pd.concat(frames, ignore_index=True)
 
 
+@visits_model
 def compare_editors(
     model: LensModel,
     records: Fact | Record | Iterable[Fact | Record],

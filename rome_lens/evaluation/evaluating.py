@@ -18,6 +18,7 @@ from rome_lens.evaluation.results import Evaluation, PromptScore
 from rome_lens.forward.answers import token_log_probs
 from rome_lens.forward.sampling import sample_continuations
 from rome_lens.forward.tokens import continuation, token_ids
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 
@@ -34,6 +35,7 @@ class _Question(NamedTuple):
     new_target: str
 
 
+@visits_model
 def evaluate(
     model: LensModel,
     edit: Any,
@@ -62,6 +64,7 @@ def evaluate(
     )[0]
 
 
+@visits_model
 def evaluate_all(
     model: LensModel,
     edits: Iterable[Any],

@@ -22,6 +22,7 @@ from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, check_layer
 from rome_lens.results import Result
 from rome_lens.stores import Store
@@ -102,6 +103,7 @@ class EditSweep(Result):
         return score_table(order)
 
 
+@visits_model
 def sweep_edits(
     model: LensModel,
     records: Fact | Record | Iterable[Fact | Record],

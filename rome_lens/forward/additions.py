@@ -6,10 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.forward.backend import backend_of
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook, capture_hooks, is_ours, is_wiring, key_hook
 from rome_lens.models.lens import LensModel, post_norm
 
 
+@visits_model
 def raw_output_hooks(
     model: LensModel, layer: int, addition: Callable[[Tensor], Tensor]
 ) -> list[Hook]:
@@ -48,6 +50,7 @@ def first_hook_after_edits(model: LensModel, layer: int) -> str:
     return backend_of(model).first_hook_after_raw_output(layer)
 
 
+@visits_model
 def mlp_contribution(
     model: LensModel, layer: int, raw: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_model"]:

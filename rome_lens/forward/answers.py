@@ -13,6 +13,7 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.forward.runs import chosen_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Result
@@ -39,6 +40,7 @@ class TopAnswers(Result):
         )
 
 
+@visits_model
 def answer_log_probs(
     model: LensModel,
     questions: Sequence[tuple[str, str]],
@@ -79,6 +81,7 @@ def answer_log_probs(
     return torch.stack([log_probs.sum() for log_probs in each])
 
 
+@visits_model
 def knows(
     model: LensModel,
     facts: Fact | Record | Iterable[Fact | Record],
@@ -292,6 +295,7 @@ def _batches(
         yield batch
 
 
+@visits_model
 def top_answers(
     model: LensModel,
     prompts: Sequence[str],

@@ -4,8 +4,8 @@
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.generalized_components.block import VARIANT_S
 from transformers import DynamicCache
 
 from rome_lens.forward.kv_cache import LayerPast, Past
-from rome_lens.forward.module_hooks import pre_hooks, unembedding_only
+from rome_lens.forward.module_hooks import hooks_on, pre_hooks, unembedding_only
 from rome_lens.models.hook_names import Hook, capture_hooks, component_hook, mark_as_ours
 from rome_lens.models.lens import LensModel
 
@@ -60,7 +60,7 @@ class BridgeBackend:
         """The residual stream that leaves the last layer."""
         last = component_hook("resid", self.model.cfg.n_layers - 1)
         kept: dict[str, Tensor] = {}
-        with self.model.hooks(fwd_hooks=capture_hooks([last], kept)):
+        with hooks_on(self.model, capture_hooks([last], kept)):
             with unembedding_only(self.model, lambda stream: stream[:0]):
                 self.run_plainly(tokens)
         return kept[last]
@@ -75,7 +75,7 @@ class BridgeBackend:
         def give_cache(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return args[:1], _with_cache(_named_arguments(block, args, kwargs), cache)
 
-        with pre_hooks(self.model.blocks, give_cache):
+        with pre_hooks(self.model, give_cache):
             final = self.run_to_last_stream(tokens)
         layers = [layer for layer in cache.layers if layer.is_initialized]
         if len(layers) < len(self.model.blocks):
@@ -98,8 +98,7 @@ class BridgeBackend:
 
     # Single blocks
 
-    @contextmanager
-    def recording_arguments(self) -> Iterator[list[dict[str, Any]]]:
+    def recording_arguments(self) -> AbstractContextManager[list[dict[str, Any]]]:
         """Inside, the list collects the arguments of each block that runs, without the stream.
 
         Examples are the mask and the rotary angles.
@@ -111,8 +110,7 @@ class BridgeBackend:
             arguments.pop("hidden_states", None)  # the stream, where it is passed by name
             recorded.append(arguments)
 
-        with pre_hooks(self.model.blocks, record):
-            yield recorded
+        return pre_hooks(self.model, record, recorded)
 
     def can_run_later_positions(self, arguments: Sequence[dict[str, Any]]) -> bool:
         """Whether blocks with these arguments can be called for later positions alone.

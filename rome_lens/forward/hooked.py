@@ -3,8 +3,8 @@
 ``bridge.py`` holds the same names for TransformerBridge.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from rome_lens.forward.kv_cache import LayerPast, Past
 from rome_lens.models.hook_names import Hook, component_hook, mark_as_ours
 from rome_lens.models.lens import LensModel, device, post_norm
+from rome_lens.models.visits import Temporary
 
 _SCALE = "rome_lens_scale"
 
@@ -68,13 +69,12 @@ class HookedBackend:
 
     # Single blocks
 
-    @contextmanager
-    def recording_arguments(self) -> Iterator[list[dict[str, Any]]]:
+    def recording_arguments(self) -> AbstractContextManager[list[dict[str, Any]]]:
         """Inside, the list collects the arguments of each block that runs, without the stream.
 
         Here they are empty for every layer, because a block needs nothing but the stream.
         """
-        yield [{} for _ in self.model.blocks]
+        return nullcontext([{} for _ in self.model.blocks])
 
     def can_run_later_positions(self, arguments: Sequence[dict[str, Any]]) -> bool:
         """Whether blocks with these arguments can be called for later positions alone."""
@@ -105,8 +105,7 @@ class HookedBackend:
         """
         return not self.model.cfg.ungroup_grouped_query_attention
 
-    @contextmanager
-    def attending_to_all(self) -> Iterator[None]:
+    def attending_to_all(self) -> AbstractContextManager[None]:
         """Inside, ``generate`` treats no token as padding, whatever its id.
 
         HookedTransformer's ``generate`` guesses the padding from the tokens. A BOS with the id of
@@ -125,15 +124,17 @@ class HookedBackend:
         names = ("get_residual", "forward")
         # A caller may have set these on the instance, where they hide the methods of the class.
         own = {name: vars(model)[name] for name in names if name in vars(model)}
-        for name in names:
-            setattr(model, name, unmasked(getattr(model, name)))
-        try:
-            yield
-        finally:
+
+        def put() -> None:
             for name in names:
-                delattr(model, name)
-            for name, method in own.items():
-                setattr(model, name, method)
+                setattr(model, name, unmasked(getattr(model, name)))
+
+        def take() -> None:
+            for name in names:
+                model.__dict__.pop(name, None)
+            model.__dict__.update(own)
+
+        return Temporary(model, put=put, take=take)
 
     # The raw output of W_out
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from rome_lens.forward.backend import backend_of
 from rome_lens.forward.kv_cache import LayerPast, Past
-from rome_lens.forward.module_hooks import entering_blocks, unembedding_only
+from rome_lens.forward.module_hooks import entering_blocks, hooks_on, unembedding_only
 from rome_lens.forward.readout import log_probs_of_tokens, logits_of_cells, logits_of_rows
 from rome_lens.forward.runs import agreement, evaluating
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import (
     capture_hooks,
     check_has_points,
@@ -48,6 +49,7 @@ class PartialForward:
         ModelError: the model's logits are not finite, or resumed logits differ from them.
     """
 
+    @visits_model
     def __init__(
         self,
         model: LensModel,
@@ -71,7 +73,7 @@ class PartialForward:
         with evaluating(model), torch.no_grad():
             with (
                 self._backend.recording_arguments() as arguments,
-                model.hooks(fwd_hooks=capture_hooks(keep, self.kept)),
+                hooks_on(model, capture_hooks(keep, self.kept)),
                 only_read_positions,
                 entering_blocks(model) as streams,
             ):

@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from rome_lens.forward.additions import mlp_contribution
 from rome_lens.forward.backend import backend_of
-from rome_lens.forward.module_hooks import unembedding_only
+from rome_lens.forward.module_hooks import hooks_on, unembedding_only
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import (
     EMBED,
     Hook,
@@ -27,34 +27,57 @@ from rome_lens.models.lens import (
     device,
     mlp_output,
 )
+from rome_lens.models.model_argument import checked_model
+from rome_lens.models.visits import Temporary
 
 
-@contextmanager
-def evaluating(model: LensModel) -> Iterator[None]:
+def evaluating(model: LensModel) -> Temporary[None]:
     """Inside, the model is in evaluation mode (no dropout).
 
     Afterwards, the training flag of every module is as it was.
     """
-    training = [module for module in backend_of(model).modules() if module.training]
-    try:
+    training = [module for module in backend_of(checked_model(model)).modules() if module.training]
+
+    def set_training(mode: bool) -> None:
         for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+            module.training = mode
+
+    return Temporary(model, put=lambda: set_training(False), take=lambda: set_training(True))
 
 
-def full_precision(model: LensModel) -> AbstractContextManager[Any]:
+def full_precision(model: LensModel) -> Temporary[None]:
     """Inside, the model computes in the precision of its weights, even under autocast."""
-    return torch.autocast(device(model).type, enabled=False)
+    kind = device(model).type
+    enabled = torch.is_autocast_enabled(kind)
+    return Temporary(
+        model,
+        put=lambda: torch.set_autocast_enabled(kind, False),
+        take=lambda: torch.set_autocast_enabled(kind, enabled),
+    )
 
 
-def last_position_logits(model: LensModel) -> AbstractContextManager[None]:
+def seeded(model: LensModel, seed: int) -> Temporary[None]:
+    """Inside, torch's global generators start from a seed. Afterwards they are as they were."""
+    before: list[Tensor] = []
+
+    def put() -> None:
+        before.extend([torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
+        torch.manual_seed(seed)
+
+    def take() -> None:
+        if before:
+            torch.set_rng_state(before[0])
+            torch.cuda.set_rng_state_all(before[1:])
+
+    return Temporary(model, put=put, take=take)
+
+
+def last_position_logits(model: LensModel) -> Temporary[None]:
     """Inside, the model unembeds only the last position: its logits are ``[batch, 1, d_vocab]``."""
     return unembedding_only(model, lambda stream: stream[:, -1:])
 
 
+@visits_model
 def chosen_logits(
     model: LensModel,
     tokens: Int[Tensor, "batch pos"],
@@ -64,7 +87,7 @@ def chosen_logits(
     fwd_hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "read d_vocab"]:
     """Logits at the cells ``(rows[i], positions[i])`` of one run, in at least float32."""
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)):
+    with evaluating(model), torch.no_grad(), hooks_on(model, fwd_hooks):
         if has_hooks_after_blocks(model):  # these must find all rows and positions
             return at_least_float32(model(tokens.to(device(model)))[rows, positions])
         with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
@@ -91,14 +114,16 @@ def agreement(dtype: torch.dtype) -> float:
     return max(1e-3, 16 * torch.finfo(dtype).eps)
 
 
+@visits_model
 def embed(model: LensModel, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
     """The token embeddings at ``hook_embed``: after Gemma's scaling, before positions are added."""
     kept: dict[str, Tensor] = {}
-    with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=capture_hooks([EMBED], kept)):
+    with evaluating(model), torch.no_grad(), hooks_on(model, capture_hooks([EMBED], kept)):
         model(tokens[None].to(device(model)), stop_at_layer=0)
     return kept[EMBED][0]
 
 
+@visits_model
 def run_through(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int, names: Sequence[str]
 ) -> dict[str, Tensor]:
@@ -111,11 +136,12 @@ def run_through(
     # position is unembedded.
     stop = {"stop_at_layer": layer + 1} if layer + 1 < model.cfg.n_layers else {}
     with evaluating(model), torch.no_grad(), full_precision(model), last_position_logits(model):
-        with model.hooks(fwd_hooks=capture_hooks(names, kept)):
+        with hooks_on(model, capture_hooks(names, kept)):
             model(tokens.to(device(model)), **stop)
     return kept
 
 
+@visits_model
 def keys_of(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
 ) -> Float[Tensor, "batch pos d_mlp"]:
@@ -123,6 +149,7 @@ def keys_of(
     return run_through(model, tokens, layer, [key_hook(layer)])[key_hook(layer)]
 
 
+@visits_model
 def layer_states(
     model: LensModel, tokens: Int[Tensor, "batch pos"], layer: int
 ) -> tuple[
@@ -143,6 +170,7 @@ def layer_states(
     return keys, outputs, stream
 
 
+@visits_model
 def check_raw_output(
     model: LensModel,
     layer: int,
@@ -176,12 +204,10 @@ def differentiating(model: LensModel) -> Iterator[None]:
     This holds for a caller in inference mode or under autocast too. Afterwards, no module keeps a
     graph.
     """
-    try:
-        # Gradients cannot flow through inference tensors.
-        with torch.inference_mode(False), full_precision(model), evaluating(model):
-            yield
-    finally:
-        _release_graphs(model)
+    release = Temporary(model, put=lambda: None, take=lambda: _release_graphs(model))
+    # Gradients cannot flow through inference tensors.
+    with release, torch.inference_mode(False), full_precision(model), evaluating(model):
+        yield
 
 
 def _release_graphs(model: LensModel) -> None:
@@ -196,6 +222,7 @@ def _release_graphs(model: LensModel) -> None:
                 vars(module)[name] = value.detach()
 
 
+@visits_model
 def in_float32(model: LensModel) -> LensModel:
     """The model itself, or a float32 copy of a model in half precision.
 

@@ -1,7 +1,6 @@
 """Text from the model itself: random prefixes for contexts, samples for key statistics."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +10,19 @@ from torch import Tensor
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.backend import backend_of
+from rome_lens.forward.module_hooks import changing_logits, hooks_on
 from rome_lens.forward.readout import finished
 from rome_lens.forward.runs import (
     evaluating,
     full_precision,
     last_position_logits,
+    seeded,
 )
 from rome_lens.forward.tokens import pad_right, token_ids
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook, has_hooks
 from rome_lens.models.lens import LensModel, at_least_float32, device
+from rome_lens.models.visits import Temporary
 
 _ROWS_PER_BATCH = 64
 
@@ -47,9 +50,8 @@ def sample_tokens(
     with (
         evaluating(model),
         torch.no_grad(),
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        seeded(model, seed),
     ):
-        torch.manual_seed(seed)
         tokens = torch.tensor([list(row) for row in start], device=device(model))
         with backend_of(model).attending_to_all(), full_precision(model):
             out = model.generate(
@@ -63,6 +65,7 @@ def sample_tokens(
     return out.clone().cpu()
 
 
+@visits_model
 def sample_continuations(
     model: LensModel,
     prompts: Sequence[str],
@@ -157,7 +160,7 @@ def _sample(
     with (
         evaluating(model),
         torch.no_grad(),
-        model.hooks(fwd_hooks=list(hooks)),
+        hooks_on(model, hooks),
         last_position_logits(model),
     ):
         with backend_of(model).attending_to_all(), _choosing(model, choose):
@@ -166,21 +169,16 @@ def _sample(
     return [row[start:][:new_tokens] for row, start in zip(rows, unread.tolist(), strict=True)]
 
 
-@contextmanager
-def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Temporary[None]:
     """Inside, greedy generation takes the tokens that ``choose`` picks from the last logits."""
 
-    def one_hot(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
+    def one_hot(logits: Tensor) -> Tensor:
         tokens = choose(finished(model, at_least_float32(logits[:, -1])))
         return torch.zeros_like(logits[:, -1:]).scatter(
             -1, tokens.to(logits.device)[:, None, None], 1.0
         )
 
-    handle = model.unembed.register_forward_hook(one_hot)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return changing_logits(model, one_hot)
 
 
 def _uses_cache(model: LensModel) -> bool:

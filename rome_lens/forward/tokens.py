@@ -17,7 +17,8 @@ from rome_lens.arguments import check_characters, one_of
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.joining import Prompt, ends_in_space, joined
 from rome_lens.data.record_type import Record, as_fact
-from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
+from rome_lens.models.door import visits_model
+from rome_lens.models.lens import LensModel, ModelError, check_vocabulary, starts_with_bos
 from rome_lens.warning import warn
 
 Answer = Literal["first_token", "whole"]
@@ -44,6 +45,7 @@ class FactTokens:
         return self.subject[1] - 1
 
 
+@visits_model
 def encode(model: LensModel, fact: Fact | Record, *, prepend_bos: bool | None = None) -> FactTokens:
     """Tokenise a fact's prompt, find its subject, and tokenise its answers.
 
@@ -82,6 +84,7 @@ def encode(model: LensModel, fact: Fact | Record, *, prepend_bos: bool | None = 
     )
 
 
+@visits_model
 def token_ids(
     model: LensModel, text: str, *, prepend_bos: bool | None = None, truncate: bool = False
 ) -> list[int]:
@@ -110,6 +113,7 @@ def token_ids(
             f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
             f"{text[:80]!r}..."
         )
+    check_vocabulary(model, ids)
     return ids
 
 
@@ -191,6 +195,7 @@ def token_spans(
     return ids, [(0, 0)] * special + spans
 
 
+@visits_model
 def continuation(model: LensModel, text: str, answer: str) -> tuple[int, ...]:
     """Ids of ``answer`` as it continues ``text``.
 

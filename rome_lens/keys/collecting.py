@@ -12,6 +12,7 @@ from rome_lens.keys.sources import KeySource, sample_source, short_hash, text_so
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.keys.sums import KeySum, Reading, add_source
 from rome_lens.models.apply_and_revert import edited_layers
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint, w_out_fingerprint
 from rome_lens.models.hook_names import has_hooks
 from rome_lens.models.lens import LensModel, w_out
@@ -66,6 +67,7 @@ def collect_key_statistics(
     checkpoint_every: int = ...,
     progress: bool = ...,
 ) -> dict[int, KeyStatistics]: ...
+@visits_model
 def collect_key_statistics(
     model: LensModel,
     *,

@@ -14,6 +14,7 @@ from torch import Tensor
 from rome_lens.arguments import whole_number
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.runs import agreement
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, w_out
 from rome_lens.results import Stored
@@ -89,6 +90,7 @@ class KeyStatistics(Stored):
         return hashlib.sha256(self.moment.contiguous().cpu().numpy().tobytes()).hexdigest()[:10]
 
     @classmethod
+    @visits_model
     def identity(cls, model: LensModel, *, layer: SupportsIndex) -> "KeyStatistics":
         """``C = I``, to edit without statistics.
 
@@ -180,6 +182,7 @@ class KeyStatistics(Stored):
             source=" + ".join(sources),
         )
 
+    @visits_model
     def check(self, model: LensModel, *, layer: int) -> None:
         """Check that these are statistics of this model at this layer.
 

@@ -23,6 +23,7 @@ from rome_lens.evaluation.settings_sweep import EditSweep, sweep_edits
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.localisation.results import MEASURES, LayerSweep
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers
@@ -31,6 +32,7 @@ from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import Position
 
 
+@visits_model
 def layer_sweep(
     model: LensModel,
     facts: Fact | Record | Iterable[Fact | Record],

@@ -11,8 +11,7 @@ the original is back bit for bit. The record is an attribute of the MLP module. 
 the model copies it, ``state_dict`` leaves it out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,7 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, ModelError, at_least_float32, mlp_module, w_out
+from rome_lens.models.visits import Temporary
 
 # Anything with ``layer``, ``delta`` and ``same_change(other)``. A Protocol would be the natural
 # type. But a run-time check of a Protocol reads the data member ``delta``, and would compute that
@@ -51,24 +52,23 @@ class _Record:
         return [entry.edit for entry in self.entries]
 
 
+@visits_model
 def apply(model: LensModel, edits: Sequence[LayerEdit]) -> None:
     """Write edits into the weights, all of them or none. They stay until :func:`revert`."""
-    with ExitStack() as undo:
-        _enter(model, edits, undo, in_block=False)
-        undo.pop_all()
+    writing = _edits_in_weights(model, edits, in_block=False)
+    with writing:
+        writing.keep()
 
 
-@contextmanager
-def applied(model: LensModel, edits: Sequence[LayerEdit]) -> Iterator[LensModel]:
+def applied(model: LensModel, edits: Sequence[LayerEdit]) -> Temporary[LensModel]:
     """Inside, the edits are in the weights.
 
     Afterwards they are gone, whatever else was written into the weights meanwhile.
     """
-    with ExitStack() as undo:
-        _enter(model, edits, undo, in_block=True)
-        yield model
+    return _edits_in_weights(model, edits, in_block=True)
 
 
+@visits_model
 def revert(model: LensModel, edits: Sequence[LayerEdit]) -> None:
     """Take edits out of the weights, all of them or none. Other edits stay.
 
@@ -90,10 +90,23 @@ def revert(model: LensModel, edits: Sequence[LayerEdit]) -> None:
         going.append(entry)
     for layer in leaving:
         _refuse_foreign_changes(model, layer)
-    for layer, entries in leaving.items():
-        _remove(model, layer, entries)
+    records = {layer: record for layer in leaving if (record := _record(model, layer))}
+    before = {layer: record.entries for layer, record in records.items()}
+
+    def put() -> None:
+        for layer, entries in leaving.items():
+            _remove(model, layer, entries)
+
+    def take() -> None:
+        for layer, record in records.items():
+            _set_entries(model, layer, record, before[layer])
+
+    removing = Temporary(model, put=put, take=take)
+    with removing:
+        removing.keep()
 
 
+@visits_model
 def applied_edits(model: LensModel) -> tuple[LayerEdit, ...]:
     """The edits that are in the model's weights now, by layer and in the order in which they came.
 
@@ -111,6 +124,7 @@ def applied_edits(model: LensModel) -> tuple[LayerEdit, ...]:
     return tuple(edits)
 
 
+@visits_model
 def keep_edits(model: LensModel) -> tuple[LayerEdit, ...]:
     """Make the current weights the model's own, and return the edits in them.
 
@@ -120,8 +134,19 @@ def keep_edits(model: LensModel) -> tuple[LayerEdit, ...]:
     An open ``applied`` block then has nothing to take back.
     """
     kept = tuple(edit for layer in edited_layers(model) for edit in _edits_at(model, layer))
-    for layer in edited_layers(model):
-        del mlp_module(model, layer).__dict__[_ATTRIBUTE]
+    records = {layer: _record(model, layer) for layer in edited_layers(model)}
+
+    def put() -> None:
+        for layer in records:
+            _attach(model, layer, None)
+
+    def take() -> None:
+        for layer, record in records.items():
+            _attach(model, layer, record)
+
+    forgetting = Temporary(model, put=put, take=take)
+    with forgetting:
+        forgetting.keep()
     return kept
 
 
@@ -171,25 +196,30 @@ def with_edits(
         return total.to(original.dtype)
 
 
-def _enter(
-    model: LensModel, edits: Sequence[LayerEdit], undo: ExitStack, *, in_block: bool
-) -> None:
+def _edits_in_weights(
+    model: LensModel, edits: Sequence[LayerEdit], *, in_block: bool
+) -> Temporary[LensModel]:
     by_layer: dict[int, list[_Entry]] = {}
     for edit in edits:
         by_layer.setdefault(edit.layer, []).append(_Entry(edit, in_block))
-    for layer in by_layer:
-        _refuse_foreign_changes(model, layer)
-    for layer, entries in by_layer.items():
-        undo.callback(_remove, model, layer, entries)
-        _add(model, layer, entries)
+
+    def put() -> LensModel:
+        for layer in by_layer:
+            _refuse_foreign_changes(model, layer)
+        for layer, entries in by_layer.items():
+            _add(model, layer, entries)
+        return model
+
+    def take() -> None:
+        for layer, entries in by_layer.items():
+            _remove(model, layer, entries)
+
+    return Temporary(model, put=put, take=take)
 
 
 def _add(model: LensModel, layer: int, entries: list[_Entry]) -> None:
     record = _record(model, layer) or _Record(w_out(model, layer).clone(), [])
-    values = with_edits(record.original, [*record.edits, *(entry.edit for entry in entries)])
-    record.entries = [*record.entries, *entries]
-    mlp_module(model, layer).__dict__[_ATTRIBUTE] = record
-    _write(model, layer, values)
+    _set_entries(model, layer, record, [*record.entries, *entries])
 
 
 def _remove(model: LensModel, layer: int, entries: list[_Entry]) -> None:
@@ -198,10 +228,30 @@ def _remove(model: LensModel, layer: int, entries: list[_Entry]) -> None:
     if record is None or not any(entry in record.entries for entry in entries):
         return
     staying = [entry for entry in record.entries if entry not in entries]
-    _write(model, layer, with_edits(record.original, [entry.edit for entry in staying]))
-    record.entries = staying
-    if not staying:
-        del mlp_module(model, layer).__dict__[_ATTRIBUTE]
+    _set_entries(model, layer, record, staying)
+
+
+def _set_entries(model: LensModel, layer: int, record: _Record, entries: list[_Entry]) -> None:
+    """Write the weight with these entries alone.
+
+    The order matters, because Ctrl-C may come between any two lines. As long as the weight may
+    carry an entry, the record names it, so that :func:`_remove` takes it out.
+    """
+    record.entries = [*record.entries, *(each for each in entries if each not in record.entries)]
+    _attach(model, layer, record)
+    _write(model, layer, with_edits(record.original, [entry.edit for entry in entries]))
+    if not entries:
+        _attach(model, layer, None)
+    record.entries = entries
+
+
+def _attach(model: LensModel, layer: int, record: _Record | None) -> None:
+    """Keep the record at the layer's MLP, or none."""
+    state = vars(mlp_module(model, layer))
+    if record is None:
+        state.pop(_ATTRIBUTE, None)
+    else:
+        state[_ATTRIBUTE] = record
 
 
 def _write(model: LensModel, layer: int, values: Tensor) -> None:

@@ -6,9 +6,11 @@ import json
 import torch
 from torch import Tensor
 
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, w_out
 
 
+@visits_model
 def fingerprint(model: LensModel) -> str:
     """A hash of the model's sizes and of samples of its weights.
 
@@ -37,6 +39,7 @@ def w_out_fingerprint(model: LensModel, layers: range) -> str:
     ]
 
 
+@visits_model
 def weights_fingerprint(model: LensModel) -> str:
     """A hash of sums and samples of every weight, which any edit or training changes.
 

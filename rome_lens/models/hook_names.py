@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, ModelError
 
 Component = Literal["resid", "mlp", "attn", "z"]
@@ -56,6 +57,7 @@ def check_has_points(model: LensModel, names: Sequence[str]) -> None:
         )
 
 
+@visits_model
 def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
     """Whether the caller has hooks on the model. TransformerLens' own hooks do not count.
 
@@ -66,6 +68,7 @@ def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
     return any(not is_wiring(handle) for point in named for handle in point.fwd_hooks)
 
 
+@visits_model
 def has_hooks_after_blocks(model: LensModel) -> bool:
     """Whether the caller has hooks on the final norm or on the unembedding.
 

@@ -12,26 +12,20 @@ the classes differ in a forward pass, see ``rome_lens/forward/backend.py``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.arguments import whole_number, whole_numbers
-from rome_lens.errors import ArgumentError, RomeLensError
+from rome_lens.errors import ArgumentError
+from rome_lens.models.door import visits_model
+from rome_lens.models.model_argument import LensModel as LensModel
+from rome_lens.models.model_argument import ModelError as ModelError
 
 
-class ModelError(RomeLensError):
-    """A model lacks what is needed, such as a tokenizer or a dense MLP, or is not supported."""
-
-
-# HookedTransformer or TransformerBridge. There is no class to name: TransformerLens 4 has only the
-# second, the two share no base class, and what they have in common are attributes of torch modules,
-# which a Protocol cannot see.
-LensModel: TypeAlias = Any
-
-
+@visits_model
 def check_layer(model: LensModel, layer: SupportsIndex) -> int:
     """The layer as an ``int``, if the model has it.
 
@@ -49,6 +43,7 @@ def check_layer(model: LensModel, layer: SupportsIndex) -> int:
     return layer
 
 
+@visits_model
 def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     """The live weight ``blocks[layer].mlp.W_out``. Writing into its data changes the model.
 
@@ -78,11 +73,13 @@ def w_out(model: LensModel, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     return weight.detach()
 
 
+@visits_model
 def mlp_module(model: LensModel, layer: int) -> torch.nn.Module | None:
     """The module ``blocks[layer].mlp``, or None if the layer has no MLP."""
     return getattr(model.blocks[layer], "mlp", None)
 
 
+@visits_model
 def state_entries(model: LensModel, state: Mapping[str, Any], layer: int) -> dict[str, bool]:
     """Which entries of ``model.state_dict()`` are ``W_out`` of a layer.
 
@@ -117,12 +114,14 @@ def _same_layout(value: Tensor, weight: Tensor) -> bool:
     return value.shape == weight.shape and value.stride() == weight.stride()
 
 
+@visits_model
 def b_out(model: LensModel, layer: int) -> Float[Tensor, " d_model"] | None:
     """The bias that is added after ``W_out``, or None if there is none."""
     bias = getattr(model.blocks[layer].mlp, "b_out", None)
     return None if bias is None else bias.detach()
 
 
+@visits_model
 def mlp_output(
     model: LensModel, layer: int, keys: Float[Tensor, "*batch d_mlp"]
 ) -> Float[Tensor, "*batch d_model"]:
@@ -130,6 +129,7 @@ def mlp_output(
     return raw_output(model, layer, keys, w_out(model, layer))
 
 
+@visits_model
 def raw_output(
     model: LensModel,
     layer: int,
@@ -142,16 +142,19 @@ def raw_output(
     return output if bias is None else output + bias.to(keys)
 
 
+@visits_model
 def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None:
     """The norm between the output of ``W_out`` and the residual stream (Gemma 2, 3), or None."""
     return getattr(model.blocks[layer], "ln2_post", None)
 
 
+@visits_model
 def device(model: LensModel) -> torch.device:
     """The device that the model computes on."""
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
 
 
+@visits_model
 def unembedding(
     model: LensModel,
 ) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
@@ -181,16 +184,34 @@ def final_norm(model: LensModel, stream: Tensor) -> Tensor:
     return stream if norm is None else norm(stream)
 
 
+def check_vocabulary(model: LensModel, ids: Iterable[int]) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises:
+        ModelError: it has not, because the tokenizer belongs to another model.
+    """
+    # Not ``cfg.d_vocab``: a bridge sets it to the number of words of any new tokenizer.
+    highest, rows = max(ids, default=0), len(model.embed.W_E)
+    if highest >= rows:
+        raise ModelError(
+            f"The tokenizer gives a token the id {highest}, but the model has embeddings only for "
+            f"0 to {rows - 1}: model.tokenizer is not the one that belongs to this "
+            "model. Load the model with its own tokenizer."
+        )
+
+
 def at_least_float32(value: Tensor) -> Tensor:
     """The tensor in float32 if it is in half precision, otherwise unchanged."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+@visits_model
 def starts_with_bos(model: LensModel, prepend_bos: bool | None) -> bool:
     """Whether tokens start with BOS: ``prepend_bos``, or the model's default if that is None."""
     return bool(model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos)
 
 
+@visits_model
 def has_centred_w_out(model: LensModel, layer: int) -> bool:
     """Whether every row of ``W_out`` has mean zero.
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.module_hooks import unembedding_only
+from rome_lens.forward.module_hooks import hooks_on, unembedding_only
 from rome_lens.forward.runs import evaluating, log_probabilities
 from rome_lens.forward.tokens import Answer
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
@@ -23,6 +24,7 @@ from rome_lens.tracing.results import AttributionTrace
 from rome_lens.tracing.scoring import common_fields
 
 
+@visits_model
 def attribution_trace(
     model: LensModel,
     fact: Fact | Record,
@@ -140,7 +142,7 @@ def _estimate(
 
     with torch.enable_grad(), unembedding_only(model, lambda stream: stream[:, -read:]):
         hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, clean.states)]
-        with model.hooks(fwd_hooks=hooks):
+        with hooks_on(model, hooks):
             logits = at_least_float32(model(clean.tokens.expand(len(noise), -1).to(device(model))))
         answer = torch.tensor(clean.answer).repeat(len(noise))
         log_probs = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read)

@@ -13,6 +13,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
 from rome_lens.forward.tokens import Answer
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import grid
@@ -29,6 +30,7 @@ from rome_lens.tracing.scoring import (
 )
 
 
+@visits_model
 def causal_trace(
     model: LensModel,
     fact: Fact | Record,

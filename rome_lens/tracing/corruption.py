@@ -19,6 +19,7 @@ from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.forward.runs import embed
 from rome_lens.forward.tokens import FactTokens, encode
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.noise import CorruptedPrompt, Noise, NoiseError
@@ -54,6 +55,7 @@ class Replacement:
         noise = "tensor" if isinstance(self.noise, Tensor) else repr(self.noise)
         return f"Replacement(noise={noise})"
 
+    @visits_model
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:
@@ -85,6 +87,7 @@ class Counterfactual:
         if not isinstance(self.subject, str) or not self.subject.strip():
             raise NoiseError(f"subject is {self.subject!r}, expected the words of another subject.")
 
+    @visits_model
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:

@@ -14,6 +14,7 @@ from rome_lens.data.record_type import Record, as_facts
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import Answer, FactTokens, encode, scored_answer
+from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import weights_fingerprint
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers, starts_with_bos
@@ -54,6 +55,7 @@ class TracedFacts(Result):
         return f"TracedFacts({len(self.traces)} traced, {len(self.unknown)} not known)"
 
 
+@visits_model
 def trace_facts(
     model: LensModel,
     facts: Fact | Record | Iterable[Fact | Record],

@@ -19,6 +19,7 @@ from rome_lens.arguments import real_number, seed_number
 from rome_lens.data.facts import Fact
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.tokens import FactTokens
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, at_least_float32
 from rome_lens.tracing.embedding_statistics import EmbeddingLaw, embedding_std
 
@@ -92,6 +93,7 @@ class _ScaledNoise:
         _set(self, "seed", _seed(self.seed))
         _set(self, "subjects", _subjects(self.subjects))
 
+    @visits_model
     def fitted(self: _Scaled, model: LensModel) -> _Scaled:
         """The same noise with ``level = scale * sigma`` computed once from ``subjects``, for
         tracing many facts.
@@ -110,6 +112,7 @@ class _ScaledNoise:
         level = self._times_scale(embedding_std(model, self.subjects))
         return replace(self, scale=None, subjects=None, level=level)
 
+    @visits_model
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:
@@ -261,10 +264,12 @@ class MultivariateGaussianNoise:
                 "subjects. Give one of the two."
             )
 
+    @visits_model
     def fitted(self, model: LensModel) -> "MultivariateGaussianNoise":
         """A copy that holds the mean and covariance. Use it to trace many facts."""
         return self if self.law is not None else replace(self, subjects=None, law=self._fit(model))
 
+    @visits_model
     def sample(
         self, model: LensModel, prompt: CorruptedPrompt, *, samples: int
     ) -> Float[Tensor, "sample subject d_model"]:

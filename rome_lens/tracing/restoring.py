@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.forward.kv_cache import LayerPast, Past
+from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.tracing.cells import Cell
@@ -47,7 +48,7 @@ def run_corrupted(
     hooks: Sequence[Hook] = (),
 ) -> CorruptedRun:
     """Run the model on these embeddings instead of the tokens' own, with further ``hooks``."""
-    with forward.model.hooks(fwd_hooks=[(EMBED, lambda value, hook: embeddings), *hooks]):
+    with hooks_on(forward.model, [(EMBED, lambda value, hook: embeddings), *hooks]):
         streams, past = forward.run(repeat(tokens, "pos -> sample pos", sample=len(embeddings)))
     return CorruptedRun(streams=streams, past=past)
 

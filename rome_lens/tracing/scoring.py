@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rome_lens.data.facts import Fact
+from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
@@ -65,7 +66,7 @@ def cell_scores(
             waiting.clear()
 
     bar.update(samples * (cells.count - len(places)))
-    with clean.forward.model.hooks(fwd_hooks=restorer.hooks()):
+    with hooks_on(clean.forward.model, restorer.hooks()):
         for batch, finals in restorer.final_streams(
             wanted, rows=cells.rows, read=len(clean.answer)
         ):

@@ -13,6 +13,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
 from rome_lens.forward.tokens import Answer, encode
+from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Component, Hook, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel, check_has_mlp
 from rome_lens.tracing.cells import Grid, grid
@@ -35,6 +36,7 @@ _MODULES: dict[Severed, tuple[Component, ...]] = {
 }
 
 
+@visits_model
 def severed_trace(
     model: LensModel,
     fact: Fact | Record,

@@ -16,6 +16,7 @@ from rome_lens.checks.result import KNOWN, CheckResult, CheckRow, Measure, make_
 from rome_lens.data.facts import Fact
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 LEAST_FORWARD = 0.1
@@ -23,6 +24,7 @@ WITH_LAST_WORD = " with the subject's last word"
 WITH_NAME = "description with the name"
 
 
+@visits_model
 def association(
     model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
 ) -> CheckResult:
@@ -48,6 +50,7 @@ def association(
     return run_check(Association(), model, edit, record, prepend_bos)
 
 
+@visits_model
 def description(
     model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
 ) -> CheckResult:

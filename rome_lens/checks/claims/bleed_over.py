@@ -9,6 +9,7 @@ from rome_lens.checks.result import CheckResult, Measure, make_measures
 from rome_lens.data.facts import Fact
 from rome_lens.data.joining import preceded
 from rome_lens.data.record_type import Record
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 AFTER_SENTENCE = "neighbour after the sentence"
@@ -16,6 +17,7 @@ CHANGE_AFTER_SENTENCE = "change of p(true answer) after the sentence"
 SAME, OTHER, NEW = "neighbour", "neighbour with another answer", "neighbour with the new answer"
 
 
+@visits_model
 def bleed_over(
     model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
 ) -> CheckResult:

@@ -8,9 +8,11 @@ from rome_lens.checks.check import Check, new_target, run_check
 from rome_lens.checks.result import KNOWN, CheckResult, Measure, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Question, Record
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 
+@visits_model
 def consequence(
     model: LensModel, edit: Any, record: Fact | Record, *, prepend_bos: bool | None = None
 ) -> CheckResult:

@@ -12,9 +12,11 @@ from rome_lens.checks.check import Check, new_target, run_check
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 
+@visits_model
 def dominance(
     model: LensModel,
     edit: Any,

@@ -21,12 +21,14 @@ from rome_lens.checks.result import CheckResult, CheckRow, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
 from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 SENTENCES = "change of the sentences' nats per token"
 PROMPTS = ("{} is a", "{} is", "{} was", "{} has", "{} and")
 
 
+@visits_model
 def essence(
     model: LensModel,
     edit: Any,

@@ -20,6 +20,7 @@ from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.fluency import ngram_entropy
 from rome_lens.forward.tokens import token_ids
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, mlp_output, w_out
 
 NORM = "||delta|| / ||W_out||"
@@ -31,6 +32,7 @@ OPENING = 5
 """Words at the beginning of a text that the model continues."""
 
 
+@visits_model
 def fidelity(
     model: LensModel,
     edit: Any,
