@@ -107,7 +107,7 @@ def fine_tune(
         delta=delta.cpu(),
         fact=fact,
         model_fingerprint=fingerprint(model),
-        losses=torch.tensor(losses, dtype=torch.float64),
+        losses=torch.tensor(losses, dtype=torch.float64, device="cpu"),
         made_with=f"FT+L, {settings}, {len(contexts)} contexts, prepend_bos={bos}",
         variant="FT+L",
         config=settings,
@@ -156,7 +156,7 @@ def _optimise(
     """``delta``, and the loss before each step and after the last one."""
     positions = rows.target_positions
     forward = PartialForward(model, pad_right(rows.rows)[0])
-    row = torch.arange(len(positions))[:, None].expand_as(positions)
+    row = torch.arange(len(positions), device="cpu")[:, None].expand_as(positions)
     target = rows.target.to(state.stream.device).expand_as(positions)
     losses: list[float] = []
     with torch.enable_grad():

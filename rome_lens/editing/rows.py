@@ -73,7 +73,9 @@ def _hooks_at(model: LensModel, layer: int, edits: Sequence[LayerEdit | None]) -
     dense = [
         (
             torch.tensor(
-                [row for row, each in enumerate(edits) if each is edit], device=weight.device
+                [row for row, each in enumerate(edits) if each is edit],
+                dtype=torch.long,
+                device=weight.device,
             ),
             edit,
         )

@@ -195,15 +195,17 @@ def read_answers(
                 dict.fromkeys(cell for each in cells.values() for cell in each)
             )
         }
-        row_of_cell, position = torch.tensor(list(number)).T
+        row_of_cell, position = torch.tensor(list(number), dtype=torch.long, device="cpu").T
         tokens = pad_right([row[1:] for row in rows])
         hooks = hooks_of_rows([row[0] for row in rows])
         logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
         # Not log_softmax, which is less exact over a large vocabulary.
         normaliser = logits.logsumexp(-1, keepdim=True)
         for question, its_cells in cells.items():
-            own = torch.tensor([number[cell] for cell in its_cells], device=logits.device)
-            ids = torch.tensor(answers[question], device=logits.device)
+            own = torch.tensor(
+                [number[cell] for cell in its_cells], dtype=torch.long, device=logits.device
+            )
+            ids = torch.tensor(answers[question], dtype=torch.long, device=logits.device)
             results[question] = read(question, ids, logits[own] - normaliser[own])
     return [results[question] for question in range(len(questions))]
 
@@ -281,8 +283,8 @@ def top_answers(
             f"prompts is {list(prompts)!r}, expected at least one prompt, and none of them empty."
         )
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
-    row = torch.arange(len(rows))
-    position = torch.tensor([len(ids) - 1 for ids in rows])
+    row = torch.arange(len(rows), device="cpu")
+    position = torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.long, device="cpu")
     logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
     best = [part.topk(count) for part in logits]
     log_p = [
@@ -313,7 +315,7 @@ def _logits_in_batches(
     The logits of many cells over a large vocabulary would not fit in memory at once.
     """
     size = max(1, _LOGITS_PER_BATCH // model.cfg.d_vocab)
-    cells = torch.arange(len(row)).split(size)
+    cells = torch.arange(len(row), device="cpu").split(size)
     return [_logits_of_some(model, tokens, row[some], position[some], fwd_hooks) for some in cells]
 
 

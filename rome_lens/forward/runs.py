@@ -26,12 +26,13 @@ from rome_lens.models.lens import (
     at_least_float32,
     device,
     mlp_output,
+    ordinary_default_device,
 )
 
 
 @contextmanager
 def evaluating(model: LensModel) -> Iterator[None]:
-    """Inside, the model is in evaluation mode (no dropout).
+    """Inside, the model is in evaluation mode (no dropout), and torch's default device is ordinary.
 
     Afterwards, the training flag of every module is as it was.
     """
@@ -39,7 +40,8 @@ def evaluating(model: LensModel) -> Iterator[None]:
     try:
         for module in training:
             module.training = False
-        yield
+        with ordinary_default_device(model):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.models.lens import LensModel, ModelError, starts_with_bos
+from rome_lens.models.lens import (
+    LensModel,
+    ModelError,
+    ordinary_default_device,
+    starts_with_bos,
+)
 
 Answer = Literal["first_token", "whole"]
 
@@ -70,7 +75,7 @@ def encode(model: LensModel, fact: Fact, *, prepend_bos: bool | None = None) -> 
             f"{labels}."
         )
     return FactTokens(
-        tokens=torch.tensor(ids),
+        tokens=torch.tensor(ids, dtype=torch.long, device="cpu"),
         labels=tuple(labels),
         subject=(inside[0], inside[-1] + 1),
         answer=continuation(model, text, fact.target),
@@ -99,11 +104,10 @@ def token_ids(
             "one."
         )
     bos = starts_with_bos(model, prepend_bos)
-    ids = (
-        []
-        if text == ""
-        else [int(i) for i in model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0]]
-    )
+    ids = []
+    if text != "":
+        with ordinary_default_device(model):
+            ids = model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
             f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
@@ -198,7 +202,8 @@ def pad_right(rows: Sequence[Sequence[int]], *, pad: int = 0) -> Int[Tensor, "ba
     In a causal model the padding changes nothing before it.
     """
     width = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
+    padded = [list(row) + [pad] * (width - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.long, device="cpu")
 
 
 def tokens_to_run(

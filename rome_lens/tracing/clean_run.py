@@ -55,7 +55,7 @@ def run_clean(
             answer.
         ModelError: the model's forward pass cannot be resumed from a layer.
     """
-    tokens = torch.cat([encoded.tokens, torch.tensor(answer[:-1], dtype=encoded.tokens.dtype)])
+    tokens = torch.cat([encoded.tokens, torch.tensor(answer[:-1], dtype=torch.long, device="cpu")])
     names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
     forward = PartialForward(model, tokens, keep=[EMBED, *names.values()], read=len(answer))
     logits = forward.read_logits
@@ -67,7 +67,11 @@ def run_clean(
         answer=tuple(answer),
         embeddings=forward.kept[EMBED][0],
         states={layer: forward.kept[name][0] for layer, name in names.items()},
-        probability=float(log_probabilities(logits, torch.tensor(answer)).sum().exp()),
+        probability=float(
+            log_probabilities(logits, torch.tensor(answer, dtype=torch.long, device="cpu"))
+            .sum()
+            .exp()
+        ),
         forward=forward,
     )
 
