@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -102,7 +102,7 @@ def fine_tune(
         "lr": lr,
         "weight_decay": weight_decay,
     }
-    return WeightEdit(
+    edit = WeightEdit(
         layer=layer,
         delta=delta.cpu(),
         fact=fact,
@@ -114,6 +114,7 @@ def fine_tune(
         stopped="loss" if losses[-1] < STOP_LOSS else "steps",
         prepend_bos=bos,
     )
+    return replace(edit, alignment=edit.alignment_in(model))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Another edit, or none, in each row of a batch, all in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 import torch
@@ -33,7 +33,7 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
     Raises:
         ArgumentError: there is no entry. The hooks raise it too, if the batch has another number of
             rows.
-        ModelError: an edit was made on another model.
+        ModelError, ArgumentError: see :meth:`Edit.check_addition`.
 
     Example:
         >>> import rome_lens as rl
@@ -47,12 +47,19 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
         >>> [model.to_string(row[-1].argmax()) for row in logits]
         [' Pralec', ' Ondavel']
     """
+    edits = list(edits) if isinstance(edits, Iterable) else [edits]
+    for edit in edits:
+        if edit is not None and not isinstance(edit, Edit):
+            raise ArgumentError(
+                f"edits holds {edit!r}, expected an edit, such as rome(...) returns, or None for "
+                "each row of the batch."
+            )
     if not edits:
         raise ArgumentError(
             "edits is empty, expected one edit, or None, for each row of the batch."
         )
     for edit in {id(edit): edit for edit in edits if edit is not None}.values():
-        edit.check(model)
+        edit.check_addition(model)
     hooks = []
     for turn in zip_longest(*(() if edit is None else edit.parts for edit in edits)):
         for layer in sorted({part.layer for part in turn if part is not None}):

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.arguments import texts, whole_number
+from rome_lens.arguments import text_pairs, texts, whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
-from rome_lens.forward.runs import chosen_logits
+from rome_lens.forward.runs import chosen_logits, finite_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
@@ -72,10 +72,13 @@ def answer_log_probs(
         [-0.01, -9.12]
     """
     hooks = list(fwd_hooks)
+    questions = text_pairs("questions", questions, error=FactError)
     each = token_log_probs(
         model, questions, hooks_of_rows=lambda _marks: hooks, prepend_bos=prepend_bos
     )
-    return torch.stack([log_probs.sum() for log_probs in each])
+    totals = torch.stack([log_probs.sum() for log_probs in each])
+    finite_logits(totals.nan_to_num(nan=torch.nan, neginf=0.0)[:, None])  # probability 0 is one
+    return totals
 
 
 def knows(
@@ -107,7 +110,7 @@ def knows(
     def greedy(
         _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
     ) -> bool:
-        return bool((log_p.argmax(-1) == ids).all())
+        return bool((finite_logits(log_p).argmax(-1) == ids).all())
 
     questions = [(fact.text, fact.target) for fact in as_facts(facts)]
     return read_answers(
@@ -286,7 +289,7 @@ def top_answers(
     row = torch.arange(len(rows), device="cpu")
     position = torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.long, device="cpu")
     logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
-    best = [part.topk(count) for part in logits]
+    best = [finite_logits(part).topk(count) for part in logits]
     log_p = [
         each.values - part.logsumexp(-1, keepdim=True)
         for each, part in zip(best, logits, strict=True)

@@ -68,9 +68,26 @@ def chosen_logits(
     """Logits at the cells ``(rows[i], positions[i])`` of one run, in at least float32."""
     with evaluating(model), torch.no_grad(), model.hooks(fwd_hooks=list(fwd_hooks)):
         if has_hooks_after_blocks(model):  # these must find all rows and positions
-            return at_least_float32(model(tokens.to(device(model)))[rows, positions])
-        with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
-            return at_least_float32(model(tokens.to(device(model)))[:, 0])
+            logits = model(tokens.to(device(model)))[rows, positions]
+        else:
+            with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
+                logits = model(tokens.to(device(model)))[:, 0]
+    return at_least_float32(logits)
+
+
+def finite_logits(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row d_vocab"]:
+    """Logits or log probabilities, if none is NaN and the largest of each row is finite.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if wrong := int((~torch.isfinite(logits.amax(-1))).sum()):
+        raise ModelError(
+            f"The model's own logits are not finite at {wrong} of the {len(logits)} positions that "
+            "are read: its weights, an edit in them, or a hook on it hold or produce NaN or "
+            "infinite values."
+        )
+    return logits
 
 
 def log_probabilities(

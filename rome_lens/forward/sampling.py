@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import texts as texts_of
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.backend import backend_of
 from rome_lens.forward.readout import soft_capped
 from rome_lens.forward.runs import (
     evaluating,
+    finite_logits,
     full_precision,
     last_position_logits,
 )
@@ -101,6 +103,7 @@ def sample_continuations(
         ArgumentError: ``new_tokens`` is not a whole number of at least 1.
     """
     new_tokens = whole_number("new_tokens", new_tokens, least=1)
+    prompts = texts_of("prompts", prompts, error=FactError)
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + new_tokens > model.cfg.n_ctx:
@@ -195,7 +198,7 @@ def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Iterator[
     """Inside, greedy generation takes the tokens that ``choose`` picks from the last logits."""
 
     def one_hot(_module: torch.nn.Module, _args: tuple[Any, ...], logits: Tensor) -> Tensor:
-        tokens = choose(soft_capped(model, logits[:, -1]))
+        tokens = choose(finite_logits(soft_capped(model, logits[:, -1])))
         return torch.zeros_like(logits[:, -1:]).scatter(
             -1, tokens.to(logits.device)[:, None, None], 1.0
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from rome_lens.arguments import whole_number
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.runs import agreement
-from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.fingerprints import exact, fingerprint, same_model
 from rome_lens.models.lens import LensModel, w_out
 from rome_lens.results import Stored
 
@@ -151,7 +151,7 @@ class KeyStatistics(Stored):
         for name, values in (
             ("layers", {part.layer for part in parts}),
             ("widths", {len(part.moment) for part in parts}),
-            ("models", {part.model_fingerprint for part in parts} - {None}),
+            ("models", {exact(part.model_fingerprint) for part in parts} - {None}),
         ):
             if len(values) > 1:
                 raise StatisticsError(
@@ -196,10 +196,11 @@ class KeyStatistics(Stored):
                 f"The statistics have shape {list(self.moment.shape)}, but the layer's keys have "
                 f"{d_mlp} entries: collect them on this model."
             )
-        if self.model_fingerprint not in (None, fingerprint(model)):
+        own = fingerprint(model)
+        if self.model_fingerprint is not None and not same_model(self.model_fingerprint, own):
             raise StatisticsError(
-                f"The statistics are of the model {self.model_fingerprint}, this one is "
-                f"{fingerprint(model)}: collect them on this model."
+                f"The statistics are of the model {exact(self.model_fingerprint)}, this one is "
+                f"{exact(own)}: collect them on this model."
             )
 
     def _ridged(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rome_lens.arguments import one_of
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, half_width
+from rome_lens.models.fingerprints import exact
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
 from rome_lens.tracing.many_facts import TracedFacts
@@ -258,6 +259,8 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
 def _check_options(trace: CausalTrace, first: CausalTrace) -> None:
     for name in ("component", "window", "layers", "noise", "answer_tokens", "model_fingerprint"):
         own, expected = getattr(trace, name), getattr(first, name)
+        if name == "model_fingerprint":  # older versions stored less of it
+            own, expected = exact(own), exact(expected)
         if own != expected:
             raise ArgumentError(
                 f"The trace of {trace.fact.text!r} has {name} {own!r}, but that of "

@@ -1,7 +1,6 @@
 """The scores of an edit are those of a plain loop, whatever shares its forward pass."""
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
@@ -191,12 +190,13 @@ def test_probabilities_that_are_not_finite_are_not_scored(
 ) -> None:
     untouched(few_tiny_models)
     edit = rank_one(few_tiny_models)
-    for factor in (math.nan, math.inf, 1e38):
-        with pytest.raises(
-            EvaluationError,
-            match=r"'Wanda Brandt'.*after 'Then Wanda Brandt.*' the edited model gives 'Pralec'",
-        ):
-            rl.evaluate(few_tiny_models, dataclasses.replace(edit, v=factor * edit.v), a_record())
+    # Each entry of W_out + delta is finite, and a hidden state is not.
+    huge = dataclasses.replace(edit, v=(1e37 / float(edit.delta.abs().max())) * edit.v)
+    with pytest.raises(
+        EvaluationError,
+        match=r"'Wanda Brandt'.*after 'Then Wanda Brandt.*' the edited model gives 'Pralec'",
+    ):
+        rl.evaluate(few_tiny_models, huge, a_record())
 
 
 def test_the_frame_has_a_row_for_each_prompt(one_toy: Any) -> None:

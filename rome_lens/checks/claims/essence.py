@@ -138,7 +138,12 @@ def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
         device="cpu",
     ).to(edit.v)
     return replace(
-        edit, v=drawn * (edit.v.norm() / drawn.norm()), value=None, losses=None, probability=None
+        edit,
+        v=drawn * (edit.v.norm() / drawn.norm()),
+        value=None,
+        losses=None,
+        probability=None,
+        alignment=None,
     )
 
 
