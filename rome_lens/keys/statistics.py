@@ -36,8 +36,8 @@ class KeyStatistics(Stored):
     """``C = E[k k^T]`` over tokens, uncentred, where ``k`` is the input of ``W_out`` at one layer.
 
     Raises:
-        StatisticsError: the layer or the count is not a whole number; or the moment is not a tensor
-            of floats ``[d_mlp, d_mlp]``, not finite, or not symmetric.
+        StatisticsError: the layer or the count is not a whole number of at least 0; or the moment
+            is not a tensor of floats ``[d_mlp, d_mlp]``, not finite, or not symmetric.
 
     Source: Meng et al. 2022, section 3.1 and appendix E.5.
     """
@@ -56,7 +56,7 @@ class KeyStatistics(Stored):
     def __post_init__(self) -> None:
         for name in ("layer", "count"):
             object.__setattr__(
-                self, name, whole_number(name, getattr(self, name), error=StatisticsError)
+                self, name, whole_number(name, getattr(self, name), least=0, error=StatisticsError)
             )
         _check_moment(self.moment)
 

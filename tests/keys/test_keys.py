@@ -810,7 +810,7 @@ def test_a_number_of_tokens_that_cannot_be_generated_is_refused(
 def test_statistics_and_edits_fit_the_model_in_another_precision(
     toy: Any, toy_records: Any, toy_statistics: Any, toy_edit: Any, dtype: torch.dtype
 ) -> None:
-    half = copy.deepcopy(toy).to(dtype)
+    half = rl.load_model("toy", model_class=type(toy).__name__).to(dtype)
     back = copy.deepcopy(half).to(torch.float32)
     toy_statistics.check(half, layer=2)
     toy_statistics.check(back, layer=2)
@@ -838,3 +838,9 @@ def test_statistics_and_edits_fit_the_model_in_another_precision(
             toy_statistics.check(strange, layer=2)
         with pytest.raises(rl.RomeLensError, match="made on the model"):
             made.check(strange)
+
+
+@pytest.mark.parametrize("name", ["layer", "count"])
+def test_statistics_of_fewer_than_no_keys_are_refused(name: str) -> None:
+    with pytest.raises(StatisticsError, match=f"{name} is -1, expected a whole number of at least"):
+        full(**{name: -1})
