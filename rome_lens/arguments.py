@@ -179,6 +179,26 @@ def check_characters(what: str, text: str, *, error: type[RomeLensError] = Argum
         ) from cause
 
 
+def text_pairs(
+    name: str, values: object, *, error: type[RomeLensError] = ArgumentError
+) -> tuple[tuple[str, str], ...]:
+    """Several pairs of texts as a tuple, such as prompts with their answers.
+
+    Raises:
+        ArgumentError: the values are not several, or an entry is not a pair of texts. A text of two
+            letters is no pair.
+    """
+    expected = "expected a list of pairs of texts, such as [('The sky is', 'blue')]"
+    try:
+        entries = [tuple(_entries(entry)) for entry in _entries(values)]
+    except TypeError as cause:
+        raise error(f"{name} is {values!r}, {expected}.") from cause
+    for entry in entries:
+        if len(entry) != 2 or not all(isinstance(text, str) for text in entry):
+            raise error(f"{name} holds {entry!r}, {expected}.")
+    return tuple(entries)
+
+
 def templates(contexts: object) -> tuple[str, ...]:
     """The contexts of a prompt, such as ``"{}"`` or ``"It rained. {}"``, as a tuple.
 

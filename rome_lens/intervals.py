@@ -45,7 +45,7 @@ def average(values: list[float]) -> Average:
     mean = math.fsum(values) / len(values)
     if len(values) < FEWEST:
         return Average(mean=mean, low=None, high=None, count=len(values))
-    half = float(half_width(torch.tensor(values, dtype=torch.float64)))
+    half = float(half_width(torch.tensor(values, dtype=torch.float64, device="cpu")))
     return Average(mean=mean, low=mean - half, high=mean + half, count=len(values))
 
 
@@ -56,7 +56,7 @@ def half_width(samples: Float[Tensor, "sample *shape"]) -> Float[Tensor, "*shape
     """
     count = samples.shape[0]
     if count == 1:
-        return torch.full(samples.shape[1:], math.nan, dtype=samples.dtype)
+        return samples.new_full(samples.shape[1:], math.nan)
     return float(stats.t.ppf(0.975, count - 1)) * samples.std(0) / math.sqrt(count)
 
 

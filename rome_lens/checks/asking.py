@@ -14,6 +14,7 @@ from rome_lens.editing.firing import EditFiring, edit_firings
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.evaluation.numbered_edits import NumberedEdits, prefixed
 from rome_lens.forward.answers import read_answers
+from rome_lens.forward.runs import finite_logits
 from rome_lens.forward.sampling import sample_continuations
 from rome_lens.forward.tokens import token_labels
 from rome_lens.models.lens import LensModel
@@ -154,6 +155,7 @@ def _read_jobs(
             own: Sequence[_Job] = own,
         ) -> _Read:
             number, prompt, _ = own[question]
+            finite_logits(log_p)
             if (number, prompt) not in next_token:
                 next_token[number, prompt] = log_p[0].cpu().clone()
             chosen = log_p.gather(-1, ids[:, None])[:, 0].double()

@@ -19,6 +19,7 @@ from rome_lens.checks.result import (
 )
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
+from rome_lens.models.fingerprints import exact
 from rome_lens.results import Stored
 
 Averaged = Literal["effect", "effect_where_known", "control"]
@@ -40,7 +41,7 @@ class LimitsAverage(Stored):
             raise ArgumentError(
                 "limits is empty, expected what check_limits returned for at least one edit."
             )
-        models = {each.model_fingerprint for each in self.limits} - {None}
+        models = {exact(each.model_fingerprint) for each in self.limits} - {None}
         if len(models) > 1:
             raise ArgumentError(
                 f"The edits were made on {len(models)} models ({sorted(map(str, models))}). "

@@ -116,7 +116,7 @@ def check_limits(
         record: the record that the edit was made from, or a bare fact.
         others: edits of other facts, the control of :func:`rome_lens.checks.fidelity`.
         texts: other texts for fidelity to read. None takes those of ``rl.data.held_texts()`` that
-            fit the model's context.
+            fit the model's context. Texts that name the edited subject are left out, and counted.
         samples: continuations of each open prompt in :func:`rome_lens.checks.dominance`; 0 samples
             none.
         new_tokens: length of what the model writes in fidelity; 0 writes nothing.
@@ -146,6 +146,7 @@ def check_limits(
         1.0
     """
     record = checked_record(edit, record)
+    read, left_out = other_texts(model, edit, record, texts, prepend_bos)
     checks: list[Check] = [
         Direction(),
         Association(),
@@ -156,7 +157,8 @@ def check_limits(
         Essence(seed=seed),
         Fidelity(
             others=tuple(others),
-            texts=tuple(other_texts(model, record, texts, prepend_bos)),
+            texts=read,
+            left_out=left_out,
             new_tokens=new_tokens,
             seed=seed,
         ),

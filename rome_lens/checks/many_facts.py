@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rome_lens.arguments import texts as several_texts
 from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import text_question
 from rome_lens.checks.average import LimitsAverage, average_limits
@@ -85,7 +86,7 @@ def check_records(
     samples = whole_number("samples", samples, least=0)
     new_tokens = whole_number("new_tokens", new_tokens, least=0)
     seed = whole_number("seed", seed)
-    texts = None if texts is None else tuple(texts)
+    texts = None if texts is None else several_texts("texts", texts)
     for text in texts or ():
         text_question(text)
     store = Store(directory, identity="" if directory is None else model_identity(model))

@@ -1,10 +1,11 @@
 """What every edit of ``W_out`` can do: apply and revert, act as hooks, be saved and loaded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor, equal
 
@@ -15,10 +16,13 @@ from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import raw_output_hooks
 from rome_lens.models import apply_and_revert
 from rome_lens.models.door import visits_model
-from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.fingerprints import exact, fingerprint, same_model
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel, ModelError, state_entries, w_out
 from rome_lens.results import Stored
+
+# Other edits in the weights move them along ``delta`` too, though less, and so does rounding.
+_SAME = 0.25
 
 
 class Edit(Stored):
@@ -46,11 +50,13 @@ class Edit(Stored):
         ends. A thread that calls ``model(tokens)`` itself does not, and runs edited.
 
         Raises:
-            ModelError: the edit was made on another model, or other code has changed an edited
-                ``W_out``.
+            ModelError: the edit was made on another model; the weights carry it already, other than
+                by ``apply``, or cannot hold it (see :meth:`check_addition`); or other code has
+                changed an edited ``W_out``.
+            ArgumentError: the edit holds NaN or infinity.
         """
         inside = apply_and_revert.applied(model, self.parts)
-        self.check(model)
+        self.check_addition(model)
         try:
             with inside:
                 yield model
@@ -64,10 +70,9 @@ class Edit(Stored):
         An edit that is applied twice is there twice.
 
         Raises:
-            ModelError: the edit was made on another model, or other code has changed an edited
-                ``W_out``.
+            ModelError, ArgumentError: as for :meth:`applied`.
         """
-        self.check(model)
+        self.check_addition(model)
         apply_and_revert.apply(model, self.parts)
 
     @visits_model
@@ -97,9 +102,9 @@ class Edit(Stored):
         that changes the keys (``mlp.hook_post``) belongs before them.
 
         Raises:
-            ModelError: the edit was made on another model.
+            ModelError, ArgumentError: see :meth:`check_addition`.
         """
-        self.check(model)
+        self.check_addition(model)
         return [
             hook
             for part in self.parts
@@ -115,10 +120,10 @@ class Edit(Stored):
         already.
 
         Raises:
-            ModelError: the edit was made on another model, or no entry of the state dict is the
-                edited weight.
+            ModelError, ArgumentError: see :meth:`check_addition`; or no entry of the state dict is
+                the edited weight.
         """
-        self.check(model)
+        self.check_addition(model)
         state = dict(model.state_dict())
         for layer in sorted({part.layer for part in self.parts}):
             weight = w_out(model, layer)
@@ -165,17 +170,39 @@ class Edit(Stored):
                     f"the shape of W_out at layer {part.layer}: the edit has {part.shape}, the "
                     f"model has {shape}"
                 )
-            if part.model_fingerprint not in (None, print_of_model):
+            made_on = part.model_fingerprint
+            if made_on is not None and not same_model(made_on, print_of_model):
                 differences.append(
-                    f"the fingerprint: the edit was made on the model {part.model_fingerprint}, "
-                    f"this one is {print_of_model} (other weights, or the same weights processed "
-                    "otherwise)"
+                    f"the fingerprint: the edit was made on the model {exact(made_on)}, "
+                    f"this one is {exact(print_of_model)} (other weights, or the same "
+                    "weights processed otherwise)"
                 )
             if differences:
                 raise ModelError(
                     f"{part!r} does not fit this model. What differs is "
                     f"{', and '.join(differences)}. Make the edit again on this model."
                 )
+
+    def check_addition(self, model: LensModel) -> None:
+        """Check that the edit fits this model, and that adding it to the weights makes sense.
+
+        Raises:
+            ModelError: the edit was made on another model; the weights carry it already, as those
+                of a model that was saved with it; or the edited weights overflow their type.
+            ArgumentError: the edit holds NaN or infinity.
+        """
+        self.check(model)
+        for part in self.parts:
+            part.check_finite()
+            if part.is_part_of_weights(model):
+                raise ModelError(
+                    f"The weights of this model carry {part!r} already: they were saved or kept "
+                    "with it. Applying it would add it a second time. Use the model as it is, or "
+                    "load the unedited weights."
+                )
+        for layer in sorted({part.layer for part in self.parts}):
+            parts = [part for part in self.parts if part.layer == layer]
+            _check_fits_type(w_out(model, layer), parts)
 
 
 def as_edits(edits: object) -> list[Edit]:
@@ -232,6 +259,7 @@ class LayerEdit(Edit):
     variant: str | None
     stopped: Stopped | None
     probability: float | None = None
+    alignment: float | None = None
 
     @property
     def parts(self) -> "tuple[LayerEdit, ...]":
@@ -252,6 +280,42 @@ class LayerEdit(Edit):
         """``||delta||``, which for a rank-one edit is ``||u|| ||v||``."""
         return math.prod(float(tensor.norm()) for tensor in self.tensors)
 
+    def check_finite(self) -> None:
+        """Check that the edit can be added to anything.
+
+        Raises:
+            ArgumentError: it holds NaN or infinity.
+        """
+        if wrong := sum(int((~torch.isfinite(tensor)).sum()) for tensor in self.tensors):
+            raise ArgumentError(
+                f"{self!r} holds {wrong} numbers that are NaN or infinite, so it would break the "
+                "model. Make the edit again: with a lower lr, another layer, or RomeConfig(ridge="
+                "1e-3) if its statistics are nearly singular."
+            )
+
+    def is_part_of_weights(self, model: LensModel) -> bool:
+        """Whether the weights carry the edit other than by ``apply``, as after loading them.
+
+        The weights without the applied edits have moved along ``delta`` by its whole length since
+        the edit was made, by ``<W_out, delta> / ||delta||^2`` in place of :attr:`alignment`. Other
+        edits in the weights are nearly orthogonal to this one. An edit that does not name its
+        alignment, or whose ``delta`` is 0, is not recognised.
+        """
+        if self.alignment is None or not self._has_place_in(model):
+            return False
+        now = self.alignment_in(model)
+        return now is not None and abs(now - self.alignment - 1.0) < _SAME
+
+    def alignment_in(self, model: LensModel) -> float | None:
+        """``<W_out, delta> / ||delta||^2`` without the applied edits; None if ``delta`` is 0."""
+        along = self.aligned(apply_and_revert.unrecorded(model, self.layer))
+        return along if math.isfinite(along) else None
+
+    def aligned(self, weight: Float[Tensor, "d_mlp d_model"]) -> float:
+        """``<W, delta> / ||delta||^2``: how far a weight points along ``delta``; NaN for 0."""
+        delta = self.delta.double()
+        return float((weight.to(delta) * delta).sum() / delta.square().sum())
+
     @property
     def loss(self) -> float | None:
         """The whole loss at the last step."""
@@ -270,8 +334,12 @@ class LayerEdit(Edit):
 
     @visits_model
     def is_applied(self, model: LensModel) -> bool:
-        """Whether ``apply`` or ``applied`` has put the edit into the model's weights."""
-        return apply_and_revert.in_weights(model, self)
+        """Whether the weights carry the edit, by ``apply``, by ``applied`` or in another way.
+
+        "In another way" are weights that were saved with the edit and loaded again
+        (:meth:`is_part_of_weights`).
+        """
+        return apply_and_revert.in_weights(model, self) or self.is_part_of_weights(model)
 
     def _has_place_in(self, model: LensModel) -> bool:
         """Whether the model has a ``W_out`` at the edit's layer, with the edit's shape."""
@@ -279,3 +347,25 @@ class LayerEdit(Edit):
             return tuple(w_out(model, self.layer).shape) == self.shape
         except ModelError:
             return False
+
+
+def _check_fits_type(weight: Float[Tensor, "d_mlp d_model"], parts: Sequence[LayerEdit]) -> None:
+    """Check that the edits of one layer, and the weight with them, are finite in its type.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if not torch.isfinite(weight).all():
+        raise ModelError(
+            f"W_out of layer {parts[0].layer} holds NaN or infinity before the edit: load the "
+            "model again."
+        )
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    fits = all(torch.isfinite(tensor.to(weight.dtype)).all() for tensor in tensors)
+    if not fits or not torch.isfinite(apply_and_revert.with_edits(weight, parts)).all():
+        largest = max(part.norm for part in parts)
+        raise ModelError(
+            f"{', '.join(map(repr, parts))} does not fit into {weight.dtype}, the type of W_out: "
+            f"the edited weight overflows (||delta|| is {largest:.3g}). Use the model in float32 "
+            "or bfloat16, or make a smaller edit (RomeConfig(clamp=...), a ridge)."
+        )

@@ -74,7 +74,7 @@ class EditedLayer:
         names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
         with torch.no_grad(), hooks_on(model, capture_hooks(names, kept)):
             streams, past = forward.run(rows.tokens)
-        at = (torch.arange(len(rows.lookups)), rows.lookups)
+        at = (torch.arange(len(rows.lookups), device="cpu"), rows.lookups)
         keys, mlp_out = (kept[name][at] for name in names)
         outputs = mlp_output(model, layer, keys)
         check_raw_output(model, layer, outputs, mlp_out)
@@ -87,8 +87,8 @@ class EditedLayer:
 
         groups = []
         for start, end, some in _near_rows(rows, together=past is None):
-            row_in_group = torch.full((len(rows.tokens),), -1)
-            row_in_group[some] = torch.arange(len(some))
+            row_in_group = torch.full((len(rows.tokens),), -1, dtype=torch.long, device="cpu")
+            row_in_group[some] = torch.arange(len(some), device="cpu")
             read_rows, read_positions = rows.reads
             number = (row_in_group[read_rows] >= 0).nonzero()[:, 0]
             groups.append(
@@ -119,7 +119,7 @@ class EditedLayer:
         change = mlp_contribution(model, self.layer, group.outputs + delta) - mlp_contribution(
             model, self.layer, group.outputs
         )
-        at = (torch.arange(len(group.lookups)), group.lookups)
+        at = (torch.arange(len(group.lookups), device="cpu"), group.lookups)
         stream = group.stream.index_put(at, change.to(group.stream), accumulate=True)
         first = self.layer + 1
         return self.forward.resume(
@@ -134,7 +134,7 @@ def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Te
     loss reads that prompt only where it is also one of the contexts.
     """
     if together:
-        return [(0, rows.tokens.shape[1], torch.arange(1, len(rows.tokens)))]
+        return [(0, rows.tokens.shape[1], torch.arange(1, len(rows.tokens), device="cpu"))]
     _, positions = rows.reads
     n_target = len(rows.target)
     last_reads = (*positions[n_target - 1 : -1 : n_target], positions[-1])
@@ -149,7 +149,7 @@ def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Te
         (
             group[0][0],
             max(ends[row - 1] for _, row in group),
-            torch.tensor(sorted(row for _, row in group)),
+            torch.tensor(sorted(row for _, row in group), dtype=torch.long, device="cpu"),
         )
         for group in groups
     ]

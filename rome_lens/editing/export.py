@@ -57,9 +57,9 @@ def export_hf(
         The path of ``out_directory``.
 
     Raises:
-        ModelError: an edit was made on another model; not exactly one parameter of ``source``
-            equals the edited ``W_out``; or the weights in a Bridge's own transformers model are
-            processed.
+        ModelError: an edit was made on another model, or is in its weights already; not exactly one
+            parameter of ``source`` equals the edited ``W_out``; or the weights in a Bridge's own
+            transformers model are processed.
         ArgumentError: there is no edit; ``source`` is neither a transformers model nor a directory
             that holds one; or ``out_directory`` is not empty.
         StorageError: the system refuses to write.
@@ -67,7 +67,7 @@ def export_hf(
     listed = as_edits(edits)
     parts = tuple(part for edit in listed for part in edit.parts)
     for edit in listed:
-        edit.check(model)
+        edit.check_addition(model)
     out = as_path(out_directory)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError(f"{out} exists and is not an empty directory: give a new one.")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -104,18 +104,19 @@ def fine_tune(
         "lr": lr,
         "weight_decay": weight_decay,
     }
-    return WeightEdit(
+    edit = WeightEdit(
         layer=layer,
         delta=delta.cpu(),
         fact=fact,
         model_fingerprint=fingerprint(model),
-        losses=torch.tensor(losses, dtype=torch.float64),
+        losses=torch.tensor(losses, dtype=torch.float64, device="cpu"),
         made_with=f"FT+L, {settings}, {len(contexts)} contexts, prepend_bos={bos}",
         variant="FT+L",
         config=settings,
         stopped="loss" if losses[-1] < STOP_LOSS else "steps",
         prepend_bos=bos,
     )
+    return replace(edit, alignment=edit.alignment_in(model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ def _optimise(
     """``delta``, and the loss before each step and after the last one."""
     positions = rows.target_positions
     forward = PartialForward(model, pad_right(rows.rows)[0])
-    row = torch.arange(len(positions))[:, None].expand_as(positions)
+    row = torch.arange(len(positions), device="cpu")[:, None].expand_as(positions)
     target = rows.target.to(state.stream.device).expand_as(positions)
     losses: list[float] = []
     with torch.enable_grad():

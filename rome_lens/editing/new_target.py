@@ -3,7 +3,7 @@
 import torch
 
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.forward.runs import chosen_logits, log_probabilities
+from rome_lens.forward.runs import chosen_logits, finite_logits, log_probabilities
 from rome_lens.forward.tokens import FactTokens
 from rome_lens.models.lens import LensModel
 from rome_lens.warning import warn
@@ -22,10 +22,11 @@ def refuse_what_is_said_already(model: LensModel, fact: Fact, bare: FactTokens) 
         FactError: the new target is the model's answer, with a probability above 0.5. A less
             confident answer only gives a :class:`LikelyTargetWarning`.
     """
-    new = torch.tensor(bare.new_answer)
+    new = torch.tensor(bare.new_answer, dtype=torch.long, device="cpu")
     tokens = torch.cat([bare.tokens, new[:-1]])
-    positions = torch.arange(len(bare.tokens) - 1, len(tokens))
+    positions = torch.arange(len(bare.tokens) - 1, len(tokens), device="cpu")
     logits = chosen_logits(model, tokens[None], torch.zeros_like(positions), positions).cpu()
+    finite_logits(logits)
     probability = float(log_probabilities(logits, new).mean().exp())
     is_answer = bool((logits.argmax(-1) == new).all())
     if bare.answer == bare.new_answer or (is_answer and probability > 0.5):

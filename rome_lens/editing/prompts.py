@@ -52,12 +52,14 @@ class ContextRows:
             encode(model, _in_context(model, fact, context), prepend_bos=prepend_bos)
             for context in contexts
         ]
-        last = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
+        last = torch.tensor(
+            [len(prompt.tokens) - 1 for prompt in prompts], dtype=torch.long, device="cpu"
+        )
         return cls(
             rows=tuple((*prompt.tokens.tolist(), *target[:-1]) for prompt in prompts),
             lookups=tuple(prompt.subject_last for prompt in prompts),
-            target=torch.tensor(target),
-            target_positions=last[:, None] + torch.arange(len(target)),
+            target=torch.tensor(target, dtype=torch.long, device="cpu"),
+            target_positions=last[:, None] + torch.arange(len(target), device="cpu"),
         )
 
 
@@ -89,7 +91,11 @@ class EditRows:
         in_contexts = ContextRows.of(model, fact, contexts, prepend_bos)
         return cls(
             tokens=pad_right([bare.tokens.tolist(), *in_contexts.rows, kl.tokens.tolist()]),
-            lookups=torch.tensor([bare.subject_last, *in_contexts.lookups, kl.subject_last]),
+            lookups=torch.tensor(
+                [bare.subject_last, *in_contexts.lookups, kl.subject_last],
+                dtype=torch.long,
+                device="cpu",
+            ),
             target=in_contexts.target,
             target_positions=in_contexts.target_positions,
         )
@@ -102,8 +108,10 @@ class EditRows:
         comes last.
         """
         n_contexts, n_target = self.target_positions.shape
-        context_rows = torch.arange(1, n_contexts + 1).repeat_interleave(n_target)
-        rows = torch.cat([context_rows, torch.tensor([n_contexts + 1])])
+        context_rows = torch.arange(1, n_contexts + 1, device="cpu").repeat_interleave(n_target)
+        rows = torch.cat(
+            [context_rows, torch.tensor([n_contexts + 1], dtype=torch.long, device="cpu")]
+        )
         return rows, torch.cat([self.target_positions.flatten(), self.lookups[-1:]])
 
 

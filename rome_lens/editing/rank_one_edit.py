@@ -12,7 +12,6 @@ from rome_lens.data.facts import Fact
 from rome_lens.editing.config import Stopped, Variant
 from rome_lens.editing.edit import LayerEdit
 from rome_lens.models import apply_and_revert
-from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, raw_output
 from rome_lens.storage import installed_versions
 
@@ -88,6 +87,10 @@ class RankOneEdit(LayerEdit):
     """What ended the optimisation."""
     prepend_bos: bool | None = None
     """Whether the prompts started with a BOS token. None in a file of an older version."""
+    alignment: float | None = None
+    """``<W_out, delta> / ||delta||^2`` in the weights on which the edit was made, without other
+    applied edits. It tells later whether weights carry the edit. None in a file of an older version
+    or for an edit made by hand."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Versions of the packages that made the edit. For an older file, those that wrote it."""
 
@@ -108,16 +111,21 @@ class RankOneEdit(LayerEdit):
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.u, self.v)
 
-    @visits_model
-    def is_applied(self, model: LensModel) -> bool:
-        """Whether the weights carry the edit, by ``apply``, by ``applied`` or in another way.
+    def aligned(self, weight: Float[Tensor, "d_mlp d_model"]) -> float:
+        """``u^T W v / (||u|| ||v||)^2``, without the outer product."""
+        u, v = self.u.double(), self.v.double()
+        return float((u @ weight.to(u) @ v) / (u.square().sum() * v.square().sum()))
 
-        "In another way" means that the weights map ``k*`` to ``v*``, as those of a model do that
-        was saved with the edit. This is only tested if the edit names ``k*`` and ``v*``, and only
-        on the weights without the edits that are known to be applied. Another edit of the same fact
-        also maps ``k*`` to ``v*``, but is not this edit.
+    def is_part_of_weights(self, model: LensModel) -> bool:
+        """Whether the weights carry the edit other than by ``apply``, as after loading them.
+
+        They do if they map ``k*`` to ``v*``, which is tested if the edit names both, or if they
+        have moved along ``delta`` since the edit was made (see the base class). Both are tested on
+        the weights without the edits that are known to be applied. Weights with another edit of the
+        same fact count too where they map ``k*`` to ``v*``, because a second edit would move
+        ``k*`` away from it again.
         """
-        if super().is_applied(model):
+        if super().is_part_of_weights(model):
             return True
         if self.key is None or self.value is None or not self._has_place_in(model):
             return False

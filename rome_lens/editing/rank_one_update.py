@@ -38,7 +38,8 @@ def update_vectors(
     """
     u = (solved / solved.norm()).to(key)
     v = (value - output) / (key @ u)
-    if not (torch.isfinite(u).all() and torch.isfinite(v).all()):
+    # The norm too: it overflows where v could still be written, but not be computed with.
+    if not (torch.isfinite(u).all() and torch.isfinite(v.norm())):
         raise OptimisationError(
             f"u or v is not finite: u . k* is {float(key @ u):.2g} and ||k*|| is "
             f"{float(key.norm()):.2g}. Try another layer, or statistics with a ridge "

@@ -263,7 +263,7 @@ def _rank_one(
     except OptimisationError as error:
         return error.with_traceback(None)
     source = f"{statistics.source} ({statistics.count} keys)"
-    return RankOneEdit(
+    edit = RankOneEdit(
         layer=state.layer,
         u=u.cpu(),
         v=v.cpu(),
@@ -279,6 +279,7 @@ def _rank_one(
         f"statistics: {source}, prepend_bos={made_from['prepend_bos']}",
         **made_from,
     )
+    return replace(edit, alignment=edit.alignment_in(state.forward.model))
 
 
 def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: RomeConfig) -> None:

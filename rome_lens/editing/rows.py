@@ -36,7 +36,7 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
     Raises:
         ArgumentError: there is no entry. The hooks raise it too, if the batch has another number of
             rows.
-        ModelError: an edit was made on another model.
+        ModelError, ArgumentError: see :meth:`Edit.check_addition`.
 
     Example:
         >>> import rome_lens as rl
@@ -56,7 +56,7 @@ def row_hooks(model: LensModel, edits: Sequence[Edit | None]) -> list[Hook]:
         )
     distinct = {id(edit): edit for edit in edits if edit is not None}
     for edit in as_edits(list(distinct.values())) if distinct else ():
-        edit.check(model)
+        edit.check_addition(model)
     hooks = []
     for turn in zip_longest(*(() if edit is None else edit.parts for edit in edits)):
         for layer in sorted({part.layer for part in turn if part is not None}):
@@ -77,7 +77,9 @@ def _hooks_at(model: LensModel, layer: int, edits: Sequence[LayerEdit | None]) -
     dense = [
         (
             torch.tensor(
-                [row for row, each in enumerate(edits) if each is edit], device=weight.device
+                [row for row, each in enumerate(edits) if each is edit],
+                dtype=torch.long,
+                device=weight.device,
             ),
             edit,
         )

@@ -18,7 +18,6 @@ from rome_lens.editing.rome_method import rome
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
-from rome_lens.models import apply_and_revert
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, mlp_output
 
@@ -76,7 +75,7 @@ class Edits(Edit):
         gaps = []
         with ExitStack() as stack:
             for edit in self.edits:
-                if not apply_and_revert.in_weights(model, edit):
+                if not edit.is_applied(model):
                     stack.enter_context(edit.applied(model))
             for edit in self.edits:
                 if not isinstance(edit, RankOneEdit) or edit.key is None or edit.value is None:

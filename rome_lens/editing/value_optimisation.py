@@ -73,7 +73,7 @@ def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[
             log_p = state.log_probs(delta)
             if kl_initial is None:
                 kl_initial = log_p[-1].detach()
-            of_target = log_p[torch.arange(len(target)), target]
+            of_target = log_p[torch.arange(len(target), device=log_p.device), target]
             of_contexts = of_target.reshape(n_contexts, n_target).mean(1)
             nll = -of_contexts.mean()
             kl = config.kl_factor * (log_p[-1].exp() * (log_p[-1] - kl_initial)).sum()
@@ -112,7 +112,7 @@ class OptimisedValue:
     def losses(self) -> Float[Tensor, "step 3"]:
         """Negative log likelihood, weighted KL and weight decay at each step, in float64."""
         terms = [(step.nll, step.kl, step.decay) for step in self.steps]
-        return torch.tensor(terms, dtype=torch.float64)
+        return torch.tensor(terms, dtype=torch.float64, device="cpu")
 
 
 def optimised_values(

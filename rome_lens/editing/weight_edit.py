@@ -37,6 +37,10 @@ class WeightEdit(LayerEdit):
     """What ended the optimisation."""
     prepend_bos: bool | None = None
     """Whether the prompts started with a BOS token. None where that is not known."""
+    alignment: float | None = None
+    """``<W_out, delta> / ||delta||^2`` in the weights on which the edit was made, without other
+    applied edits. It tells later whether weights carry the edit. None in a file of an older version
+    or for an edit made by hand."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Versions of the packages that made the edit."""
 

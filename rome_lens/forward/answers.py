@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.arguments import texts, whole_number
+from rome_lens.arguments import text_pairs, texts, whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
-from rome_lens.forward.runs import chosen_logits
+from rome_lens.forward.runs import chosen_logits, finite_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
 from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook
@@ -75,10 +75,13 @@ def answer_log_probs(
         [-0.01, -9.12]
     """
     hooks = list(fwd_hooks)
+    questions = text_pairs("questions", questions, error=FactError)
     each = token_log_probs(
         model, questions, hooks_of_rows=lambda _marks: hooks, prepend_bos=prepend_bos
     )
-    return torch.stack([log_probs.sum() for log_probs in each])
+    totals = torch.stack([log_probs.sum() for log_probs in each])
+    finite_logits(totals.nan_to_num(nan=torch.nan, neginf=0.0)[:, None])  # probability 0 is one
+    return totals
 
 
 @visits_model
@@ -111,7 +114,7 @@ def knows(
     def greedy(
         _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
     ) -> bool:
-        return bool((log_p.argmax(-1) == ids).all())
+        return bool((finite_logits(log_p).argmax(-1) == ids).all())
 
     return _read_facts(model, as_facts(facts), greedy, prepend_bos)
 
@@ -191,7 +194,8 @@ def read_answers(
         FactError: there is no question, one is not a pair of texts, an answer is blank, or a prompt
             is empty or ends in a space.
     """
-    questions = _pairs(questions)
+    if not questions:
+        raise FactError("There is no question: give at least one pair of prompt and answer.")
     answers = [continuation(model, prompt, answer) for prompt, answer in questions]
     starts = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt, _ in questions]
     marks = [0] * len(questions) if marks is None else marks
@@ -214,46 +218,19 @@ def read_answers(
                 dict.fromkeys(cell for each in cells.values() for cell in each)
             )
         }
-        row_of_cell, position = torch.tensor(list(number)).T
+        row_of_cell, position = torch.tensor(list(number), dtype=torch.long, device="cpu").T
         tokens = pad_right([row[1:] for row in rows])
         hooks = hooks_of_rows([row[0] for row in rows])
         logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
         # Not log_softmax, which is less exact over a large vocabulary.
         normaliser = logits.logsumexp(-1, keepdim=True)
         for question, its_cells in cells.items():
-            own = torch.tensor([number[cell] for cell in its_cells], device=logits.device)
-            ids = torch.tensor(answers[question], device=logits.device)
+            own = torch.tensor(
+                [number[cell] for cell in its_cells], dtype=torch.long, device=logits.device
+            )
+            ids = torch.tensor(answers[question], dtype=torch.long, device=logits.device)
             results[question] = read(question, ids, logits[own] - normaliser[own])
     return [results[question] for question in range(len(questions))]
-
-
-def _pairs(questions: object) -> list[tuple[str, str]]:
-    """The questions as pairs of texts. A text of two letters is not a pair.
-
-    Raises:
-        FactError: there is no question, or one is not a pair of texts.
-    """
-    try:
-        if isinstance(questions, str | bytes | Mapping):
-            raise TypeError("not several")
-        listed = list(questions)  # type: ignore[call-overload]
-        wrong = [
-            each
-            for each in listed
-            if isinstance(each, str)
-            or len(pair := tuple(each)) != 2
-            or not all(isinstance(words, str) for words in pair)
-        ]
-    except TypeError:
-        listed, wrong = [], [questions]
-    if wrong:
-        raise FactError(
-            f"The questions hold {str(wrong[0])[:120]!r}, expected a list of pairs of a prompt and "
-            "an answer: [('The Louvre is in the city of', 'Paris')]."
-        )
-    if not listed:
-        raise FactError("There is no question: give at least one pair of prompt and answer.")
-    return [(prompt, answer) for prompt, answer in listed]
 
 
 def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -330,10 +307,10 @@ def top_answers(
             f"prompts is {list(prompts)!r}, expected at least one prompt, and none of them empty."
         )
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
-    row = torch.arange(len(rows))
-    position = torch.tensor([len(ids) - 1 for ids in rows])
+    row = torch.arange(len(rows), device="cpu")
+    position = torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.long, device="cpu")
     logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
-    best = [part.topk(count) for part in logits]
+    best = [finite_logits(part).topk(count) for part in logits]
     log_p = [
         each.values - part.logsumexp(-1, keepdim=True)
         for each, part in zip(best, logits, strict=True)
@@ -362,7 +339,7 @@ def _logits_in_batches(
     The logits of many cells over a large vocabulary would not fit in memory at once.
     """
     size = max(1, _LOGITS_PER_BATCH // model.cfg.d_vocab)
-    cells = torch.arange(len(row)).split(size)
+    cells = torch.arange(len(row), device="cpu").split(size)
     return [_logits_of_some(model, tokens, row[some], position[some], fwd_hooks) for some in cells]
 
 

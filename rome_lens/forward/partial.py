@@ -128,7 +128,7 @@ class PartialForward:
         self._has_past = past is not None
         if past is None:
             return finals
-        row = torch.ones(1, dtype=torch.long)
+        row = torch.ones(1, dtype=torch.long, device="cpu")
         later = self.resume(
             stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row)
         )
@@ -198,7 +198,8 @@ class PartialForward:
         self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
     ) -> Float[Tensor, " row"]:
         """``sum_i log p(answer_i)``, with token ``i`` read at position ``i`` of the last stream."""
-        tokens = torch.tensor(answer, device=stream.device).expand(len(stream), -1)[..., None]
+        tokens = torch.tensor(answer, dtype=torch.long, device=stream.device)
+        tokens = tokens.expand(len(stream), -1)[..., None]
         return self._log_probs(stream, tokens).sum((1, 2))
 
     def _log_probs(

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,13 +27,14 @@ from rome_lens.models.lens import (
     at_least_float32,
     device,
     mlp_output,
+    ordinary_default_device,
 )
 from rome_lens.models.model_argument import checked_model
 from rome_lens.models.visits import Temporary
 
 
-def evaluating(model: LensModel) -> Temporary[None]:
-    """Inside, the model is in evaluation mode (no dropout).
+def evaluating(model: LensModel) -> AbstractContextManager[None]:
+    """Inside, the model is in evaluation mode (no dropout), and torch's default device is ordinary.
 
     Afterwards, the training flag of every module is as it was.
     """
@@ -42,7 +44,16 @@ def evaluating(model: LensModel) -> Temporary[None]:
         for module in training:
             module.training = mode
 
-    return Temporary(model, put=lambda: set_training(False), take=lambda: set_training(True))
+    evaluation = Temporary(model, put=lambda: set_training(False), take=lambda: set_training(True))
+    return _both(evaluation, ordinary_default_device(model))
+
+
+@contextmanager
+def _both(
+    first: AbstractContextManager[None], second: AbstractContextManager[Any]
+) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def full_precision(model: LensModel) -> Temporary[None]:
@@ -54,22 +65,6 @@ def full_precision(model: LensModel) -> Temporary[None]:
         put=lambda: torch.set_autocast_enabled(kind, False),
         take=lambda: torch.set_autocast_enabled(kind, enabled),
     )
-
-
-def seeded(model: LensModel, seed: int) -> Temporary[None]:
-    """Inside, torch's global generators start from a seed. Afterwards they are as they were."""
-    before: list[Tensor] = []
-
-    def put() -> None:
-        before.extend([torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
-        torch.manual_seed(seed)
-
-    def take() -> None:
-        if before:
-            torch.set_rng_state(before[0])
-            torch.cuda.set_rng_state_all(before[1:])
-
-    return Temporary(model, put=put, take=take)
 
 
 def last_position_logits(model: LensModel) -> Temporary[None]:
@@ -89,9 +84,26 @@ def chosen_logits(
     """Logits at the cells ``(rows[i], positions[i])`` of one run, in at least float32."""
     with evaluating(model), torch.no_grad(), hooks_on(model, fwd_hooks):
         if has_hooks_after_blocks(model):  # these must find all rows and positions
-            return at_least_float32(model(tokens.to(device(model)))[rows, positions])
-        with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
-            return at_least_float32(model(tokens.to(device(model)))[:, 0])
+            logits = model(tokens.to(device(model)))[rows, positions]
+        else:
+            with unembedding_only(model, lambda stream: stream[rows, positions][:, None]):
+                logits = model(tokens.to(device(model)))[:, 0]
+    return at_least_float32(logits)
+
+
+def finite_logits(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row d_vocab"]:
+    """Logits or log probabilities, if none is NaN and the largest of each row is finite.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if wrong := int((~torch.isfinite(logits.amax(-1))).sum()):
+        raise ModelError(
+            f"The model's own logits are not finite at {wrong} of the {len(logits)} positions that "
+            "are read: its weights, an edit in them, or a hook on it hold or produce NaN or "
+            "infinite values."
+        )
+    return logits
 
 
 def log_probabilities(

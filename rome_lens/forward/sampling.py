@@ -1,22 +1,22 @@
 """Text from the model itself: random prefixes for contexts, samples for key statistics."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.arguments import texts as texts_of
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.backend import backend_of
-from rome_lens.forward.module_hooks import changing_logits, hooks_on
+from rome_lens.forward.module_hooks import changing_logits
 from rome_lens.forward.readout import finished
 from rome_lens.forward.runs import (
     evaluating,
+    finite_logits,
     full_precision,
     last_position_logits,
-    seeded,
 )
 from rome_lens.forward.tokens import pad_right, token_ids
 from rome_lens.models.door import visits_model
@@ -38,31 +38,39 @@ def sample_tokens(
 ) -> Int[Tensor, "batch pos"]:
     """Continue rows of equal length by ``new_tokens`` sampled tokens.
 
-    The model runs in the precision of its weights. The global random state is left as it was.
+    The model runs in the precision of its weights. The draws come from a generator of their own on
+    the CPU, so they are the same on every device, and neither read nor change the global random
+    state.
     """
-    options: dict[str, Any] = {
-        "do_sample": True,
-        "top_k": top_k,
-        "temperature": temperature,
-        "stop_at_eos": False,
-        "use_past_kv_cache": _uses_cache(model),
-    }
-    with (
-        evaluating(model),
-        torch.no_grad(),
-        seeded(model, seed),
-    ):
-        tokens = torch.tensor([list(row) for row in start], device=device(model))
-        with backend_of(model).attending_to_all(), full_precision(model):
-            out = model.generate(
-                tokens,
-                max_new_tokens=new_tokens,
-                return_type="tokens",
-                prepend_bos=False,
-                verbose=False,
-                **options,
-            )
-    return out.clone().cpu()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    rows: list[Int[Tensor, " row"]] = []
+
+    def choose(logits: Float[Tensor, "row d_vocab"]) -> Int[Tensor, " row"]:
+        rows.append(_drawn(logits.cpu(), generator, top_k=top_k, temperature=temperature))
+        return rows[-1]
+
+    tokens = torch.tensor([list(row) for row in start], dtype=torch.long, device=device(model))
+    with full_precision(model):
+        _generate(model, tokens, choose, new_tokens=new_tokens)
+    return torch.cat([tokens.cpu(), torch.stack(rows, dim=1)], dim=1)
+
+
+def _drawn(
+    logits: Float[Tensor, "row d_vocab"],
+    generator: torch.Generator,
+    *,
+    top_k: int | None,
+    temperature: float,
+) -> Int[Tensor, " row"]:
+    """One token per row, drawn from the softmax of its ``top_k`` largest logits, or of all."""
+    logits = logits / temperature
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    # Normalised before the softmax, as torch's Categorical does: a draw may hang on the last bit.
+    logits = logits.float()
+    probabilities = (logits - logits.logsumexp(-1, keepdim=True)).softmax(-1)
+    return torch.multinomial(probabilities, 1, replacement=True, generator=generator)[:, 0]
 
 
 @visits_model
@@ -97,6 +105,7 @@ def sample_continuations(
         ArgumentError: ``new_tokens`` is not a whole number of at least 1.
     """
     new_tokens = whole_number("new_tokens", new_tokens, least=1)
+    prompts = texts_of("prompts", prompts, error=FactError)
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + new_tokens > model.cfg.n_ctx:
@@ -136,44 +145,61 @@ def _sample(
     """
     shortest, new_tokens = min(map(len, starts)), noise.shape[1]
     steps = max(map(len, starts)) - shortest + new_tokens
-    unread = torch.tensor([len(start) - shortest for start in starts])
+    unread = torch.tensor(
+        [len(start) - shortest for start in starts], dtype=torch.long, device="cpu"
+    )
     rest = pad_right([[*start[shortest:], 0] for start in starts])
     fed: list[Int[Tensor, " row"]] = []
 
     def choose(logits: Float[Tensor, "row d_vocab"]) -> Int[Tensor, " row"]:
         step = len(fed)
-        best = logits.topk(min(top_k, logits.shape[-1]))
+        best = at_least_float32(logits).topk(min(top_k, logits.shape[-1]))
         below = best.values.double().softmax(-1).cumsum(-1).cpu()
         drawn = noise.gather(1, (step - unread).clamp(0, new_tokens - 1)[:, None])
         sampled = best.indices.cpu().gather(1, (below[:, :-1] <= drawn).sum(-1, keepdim=True))[:, 0]
         fed.append(torch.where(unread > step, rest[:, min(step, rest.shape[1] - 1)], sampled))
         return fed[-1]
 
-    tokens = torch.tensor([start[:shortest] for start in starts], device=device(model))
-    options: dict[str, Any] = {
-        "do_sample": False,
-        "stop_at_eos": False,
-        "prepend_bos": False,
-        "verbose": False,
-        "use_past_kv_cache": _uses_cache(model),
-    }
+    tokens = torch.tensor(
+        [start[:shortest] for start in starts], dtype=torch.long, device=device(model)
+    )
+    with model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
+        _generate(model, tokens, choose, new_tokens=steps)
+    rows = torch.stack(fed, dim=1).tolist()
+    return [row[start:][:new_tokens] for row, start in zip(rows, unread.tolist(), strict=True)]
+
+
+def _generate(
+    model: LensModel,
+    tokens: Int[Tensor, "row pos"],
+    choose: Callable[[Tensor], Tensor],
+    *,
+    new_tokens: int,
+) -> None:
+    """Run the model's ``generate``, with tokens that ``choose`` picks from the last logits."""
     with (
         evaluating(model),
         torch.no_grad(),
-        hooks_on(model, hooks),
-        last_position_logits(model),
+        backend_of(model).attending_to_all(),
+        _choosing(model, choose),
     ):
-        with backend_of(model).attending_to_all(), _choosing(model, choose):
-            model.generate(tokens, max_new_tokens=steps, return_type="tokens", **options)
-    rows = torch.stack(fed, dim=1).tolist()
-    return [row[start:][:new_tokens] for row, start in zip(rows, unread.tolist(), strict=True)]
+        model.generate(
+            tokens,
+            max_new_tokens=new_tokens,
+            return_type="tokens",
+            do_sample=False,
+            stop_at_eos=False,
+            prepend_bos=False,
+            verbose=False,
+            use_past_kv_cache=_uses_cache(model),
+        )
 
 
 def _choosing(model: LensModel, choose: Callable[[Tensor], Tensor]) -> Temporary[None]:
     """Inside, greedy generation takes the tokens that ``choose`` picks from the last logits."""
 
     def one_hot(logits: Tensor) -> Tensor:
-        tokens = choose(finished(model, at_least_float32(logits[:, -1])))
+        tokens = choose(finite_logits(finished(model, logits[:, -1])))
         return torch.zeros_like(logits[:, -1:]).scatter(
             -1, tokens.to(logits.device)[:, None, None], 1.0
         )
@@ -191,7 +217,8 @@ def _uses_cache(model: LensModel) -> bool:
 
 
 def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _text_after(model: LensModel, start: Sequence[int], ids: Sequence[int]) -> str:

@@ -18,7 +18,13 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.joining import Prompt, ends_in_space, joined
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.models.door import visits_model
-from rome_lens.models.lens import LensModel, ModelError, check_vocabulary, starts_with_bos
+from rome_lens.models.lens import (
+    LensModel,
+    ModelError,
+    check_vocabulary,
+    ordinary_default_device,
+    starts_with_bos,
+)
 from rome_lens.warning import warn
 
 Answer = Literal["first_token", "whole"]
@@ -76,7 +82,7 @@ def encode(model: LensModel, fact: Fact | Record, *, prepend_bos: bool | None = 
             f"{labels}."
         )
     return FactTokens(
-        tokens=torch.tensor(ids),
+        tokens=torch.tensor(ids, dtype=torch.long, device="cpu"),
         labels=tuple(labels),
         subject=(inside[0], inside[-1] + 1),
         answer=continuation(model, text, fact.target),
@@ -105,9 +111,10 @@ def token_ids(
     check_characters("The text", text, error=FactError)
     bos = starts_with_bos(model, prepend_bos)
     text = text[_second_bos(model, text, prepend_bos) :]
-    ids = (
-        [] if text == "" else model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
-    )
+    ids = []
+    if text != "":
+        with ordinary_default_device(model):
+            ids = model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
             f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
@@ -244,7 +251,8 @@ def pad_right(rows: Sequence[Sequence[int]], *, pad: int = 0) -> Int[Tensor, "ba
     In a causal model the padding changes nothing before it.
     """
     width = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows])
+    padded = [list(row) + [pad] * (width - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.long, device="cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

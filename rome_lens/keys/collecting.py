@@ -13,7 +13,7 @@ from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.keys.sums import KeySum, Reading, add_source
 from rome_lens.models.apply_and_revert import edited_layers
 from rome_lens.models.door import visits_model
-from rome_lens.models.fingerprints import fingerprint, w_out_fingerprint
+from rome_lens.models.fingerprints import exact, fingerprint, w_out_fingerprint
 from rome_lens.models.hook_names import has_hooks
 from rome_lens.models.lens import LensModel, w_out
 from rome_lens.storage import file_errors
@@ -266,6 +266,7 @@ def _collect(
 ) -> dict[int, KeyStatistics]:
     """Statistics of each layer: from the cache if they are there, all others in one pass."""
     model_fingerprint = fingerprint(model)
+    of_model = exact(model_fingerprint)
     # Keys depend on the W_out of earlier layers. Samples depend on that of all layers.
     before = {one: range(model.cfg.n_layers if source.kind == "samples" else one) for one in layers}
     edited = {one: [each for each in edited_layers(model) if each in before[one]] for one in layers}
@@ -274,9 +275,7 @@ def _collect(
         for one in layers
     }
     _warn_of_edits(edited)
-    names = {
-        one: f"{model_fingerprint}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers
-    }
+    names = {one: f"{of_model}-l{one}-{source.kind}-{short_hash([made[one]])}" for one in layers}
     paths = {one: store.path(KeyStatistics, name) for one, name in names.items()}
     unfinished = {
         one: path.with_suffix(".unfinished.safetensors")

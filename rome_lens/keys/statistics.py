@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -15,7 +15,7 @@ from rome_lens.arguments import whole_number
 from rome_lens.errors import RomeLensError
 from rome_lens.forward.runs import agreement
 from rome_lens.models.door import visits_model
-from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.fingerprints import exact, fingerprint, same_model
 from rome_lens.models.lens import LensModel, w_out
 from rome_lens.results import Stored
 
@@ -101,7 +101,7 @@ class KeyStatistics(Stored):
             ModelError: the model has no such layer, or no dense MLP there.
         """
         layer = whole_number("layer", layer, error=StatisticsError)
-        moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64)
+        moment = torch.eye(w_out(model, layer).shape[0], dtype=torch.float64, device="cpu")
         return cls(
             layer=layer,
             moment=moment,
@@ -154,7 +154,7 @@ class KeyStatistics(Stored):
         for name, values in (
             ("layers", {part.layer for part in parts}),
             ("widths", {len(part.moment) for part in parts}),
-            ("models", {part.model_fingerprint for part in parts} - {None}),
+            ("models", {exact(part.model_fingerprint) for part in parts} - {None}),
         ):
             if len(values) > 1:
                 raise StatisticsError(
@@ -172,11 +172,11 @@ class KeyStatistics(Stored):
                 f"The same source was given twice, so its keys would count twice: {twice}."
             )
         count = sum(part.count for part in parts)
-        moment = sum((part.count / count) * part.moment.double() for part in parts)
+        moment = reduce(torch.add, ((p.count / count) * p.moment.double() for p in parts))
         fingerprints = [p.model_fingerprint for p in parts if p.model_fingerprint is not None]
         return KeyStatistics(
             layer=self.layer,
-            moment=torch.as_tensor(moment),
+            moment=moment,
             count=count,
             model_fingerprint=fingerprints[0] if fingerprints else None,
             source=" + ".join(sources),
@@ -200,10 +200,11 @@ class KeyStatistics(Stored):
                 f"The statistics have shape {list(self.moment.shape)}, but the layer's keys have "
                 f"{d_mlp} entries: collect them on this model."
             )
-        if self.model_fingerprint not in (None, fingerprint(model)):
+        own = fingerprint(model)
+        if self.model_fingerprint is not None and not same_model(self.model_fingerprint, own):
             raise StatisticsError(
-                f"The statistics are of the model {self.model_fingerprint}, this one is "
-                f"{fingerprint(model)}: collect them on this model."
+                f"The statistics are of the model {exact(self.model_fingerprint)}, this one is "
+                f"{exact(own)}: collect them on this model."
             )
 
     def _ridged(self, ridge: float) -> Float[Tensor, "d_mlp d_mlp"]:
@@ -213,7 +214,7 @@ class KeyStatistics(Stored):
         if not ridge:
             return moment
         return moment + ridge * moment.diagonal().mean() * torch.eye(
-            len(moment), dtype=torch.float64
+            len(moment), dtype=torch.float64, device=moment.device
         )
 
     @cached_property

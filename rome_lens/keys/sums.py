@@ -132,9 +132,11 @@ def _add_chunk(
     names = [key_hook(one.layer) for one in sums]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        lengths = torch.tensor([len(rows[i]) for i in chosen])
+        lengths = torch.tensor([len(rows[i]) for i in chosen], dtype=torch.long, device="cpu")
         tokens = pad_right([rows[i] for i in chosen])
-        real = (torch.arange(tokens.shape[1])[None] < lengths[:, None]).to(device(model))
+        real = (torch.arange(tokens.shape[1], device="cpu")[None] < lengths[:, None]).to(
+            device(model)
+        )
         kept = run_through(model, tokens, last, names)
         by_layer = {one.layer: kept.pop(name)[real] for one, name in zip(sums, names, strict=True)}
         for layer, keys in by_layer.items():

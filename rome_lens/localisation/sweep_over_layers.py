@@ -221,14 +221,14 @@ def _check_statistics(
     for layer in layers:
         checked = Choice(statistics=statistics[layer], variant=variant).check(model, layer)
         # The factorisation is kept, and the edits use it again.
-        checked.solve(torch.zeros(len(checked.moment)), ridge=config.ridge)
+        checked.solve(checked.moment.new_zeros(len(checked.moment)), ridge=config.ridge)
 
 
 def _effects(traced: TracedFacts) -> dict[str, Any]:
     return {
         "effects": torch.stack([trace.indirect_effects[:, 0].double() for trace in traced]),
         "total_effects": torch.tensor(
-            [trace.total_effect for trace in traced], dtype=torch.float64
+            [trace.total_effect for trace in traced], dtype=torch.float64, device="cpu"
         ),
         "noise": traced.traces[0].noise,
     }
@@ -241,6 +241,7 @@ def _successes(sweep: EditSweep, layers: Sequence[int]) -> dict[str, Any]:
         measure: torch.tensor(
             [[_success(each, measure) for each in by_layer[layer]] for layer in layers],
             dtype=torch.float64,
+            device="cpu",
         ).T
         for measure in MEASURES
     }

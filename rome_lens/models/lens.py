@@ -12,6 +12,7 @@ the classes differ in a forward pass, see ``rome_lens/forward/backend.py``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, SupportsIndex
 
 import torch
@@ -152,6 +153,17 @@ def post_norm(model: LensModel, layer: int) -> Callable[[Tensor], Tensor] | None
 def device(model: LensModel) -> torch.device:
     """The device that the model computes on."""
     return torch.device(model.cfg.device) if model.cfg.device is not None else torch.device("cpu")
+
+
+def ordinary_default_device(model: LensModel) -> AbstractContextManager[Any]:
+    """Inside, tensors that are created without a device come to the CPU, as torch's own default is.
+
+    TransformerLens, transformers and torch's optimisers create such tensors and count on this. A
+    caller may have set another default. It stays where it is the model's own device, because the
+    caller's hooks may count on it.
+    """
+    default = torch.get_default_device()
+    return nullcontext() if default.type in ("cpu", device(model).type) else torch.device("cpu")
 
 
 @visits_model

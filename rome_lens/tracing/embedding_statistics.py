@@ -68,7 +68,11 @@ class EmbeddingLaw:
         Raises:
             ArgumentError: there are fewer than two tokens, or some embeddings are not finite.
         """
-        ids = torch.arange(model.cfg.d_vocab) if subjects is None else subject_ids(model, subjects)
+        ids = (
+            torch.arange(model.cfg.d_vocab, device="cpu")
+            if subjects is None
+            else subject_ids(model, subjects)
+        )
         if len(ids) < 2:
             raise ArgumentError(
                 f"The subjects {subjects!r} have one token in all, but a covariance needs at least "
@@ -102,7 +106,9 @@ def subject_ids(model: LensModel, subjects: Sequence[str]) -> Int[Tensor, " toke
             "one."
         )
     return torch.tensor(
-        [i for subject in subjects for i in token_ids(model, subject, prepend_bos=False)]
+        [i for subject in subjects for i in token_ids(model, subject, prepend_bos=False)],
+        dtype=torch.long,
+        device="cpu",
     )
 
 
@@ -127,7 +133,7 @@ def _moments(
     """
     origin = next(embed_in_slices(model, ids[:1]))[0].cpu().double()
     first = torch.zeros_like(origin)
-    second = torch.zeros(len(origin), len(origin), dtype=torch.float64)
+    second = torch.zeros(len(origin), len(origin), dtype=torch.float64, device="cpu")
     for rows in embed_in_slices(model, ids):
         rows = rows.cpu().double() - origin
         first += rows.sum(0)

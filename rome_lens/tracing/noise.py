@@ -24,6 +24,7 @@ from rome_lens.models.lens import LensModel, at_least_float32
 from rome_lens.tracing.embedding_statistics import EmbeddingLaw, embedding_std
 
 _DEFAULT_SCALE = 3.0
+_DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults
 
 
 class NoiseError(RomeLensError):
@@ -123,7 +124,7 @@ class _ScaledNoise:
             level = self._times_scale(embedding_std(model, self.subjects))
         else:
             level = self._times_scale(float(at_least_float32(prompt.embeddings).std()))
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         draws = self._draw((samples, *prompt.embeddings.shape), generator)
         return level * draws.to(prompt.embeddings)
 
@@ -169,7 +170,7 @@ class GaussianNoise(_ScaledNoise):
     """
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, **_DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,7 @@ class UniformNoise(_ScaledNoise):
     """
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        return 2.0 * torch.rand(shape, generator=generator) - 1.0
+        return 2.0 * torch.rand(shape, generator=generator, **_DRAWN) - 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +217,11 @@ class StudentTNoise(_ScaledNoise):
         _set(self, "degrees", degrees)
 
     def _draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        normal = torch.randn(shape, generator=generator)
+        normal = torch.randn(shape, generator=generator, **_DRAWN)
         # Inverts chi-square's survival function: torch's own draws take no public generator.
-        survival = torch.rand((*shape[:2], 1), generator=generator, dtype=torch.float64)
+        survival = torch.rand(
+            (*shape[:2], 1), generator=generator, dtype=torch.float64, device="cpu"
+        )
         chi_square = torch.from_numpy(chdtri(self.degrees, survival.numpy()))
         return normal * ((self.degrees - 2.0) / chi_square).sqrt().float()
 
@@ -284,8 +287,9 @@ class MultivariateGaussianNoise:
                 f"{law!r} was fitted to another model: it has d_model {len(law.mean)}, this model "
                 f"has {d_model}. Call fitted with this model."
             )
-        generator = torch.Generator().manual_seed(self.seed)
-        normal = torch.randn((samples, *prompt.embeddings.shape), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        shape = (samples, *prompt.embeddings.shape)
+        normal = torch.randn(shape, generator=generator, **_DRAWN)
         return (law.mean + self.scale * (normal.double() @ law.root)).to(prompt.embeddings)
 
     def _fit(self, model: LensModel) -> EmbeddingLaw:

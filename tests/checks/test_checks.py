@@ -1,5 +1,6 @@
 """Checks on the toy model: rows against plain runs, one batch for all, and what is refused."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -577,3 +578,109 @@ def test_top_answers_are_the_likeliest(toy: Any, toy_record: rl.data.Record) -> 
             best = toy(toy.to_tokens(prompt))[0, -1].softmax(-1).topk(3)
         assert list(answer.probabilities) == pytest.approx(best.values.tolist(), rel=1e-4)
         assert list(answer.tokens) == [toy.tokenizer.decode([int(i)]) for i in best.indices]
+
+
+def test_fidelity_leaves_out_and_counts_texts_that_name_the_edited_subject(
+    one_toy: Any, toy_records: Any, toy_edits: list[rl.RankOneEdit]
+) -> None:
+    """Such a text tells that the edit works, not that it harms other text."""
+    first, second = toy_records[0], toy_records[1]
+    own = [f"{record.fact.text} {record.fact.target}." for record in (first, second)]
+    other = f"{toy_records[4].fact.text} {toy_records[4].fact.target}."
+    shouted = own[0].upper()
+    plain = rl.checks.fidelity(one_toy, toy_edits[0], first, texts=[other], new_tokens=0)
+    found = rl.checks.fidelity(
+        one_toy, toy_edits[0], first, texts=[own[0], other, shouted], new_tokens=0
+    )
+    assert [row.prompt for row in found.rows] == [other]
+    assert found.effect == plain.effect
+    left_out = "texts left out, which name the edited subject"
+    assert found[left_out].mean == 2.0
+    assert "2 texts name the subject and were left out" in found.reading
+    assert left_out not in plain.reading
+    both = rl.Edits(edits=tuple(toy_edits[:2]))
+    joined = rl.checks.fidelity(one_toy, both, first, texts=[*own, other], new_tokens=0)
+    assert [row.prompt for row in joined.rows] == [other]
+    assert not rl.checks.fidelity(one_toy, toy_edits[0], first, texts=own[:1]).asked
+    # The control is another edit, on the texts that do not name its own subject.
+    options: Any = {"texts": [own[1], other], "new_tokens": 0}
+    controlled = rl.checks.fidelity(one_toy, toy_edits[0], first, others=[toy_edits[1]], **options)
+    assert [row.control is None for row in controlled.rows] == [True, False]
+    # Over several facts it is the same.
+    edits = iter(toy_edits[:2])
+    limits = rl.check_records(
+        one_toy, [first, second], lambda _model, _fact: next(edits), texts=[*own, other],
+        samples=0, new_tokens=0,
+    ).limits[0]["fidelity"]  # fmt: skip
+    assert [row.control is None for row in limits.rows] == [True, False]
+
+
+def test_a_model_whose_logits_are_not_finite_is_named_and_not_answered_for(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    model = copy.deepcopy(one_toy)
+    model.unembed.b_U.data[3] = float("nan")
+    edit = dataclasses.replace(edit, model_fingerprint=None)
+    statistics = rl.KeyStatistics.identity(model, layer=2)
+    for ask in (
+        lambda: rl.knows(model, record),
+        lambda: rl.top_answers(model, [record.fact.text]),
+        lambda: rl.answer_log_probs(model, [(record.fact.text, record.fact.target)]),
+        lambda: rl.check_limits(model, edit, record, samples=0, new_tokens=0),
+        lambda: rl.evaluate(model, edit, record),
+        lambda: rl.rome(model, record, layer=2, statistics=statistics),
+        lambda: rl.random_contexts(model),
+        lambda: rl.causal_trace(model, record.fact, samples=2),
+    ):
+        with pytest.raises(rl.RomeLensError, match=r"not finite|nan"):
+            ask()
+
+
+def test_a_single_text_is_not_read_letter_by_letter(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, unchecked: Any
+) -> None:
+    """Nor is any other single thing where several are expected."""
+    text, model = record.fact.text, one_toy
+    asked: list[Any] = [
+        lambda: rl.check_limits(model, edit, record, texts=text),
+        lambda: rl.checks.fidelity(model, edit, record, texts=text),
+        lambda: rl.check_records(model, [record], lambda *_: edit, texts=text),
+        lambda: rl.top_answers(model, text),
+        lambda: rl.answer_log_probs(model, (text, "Pralec")),
+        lambda: rl.answer_log_probs(model, ["ab"]),
+        lambda: rl.answer_log_probs(model, "ab"),
+        lambda: rl.edit_firings(model, edit, text),
+        lambda: rl.collect_key_statistics(model, layer=2, texts=text),
+        lambda: rl.collect_key_statistics(model, layer=2, openings=text),
+        lambda: rl.collect_key_statistics(model, layer="12", texts=[text]),
+        lambda: rl.collect_key_statistics(model, layer=2, tokens="12"),
+        lambda: rl.rome(model, record, layer=2, statistics=None, contexts="{}"),
+        lambda: rl.fine_tune(model, record, layer=2, contexts="{}"),
+        lambda: rl.rome_sequence(model, "ab", layer=2, statistics=None),
+        lambda: rl.GaussianNoise(subjects=text),
+        lambda: rl.causal_trace(model, record.fact, layers="12"),
+        lambda: rl.causal_trace(model, record.fact, positions="12"),
+        lambda: rl.causal_trace(model, record.fact, heads="12"),
+        lambda: rl.attribution_trace(model, record.fact, layers="12"),
+        lambda: rl.severed_trace(model, record.fact, severed="mlp", layers="12"),
+        lambda: rl.trace_facts(model, text),
+        lambda: rl.trace_facts(model, [record], layers="12"),
+        lambda: rl.knows(model, text),
+        lambda: rl.layer_sweep(model, [record.fact], layers="12"),
+        lambda: rl.evaluate_all(model, "ab", [record, record]),
+        lambda: rl.compare_editors(model, [record], "ab"),
+        lambda: rl.row_hooks(model, "ab"),
+        lambda: rl.Edits(edits="ab"),
+        lambda: rl.forward.sample_continuations(model, "ab", new_tokens=2, seeds=[0, 1]),
+    ]
+    answered = []
+    for i, ask in enumerate(asked):
+        try:
+            ask()
+        except rl.RomeLensError:
+            continue
+        except Exception as error:
+            answered.append((i, repr(error)))
+        else:
+            answered.append((i, "answered"))
+    assert not answered

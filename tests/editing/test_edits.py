@@ -397,6 +397,99 @@ def test_an_edit_with_nan_is_not_made() -> None:
             rl.RankOneEdit(layer=1, u=torch.tensor([0.0, number]), v=torch.zeros(3))
 
 
+def test_an_edit_that_overflows_the_models_type_is_refused(one_toy: Any) -> None:
+    model = copy.deepcopy(one_toy).to(torch.float16)
+    plain = dataclasses.replace(random_edit(one_toy), model_fingerprint=None)
+    u, v = plain.u / plain.u.abs().max(), plain.v / plain.v.abs().max()
+    large = dataclasses.replace(plain, u=u, v=7e4 * v)  # above float16's largest number, 65504
+    hidden = dataclasses.replace(plain, u=1e-3 * u, v=7e4 * v)  # delta fits, v does not
+    half = dataclasses.replace(plain, u=u, v=4e4 * v)  # each fits, both together do not
+    before = w_out(model, 1).clone()
+    for edit in (large, hidden, rl.Edits(edits=(half, half))):
+        for use in (edit.apply, edit.fwd_hooks, in_a_block(edit)):
+            with pytest.raises(ModelError, match=r"does not fit into torch\.float16"):
+                use(model)
+    half.check_addition(model)
+    assert torch.equal(w_out(model, 1), before)
+
+
+def in_a_block(edit: rl.Edit) -> Any:
+    def use(model: Any) -> None:
+        with edit.applied(model):
+            pass
+
+    return use
+
+
+@pytest.mark.parametrize("way", ["loaded", "kept"])
+def test_an_edit_that_is_in_the_weights_already_is_refused(
+    toy: Any, toy_records: Any, toy_edits: list[rl.RankOneEdit], way: str
+) -> None:
+    fact = toy_records[0].fact
+    tuned = rl.fine_tune(toy, fact, layer=2, steps=3, lr=1e-2, norm_constraint=0.05)
+    bare = dataclasses.replace(toy_edits[0], key=None, value=None)
+    both = rl.Edits(edits=(toy_edits[0], toy_edits[1]))
+    for edit in (toy_edits[0], tuned, bare, both):
+        other = copy.deepcopy(toy)
+        if way == "loaded":
+            other.load_state_dict(edit.state_dict(toy))
+        else:
+            edit.apply(other)
+            rl.keep_edits(other)
+        before = w_out(other, 2).clone()
+        assert edit.is_applied(other)
+        uses = [edit.apply, edit.fwd_hooks, edit.state_dict, in_a_block(edit)]
+        uses += [lambda model, edit=edit: rl.row_hooks(model, [edit])]
+        uses += [rl.Edits(edits=(toy_edits[2], *edit.parts)).apply]
+        for use in uses:
+            with pytest.raises(ModelError, match=r"carry .* already"):
+                use(other)
+        for check in (rl.check_limits, rl.evaluate):
+            with pytest.raises(ModelError, match="already"):
+                check(other, edit, toy_records[0])
+        assert torch.equal(w_out(other, 2), before)
+        toy_edits[3].check_addition(other)  # an edit of another fact is not taken for it
+
+
+def test_no_edit_is_taken_for_one_that_is_in_the_weights(
+    one_toy: Any, toy_records: Any, toy_edit: rl.RankOneEdit, toy_statistics: Any
+) -> None:
+    """A null edit, an edit made on top of another one, and two edits of one fact."""
+    dataclasses.replace(toy_edit, v=0 * toy_edit.v).check_addition(one_toy)
+    london = rl.Fact(
+        toy_edit.fact.prompt,
+        subject=toy_edit.fact.subject,
+        target=toy_edit.fact.target,
+        new_target=toy_records[1].fact.target,
+    )
+    made = rl.rome_sequence(
+        one_toy,
+        [toy_edit.fact, london],
+        layer=2,
+        statistics=toy_statistics,
+        contexts=["{}"],
+        config=rl.RomeConfig(steps=8),
+    )
+    with made.applied(one_toy):
+        pass
+    for edit in made.edits:
+        edit.check_addition(one_toy)
+    model = copy.deepcopy(one_toy)
+    model.load_state_dict(made.edits[0].state_dict(one_toy))
+    made.edits[1].check_addition(model)
+    rl.rome(model, london, layer=2, statistics=toy_statistics, contexts=["{}"]).check_addition(
+        model
+    )
+
+
+def test_an_edit_applied_twice_on_purpose_is_no_edit_of_the_weights(
+    toy: Any, toy_edit: Any
+) -> None:
+    with toy_edit.applied(toy), toy_edit.applied(toy):
+        assert len(rl.applied_edits(toy)) == 2
+        assert not toy_edit.is_part_of_weights(toy)
+
+
 def test_a_copy_of_the_model_has_its_own_edits(few_tiny_models: Any, untouched: Any) -> None:
     model = few_tiny_models
     untouched(model)

@@ -189,12 +189,20 @@ def test_probabilities_that_are_not_finite_are_not_scored(
     few_tiny_models: Any, untouched: Any
 ) -> None:
     untouched(few_tiny_models)
-    edit = rank_one(few_tiny_models)
-    with pytest.raises(
-        EvaluationError,
-        match=r"'Wanda Brandt'.*after 'Then Wanda Brandt.*' the edited model gives 'Pralec'",
-    ):
-        rl.evaluate(few_tiny_models, dataclasses.replace(edit, v=1e38 * edit.v), a_record())
+
+    class Broken:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def fwd_hooks(self, model: Any) -> list[Any]:
+            return [("blocks.1.hook_mlp_out", lambda value, hook: value * self.factor)]
+
+    for factor in (math.nan, math.inf):
+        with pytest.raises(
+            EvaluationError,
+            match=r"'Wanda Brandt'.*after 'Then Wanda Brandt.*' the edited model gives 'Pralec'",
+        ):
+            rl.evaluate(few_tiny_models, Broken(factor), a_record())
 
 
 def test_the_frame_has_a_row_for_each_prompt(one_toy: Any) -> None:

@@ -826,3 +826,43 @@ def test_a_number_of_tokens_that_cannot_be_generated_is_refused(
         message = f"new_tokens is {count!r}, expected a whole number of at least 1"
         with pytest.raises(ValueError, match=message):
             sample_continuations(one_toy, TEXTS[:1], new_tokens=count, seeds=[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_and_edits_fit_the_model_in_another_precision(
+    toy: Any, toy_records: Any, toy_statistics: Any, toy_edit: Any, dtype: torch.dtype
+) -> None:
+    half = rl.load_model("toy", model_class=type(toy).__name__).to(dtype)
+    back = copy.deepcopy(half).to(torch.float32)
+    toy_statistics.check(half, layer=2)
+    toy_statistics.check(back, layer=2)
+    with toy_edit.applied(half):
+        assert toy_edit.is_applied(half)
+    identity = rl.KeyStatistics.identity(half, layer=2)
+    made = rl.rome(
+        half,
+        toy_records[0],
+        layer=2,
+        statistics=toy_statistics,
+        contexts=["{}"],
+        config=rl.RomeConfig(steps=2),
+    )
+    for model in (toy, half, back):
+        identity.check(model, layer=2)
+        made.check_addition(model)
+    # What an older version stored is the first hash alone.
+    older = dataclasses.replace(identity, model_fingerprint=identity.model_fingerprint[:16])
+    older.check(toy, layer=2)
+    other = copy.deepcopy(half)
+    other.blocks[0].mlp.W_in.data.mul_(1.01)  # more than rounding
+    for strange in (other, copy.deepcopy(other).to(torch.float32)):
+        with pytest.raises(StatisticsError, match="of the model"):
+            toy_statistics.check(strange, layer=2)
+        with pytest.raises(rl.RomeLensError, match="made on the model"):
+            made.check(strange)
+
+
+@pytest.mark.parametrize("name", ["layer", "count"])
+def test_statistics_of_fewer_than_no_keys_are_refused(name: str) -> None:
+    with pytest.raises(StatisticsError, match=f"{name} is -1, expected a whole number of at least"):
+        full(**{name: -1})

@@ -134,10 +134,18 @@ def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
     It acts at the same place and is as strong, but is about nothing.
     """
     drawn = torch.randn(
-        len(edit.v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        len(edit.v),
+        generator=torch.Generator("cpu").manual_seed(seed),
+        dtype=torch.float64,
+        device="cpu",
     ).to(edit.v)
     return replace(
-        edit, v=drawn * (edit.v.norm() / drawn.norm()), value=None, losses=None, probability=None
+        edit,
+        v=drawn * (edit.v.norm() / drawn.norm()),
+        value=None,
+        losses=None,
+        probability=None,
+        alignment=None,
     )
 
 

@@ -1,11 +1,13 @@
 """Fidelity of the patch: does the model still work, or does the edit disable it?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from rome_lens import data
+from rome_lens.arguments import texts as several_texts
 from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import Answers, PromptAnswer, text_question, text_row
 from rome_lens.checks.asking import Continuations
@@ -13,7 +15,7 @@ from rome_lens.checks.check import Check, checked_record, run_check
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.joining import joined
-from rome_lens.data.record_type import Record
+from rome_lens.data.record_type import Record, names_subject, without_article
 from rome_lens.editing.edit import LayerEdit
 from rome_lens.editing.firing import edit_firings
 from rome_lens.editing.rank_one_edit import RankOneEdit
@@ -26,6 +28,7 @@ from rome_lens.models.lens import LensModel, mlp_output, w_out
 NORM = "||delta|| / ||W_out||"
 AT_SUBJECT = "||(u . k*) v|| / ||k* W_out + b_out||"
 ELSEWHERE = "mean |u . k| / (u . k*) over other text"
+LEFT_OUT = "texts left out, which name the edited subject"
 SIZES = (NORM, AT_SUBJECT, ELSEWHERE)
 OTHER_EDITS = ", other edits"
 OPENING = 5
@@ -66,7 +69,9 @@ def fidelity(
         others: edits of other facts on the same model, for comparison. None are made here.
         texts: ordinary texts of several words each. None takes those of ``rl.data.held_texts()``
             that fit the model's context, or, if none fits, the record's neighbours with their
-            answers.
+            answers. A text that names the edited subject, or one of the record's aliases, is left
+            out, because the edit is meant to change it. The result counts these texts. A control
+            edit is read on the texts that do not name its own subject.
         new_tokens: length of what the model writes; 0 writes nothing.
         seed: seed of what the model writes.
 
@@ -77,21 +82,48 @@ def fidelity(
         RecordError, ModelError: as for :func:`rome_lens.check_limits`.
     """
     record = checked_record(edit, record)
-    texts = other_texts(model, record, texts, prepend_bos)
-    check = Fidelity(others=tuple(others), texts=tuple(texts), new_tokens=new_tokens, seed=seed)
+    read, left_out = other_texts(model, edit, record, texts, prepend_bos)
+    check = Fidelity(
+        others=tuple(others), texts=read, left_out=left_out, new_tokens=new_tokens, seed=seed
+    )
     return run_check(check, model, edit, record, prepend_bos)
 
 
 def other_texts(
-    model: LensModel, record: Record, texts: Sequence[str] | None, prepend_bos: bool | None
-) -> Sequence[str]:
-    """The texts that :func:`fidelity` reads: those given, or the default ones."""
-    if texts is not None:
-        return texts
-    held = [text for text in data.held_texts() if _fits(model, text, prepend_bos)]
-    return held or [
-        f"{joined(question.prompt, question.target)}." for question in record.neighborhood
-    ]
+    model: LensModel,
+    edit: Any,
+    record: Record,
+    texts: Sequence[str] | None,
+    prepend_bos: bool | None,
+) -> tuple[tuple[str, ...], int]:
+    """The texts that :func:`fidelity` reads, given or default, and how many it leaves out.
+
+    A text that names the edited subject is left out: what the edit does there is its purpose.
+
+    Raises:
+        ArgumentError: ``texts`` is a single text.
+    """
+    if texts is None:
+        given = tuple(text for text in data.held_texts() if _fits(model, text, prepend_bos))
+        given = given or tuple(
+            f"{joined(each.prompt, each.target)}." for each in record.neighborhood
+        )
+    else:
+        given = several_texts("texts", texts)
+    names = (record.fact.subject, *record.aliases, *_subjects(edit))
+    read = tuple(text for text in given if not _mentions(text, names))
+    return read, len(given) - len(read)
+
+
+def _subjects(edit: Any) -> list[str]:
+    """The subjects of an edit or of its parts, as far as it names its facts."""
+    facts = [getattr(part, "fact", None) for part in getattr(edit, "parts", (edit,))]
+    return [fact.subject for fact in facts if isinstance(fact, Fact)]
+
+
+def _mentions(text: str, names: Iterable[str]) -> bool:
+    """Whether a text holds one of the names as whole words, in any case, with or without "the"."""
+    return any(names_subject(without_article(name.strip()), text) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +133,9 @@ class Fidelity(Check):
     others: Sequence[Any] = ()
     """Edits of other facts, the control."""
     texts: Sequence[str] = ()
-    """The texts to read."""
+    """The texts to read, without those that name the edited subject."""
+    left_out: int = 0
+    """How many texts were left out because they name it."""
     new_tokens: int = 30
     """Length of what the model writes after the first words of each text."""
     seed: int = 0
@@ -109,7 +143,7 @@ class Fidelity(Check):
 
     name = "fidelity"
     asks = "Does the model still read and write other text as it did?"
-    lacks = "there is no text, give texts=[...]"
+    lacks = "there is no text that does not name the edited subject, give texts=[...]"
 
     def __post_init__(self) -> None:
         whole_number("new_tokens", self.new_tokens, least=0)
@@ -141,7 +175,8 @@ class Fidelity(Check):
         found: list[Measure] = []
         for name in SIZES:
             own, *others = [
-                _size(model, each, name, self.texts, prepend_bos) for each in (edit, *self.others)
+                _size(model, each, name, self._read_by(each), prepend_bos)
+                for each in (edit, *self.others)
             ]
             known = [size for size in others if size is not None]
             sizes = {name: [] if own is None else [own], name + OTHER_EDITS: known}
@@ -154,7 +189,11 @@ class Fidelity(Check):
         for text in self.texts:
             question = text_question(text)
             own = text_row(answers[question], "text")
-            others = [text_row(each[question], "text") for each in answers.under_controls]
+            others = [
+                text_row(each[question], "text")
+                for other, each in zip_longest(self.others, answers.under_controls)
+                if text in self._read_by(other)
+            ]
             control = _mean([other.change for other in others])
             rows.append(replace(own, effect=own.change, control=control))
         written = self._written(answers)
@@ -169,9 +208,17 @@ class Fidelity(Check):
             effect_is="change of other texts' nats per token",
             control_is="the same for edits of other facts",
             rows=(*rows, *written),
-            further=(*answers.measures, *make_measures(entropies)),
+            further=(*answers.measures, *make_measures(entropies), *self._left_out()),
         )
         return result.with_reading(_reading(result))
+
+    def _left_out(self) -> tuple[Measure, ...]:
+        return make_measures({LEFT_OUT: [float(self.left_out)] if self.left_out else []})
+
+    def _read_by(self, edit: Any) -> list[str]:
+        """The texts that tell something of an edit: those that do not name its subject."""
+        names = _subjects(edit)
+        return [text for text in self.texts if not _mentions(text, names)]
 
     def _written(self, answers: Answers) -> list[CheckRow]:
         """Entropy of what the model writes after each text's first words, before and after."""
@@ -197,7 +244,8 @@ class Fidelity(Check):
 def with_each_other_as_control(results: Sequence[CheckResult]) -> list[CheckResult]:
     """The same results, each with all others as its control.
 
-    This is what ``others`` would give, without another run. All results must be of the same texts.
+    This is what ``others`` would give, without another run. All results must be of the same texts,
+    apart from those that name their subjects.
     """
     asked = [result for result in results if result.asked]
     return [
@@ -209,10 +257,12 @@ def with_each_other_as_control(results: Sequence[CheckResult]) -> list[CheckResu
 def _with_control(own: CheckResult, others: Sequence[CheckResult]) -> CheckResult:
     if not others:
         return own
-    changes = [[row.change for row in other.rows if row.kind == "text"] for other in others]
+    changes: dict[str, list[float]] = {}
+    for row in (row for other in others for row in other.rows if row.kind == "text"):
+        changes.setdefault(row.prompt, []).append(row.change)
     rows = [
-        replace(row, control=_mean([each[i] for each in changes])) if row.kind == "text" else row
-        for i, row in enumerate(own.rows)
+        replace(row, control=_mean(changes.get(row.prompt, []))) if row.kind == "text" else row
+        for row in own.rows
     ]
     further = []
     for measure in own.further:
@@ -251,7 +301,7 @@ def _size(
     if name == AT_SUBJECT:
         added = (edit.u @ edit.key).abs() * edit.v.norm()
         return float(added / mlp_output(model, edit.layer, edit.key).norm().to(added))
-    if name == ELSEWHERE:
+    if name == ELSEWHERE and texts:
         firings = edit_firings(model, edit, texts, prepend_bos=prepend_bos)
         return _mean([float(value) for each in firings for value in each.values.abs()])
     return None
@@ -280,4 +330,6 @@ def _reading(result: CheckResult) -> str:
         )
     if ELSEWHERE in numbers:
         reading += f"; on other text it fires with {numbers[ELSEWHERE]:.3f} on average"
+    if LEFT_OUT in numbers:
+        reading += f"; {numbers[LEFT_OUT]:.0f} texts name the subject and were left out"
     return reading + "."
