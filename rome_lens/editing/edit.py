@@ -183,6 +183,7 @@ class Edit(Stored):
                     f"{', and '.join(differences)}. Make the edit again on this model."
                 )
 
+    @visits_model
     def check_addition(self, model: LensModel) -> None:
         """Check that the edit fits this model, and that adding it to the weights makes sense.
 
@@ -293,6 +294,7 @@ class LayerEdit(Edit):
                 "1e-3) if its statistics are nearly singular."
             )
 
+    @visits_model
     def is_part_of_weights(self, model: LensModel) -> bool:
         """Whether the weights carry the edit other than by ``apply``, as after loading them.
 
@@ -306,6 +308,7 @@ class LayerEdit(Edit):
         now = self.alignment_in(model)
         return now is not None and abs(now - self.alignment - 1.0) < _SAME
 
+    @visits_model
     def alignment_in(self, model: LensModel) -> float | None:
         """``<W_out, delta> / ||delta||^2`` without the applied edits; None if ``delta`` is 0."""
         along = self.aligned(apply_and_revert.unrecorded(model, self.layer))

@@ -12,6 +12,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.editing.config import Stopped, Variant
 from rome_lens.editing.edit import LayerEdit
 from rome_lens.models import apply_and_revert
+from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, raw_output
 from rome_lens.storage import installed_versions
 
@@ -116,6 +117,7 @@ class RankOneEdit(LayerEdit):
         u, v = self.u.double(), self.v.double()
         return float((u @ weight.to(u) @ v) / (u.square().sum() * v.square().sum()))
 
+    @visits_model
     def is_part_of_weights(self, model: LensModel) -> bool:
         """Whether the weights carry the edit other than by ``apply``, as after loading them.
 

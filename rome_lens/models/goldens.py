@@ -101,7 +101,10 @@ def _check_log_probs(
     golden: Golden,
     logits_of: Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]],
 ) -> None:
-    text, expected = next(iter(golden.tokens)), torch.tensor(golden.log_probs)
+    text, expected = (
+        next(iter(golden.tokens)),
+        torch.tensor(golden.log_probs, dtype=torch.float32, device="cpu"),
+    )
     actual = log_probs_of(logits_of, [golden.bos, *golden.tokens[text]])
     off = (actual - expected).abs()
     if not bool((off <= TOLERANCE).all()):
@@ -117,7 +120,7 @@ def log_probs_of(
     logits_of: Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]], tokens: list[int]
 ) -> Float[Tensor, " later"]:
     """Log probability of each token but the first, given those before it, in full precision."""
-    row = torch.tensor([tokens])
+    row = torch.tensor([tokens], dtype=torch.long, device="cpu")
     with torch.no_grad():
         logits = logits_of(row)[0, :-1].float().cpu()
     chosen = logits.gather(-1, row[0, 1:, None])[:, 0]

@@ -120,7 +120,7 @@ def usable_device(device: str | torch.device) -> str:
     try:
         if not isinstance(device, str | torch.device):
             raise TypeError("not a name and not a torch.device")
-        torch.empty(1, device=device)
+        torch.empty(1, dtype=torch.float32, device=device)
     # torch raises an AssertionError, ImportError or RuntimeError for a device that is not there.
     except Exception as error:
         raise ModelError(
@@ -216,7 +216,7 @@ def _sample_log_probs(
     config: Any, logits_of: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "1 pos d_vocab"]:
     """Log probabilities after some tokens from all over the vocabulary."""
-    tokens = torch.arange(1, 9) * (config.get_text_config().vocab_size // 9)
+    tokens = torch.arange(1, 9, device="cpu") * (config.get_text_config().vocab_size // 9)
     with torch.no_grad():
         return logits_of(tokens[None]).float().log_softmax(-1).cpu()
 

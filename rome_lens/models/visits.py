@@ -50,7 +50,7 @@ class Room:
         me = threading.get_ident()
         while (owner := self._owner.setdefault("thread", me)) != me:  # setdefault is atomic
             visit, frame = self.visit, sys._current_frames().get(owner)
-            if visit is not None and not visit.is_below(frame):
+            if visit is not None and visit.is_over(frame):
                 visit.end()
             elif frame is None:  # the thread has ended inside a block that it never left
                 self._holders.clear()
@@ -103,6 +103,7 @@ class Visit:
         self._model = model
         self._room = room_of(model)
         self._frame = frame
+        self._bottom = _stack(frame)[-1]
         self._settings: list[_Setting] = []
         self._gradients = torch.is_grad_enabled()
         self.changes: dict[Temporary[Any], None] = {}
@@ -128,11 +129,30 @@ class Visit:
             self._room.visit = None
         self._room.release(self)
 
-    def is_below(self, frame: FrameType | None) -> bool:
+    def is_below(self, frame: FrameType) -> bool:
         """Whether the call is still running, on the stack whose top is this frame."""
-        while frame is not None and frame is not self._frame:
-            frame = frame.f_back
-        return frame is not None
+        return self._frame in _stack(frame)
+
+    def is_over(self, frame: FrameType | None) -> bool:
+        """Whether the call has ended, seen from another thread.
+
+        Args:
+            frame: the top of the stack of the call's own thread; None if that has ended. It runs on
+                while we look, and a generator that has just yielded hides what lies below it. So
+                only a stack that is seen down to its bottom counts.
+        """
+        if frame is None:
+            return True
+        stack = _stack(frame)
+        return stack[-1] is self._bottom and self._frame not in stack
+
+
+def _stack(frame: FrameType) -> list[FrameType]:
+    """A frame and the frames below it."""
+    stack = [frame]
+    while (below := stack[-1].f_back) is not None:
+        stack.append(below)
+    return stack
 
 
 class Temporary(AbstractContextManager[Value], Generic[Value]):

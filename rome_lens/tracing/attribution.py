@@ -17,7 +17,7 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
-from rome_lens.tracing.clean_run import CleanRun, probability, run_clean
+from rome_lens.tracing.clean_run import CleanRun, run_clean
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import AttributionTrace
@@ -146,10 +146,10 @@ def _estimate(
             logits = at_least_float32(model(clean.tokens.expand(len(noise), -1).to(device(model))))
         answer = torch.tensor(clean.answer, dtype=torch.long, device="cpu").repeat(len(noise))
         log_probs = log_probabilities(logits.flatten(0, 1), answer).view(len(noise), read)
-        probabilities = probability(log_probs.sum(1), read)
-        gradients = torch.autograd.grad(probabilities.sum(), list(additions.values()))
+        probability = log_probs.sum(1).exp()
+        gradients = torch.autograd.grad(probability.sum(), list(additions.values()))
     effects = []
     for (layer, state), gradient in zip(states.items(), gradients, strict=True):
         change = (clean.states[layer] - state) * gradient
         effects.append(change.sum(-1, keepdim=component != "z"))
-    return probabilities.detach(), at_least_float32(torch.stack(effects, dim=1))
+    return probability.detach(), at_least_float32(torch.stack(effects, dim=1))

@@ -1,5 +1,6 @@
 """The clean run of a fact: whether the model knows the answer, and through which states."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,31 +69,17 @@ def run_clean(
     logits = forward.read_logits
     if require_correct and answer == encoded.answer:
         _check_known(model, fact, logits.log_softmax(-1), answer)
+    log_p = log_probabilities(logits, torch.tensor(answer, dtype=torch.long, device="cpu")).sum()
     return CleanRun(
         encoded=encoded,
         tokens=tokens,
         answer=answer,
         embeddings=forward.kept[EMBED][0],
         states={layer: forward.kept[name][0] for layer, name in names.items()},
-        probability=float(
-            probability(
-                log_probabilities(
-                    logits, torch.tensor(answer, dtype=torch.long, device="cpu")
-                ).sum(),
-                len(answer),
-            )
-        ),
+        # The product over a long answer would underflow float32.
+        probability=float(log_p.exp()) if len(answer) == 1 else math.exp(float(log_p)),
         forward=forward,
     )
-
-
-def probability(log_probability: Tensor, answer_tokens: int) -> Tensor:
-    """``exp(log p)``, in float64 for an answer of several tokens.
-
-    The product of many small probabilities would be 0 in float32, whatever the answer is.
-    """
-    many = answer_tokens > 1 and log_probability.device.type != "mps"  # which has no float64
-    return (log_probability.double() if many else log_probability).exp()
 
 
 def _check_known(

@@ -13,7 +13,7 @@ from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
-from rome_lens.tracing.clean_run import CleanRun, probability
+from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.corruption import noise_text
 from rome_lens.tracing.noise import Noise
 from rome_lens.tracing.restoring import Restorer
@@ -83,7 +83,7 @@ def answer_probabilities(
 ) -> Float[Tensor, " row"]:
     """The answer's probability, read from the last positions of final streams."""
     read = finals[:, -len(clean.answer) :]
-    return probability(clean.forward.answer_log_probs(read, clean.answer), len(clean.answer))
+    return clean.forward.answer_log_probs(read, clean.answer).exp()
 
 
 def progress_bar(description: str, cells: Grid, runs: int, *, progress: bool) -> tqdm:

@@ -1,6 +1,7 @@
 """The scores of an edit are those of a plain loop, whatever shares its forward pass."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest

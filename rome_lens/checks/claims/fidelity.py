@@ -16,7 +16,7 @@ from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measure
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record, names_subject, without_article
-from rome_lens.editing.edit import LayerEdit
+from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.firing import edit_firings
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
@@ -117,7 +117,8 @@ def other_texts(
 
 def _subjects(edit: Any) -> list[str]:
     """The subjects of an edit or of its parts, as far as it names its facts."""
-    facts = [getattr(part, "fact", None) for part in getattr(edit, "parts", (edit,))]
+    parts = edit.parts if isinstance(edit, Edit) else (edit,)
+    facts = [getattr(part, "fact", None) for part in parts]
     return [fact.subject for fact in facts if isinstance(fact, Fact)]
 
 
