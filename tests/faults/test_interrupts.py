@@ -31,6 +31,8 @@ CLEANING = (
     "bridge.py",
 )
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture
 def reference(toy: Any, toy_record: rl.data.Record) -> Callable[[], torch.Tensor]:

@@ -9,6 +9,8 @@ import torch
 
 import rome_lens as rl
 
+pytestmark = pytest.mark.proof
+
 ROUNDS = 4
 SECONDS = 60
 

@@ -51,6 +51,7 @@ def test_every_public_function_that_takes_a_model_is_among_the_calls() -> None:
     assert public_functions() - OTHERS <= CALLS.keys()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", CALLS)
 def test_no_result_depends_on_the_default_dtype_or_device(bench: Bench, name: str) -> None:
     expected, state = CALLS[name](bench), torch.get_rng_state()

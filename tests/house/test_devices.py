@@ -38,6 +38,8 @@ def benches(
     toy_statistics: rl.KeyStatistics,
     toy_edits: list[rl.RankOneEdit],
 ) -> dict[str, Bench]:
+
+pytestmark = pytest.mark.proof
     return {
         each: Bench(rl.load_model("toy", model_class=each), toy_records, toy_statistics, toy_edits)
         for each in CLASSES

@@ -28,9 +28,13 @@ import rome_lens as rl
 from rome_lens import results
 from rome_lens.results import Stored
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "fork") or sys.platform == "darwin", reason="a process cannot be forked safely"
-)
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(
+        not hasattr(os, "fork") or sys.platform == "darwin",
+        reason="a process cannot be forked safely",
+    ),
+]
 KILLS = int(os.environ.get("ROME_LENS_KILLS", "6"))
 SEED = os.environ.get("ROME_LENS_KILLS_SEED", "0")
 SLOWEST = 300.0  # seconds after which a victim is taken to hang
