@@ -16,6 +16,8 @@ from faults_for_tests import calls, choose, differences, places_of, raw_state_of
 import rome_lens as rl
 from rome_lens.models import visits
 
+pytestmark = pytest.mark.proof
+
 FAULTS = int(os.environ.get("ROME_LENS_FAULTS", "0"))
 SEED = int(os.environ.get("ROME_LENS_FAULTS_SEED", "0"))
 QUICK = ("attribution_trace", "answer_log_probs", "applied", "apply and revert")
@@ -30,8 +32,6 @@ CLEANING = (
     "HookedRootModule.py",
     "bridge.py",
 )
-
-pytestmark = pytest.mark.proof
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from models_for_tests import CLASSES
 
 import rome_lens as rl
 
+pytestmark = pytest.mark.proof
+
 # What runs parts of a forward pass, or generates: there the model classes differ.
 OF_EACH_CLASS = {
     "attribution_trace",
@@ -38,8 +40,6 @@ def benches(
     toy_statistics: rl.KeyStatistics,
     toy_edits: list[rl.RankOneEdit],
 ) -> dict[str, Bench]:
-
-pytestmark = pytest.mark.proof
     return {
         each: Bench(rl.load_model("toy", model_class=each), toy_records, toy_statistics, toy_edits)
         for each in CLASSES
