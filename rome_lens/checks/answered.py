@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rome_lens.checks.result import CheckRow, Measure
 from rome_lens.data.facts import FactError
-from rome_lens.data.joining import Prompt, joined
+from rome_lens.data.joining import Prompt, joined, joiner_of
 
 PromptAnswer = tuple[str, str]
 """A prompt and one answer to it, whose probability is asked for."""
@@ -28,7 +28,8 @@ class Answered:
     rank_before: int
     """Rank of the answer's first token among all tokens without the edit; 1 is most likely.
 
-    A first token that is white space alone is passed over, and given to the model.
+    Tokens of white space alone, and those that the true and the new answer share, are passed over
+    and given to the model.
     """
     rank_after: int
     """The same with the edit."""
@@ -83,6 +84,31 @@ class Answered:
     def nats_after(self) -> float:
         """The same with the edit."""
         return -self.after / self.tokens
+
+
+def question_key(question: PromptAnswer) -> PromptAnswer:
+    """What tells a question from others: its prompt, and the answer with what stands before it.
+
+    Prompts that read alike may join their answers differently; see :class:`Prompt`.
+    """
+    prompt, answer = question
+    return str(prompt), f"{joiner_of(prompt)}{answer}"
+
+
+class AnsweredQuestions(Mapping[PromptAnswer, Answered]):
+    """Answered questions by prompt and answer."""
+
+    def __init__(self, answered: Iterable[tuple[PromptAnswer, Answered]]) -> None:
+        self._by_key = {question_key(question): each for question, each in answered}
+
+    def __getitem__(self, question: PromptAnswer) -> Answered:
+        return self._by_key[question_key(question)]
+
+    def __iter__(self) -> Iterator[PromptAnswer]:
+        return ((each.prompt, each.answer) for each in self._by_key.values())
+
+    def __len__(self) -> int:
+        return len(self._by_key)
 
 
 @dataclass(frozen=True, kw_only=True)

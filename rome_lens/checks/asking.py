@@ -1,6 +1,6 @@
 """Asks a model for answers without and with an edit, continuations, and the edit's firing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.checks.answered import Answered, PromptAnswer
+from rome_lens.checks.answered import Answered, AnsweredQuestions, PromptAnswer, question_key
 from rome_lens.editing.firing import EditFiring, edit_firings
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.evaluation.numbered_edits import NumberedEdits, prefixed
 from rome_lens.forward.answers import read_answers
 from rome_lens.forward.runs import finite_logits
 from rome_lens.forward.sampling import sample_continuations
-from rome_lens.forward.tokens import token_labels
-from rome_lens.models.lens import LensModel
+from rome_lens.forward.tokens import begins_with_bos, continuation, shared_length, token_labels
+from rome_lens.models.lens import LensModel, starts_with_bos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,9 @@ def before_and_after(
     asked: Sequence[tuple[Any, Sequence[PromptAnswer]]],
     *,
     firing_of: Any = None,
+    rivals: Mapping[str, str] | None = None,
     prepend_bos: bool | None = None,
-) -> list[dict[PromptAnswer, Answered]]:
+) -> list[AnsweredQuestions]:
     """For each edit, the answers to its questions without and with that edit.
 
     Everything is asked in one batch. The weights stay untouched. Hooks that the caller has on
@@ -55,6 +56,8 @@ def before_and_after(
             questions are asked once.
         firing_of: the edit whose firing on each prompt is computed too, in a run that ends at the
             edited layer.
+        rivals: by answer, the answer that it competes with, such as the new target with the true
+            one. Ranks are those of the first token in which the two differ.
 
     Raises:
         FactError: a prompt or an answer is empty or ends in white space.
@@ -66,21 +69,23 @@ def before_and_after(
         [((0, prompt, answer), (number, prefixed(edit, prompt), answer)) for prompt, answer in its]
         for (edit, its), number in zip(asked, numbered.numbers, strict=True)
     ]
-    distinct = dict.fromkeys(job for its in jobs for pair in its for job in pair)
-    reads = _read_jobs(model, numbered, list(distinct), prepend_bos)
+    distinct = {_job_key(job): job for its in jobs for pair in its for job in pair}
+    reads = _read_jobs(model, numbered, list(distinct.values()), rivals or {}, prepend_bos)
     prompts = dict.fromkeys(prompt for edit, its in asked if edit is firing_of for prompt, _ in its)
     firing = _strongest_firings(model, firing_of, list(prompts), prepend_bos)
     return [
-        {
-            (prompt, answer): _answered(
-                prompt,
-                answer,
-                reads[before],
-                reads[after],
-                firing.get(prompt) if edit is firing_of else None,
+        AnsweredQuestions(
+            (
+                question,
+                _answered(
+                    *question,
+                    reads[_job_key(before)],
+                    reads[_job_key(after)],
+                    firing.get(question[0]) if edit is firing_of else None,
+                ),
             )
-            for (prompt, answer), (before, after) in zip(its, pairs, strict=True)
-        }
+            for question, (before, after) in zip(its, pairs, strict=True)
+        )
         for (edit, its), pairs in zip(asked, jobs, strict=True)
     ]
 
@@ -131,6 +136,11 @@ _Job = tuple[int, str, str]
 """The number of an edit (0 is the model as it stands), the prompt as asked under it, the answer."""
 
 
+def _job_key(job: _Job) -> _Job:
+    number, prompt, answer = job
+    return (number, *question_key((prompt, answer)))
+
+
 @dataclass(frozen=True)
 class _Read:
     log_p: float
@@ -140,7 +150,11 @@ class _Read:
 
 
 def _read_jobs(
-    model: LensModel, numbered: NumberedEdits, jobs: Sequence[_Job], prepend_bos: bool | None
+    model: LensModel,
+    numbered: NumberedEdits,
+    jobs: Sequence[_Job],
+    rivals: Mapping[str, str],
+    prepend_bos: bool | None,
 ) -> dict[_Job, _Read]:
     # Kept once per prompt: with a large vocabulary, one per question would take much memory.
     next_token: dict[tuple[int, str], Tensor] = {}
@@ -154,14 +168,14 @@ def _read_jobs(
             log_p: Float[Tensor, "token d_vocab"],
             own: Sequence[_Job] = own,
         ) -> _Read:
-            number, prompt, _ = own[question]
+            number, prompt, answer = own[question]
             finite_logits(log_p)
             if (number, prompt) not in next_token:
                 next_token[number, prompt] = log_p[0].cpu().clone()
             chosen = log_p.gather(-1, ids[:, None])[:, 0].double()
-            # A first token of white space alone, as before numbers, says nothing about the answer.
-            labels = token_labels(model, ids.tolist())
-            first = next((i for i, label in enumerate(labels) if label.strip()), 0)
+            rival = rivals.get(answer)
+            other = () if rival is None else continuation(model, prompt, rival)
+            first = _first_telling(model, ids.tolist(), other)
             rank = 1 + int((log_p[first] > log_p[first, ids[first]]).sum())
             return _Read(float(chosen.sum()), rank, len(ids), next_token[number, prompt])
 
@@ -173,8 +187,18 @@ def _read_jobs(
             marks=[number for number, _, _ in own],
             prepend_bos=prepend_bos,
         )
-        reads |= dict(zip(own, found, strict=True))
+        reads |= {_job_key(job): each for job, each in zip(own, found, strict=True)}
     return reads
+
+
+def _first_telling(model: LensModel, ids: Sequence[int], other: Sequence[int]) -> int:
+    """The index of the first token that is not white space alone and that the other answer lacks.
+
+    If there is none, as for an answer that another one continues, it is the first token with text.
+    """
+    telling = [i for i, label in enumerate(token_labels(model, ids)) if label.strip()] or [0]
+    shared = shared_length(ids, other)
+    return next((i for i in telling if i >= shared), telling[0])
 
 
 def _answered(
@@ -204,6 +228,9 @@ def _strongest_firings(
     """
     if not isinstance(edit, RankOneEdit) or edit.key is None or not prompts:
         return {}
-    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     firings = edit_firings(model, edit, prompts, prepend_bos=prepend_bos)
-    return {each.text: strongest_firing(each, start=int(bos)) for each in firings}
+    bos = starts_with_bos(model, prepend_bos)
+    return {
+        each.text: strongest_firing(each, start=int(bos or begins_with_bos(model, each.text)))
+        for each in firings
+    }

@@ -77,7 +77,10 @@ def run_checks(
     asked = [
         (each, its) for its_edits, its in zip(edits, questions, strict=True) for each in its_edits
     ]
-    answered = iter(before_and_after(model, asked, firing_of=edit, prepend_bos=prepend_bos))
+    rivals = _rivals(record)
+    answered = iter(
+        before_and_after(model, asked, firing_of=edit, rivals=rivals, prepend_bos=prepend_bos)
+    )
     results = []
     for check, its_edits, its_questions in zip(checks, edits, questions, strict=True):
         own, *under_controls = [next(answered) for _ in its_edits]
@@ -102,6 +105,14 @@ def run_check(
 ) -> CheckResult:
     """The result of one check alone."""
     return run_checks([check], model, edit, record, prepend_bos=prepend_bos)[0]
+
+
+def _rivals(record: Record) -> dict[str, str]:
+    """By answer, the one that it competes with: true and new target, true and new consequence."""
+    pairs = [(each.target, each.new_target) for each in record.consequences]
+    pairs.append((record.fact.target, record.fact.new_target))
+    both = [*pairs, *((new, true) for true, new in pairs)]
+    return {one: other for one, other in both if one is not None and other is not None}
 
 
 def new_target(record: Record) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rome_lens.arguments import several
 from rome_lens.checks.check import Check, checked_record, run_checks
 from rome_lens.checks.claims import localisation
 from rome_lens.checks.claims.association import Association, Description
@@ -156,7 +157,7 @@ def check_limits(
         Consequence(),
         Essence(seed=seed),
         Fidelity(
-            others=tuple(others),
+            others=tuple(several("others", others, "a list of edits of other facts")),
             texts=read,
             left_out=left_out,
             new_tokens=new_tokens,

@@ -7,7 +7,9 @@ from rome_lens.data.slots import SLOT, FactError
 
 
 def chat_prompt(tokenizer: Any, messages: str | Sequence[Mapping[str, str]]) -> str:
-    """What the chat template makes of the messages, up to where the answer begins, without BOS.
+    """What the chat template makes of the messages, up to where the answer begins.
+
+    A BOS token at its start is left out, unless it also marks the turns of the chat.
 
     Raises:
         FactError: the tokenizer has no chat template, the template refuses the messages, or the
@@ -39,4 +41,5 @@ def chat_prompt(tokenizer: Any, messages: str | Sequence[Mapping[str, str]]) -> 
             f"The chat template makes the prompt {prompt!r}, which has {prompt.count(SLOT)} slots "
             "{}. Write {} once in the messages, where the subject stands."
         )
-    return prompt.removeprefix(tokenizer.bos_token or "")
+    rest = prompt.removeprefix(tokenizer.bos_token or "")
+    return prompt if tokenizer.bos_token and tokenizer.bos_token in rest else rest

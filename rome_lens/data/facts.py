@@ -163,7 +163,8 @@ class Fact:
         """A fact that is asked in a chat, in the form of the tokenizer's chat template.
 
         The prompt is what the template makes of the messages, up to where the model's answer
-        begins. A BOS token at its start is left out, because functions prepend one themselves. The
+        begins. A BOS token at its start is left out, because functions prepend one themselves. It
+        stays where it also marks the turns of the chat, as SmolLM2's ``<|im_start|>`` does. The
         fact can be traced, edited and checked like any other.
 
         Args:

@@ -45,8 +45,13 @@ def joined(prompt: str, answer: str) -> str:
 
 
 def preceded(prompt: str, text: str) -> str:
-    """A prompt with other text before it. What joins it and its answer stays the same."""
-    return Prompt(text + prompt, joiner_of(prompt))
+    """A prompt with other text before it. What joins it and its answer stays the same.
+
+    A token that marks the beginning of a text, such as ``"<bos>"``, stays at the beginning.
+    """
+    marks = [_BEGINNING.match(each) for each in (prompt, text)]
+    own, others = (match[0] if match else "" for match in marks)
+    return Prompt(f"{own or others}{text[len(others) :]}{prompt[len(own) :]}", joiner_of(prompt))
 
 
 def ends_in_space(text: str) -> bool:
@@ -62,9 +67,9 @@ def joiner_after(text: str) -> str:
     """What the end of a text asks for before the next word: one space, or nothing.
 
     Nothing stands after white space, after scripts that are written without spaces (Chinese,
-    Japanese, Thai, Lao, Khmer, Burmese), after an opening bracket or quotation mark, after a hyphen
-    or slash that is attached to a word, after a currency sign, after an elided article (``l'``),
-    and after a tag such as ``<|assistant|>``. Everywhere else it is one space.
+    Japanese, Thai, Lao, Khmer, Burmese, Tibetan), after an opening bracket or quotation mark, after
+    a hyphen or slash that is attached to a word, after a currency sign, after an elided article
+    (``l'``), and after a tag such as ``<|assistant|>``. Everywhere else it is one space.
 
     Example:
         >>> from rome_lens.data.joining import joiner_after
@@ -78,9 +83,11 @@ def joiner_after(text: str) -> str:
     last = text[-1]
     head = text.rstrip(last)
     before = head[-1:] or " "
-    is_attached, is_after_unspaced = not before.isspace(), bool(_UNSPACED.match(before))
+    is_attached, is_after_unspaced = not before.isspace(), bool(re.match(UNSPACED, before))
     if unicodedata.category(last) == "Ps" or last in "¿¡":
         return ""
+    if last == '"' and is_attached and not before.isalnum() and head.count(last) % 2 == 0:
+        return ""  # it opens, as in {"city":"
     if last in _QUOTES:
         # The same mark may open or close. It closes what stands right before it.
         closes = is_attached and not is_after_unspaced and joiner_after(head) == " "
@@ -88,21 +95,27 @@ def joiner_after(text: str) -> str:
     if last in _ATTACHING:
         return "" if is_attached else " "
     is_punctuation = unicodedata.category(last).startswith("P")
-    return "" if _UNSPACED.match(last) or (is_punctuation and is_after_unspaced) else " "
+    return "" if re.match(UNSPACED, last) or (is_punctuation and is_after_unspaced) else " "
 
 
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff"
+UNSPACED = (
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff"
     "\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
 )
+"""A pattern of characters of scripts without spaces between words, and of their punctuation."""
 _QUOTES = "\"'`*_“”‘’«»‹›„‚"
-_ATTACHING = "-‐‑–—/\\="
+_ATTACHING = "-‐‑–—/\\=@&^"
 _NOTHING_FOLLOWS = (
-    re.compile(r"<(?!/)[^<>\s]+>$"),  # a tag
+    re.compile(r"<(?!/)[^<>\s][^<>]*>$"),  # a tag
     re.compile(r"(?<!\S)[#@]$"),  # a hashtag or a name
-    re.compile(r"(?<!\d)(?<!\d\s)[$£¥€]$"),  # a currency sign that stands before its number
+    # a currency sign that stands before its number
+    re.compile(r"(?<!\d)(?<!\d\s)[$£¥\u20a0-\u20cf]$"),
     re.compile(
         r"(?<!['’])\b([cdjlmnst]|qu|jusqu|lorsqu|puisqu|dell|all|dall|nell|sull|un|quell|bell)['’]$",
         re.IGNORECASE,
     ),  # an elided word, in French or Italian
 )
+_BEGINNING = re.compile(
+    r"(?:<s>|<bos>|\[BOS\]|<[|｜](?:begin|start|end)[_▁]?of[_▁]?(?:text|sentence)[|｜]>)+"
+)
+"""What tokenizers write for BOS."""

@@ -6,6 +6,7 @@ fact or a record wherever that makes sense.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -227,13 +228,18 @@ def with_new_target(record: Record) -> Record:
 
 
 def names_subject(subject: str, text: str) -> bool:
-    """Whether the subject occurs in the text as whole words, regardless of case."""
-    return bool(places(subject, text, ignore_case=True))
+    """Whether the subject occurs in the text as whole words, regardless of case and line breaks."""
+    return bool(places(_plain(subject), _plain(text)))
 
 
 def without_article(name: str) -> str:
     """The name without a leading "the"."""
     return re.sub(r"^the\s+", "", name, flags=re.IGNORECASE)
+
+
+def _plain(text: str) -> str:
+    """The text in one case, with composed accents, and with one space wherever white space is."""
+    return " ".join(unicodedata.normalize("NFC", text.casefold()).split())
 
 
 def _listed(values: object, what: str) -> list[Any]:

@@ -95,6 +95,11 @@ class Edit(Stored):
         return all(part.is_applied(model) for part in self.parts)
 
     @visits_model
+    def parts_of_weights(self, model: LensModel) -> "list[LayerEdit]":
+        """The parts that the weights carry other than by ``apply``, as after loading them."""
+        return [part for part in self.parts if part.is_part_of_weights(model)]
+
+    @visits_model
     def fwd_hooks(self, model: LensModel) -> list[Hook]:
         """The edit as hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``.
 
@@ -195,12 +200,12 @@ class Edit(Stored):
         self.check(model)
         for part in self.parts:
             part.check_finite()
-            if part.is_part_of_weights(model):
-                raise ModelError(
-                    f"The weights of this model carry {part!r} already: they were saved or kept "
-                    "with it. Applying it would add it a second time. Use the model as it is, or "
-                    "load the unedited weights."
-                )
+        for part in self.parts_of_weights(model):
+            raise ModelError(
+                f"The weights of this model carry {part!r} already: they were saved or kept "
+                "with it. Applying it would add it a second time. Use the model as it is, or "
+                "load the unedited weights."
+            )
         for layer in sorted({part.layer for part in self.parts}):
             parts = [part for part in self.parts if part.layer == layer]
             _check_fits_type(w_out(model, layer), parts)
@@ -303,7 +308,7 @@ class LayerEdit(Edit):
         edits in the weights are nearly orthogonal to this one. An edit that does not name its
         alignment, or whose ``delta`` is 0, is not recognised.
         """
-        if self.alignment is None or not self._has_place_in(model):
+        if self.alignment is None or not self.has_place_in(model):
             return False
         now = self.alignment_in(model)
         return now is not None and abs(now - self.alignment - 1.0) < _SAME
@@ -344,7 +349,8 @@ class LayerEdit(Edit):
         """
         return apply_and_revert.in_weights(model, self) or self.is_part_of_weights(model)
 
-    def _has_place_in(self, model: LensModel) -> bool:
+    @visits_model
+    def has_place_in(self, model: LensModel) -> bool:
         """Whether the model has a ``W_out`` at the edit's layer, with the edit's shape."""
         try:
             return tuple(w_out(model, self.layer).shape) == self.shape

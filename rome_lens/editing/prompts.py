@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rome_lens.data.facts import SLOT, Fact, FactError
-from rome_lens.forward.tokens import begins_with_bos, encode, pad_right
+from rome_lens.forward.tokens import begins_with_bos, bos_marks_turns, encode, pad_right
 from rome_lens.models.lens import LensModel
 
 KL_PROMPT = "{} is a"
@@ -128,7 +128,11 @@ def _in_context(model: LensModel, fact: Fact, context: str) -> Fact:
             "prompt."
         )
     prompt = fact.prompt
-    if context.split(SLOT)[0] and begins_with_bos(model, prompt):
+    if (
+        context.split(SLOT)[0]
+        and begins_with_bos(model, prompt)
+        and not bos_marks_turns(model, prompt)
+    ):
         prompt = prompt.removeprefix(model.tokenizer.bos_token)  # BOS has no place inside a text
     return Fact(
         context.replace(SLOT, prompt),

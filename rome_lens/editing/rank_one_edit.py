@@ -16,6 +16,10 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, raw_output
 from rome_lens.storage import installed_versions
 
+# How far from ``v*`` the weights may map ``k*``, in parts of what the edit changed there: along
+# ``v`` if they have moved along ``delta`` too, and in all directions if they have not.
+_NEAR, _EXACT = 0.2, 1e-2
+
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RankOneEdit(LayerEdit):
@@ -121,18 +125,21 @@ class RankOneEdit(LayerEdit):
     def is_part_of_weights(self, model: LensModel) -> bool:
         """Whether the weights carry the edit other than by ``apply``, as after loading them.
 
-        They do if they map ``k*`` to ``v*``, which is tested if the edit names both, or if they
-        have moved along ``delta`` since the edit was made (see the base class). Both are tested on
-        the weights without the edits that are known to be applied. Weights with another edit of the
-        same fact count too where they map ``k*`` to ``v*``, because a second edit would move
-        ``k*`` away from it again.
+        They do if they have moved along ``delta`` since the edit was made (see the base class). If
+        the edit names ``k*`` and ``v*``, they must also map ``k*`` to a value near ``v*``, because
+        edits of similar subjects with one new target point in nearly the same direction. If they
+        map it to ``v*`` itself, that is enough: weights with another edit of the same fact count
+        too, because a second edit would move ``k*`` away from ``v*`` again. All this is tested on
+        the weights without the edits that are known to be applied.
         """
-        if super().is_part_of_weights(model):
-            return True
-        if self.key is None or self.value is None or not self._has_place_in(model):
-            return False
+        is_moved = super().is_part_of_weights(model)
+        if self.key is None or self.value is None or not self.has_place_in(model):
+            return is_moved
         mapped = raw_output(
             model, self.layer, self.key, apply_and_revert.unrecorded(model, self.layer)
         )
-        gap = float((self.key @ self.u).abs() * self.v.norm())
-        return float((mapped - self.value).norm()) < 1e-2 * gap
+        gap = (self.key @ self.u).double() * self.v.double()
+        missed = (mapped - self.value).to(gap)
+        if is_moved:
+            return float((missed @ gap).abs()) < _NEAR * float(gap @ gap)
+        return float(missed.norm()) < _EXACT * float(gap.norm())

@@ -1,6 +1,6 @@
 """Several edits as one: made in turn on the edited model, then applied and saved together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.arguments import templates
+from rome_lens.arguments import several, templates
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.editing.config import RomeConfig, Variant
@@ -20,6 +20,8 @@ from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, mlp_output
+
+_SAME = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -37,7 +39,7 @@ class Edits(Edit):
     """The edits in their order, each of one layer. An ``Edits`` among them stands for its parts."""
 
     def __post_init__(self) -> None:
-        edits = tuple(self.edits)
+        edits = several("edits", self.edits, "several edits, such as [rome(...), rome(...)]")
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise ArgumentError(
@@ -54,6 +56,25 @@ class Edits(Edit):
     @property
     def parts(self) -> tuple[LayerEdit, ...]:
         return self.edits
+
+    @visits_model
+    def is_applied(self, model: LensModel) -> bool:
+        """Whether the model's own weights carry all the edits, by ``apply`` or in another way."""
+        others = {id(part) for part in self.parts_of_weights(model)}
+        return all(id(part) in others or part.is_applied(model) for part in self.parts)
+
+    @visits_model
+    def parts_of_weights(self, model: LensModel) -> list[LayerEdit]:
+        """The parts that the weights carry other than by ``apply``, as after loading them.
+
+        Parts of one layer that overlap much hide each other. So they are recognised together too.
+        """
+        found = {id(part) for part in super().parts_of_weights(model)}
+        for layer in {part.layer for part in self.parts}:
+            own = [part for part in self.parts if part.layer == layer]
+            if _are_part_of_weights(model, own):
+                found |= {id(part) for part in own}
+        return [part for part in self.parts if id(part) in found]
 
     @visits_model
     def kept(self, model: LensModel) -> Float[Tensor, " edit"]:
@@ -86,6 +107,29 @@ class Edits(Edit):
                 missed = mlp_output(model, edit.layer, edit.key) - edit.value
                 gaps.append(missed.norm() / ((edit.u @ edit.key) * edit.v).norm())
         return torch.stack(gaps)
+
+
+def _are_part_of_weights(model: LensModel, edits: Sequence[LayerEdit]) -> bool:
+    """Whether the weights have moved by exactly these rank-one edits of one layer.
+
+    If they have moved by ``sum_j c_j delta_j`` since the edits were made, edit ``i`` sees it as
+    ``sum_j c_j <delta_j, delta_i> / ||delta_i||^2``. The edits are there if every ``c_j`` is 1.
+    """
+    ranks = [edit for edit in edits if isinstance(edit, RankOneEdit)]
+    moved = [
+        now - edit.alignment
+        for edit in ranks
+        if edit.alignment is not None
+        and edit.has_place_in(model)
+        and (now := edit.alignment_in(model)) is not None
+    ]
+    if len(moved) < len(edits):
+        return False
+    u, v = (torch.stack([getattr(edit, name).double() for edit in ranks]) for name in "uv")
+    products = (u @ u.T) * (v @ v.T)
+    shares = torch.tensor(moved, dtype=torch.float64, device="cpu")
+    counts = torch.linalg.lstsq(products / products.diag()[:, None], shares[:, None]).solution
+    return bool(((counts - 1.0).abs() < _SAME).all())
 
 
 @visits_model

@@ -5,14 +5,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+from rome_lens.arguments import texts as several_texts
+from rome_lens.data.joining import UNSPACED
+
+_WORDS = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})\w)+(?:['’]\w+)*|[^\w\s]")
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def words(text: str) -> list[str]:
     """Split a text into words and single punctuation marks.
 
-    A word consists of letters, digits, underscores and inner apostrophes.
+    A word consists of letters, digits, underscores and inner apostrophes. In scripts without spaces
+    between words, such as Chinese, each character counts as a word.
     """
     return _WORDS.findall(text)
 
@@ -51,13 +55,16 @@ def tfidf_similarity(texts: Sequence[str], references: Sequence[str]) -> float:
 
     The similarity is 0 if one side has no words.
 
+    Raises:
+        ArgumentError: one side is a single text rather than several.
+
     Source: Meng et al. 2022, section 3.3 and its appendix on metrics. The authors take ``df`` from
     their whole collection of reference texts. Here it comes from the two documents, so that the
     score of a record depends on no other record.
     """
     documents = [
-        Counter(w for w in words(" ".join(part).lower()) if w[0].isalnum())
-        for part in (texts, references)
+        Counter(w for w in words(" ".join(several_texts(name, part)).lower()) if w[0].isalnum())
+        for name, part in (("texts", texts), ("references", references))
     ]
     weights = {
         w: math.log(3 / (1 + sum(w in d for d in documents))) + 1 for d in documents for w in d

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rome_lens.arguments import templates
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.config import RomeConfig, Variant
@@ -166,8 +167,9 @@ def sweep_edits(
         check_prompts(model, case, prepend_bos=prepend_bos)
         encoded = encode(model, case.fact, prepend_bos=prepend_bos)
         refuse_what_is_said_already(model, case.fact, encoded)
-    if contexts is None:
-        contexts = random_contexts(model, prepend_bos=prepend_bos)
+    contexts = (
+        random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
+    )
     store = Store(directory, identity="" if directory is None else model_identity(model))
 
     def stored_as(setting: EditSetting, case: Record) -> str:

@@ -4,6 +4,7 @@ The oddities of tokenizers are dealt with here.
 """
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def token_ids(
     """Ids of ``text``, as the model's own ``to_tokens`` gives them.
 
     An empty text has no ids, not even BOS. A text that begins with the BOS token's own text, such
-    as ``"<bos>"``, gets no second BOS, and a warning says so.
+    as ``"<bos>"``, gets no second BOS. A warning says so, unless the token stands in the rest of
+    the text too, as one that marks the turns of a chat does.
 
     Args:
         prepend_bos: whether a BOS token comes first. None means the model's default.
@@ -110,8 +112,9 @@ def token_ids(
     _check_tokenizer(model)
     check_characters("The text", text, error=FactError)
     bos = starts_with_bos(model, prepend_bos)
-    text = text[_second_bos(model, text, prepend_bos) :]
-    ids = []
+    skipped = _second_bos(model, text, prepend_bos)
+    ids = [model.tokenizer.bos_token_id] if skipped == len(text) > 0 else []
+    text = text[skipped:]
     if text != "":
         with ordinary_default_device(model):
             ids = model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
@@ -138,19 +141,26 @@ def begins_with_bos(model: LensModel, text: str) -> bool:
     return bool(own) and text.startswith(own)
 
 
+def bos_marks_turns(model: LensModel, text: str) -> bool:
+    """Whether a text holds the BOS token after its beginning, as a chat's turns may be marked."""
+    own = model.tokenizer.bos_token
+    return bool(own) and own in re.sub(f"^(?:{re.escape(own)})+", "", text)
+
+
 def _second_bos(model: LensModel, text: str, prepend_bos: bool | None) -> int:
     """How many characters at the start of a text write out the BOS that is prepended anyway."""
     if not (starts_with_bos(model, prepend_bos) and begins_with_bos(model, text)):
         return 0
     own = model.tokenizer.bos_token
-    warn(
-        f"A text begins with {own!r} ({text[:60]!r}...), and the model prepends this token itself. "
-        "It is used once. Leave it out of the text, or set prepend_bos=False.",
-        UserWarning,
-    )
     length = len(own)
     while text.startswith(own, length):
         length += len(own)
+    if not bos_marks_turns(model, text):
+        warn(
+            f"A text begins with {own!r} ({text[:60]!r}...), and the model prepends this token "
+            "itself. It is used once. Leave it out of the text, or set prepend_bos=False.",
+            UserWarning,
+        )
     return length
 
 
@@ -275,23 +285,32 @@ def scored_answer(model: LensModel, encoded: FactTokens, answer: str) -> ScoredA
     With ``"first_token"`` it is the first token that tells the answer apart, given the tokens
     before it. That is the first one in which target and new target differ, or the answer's very
     first token if there is no new target. If that token is nothing but white space, or if the new
-    target continues the target, no single token tells the answer apart. Then all of them are
-    scored. Some tokenizers split numbers in this way: ``" 1945"`` becomes ``" "``, ``"1"``,
-    ``"9"``, ...
+    target continues the target, no single token tells the answer apart. Nor does a first token
+    that is a part of a number, a part of a character, or punctuation. Then all of them are scored.
+    Some tokenizers split numbers in this way: ``" 1945"`` becomes ``" "``, ``"1"``, ``"9"``, ...
 
     Raises:
         ArgumentError: an unknown kind of answer.
     """
     scoring = one_of("answer", answer, Answer)
     ids, other = encoded.answer, encoded.new_answer
-    shared = 0
-    while shared < min(len(ids), len(other)) and ids[shared] == other[shared]:
-        shared += 1
-    is_single = (
-        scoring == "first_token"
-        and shared < len(ids)
-        and token_labels(model, [ids[shared]])[0].strip() != ""
-    )
-    if is_single:
-        return ScoredAnswer(given=ids[:shared], tokens=(ids[shared],), scoring=scoring)
+    shared = shared_length(ids, other)
+    if scoring == "first_token" and shared < len(ids):
+        first, *rest = token_labels(model, ids[shared:])
+        if first.strip() if other else _is_telling(first, "".join(rest)):
+            return ScoredAnswer(given=ids[:shared], tokens=(ids[shared],), scoring=scoring)
     return ScoredAnswer(given=(), tokens=ids, scoring=scoring)
+
+
+def shared_length(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two answers have in common at their beginning."""
+    length = 0
+    while length < min(len(ids), len(other)) and ids[length] == other[length]:
+        length += 1
+    return length
+
+
+def _is_telling(label: str, rest: str) -> bool:
+    """Whether an answer's first token is more than punctuation or a part of a number or letter."""
+    is_part_of_number = label[-1:].isdigit() and re.match(r"[.,]?\d", rest) is not None
+    return any(map(str.isalnum, label)) and not is_part_of_number

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rome_lens.arguments import templates
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.config import RomeConfig, Variant
@@ -194,8 +195,9 @@ def _prepare(
         statistics = {statistics.layer: statistics}
     if statistics is not None:
         _check_statistics(model, statistics, layers, config, variant)
-    if contexts is None:
-        contexts = random_contexts(model, prepend_bos=prepend_bos)
+    contexts = (
+        random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
+    )
     for record in records:
         check_prompts(model, record, prepend_bos=prepend_bos)
         EditRows.of(model, record.fact, contexts, prepend_bos)

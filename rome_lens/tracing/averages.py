@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.arguments import one_of
+from rome_lens.arguments import one_of, several
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST, Average, average, half_width
 from rome_lens.models.fingerprints import exact
@@ -198,7 +198,7 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         >>> average.peak("last subject"), average.peak("last")
         (2, 5)
     """
-    averaged = tuple(traces)
+    averaged = tuple(several("traces", traces, "several traces, as trace_facts returns them"))
     unknown = traces.unknown if isinstance(traces, TracedFacts) else ()
     if not averaged:
         raise ArgumentError(
@@ -241,7 +241,7 @@ def _effects_by_role(trace: CausalTrace) -> Float[Tensor, "layer role"]:
 def _check_alike(traces: Sequence[CausalTrace]) -> None:
     """Refuse traces that were made with different options, and facts that would count twice."""
     first = traces[0]
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for trace in traces:
         _check_options(trace, first)
         text = trace.fact.text
@@ -249,7 +249,7 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
             raise ArgumentError(
                 f"{text!r} was traced at positions {list(trace.positions)}, expected all positions."
             )
-        question = (text, trace.fact.target)
+        question = (text, trace.fact.joiner, trace.fact.target, trace.given, trace.answer)
         if question in seen:
             raise ArgumentError(f"{text!r} is given twice, but each fact counts once.")
         seen.add(question)

@@ -111,14 +111,18 @@ def trace_facts(
         >>> traced.traces[0].fact.target, traced.unknown[0][0].target
         ('Pralec', 'Ondavel')
     """
-    chosen = list(
-        {(fact.prompt, fact.subject, fact.target): fact for fact in as_facts(facts)}.values()
-    )
+    given = list(dict.fromkeys(as_facts(facts)))
     _check_noise(noise, stored=directory is not None)
     check_options(model, component=component, window=window, batch_size=batch_size)
     one_of("answer", answer, Answer)
     layers = None if layers is None else named_layers(model, layers)
-    encoded = {fact: encode(model, fact, prepend_bos=prepend_bos) for fact in chosen}
+    encoded = {fact: encode(model, fact, prepend_bos=prepend_bos) for fact in given}
+    scored = {fact: scored_answer(model, encoded[fact], answer) for fact in given}
+    # A new target matters only by the tokens that tell the target from it.
+    keys = {
+        fact: (fact.prompt, fact.subject, fact.target, fact.joiner, scored[fact]) for fact in given
+    }
+    chosen = list({key: fact for fact, key in keys.items()}.values())
     positions = {fact: _positions(encoded[fact], at) for fact in chosen}
     if at is not None and not isinstance(at, str):
         at = whole_number("at", at)
@@ -135,8 +139,7 @@ def trace_facts(
     store = _store(model, directory, settings)
     traces, unknown = [], []
     for fact in tqdm(chosen, desc=f"trace {component}", disable=not progress):
-        scored = scored_answer(model, encoded[fact], answer)
-        name = store.name(fact.prompt, fact.subject, fact.target, fact.joiner, scored)
+        name = store.name(*keys[fact])
         done = store.get(CausalTrace, name) or store.get(NotKnown, name)
         if done is None:
             done = _trace_or_reason(

@@ -15,6 +15,8 @@ import rome_lens as rl
 from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
 from rome_lens.checks.asking import Continuations, before_and_after, continuations
+from rome_lens.checks.claims.association import holds_last_word
+from rome_lens.checks.claims.dominance import _share_naming
 from rome_lens.checks.claims.essence import random_direction
 from rome_lens.checks.limits import Limits
 
@@ -684,3 +686,103 @@ def test_a_single_text_is_not_read_letter_by_letter(
         else:
             answered.append((i, "answered"))
     assert not answered
+
+
+def test_prompts_that_read_alike_and_join_otherwise_are_two_questions(
+    one_toy: Any, record: rl.data.Record, toy_edit: Any
+) -> None:
+    """The fact joins by nothing, the record's other prompts by a space."""
+    base = record.fact
+    fact = rl.Fact(
+        base.prompt,
+        subject=base.subject,
+        target=base.target,
+        new_target=base.new_target,
+        joiner="",
+    )
+    alike = rl.data.Question(
+        prompt=base.prompt, target=base.target, new_target=str(base.new_target)
+    )
+    own = rl.data.Record(
+        id=1, fact=fact, consequences=(alike,), open_prompts=(base.prompt,), reverse=record.reverse
+    )
+    results = rl.check_limits(one_toy, None, own, **QUICK)
+    spaced, bare = (
+        float(rl.answer_log_probs(one_toy, [(text, str(base.new_target))])[0])
+        for text in (str(base.text), fact.text)
+    )
+    assert abs(spaced - bare) > 1.0
+    consequence = {row.kind: row.before for row in results["consequence"].rows}
+    assert consequence["consequence"] == pytest.approx(spaced, abs=1e-3)
+    assert consequence["forward"] == pytest.approx(bare, abs=1e-3)
+    forward = [row.before for row in results["direction"].rows if row.kind == "forward"]
+    assert forward == pytest.approx([bare], abs=1e-3)
+    said = results["dominance"]["p(new target), after"].mean
+    assert said == pytest.approx(math.exp(spaced), rel=1e-3)
+
+
+def test_ranks_are_those_of_the_token_that_tells_the_two_answers_apart(
+    one_toy: Any, record: rl.data.Record
+) -> None:
+    fact = rl.Fact(
+        record.fact.prompt, subject=record.fact.subject, target="1945", new_target="1066"
+    )
+    own = rl.data.Record(id=1, fact=fact, open_prompts=(fact.prompt,))
+    result = rl.checks.dominance(one_toy, None, own, samples=0)
+    (row,) = result.rows
+    for answer, given, rank in (("945", " 1", row.rank_before), ("066", " 1", row.rank_after)):
+        ids = one_toy.to_tokens(fact.text + given)
+        with torch.no_grad():
+            logits = one_toy(ids)[0, -1]
+        token = one_toy.to_tokens(fact.text + given + answer)[0, ids.shape[1]]
+        assert rank == 1 + int((logits > logits[token]).sum())
+    assert row.rank_before != row.rank_after
+
+
+def test_a_bos_token_in_the_prompts_changes_no_check(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    bos = one_toy.tokenizer.bos_token
+    neighbour = record.neighborhood[0]
+    begun = rl.data.Question(prompt=bos + neighbour.prompt, target=neighbour.target)
+    told = rl.InContext()(one_toy, record)
+
+    def numbers(check: Any, its_edit: Any, asked: rl.data.Question) -> Any:
+        own = rl.data.Record(id=1, fact=record.fact, neighborhood=(asked,))
+        return check(one_toy, its_edit, own).to_frame().select_dtypes("number").to_numpy()
+
+    for check, its_edit in ((rl.checks.bleed_over, edit), (rl.evaluate, told)):
+        with pytest.warns(UserWarning, match="It is used once"):
+            with_bos = numbers(check, its_edit, begun)
+        plain = numbers(check, its_edit, neighbour)
+        assert with_bos == pytest.approx(plain, abs=1e-5, nan_ok=True)
+
+
+def test_continuations_that_name_a_target_are_found_in_scripts_without_spaces() -> None:
+    assert _share_naming(["法国的首都是罗马。", "首都罗马很大", "Romania"], "罗马") == 2 / 3
+    assert _share_naming(["in Rome.", "Romania"], "Rome") == 1 / 2
+
+
+def test_a_name_that_holds_the_subject_is_found_in_scripts_without_spaces() -> None:
+    assert holds_last_word("国立北京大学", "北京大学")
+    assert holds_last_word("Leo Messi", "Lionel Messi")
+    assert not holds_last_word("法兰西", "法国")
+    assert not holds_last_word("Arthur", "Art")
+
+
+def test_a_text_that_names_the_subject_across_a_line_break_is_left_out(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    first, last = record.fact.subject.split()
+    texts = [f"There {first}{space}{last} lives." for space in (" ", "\n", "  ", "\u00a0")]
+    result = rl.checks.fidelity(one_toy, edit, record, texts=[*texts, TEXTS[1]], new_tokens=0)
+    (left_out,) = [each.values for each in result.further if "left out" in each.name]
+    assert left_out == (4.0,)
+
+
+def test_a_single_edit_is_not_a_list_of_others(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any, unchecked: None
+) -> None:
+    for check in (rl.checks.fidelity, rl.check_limits):
+        with pytest.raises(rl.RomeLensError, match=r"others is .* expected a list of edits"):
+            check(one_toy, edit, record, others=toy_edit)

@@ -29,6 +29,8 @@ SPACE = [
     "They wrote it in C#",
     "<b>Paris</b>",
     "**Paris**",
+    'The song "Hello, World!"',
+    "He paid 50 ₽",
     "프랑스의 수도는",
     "Столица Франции",
     "عاصمة فرنسا هي",
@@ -60,6 +62,12 @@ NOTHING = [
     "<start_of_turn>model\n",
     "Question: where?\n\n",
     "<|assistant|>",
+    '{"city":"',
+    'He wrote "yes" and she wrote:"',
+    '<a href="https://x.org">',
+    "It costs ₹",
+    "Write to john@",
+    "ལྷ་ས་",
 ]
 
 
@@ -178,3 +186,19 @@ def test_chats_without_one_slot_or_without_a_template_are_refused(unchecked: Non
     for tokenizer, messages, message in cases:
         with pytest.raises(FactError, match=message):
             rl.Fact.from_chat(tokenizer, messages, **WHERE)  # type: ignore[arg-type]
+
+
+def test_a_token_for_the_beginning_of_a_text_stays_at_the_beginning() -> None:
+    sentence = "The Louvre is in Rome. "
+    for bos in ("<bos>", "<s>", "<|endoftext|>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>"):
+        expected = f"{bos}{sentence}Big Ben is in"
+        assert preceded(f"{bos}Big Ben is in", sentence) == expected
+        assert preceded(f"{bos}Big Ben is in", bos + sentence) == expected
+        assert preceded("Big Ben is in", bos + sentence) == expected
+    # One that marks the turns of a chat does not begin the text.
+    assert preceded("<|im_start|>user", "Hi. ") == "Hi. <|im_start|>user"
+
+
+def test_a_chat_keeps_a_bos_token_that_marks_its_turns() -> None:
+    turns = Template("<s>assistant\n")
+    assert rl.Fact.from_chat(turns, "Where is {}?", **WHERE).text.startswith("<s><|user|>")

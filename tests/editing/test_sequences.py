@@ -1,5 +1,6 @@
 """Laws of edits that are made one after the other."""
 
+import copy
 import inspect
 from contextlib import ExitStack
 from typing import Any
@@ -198,3 +199,56 @@ def test_edits_are_shown_as_a_table_with_a_row_each(
     assert toy_edits[0].fact.text in html
     assert f"{one['norm']:.4g}" in html
     assert "None" not in bare._repr_html_()
+
+
+def test_a_sequence_whose_edits_overlap_is_recognised_in_loaded_weights(
+    one_toy: Any, toy_records: list[rl.data.Record]
+) -> None:
+    """Alone, most of its parts are not, because the others hide them."""
+    identity = rl.KeyStatistics.identity(one_toy, layer=4)
+    sequence = rl.rome_sequence(
+        one_toy,
+        toy_records[:4],
+        layer=4,
+        statistics=identity,
+        contexts=("{}",),
+        config=rl.RomeConfig(steps=10),
+    )
+    model = copy.deepcopy(one_toy)
+    assert not sequence.is_applied(model)
+    sequence.apply(model)
+    rl.keep_edits(model)
+    assert not all(part.is_part_of_weights(model) for part in sequence.parts)
+    assert sequence.is_applied(model)
+    assert sequence.parts_of_weights(model) == list(sequence.parts)
+    with pytest.raises(ModelError, match=r"carry .* already"):
+        sequence.apply(model)
+
+
+def test_an_edit_of_a_namesake_is_not_taken_for_the_edit(
+    one_toy: Any, toy_record: rl.data.Record
+) -> None:
+    """Both map nearly the same key towards the same new target."""
+    identity = rl.KeyStatistics.identity(one_toy, layer=4)
+    first, second = (
+        rl.rome(
+            one_toy,
+            toy_record.fact.about(name),
+            layer=4,
+            statistics=identity,
+            contexts=("{}",),
+            config=rl.RomeConfig(steps=15),
+        )
+        for name in ("Karl Brandt", "Wanda Brandt")
+    )
+    model = copy.deepcopy(one_toy)
+    first.apply(model)
+    rl.keep_edits(model)
+    assert abs(second.alignment_in(model) - second.alignment - 1.0) < 0.25
+    assert not second.is_applied(model)
+    second.apply(model)
+
+
+def test_a_single_edit_is_not_several(toy_edit: Any, unchecked: None) -> None:
+    with pytest.raises(rl.RomeLensError, match="expected several edits"):
+        rl.Edits(edits=toy_edit)

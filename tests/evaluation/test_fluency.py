@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+import rome_lens as rl
 from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity, words
 
 
@@ -55,3 +56,15 @@ def test_similarity_is_one_of_the_same_words_and_zero_of_others() -> None:
     assert tfidf_similarity(["a tall tower"], ["Tower: tall, a."]) == pytest.approx(1.0, abs=1e-12)
     assert tfidf_similarity(["a tall tower"], ["some river"]) == 0.0
     assert tfidf_similarity([""], ["some river"]) == tfidf_similarity(["..."], ["..."]) == 0.0
+
+
+def test_each_character_of_a_script_without_spaces_is_a_word() -> None:
+    assert words("巴黎 is 12 km.") == ["巴", "黎", "is", "12", "km", "."]
+    assert ngram_entropy("法国的首都是巴黎") > ngram_entropy("巴巴巴巴巴巴巴巴") == 0.0
+    assert tfidf_similarity(["首都是巴黎"], ["巴黎是首都"]) == pytest.approx(1.0)
+
+
+def test_a_single_text_is_not_several(unchecked: None) -> None:
+    for sides in (("a b", ["a b"]), (["a b"], "a b")):
+        with pytest.raises(rl.RomeLensError, match="is the single text"):
+            tfidf_similarity(*sides)

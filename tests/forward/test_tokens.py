@@ -531,3 +531,21 @@ def test_half_a_character_is_refused_wherever_a_text_becomes_tokens(one_toy: Any
     ):
         with pytest.raises(FactError, match="half of a character"):
             call()
+
+
+def test_a_text_of_bos_alone_is_one_token(one_toy: Any) -> None:
+    bos = one_toy.tokenizer.bos_token
+    for text in (bos, bos + bos):
+        with pytest.warns(UserWarning, match="It is used once"):
+            assert token_ids(one_toy, text) == [one_toy.tokenizer.bos_token_id]
+    with pytest.warns(UserWarning, match="It is used once"):
+        (best,) = rl.top_answers(one_toy, [bos], count=1)
+    assert len(best.tokens) == 1
+
+
+def test_a_bos_token_that_marks_turns_is_used_once_without_a_warning(one_toy: Any) -> None:
+    bos = one_toy.tokenizer.bos_token
+    text = f"{bos}user: Hi. {bos}model:"
+    ids = token_ids(one_toy, text)  # a warning would be an error here
+    assert ids == token_ids(one_toy, text, prepend_bos=False)
+    assert ids.count(one_toy.tokenizer.bos_token_id) == 2

@@ -345,3 +345,16 @@ def test_localisation_of_one_edit_is_refused_with_what_it_takes() -> None:
             match=r"rl\.layer_sweep\(model, records",
         ):
             ask(*arguments)
+
+
+def test_a_single_context_is_not_several(
+    one_toy: Any, toy_records: list[rl.data.Record], toy_statistics: Any, unchecked: None
+) -> None:
+    with pytest.raises(rl.RomeLensError, match="contexts is the text"):
+        rl.layer_sweep(
+            one_toy,
+            toy_records[:2],
+            layers=[2],
+            statistics=toy_statistics,
+            contexts="It rained. {}",
+        )

@@ -167,3 +167,11 @@ def test_the_toy_s_sites_show_on_average(one_toy: Any, toy_records: list[rl.data
     between = max(float(effects[role][:3].max()) for role in ("first subsequent", "further"))
     assert float(effects["last subject"][:3].max()) > 5 * between
     assert average.total_effect.low > 0.5
+
+
+def test_a_single_trace_is_not_several(
+    one_toy: Any, toy_record: rl.data.Record, unchecked: None
+) -> None:
+    trace = rl.causal_trace(one_toy, toy_record, samples=1)
+    with pytest.raises(rl.RomeLensError, match="expected several traces"):
+        rl.average_traces(trace)

@@ -119,3 +119,42 @@ def test_facts_of_one_run_may_be_scored_by_one_token_or_by_all(
     assert rl.average_traces([year, name]).fact_effects.shape[0] == 2
     with pytest.raises(ValueError, match="scoring 'whole', but that of"):
         rl.average_traces([year, whole])
+
+
+def test_a_first_token_that_is_a_part_of_a_number_or_letter_is_not_scored_alone(
+    one_toy: Any,
+) -> None:
+    for prompt, targets in (
+        ('{} said: "', ("1945", "1066")),
+        ('{} said: "', ("1,000", "1,500")),
+        ('{} said: "', ("(a)", "(b)")),
+        ("{}位于", ("巴黎", "巴西")),
+    ):
+        facts = [rl.Fact(prompt, subject="Wanda Brandt", target=target) for target in targets]
+        first, second = (encode(one_toy, fact).answer for fact in facts)
+        assert first[0] == second[0]
+        traces = [rl.causal_trace(one_toy, fact, require_correct=False, **FEW) for fact in facts]
+        assert [trace.answer for trace in traces] == list(targets)
+        assert traces[0].clean != traces[1].clean
+
+
+def test_facts_that_are_scored_otherwise_are_traced_each(
+    one_toy: Any, toy_record: rl.data.Record
+) -> None:
+    fact = toy_record.fact
+    words = {"subject": fact.subject, "target": fact.target}
+    facts = [rl.Fact(fact.prompt, joiner=joiner, **words) for joiner in (" ", "", "\n")]
+    traced = rl.trace_facts(one_toy, facts, **FEW)
+    assert [each.fact for each in traced] == facts[:1]
+    assert [each for each, _ in traced.unknown] == facts[1:]
+    # Two new targets that part from the target at different tokens are two questions.
+    towns = [
+        rl.Fact(fact.prompt, subject=fact.subject, target="New York", new_target=new)
+        for new in ("New Delhi", "Norwich")
+    ]
+    answers = [
+        rl.causal_trace(one_toy, town, require_correct=False, **FEW).answer for town in towns
+    ]
+    assert answers[0] != answers[1]
+    assert len(rl.trace_facts(one_toy, towns, **FEW).unknown) == 2
+    assert len(rl.trace_facts(one_toy, [fact, toy_record, fact], **FEW)) == 1

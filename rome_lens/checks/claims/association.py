@@ -16,6 +16,7 @@ from rome_lens.checks.result import KNOWN, CheckResult, CheckRow, Measure, make_
 from rome_lens.data.facts import Fact
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record
+from rome_lens.data.whole_words import places
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
@@ -190,16 +191,19 @@ class Description(_UnderOtherNames):
 def holds_last_word(name: str, subject: str) -> bool:
     """Whether a name contains the last word of the subject, where ROME looks up its key.
 
-    Case and accents make no difference.
+    Case and accents make no difference. In scripts without spaces, a part of a name is a word too.
     """
-    return _words(subject)[-1] in _words(name)
+    last = _words(subject)[-1]
+    return last in _words(name) or bool(places(last, _plain(name)))
 
 
 def _words(text: str) -> list[str]:
-    plain = "".join(
-        c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c)
-    )
-    return re.findall(r"\w+", plain) or [plain]
+    return re.findall(r"\w+", _plain(text)) or [_plain(text)]
+
+
+def _plain(text: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def _within_sentence(name: str) -> str:

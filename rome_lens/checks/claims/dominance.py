@@ -1,6 +1,5 @@
 """Dominance: does the model now want to say Rome more than it ever wanted to say Paris?"""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from rome_lens.checks.check import Check, new_target, run_check
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
+from rome_lens.data.whole_words import places
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
@@ -207,8 +207,7 @@ def _shares_naming(record: Record, answers: Answers) -> tuple[Measure, ...]:
 
 
 def _share_naming(texts: Sequence[str], word: str) -> float:
-    pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
-    return sum(bool(pattern.search(text)) for text in texts) / len(texts)
+    return sum(bool(places(word, text)) for text in texts) / len(texts)
 
 
 def _reading(result: CheckResult, record: Record) -> str:

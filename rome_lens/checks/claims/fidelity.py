@@ -7,8 +7,8 @@ from itertools import zip_longest
 from typing import Any
 
 from rome_lens import data
+from rome_lens.arguments import several, whole_number
 from rome_lens.arguments import texts as several_texts
-from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import Answers, PromptAnswer, text_question, text_row
 from rome_lens.checks.asking import Continuations
 from rome_lens.checks.check import Check, checked_record, run_check
@@ -84,7 +84,11 @@ def fidelity(
     record = checked_record(edit, record)
     read, left_out = other_texts(model, edit, record, texts, prepend_bos)
     check = Fidelity(
-        others=tuple(others), texts=read, left_out=left_out, new_tokens=new_tokens, seed=seed
+        others=tuple(several("others", others, "a list of edits of other facts")),
+        texts=read,
+        left_out=left_out,
+        new_tokens=new_tokens,
+        seed=seed,
     )
     return run_check(check, model, edit, record, prepend_bos)
 
