@@ -7,8 +7,8 @@ that it carries now. Whenever an edit comes or goes, the weight is recomputed fr
     the edits came
 
 So rounding errors do not accumulate, what stays does not depend on what has gone, and without edits
-the original is back bit for bit. The record is an attribute of the MLP module. ``copy.deepcopy`` of
-the model copies it, ``state_dict`` leaves it out.
+the original is back bit for bit. The record is an attribute of the MLP module, on a bridge of the
+one that is wrapped. ``copy.deepcopy`` of the model copies it, ``state_dict`` leaves it out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -247,7 +247,7 @@ def _set_entries(model: LensModel, layer: int, record: _Record, entries: list[_E
 
 def _attach(model: LensModel, layer: int, record: _Record | None) -> None:
     """Keep the record at the layer's MLP, or none."""
-    state = vars(mlp_module(model, layer))
+    state = _keeper(model, layer)
     if record is None:
         state.pop(_ATTRIBUTE, None)
     else:
@@ -265,7 +265,19 @@ def _record(model: LensModel, layer: int) -> _Record | None:
     """The layer's record, or None if no edit is applied or the model has no such layer."""
     if not 0 <= layer < model.cfg.n_layers:
         return None
-    return getattr(mlp_module(model, layer), "__dict__", {}).get(_ATTRIBUTE)
+    return _keeper(model, layer).get(_ATTRIBUTE)
+
+
+def _keeper(model: LensModel, layer: int) -> dict[str, Any]:
+    """The attributes of the module that keeps the record of a layer.
+
+    Two bridges around one transformers model share its weights, so a bridge's record is kept by the
+    innermost module that it wraps: the second bridge may wrap modules of the first.
+    """
+    mlp = mlp_module(model, layer)
+    while (wrapped := getattr(mlp, "original_component", None)) is not None:
+        mlp = wrapped
+    return getattr(mlp, "__dict__", {})
 
 
 def _edits_at(model: LensModel, layer: int) -> list[LayerEdit]:

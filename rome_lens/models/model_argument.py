@@ -35,6 +35,13 @@ def checked_model(model: Any) -> LensModel:
             f"model is a {type(model).__name__} without {' and '.join(missing)}, expected one of a "
             "decoder-only language model."
         )
+    # A bridge has an empty module where the transformers model has None, and fails when it runs.
+    if getattr(getattr(model, "ln_final", None), "original_component", model) is None:
+        raise ModelError(
+            f"model is a {type(model).__name__} around a model without a final norm, which "
+            "TransformerLens cannot run: OPT-350m is one (do_layer_norm_before is False; its "
+            "word_embed_proj_dim is not supported either). Use another model, such as OPT-125m."
+        )
     compiled = [model, getattr(model, "original_model", model)]
     if any(getattr(each, "_compiled_call_impl", None) is not None for each in compiled):
         raise ModelError(

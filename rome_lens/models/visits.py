@@ -8,11 +8,13 @@ Ctrl-C may strike at any instruction, also inside a clean-up. So every clean-up 
 ``with`` block takes its own change off. The end of the visit does so again, twice. Where even that
 was interrupted, the next call finds the unfinished visit and ends it.
 
-Each model has one lock. The thread that holds it may enter again, and other threads wait. A call
-of the model that bypasses this package, such as ``model(tokens)`` in a thread of the caller's, does
-not wait.
+Each model has one lock. The thread that holds it may enter again, and other threads wait. So a
+thread inside ``with edit.applied(model):`` must not wait for another one that uses the model. A
+call of the model that bypasses this package, such as ``model(tokens)`` in a thread of the caller's,
+does not wait.
 """
 
+import math
 import sys
 import threading
 import time
@@ -25,10 +27,17 @@ from weakref import WeakKeyDictionary
 import torch
 
 from rome_lens.models.model_argument import checked_model
+from rome_lens.warning import warn
 
 Value = TypeVar("Value")
 
 _SECONDS_BETWEEN_TRIES = 0.002
+_SECONDS_BEFORE_A_WARNING = 20.0
+_WAITS_FOR_A_BLOCK = (
+    "This thread waits for the model, because another thread is inside a block such as 'with "
+    "edit.applied(model):'. If that thread in turn waits for this one, neither will go on: start "
+    "threads outside the block, or enter the block in each thread."
+)
 # What a TransformerBridge sets on itself or on its blocks during a forward pass.
 _SET_BY_A_BRIDGE = ("_stop_at_layer_idx", "_capture_hf_cache", "_last_hf_cache")
 
@@ -48,6 +57,7 @@ class Room:
     def claim(self, holder: Any) -> None:
         """Wait until no other thread holds the model, and hold it."""
         me = threading.get_ident()
+        patience = time.monotonic() + _SECONDS_BEFORE_A_WARNING
         while (owner := self._owner.setdefault("thread", me)) != me:  # setdefault is atomic
             visit, frame = self.visit, sys._current_frames().get(owner)
             if visit is not None and visit.is_over(frame):
@@ -55,6 +65,9 @@ class Room:
             elif frame is None:  # the thread has ended inside a block that it never left
                 self._holders.clear()
                 self._owner.pop("thread", None)
+            elif visit is None and time.monotonic() > patience:
+                patience = math.inf
+                warn(_WAITS_FOR_A_BLOCK, UserWarning)
             time.sleep(_SECONDS_BETWEEN_TRIES)
         self._holders.add(holder)
 
@@ -68,7 +81,8 @@ class Room:
 
     def is_visited(self) -> bool:
         """Whether the calling code runs inside a visit."""
-        return self.visit is not None and self.visit.is_below(sys._getframe())
+        visit = self.visit  # another thread may end it between two looks
+        return visit is not None and visit.is_below(sys._getframe())
 
 
 _rooms: WeakKeyDictionary[Any, Room] = WeakKeyDictionary()

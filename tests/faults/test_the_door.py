@@ -142,3 +142,28 @@ def test_signatures_and_docstrings_stay() -> None:
     assert list(inspect.signature(rl.rome).parameters)[:3] == ["model", "fact", "layer"]
     assert rl.rome.__doc__ is not None
     assert rl.rome.__name__ == "rome"
+
+
+# These return a context manager, which takes the model's lock when its block is entered.
+BLOCKS = {
+    "applied",
+    "differentiating",
+    "evaluating",
+    "full_precision",
+    "last_position_logits",
+    "unembedding_only",
+}
+
+
+def test_every_public_function_goes_through_the_door() -> None:
+    """Not only the functions that it calls, each by itself: another thread could come between."""
+    outside = {name for name, function in DOORS.items() if not visits(function)}
+    assert {name.rpartition(".")[2] for name in outside} == BLOCKS
+
+
+def visits(function: Any) -> bool:
+    """Whether ``visits_model`` is written above the function.
+
+    The checks of annotations wrap functions too, so it cannot be seen in the function itself.
+    """
+    return "@visits_model" in inspect.getsource(function).partition("def ")[0]

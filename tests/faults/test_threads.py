@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from models_for_tests import TransformerBridge, tiny_transformers_model, tokenizer
 
 import rome_lens as rl
+from rome_lens.models import visits
 
 pytestmark = pytest.mark.proof
 
@@ -134,3 +136,45 @@ def test_another_model_does_not_wait(one_toy: Any, toy_edit: rl.RankOneEdit) -> 
     with toy_edit.applied(one_toy):
         threading.Thread(target=visit, daemon=True).start()
         assert done.wait(SECONDS)
+
+
+def test_a_thread_that_waits_for_an_open_block_warns(
+    one_toy: Any, toy_edit: rl.RankOneEdit, monkeypatch: Any
+) -> None:
+    """A pool inside the block would otherwise wait for ever without a word."""
+    monkeypatch.setattr(visits, "_SECONDS_BEFORE_A_WARNING", 0.05)
+    done = threading.Event()
+
+    def visit() -> None:
+        rl.models.device(one_toy)
+        done.set()
+
+    def wait_in_block() -> None:
+        with toy_edit.applied(one_toy):
+            threading.Thread(target=visit, daemon=True).start()
+            assert not done.wait(0.3)
+        assert done.wait(SECONDS)
+
+    with pytest.warns(UserWarning, match="neither will go on") as warned:
+        wait_in_block()
+    assert len(warned) == 1
+
+
+def test_two_bridges_around_one_model_know_each_others_edits() -> None:
+    wrapped = tiny_transformers_model("gpt2")
+    one, two = (
+        TransformerBridge.boot_transformers(
+            "tiny", hf_model=wrapped, tokenizer=tokenizer(), device="cpu"
+        )
+        for _ in range(2)
+    )
+    before = one.blocks[2].mlp.W_out.detach().clone()
+    u, v = torch.arange(96.0), torch.arange(24.0)
+    first, second = rl.RankOneEdit(layer=2, u=u, v=v), rl.RankOneEdit(layer=2, u=u.flip(0), v=v)
+    first.apply(one)
+    second.apply(two)
+    assert rl.applied_edits(one) == rl.applied_edits(two) == (first, second)
+    first.revert(two)
+    second.revert(one)
+    for each in (one, two):
+        assert torch.equal(each.blocks[2].mlp.W_out, before)

@@ -156,6 +156,11 @@ def test_rome_is_the_same_as_hooks_and_in_the_weights(
 
 REFUSED = {
     "a projection before W_U": (bridge("OPT", **OPT_350M), "resid", "word_embed_proj_dim"),
+    "a norm at the end": (
+        bridge("OPT", **{**OPT_350M, "word_embed_proj_dim": SIZES["hidden_size"]}),
+        "resid",
+        "without a final norm",
+    ),
     "a state space model's MLP": (bridge("Mamba", **MAMBA), "mlp", "no hook point .*SSMBlockB"),
     "a head that is more": (bridge("Bert", **BERT), "resid", "its forward pass does more than"),
 }
