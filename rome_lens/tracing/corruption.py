@@ -25,6 +25,9 @@ from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.noise import CorruptedPrompt, Noise, NoiseError
 
 
+_MOST_SAMPLES = 1_000_000
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Replacement:
     """Replace the subject's embeddings with the noise ``e``, instead of adding ``e`` to them.
@@ -134,9 +137,9 @@ def sample_count(samples: object) -> int:
     """The number of noise samples, as an ``int``.
 
     Raises:
-        NoiseError: it is not a whole number, or is below 1.
+        NoiseError: it is not a whole number from 1 to a million.
     """
-    return whole_number("samples", samples, least=1, error=NoiseError)
+    return whole_number("samples", samples, least=1, most=_MOST_SAMPLES, error=NoiseError)
 
 
 def check_kind(noise: object) -> None:

@@ -568,7 +568,7 @@ def test_noise_that_does_not_fit_is_refused(
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         *(({"noise": noise}, NoiseError, words) for noise, words in wrong),
         *(({"noise": Replacement(noise)}, NoiseError, words) for noise, words in wrong),
-        ({"samples": 0}, NoiseError, "samples is 0, expected a whole number of at least 1"),
+        ({"samples": 0}, NoiseError, "samples is 0, expected a whole number from 1 to 1000000"),
         ({"noise": "much"}, NoiseError, "expected a kind of noise"),
         (
             {"noise": rl.GaussianNoise},
