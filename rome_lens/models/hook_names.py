@@ -47,7 +47,8 @@ def check_has_points(model: LensModel, names: Sequence[str]) -> None:
     Raises:
         ModelError: it lacks one, such as a state space model those of attention and of an MLP.
     """
-    missing = [name for name in names if name not in model.hook_dict]
+    points = model.hook_dict  # a bridge makes it anew each time
+    missing = [name for name in names if name not in points]
     if missing:
         raise ModelError(
             f"This model has no hook point {missing[0]!r}, where TransformerLens shows that part "

@@ -18,7 +18,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
@@ -117,7 +117,7 @@ class Visit:
         self._model = model
         self._room = room_of(model)
         self._frame = frame
-        self._bottom = _stack(frame)[-1]
+        self._bottom = list(_frames_below(frame))[-1]
         self._settings: list[_Setting] = []
         self._gradients = torch.is_grad_enabled()
         self.changes: dict[Temporary[Any], None] = {}
@@ -145,7 +145,7 @@ class Visit:
 
     def is_below(self, frame: FrameType) -> bool:
         """Whether the call is still running, on the stack whose top is this frame."""
-        return self._frame in _stack(frame)
+        return any(each is self._frame for each in _frames_below(frame))
 
     def is_over(self, frame: FrameType | None) -> bool:
         """Whether the call has ended, seen from another thread.
@@ -157,16 +157,16 @@ class Visit:
         """
         if frame is None:
             return True
-        stack = _stack(frame)
+        stack = list(_frames_below(frame))
         return stack[-1] is self._bottom and self._frame not in stack
 
 
-def _stack(frame: FrameType) -> list[FrameType]:
-    """A frame and the frames below it."""
-    stack = [frame]
-    while (below := stack[-1].f_back) is not None:
-        stack.append(below)
-    return stack
+def _frames_below(top: FrameType) -> Iterator[FrameType]:
+    """A frame and the frames below it, from the top of the stack down."""
+    frame: FrameType | None = top
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 class Temporary(AbstractContextManager[Value], Generic[Value]):
