@@ -61,6 +61,7 @@ def test_no_result_depends_on_the_default_dtype_or_device(bench: Bench, name: st
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("causal_trace")])
 def test_noise_is_drawn_alike_under_a_default_in_half_precision(
