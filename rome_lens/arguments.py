@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from rome_lens.errors import ArgumentError, RomeLensError
 
-LARGEST_SEED = 2**63 - 1
+LARGEST = 2**63 - 1
 
 
 def whole_number(
@@ -29,7 +29,7 @@ def whole_number(
 
     Args:
         name: the argument's name, for the message.
-        least, most: the bounds, both inclusive; None for no bound.
+        least, most: the bounds, both inclusive; None for no bound but that of 64 bits.
         error: the class of error to raise.
 
     Raises:
@@ -43,6 +43,9 @@ def whole_number(
         raise error(
             f"{name} is {value!r}, expected a whole number{_bounds(least, most)}."
         ) from cause
+    if abs(number) > LARGEST:  # torch takes no larger one
+        most = LARGEST if most is None else most
+        least = -LARGEST if least is None else least
     if (least is not None and number < least) or (most is not None and number > most):
         raise error(f"{name} is {number}, expected a whole number{_bounds(least, most)}.")
     return number
@@ -83,7 +86,7 @@ def seed_number(name: str, value: object, *, error: type[RomeLensError] = Argume
     Raises:
         ArgumentError: the value is not such a number.
     """
-    return whole_number(name, value, least=0, most=LARGEST_SEED, error=error)
+    return whole_number(name, value, least=0, most=LARGEST, error=error)
 
 
 def whole_numbers(

@@ -15,6 +15,7 @@ Place = tuple[int, int] | tuple[int, int, int]
 """The indices of a cell in scores ``[layer, pos]`` or ``[layer, pos, head]``."""
 
 _TOKENS_PER_BATCH = 4096
+_MOST_ROWS = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def grid(
         rows=(
             max(1, _TOKENS_PER_BATCH // length)
             if batch_size is None
-            else whole_number("batch_size", batch_size)
+            else min(whole_number("batch_size", batch_size), _MOST_ROWS)
         ),
         n_layers=model.cfg.n_layers,
     )

@@ -24,7 +24,6 @@ from rome_lens.models.lens import LensModel
 from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.noise import CorruptedPrompt, Noise, NoiseError
 
-
 _MOST_SAMPLES = 1_000_000
 
 

@@ -598,7 +598,7 @@ def test_fidelity_leaves_out_and_counts_texts_that_name_the_edited_subject(
     assert found.effect == plain.effect
     left_out = "texts left out, which name the edited subject"
     assert found[left_out].mean == 2.0
-    assert "2 texts name the subject and were left out" in found.reading
+    assert "2 texts that name the subject left out" in found.reading
     assert left_out not in plain.reading
     both = rl.Edits(edits=tuple(toy_edits[:2]))
     joined = rl.checks.fidelity(one_toy, both, first, texts=[*own, other], new_tokens=0)

@@ -64,6 +64,16 @@ def test_bounds_are_inclusive_and_named() -> None:
                 check("size", value, most=-1)
 
 
+def test_a_whole_number_has_64_bits_at_most() -> None:
+    largest = arguments.LARGEST
+    assert arguments.whole_number("steps", largest, least=1) == largest
+    for number, bounds in ((largest + 1, "from 1 to"), (10**30, "from 1 to")):
+        with pytest.raises(ArgumentError, match=f"{bounds} {largest}"):
+            arguments.whole_number("steps", number, least=1)
+    with pytest.raises(ArgumentError, match=f"from -{largest} to {largest}"):
+        arguments.whole_number("pos", -(10**30))
+
+
 def test_real_numbers_are_plain_floats() -> None:
     for value in (2, 2.0, np.float32(2), np.int64(2), Fraction(2)):
         number = arguments.real_number("size", value)
@@ -87,7 +97,7 @@ def test_anything_else_is_not_a_real_number() -> None:
 
 def test_a_seed_is_what_torch_takes() -> None:
     generator = torch.Generator()
-    for value in (0, np.int64(5), arguments.LARGEST_SEED):
+    for value in (0, np.int64(5), arguments.LARGEST):
         generator.manual_seed(arguments.seed_number("size", value))
 
     def check(value: Any) -> int:

@@ -229,3 +229,11 @@ def test_progress_is_shown_when_asked(one_toy: Any, facts: list[rl.Fact], capfd:
     assert "trace resid" not in capfd.readouterr().err
     rl.trace_facts(one_toy, facts[:2], samples=1, progress=True)
     assert "2/2" in capfd.readouterr().err
+
+
+def test_any_batch_size_of_64_bits_is_taken(one_toy: Any, toy_record: rl.data.Record) -> None:
+    one: dict[str, Any] = {"samples": 1, "layers": [1], "batch_size": 2**63 - 1}
+    expected = rl.causal_trace(one_toy, toy_record, **{**one, "batch_size": None}).scores
+    assert torch.equal(rl.causal_trace(one_toy, toy_record, **one).scores, expected)
+    rl.attribution_trace(one_toy, toy_record, **one)
+    rl.severed_trace(one_toy, toy_record, severed="mlp", **one)

@@ -336,5 +336,7 @@ def _reading(result: CheckResult) -> str:
     if ELSEWHERE in numbers:
         reading += f"; on other text it fires with {numbers[ELSEWHERE]:.3f} on average"
     if LEFT_OUT in numbers:
-        reading += f"; {numbers[LEFT_OUT]:.0f} texts name the subject and were left out"
+        count = round(numbers[LEFT_OUT])
+        which = "text that names" if count == 1 else "texts that name"
+        reading += f"; {count} {which} the subject left out"
     return reading + "."
