@@ -189,7 +189,7 @@ def text_pairs(
 
     Raises:
         ArgumentError: the values are not several, or an entry is not a pair of texts. A text of two
-            letters is no pair.
+            letters is not a pair.
     """
     expected = "expected a list of pairs of texts, such as [('The sky is', 'blue')]"
     try:

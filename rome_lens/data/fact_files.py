@@ -18,7 +18,7 @@ def read_facts(path: str | Path, *, on_error: OnError = "raise") -> ReadList[Fac
       ``template`` that tells where the subject is;
     * CounterFact's: ``requested_rewrite`` with ``prompt``, ``subject``, ``target_true`` and
       ``target_new`` (an object with ``str`` each);
-    * MQuAKE's: a list of such rewrites, each of which is a fact;
+    * MQuAKE's: a list of such rewrites; each is read as a fact;
     * counterfact-tracing's: ``relation_prefix``, ``subject``, ``relation_suffix``, ``target_true``,
       ``target_false``;
     * EasyEdit's ``counterfact-edit`` and KnowEdit's: ``prompt``, ``subject``, ``ground_truth``,

@@ -121,8 +121,8 @@ class Fact:
         without spaces between words, such as Chinese, every occurrence counts.
 
         Raises:
-            FactError: the subject does not stand in the text as a whole word, or stands there
-                several times, so that you have to write the ``{}`` yourself; the text already has a
+            FactError: the subject does not stand in the text as a whole word; it stands there
+                several times (write ``{}`` in the place that is meant); the text already has a
                 slot; otherwise as for :class:`Fact`.
 
         Example:

@@ -215,7 +215,7 @@ def as_edits(edits: object) -> list[Edit]:
     """A list of edits, from one edit or from several.
 
     Raises:
-        ArgumentError: there is no edit, or an entry is not one.
+        ArgumentError: the list is empty, or an entry is not an edit.
     """
     what = "an edit, or a list of edits, such as rome(...) returns"
     listed = [edits] if isinstance(edits, Edit) else several("edits", edits, what)

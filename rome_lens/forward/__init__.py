@@ -13,8 +13,9 @@
 """
 
 from rome_lens.forward.additions import mlp_contribution, raw_output_hooks
-from rome_lens.forward.answers import TopAnswers, answer_log_probs, knows, top_answers
+from rome_lens.forward.answers import answer_log_probs, knows
 from rome_lens.forward.module_hooks import unembedding_only
+from rome_lens.forward.next_tokens import TopAnswers, top_answers
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import (
     agreement,

@@ -16,7 +16,7 @@ from rome_lens.editing.firing import EditFiring
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.scores import markdown
-from rome_lens.forward.answers import TopAnswers
+from rome_lens.forward.next_tokens import TopAnswers
 from rome_lens.results import Result
 from rome_lens.storage import installed_versions, whole_or_nothing
 from rome_lens.tracing.results import CausalTrace
