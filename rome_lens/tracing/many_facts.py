@@ -113,7 +113,7 @@ def trace_facts(
     """
     given = list(dict.fromkeys(as_facts(facts)))
     _check_noise(noise, stored=directory is not None)
-    check_options(model, component=component, window=window, batch_size=batch_size)
+    check_options(model, component=component, window=window)
     one_of("answer", answer, Answer)
     layers = None if layers is None else named_layers(model, layers)
     encoded = {fact: encode(model, fact, prepend_bos=prepend_bos) for fact in given}
