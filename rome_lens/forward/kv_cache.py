@@ -26,6 +26,15 @@ class LayerPast:
     positions are every row's own.
     """
 
+    def rows(self, rows: Int[Tensor, " row"]) -> "LayerPast":
+        """The past of some rows."""
+        rows = rows.to(self.attn_k.device)
+        return LayerPast(
+            attn_k=self.attn_k[rows],
+            attn_v=self.attn_v[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+        )
+
     def positions(self, later: int) -> Int[Tensor, "row later"]:
         """The position of each token that is run in its own row, for ``later`` tokens per row.
 

@@ -153,8 +153,12 @@ class PartialForward:
 
     @property
     def has_past(self) -> bool:
-        """Whether later positions can be run alone, so that no position reads a later one."""
+        """Whether later positions can be run without the earlier ones."""
         return self._has_past
+
+    def embedded(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
+        """The residual stream that enters the first block."""
+        return self.model(tokens.to(device(self.model)), stop_at_layer=0)
 
     def run(
         self, tokens: Int[Tensor, "row pos"]
@@ -180,6 +184,7 @@ class PartialForward:
         layer: int,
         *,
         past: Callable[[int], LayerPast] | None = None,
+        stop: int | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last layer, from the stream that enters ``layer``.
 
@@ -190,8 +195,9 @@ class PartialForward:
                 only the positions that follow it, and only they are run. Where rows have pasts of
                 different lengths, each row of ``stream`` begins where its own past ends, and may be
                 padded on the right. None means that ``stream`` holds all positions.
+            stop: end before this layer instead of after the last one.
         """
-        for i in range(layer, self.model.cfg.n_layers):
+        for i in range(layer, self.model.cfg.n_layers if stop is None else stop):
             stream = self.block(i, stream, None if past is None else past(i))
         return stream
 
