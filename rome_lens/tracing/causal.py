@@ -212,8 +212,8 @@ class _Subject:
     cells: Grid
     clean: CleanRun
     noise: Float[Tensor, "sample subject d_model"]
-    corrupted: list[Float[Tensor, " sample"]] = field(default_factory=list)
-    scores: list[Float[Tensor, "sample layer pos *head"]] = field(default_factory=list)
+    corrupted: list[Float[Tensor, " _sample"]] = field(default_factory=list)
+    scores: list[Float[Tensor, "_sample _layer _pos ..."]] = field(default_factory=list)
 
 
 def _score(subjects: Sequence[_Subject], *, progress: bool) -> None:

@@ -92,7 +92,12 @@ class Grid:
     @property
     def rows(self) -> int:
         """Maximum rows in a run of all positions."""
-        return self.size.rows_of(self.length)
+        return self.size.whole_rows(self.length)
+
+    @property
+    def work(self) -> int:
+        """The number of tokens that one noise sample of all cells runs in a causal model."""
+        return sum(self.length - cell.pos for cell in self.cells(causal=True).values())
 
     def at(self, pos: int) -> "Grid":
         """The cells at one position."""

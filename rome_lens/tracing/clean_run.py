@@ -71,8 +71,8 @@ def run_clean(
     if require_correct and asked:
         answers = answer_distributions(model, [facts[i] for i in asked], prepend_bos=prepend_bos)
         for i, (ids, log_probs) in zip(asked, answers, strict=True):
-            if error := _not_known(model, facts[i], log_probs, ids.tolist()):
-                outcomes[i] = error
+            if unknown := _not_known(model, facts[i], log_probs, ids.tolist()):
+                outcomes[i] = unknown
     left = [i for i in range(len(grids)) if i not in outcomes]
     runs = _whole_runs(model, [grids[i] for i in left]) if left else ()
     for i, (forward, kept, logits) in zip(left, runs, strict=True):

@@ -44,12 +44,25 @@ class PassSize:
     """Values for each pair of tokens, one of which attends to the other: the number of heads."""
     per_past: int
     """Values for each earlier token: its keys and values in attention."""
+    kept: int
+    """Maximum values that are kept of one corrupted run, in all layers together."""
+    per_kept_token: int
+    """Values that are kept of each token: the stream, keys and values of all layers."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens fit one pass, in rows that attend to little else."""
+        return max(1, self.values // self.per_token)
 
     def rows_of(self, later: int, past: int = 0) -> int:
         """How many rows fit one pass if each runs ``later`` tokens that follow ``past`` others."""
         pairs = later * (later + past)
         size = max(later * self.per_token, pairs * self.per_pair, past * self.per_past)
         return max(1, min(self.rows, self.values // size))
+
+    def whole_rows(self, length: int) -> int:
+        """How many rows of ``length`` tokens fit a run of all layers that is kept."""
+        return max(1, min(self.rows_of(length), self.kept // (length * self.per_kept_token)))
 
 
 def pass_size(
@@ -70,20 +83,22 @@ def pass_size(
         batch_size = whole_number("batch_size", batch_size, least=1)
     if batch_bytes is not None:
         batch_bytes = whole_number("batch_bytes", batch_bytes, least=1)
-    elif on.type == "cpu":
-        batch_bytes = bytes_per_slice(on)
-    else:
-        batch_bytes = bytes_per_batch(on)
+    most = bytes_per_batch(on) if batch_bytes is None else batch_bytes
+    if batch_bytes is None:
+        batch_bytes = bytes_per_slice(on) if on.type == "cpu" else most
+    bytes_each = next(model.blocks[0].parameters()).element_size()
     call = _CALL_ON_A_CPU if on.type == "cpu" else _CALL_ON_A_GPU
     weights = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    per_past = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
     return PassSize(
         rows=_MOST_ROWS if batch_size is None else min(batch_size, _MOST_ROWS),
-        values=batch_bytes // next(model.blocks[0].parameters()).element_size(),
+        values=batch_bytes // bytes_each,
         call=_TOKENS_PER_READING + call // weights,
         per_token=max(cfg.d_model, cfg.d_mlp or 0),
         per_pair=cfg.n_heads,
-        per_past=2 * kv_heads * cfg.d_head,
+        per_past=per_past,
+        kept=2 * most // bytes_each,
+        per_kept_token=cfg.n_layers * (cfg.d_model + per_past),
     )
 
 

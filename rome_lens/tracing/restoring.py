@@ -54,7 +54,7 @@ class CorruptedRun:
 def run_corrupted(
     forward: PartialForward,
     facts: Sequence[CleanRun],
-    embeddings: Sequence[Float[Tensor, "sample pos d_model"]],
+    embeddings: Sequence[Float[Tensor, "_sample _pos d_model"]],
     *,
     hooks: Sequence[Hook] = (),
 ) -> CorruptedRun:

@@ -51,9 +51,9 @@ def common_fields(
 def cell_scores(
     restorer: Restorer,
     grids: Sequence[Grid],
-    unrestored: Sequence[Float[Tensor, " sample"]],
+    unrestored: Sequence[Float[Tensor, " _sample"]],
     bar: tqdm,
-) -> list[Float[Tensor, "sample layer pos *head"]]:
+) -> list[Float[Tensor, "_sample _layer _pos ..."]]:
     """The scores of all cells of each fact in a corrupted run, on the CPU.
 
     Cells that cannot matter keep the score of the run as it is.
@@ -104,7 +104,7 @@ def cell_scores(
 
 def run_probabilities(
     forward: PartialForward, run: CorruptedRun
-) -> tuple[Float[Tensor, " sample"], ...]:
+) -> tuple[Float[Tensor, " _sample"], ...]:
     """The answer's probability in a corrupted run as it is, for each fact."""
     answers = _answers(run)
     read = answers.shape[1]
