@@ -59,6 +59,8 @@ class Step:
         return "loss" if self.loss < config.stop_loss else None
 
 
+_FLOAT16_SCALE = 1024.0
+
 Outcome = Step | OptimisationError
 """A fact's step, or why there is none."""
 
@@ -79,6 +81,10 @@ def descent(
         rows: the rows of each fact, all in the same number of contexts.
         finished: numbers of facts that need no further step. The caller may add to it meanwhile.
 
+    Raises:
+        ResumeError: before the first step, if the later layers alone do not give what the whole
+            model gives.
+
     Yields:
         The step of each fact, by its number. A fact whose loss or ``||delta||`` is not finite has
         an OptimisationError instead, and no further step. The message names the step.
@@ -89,6 +95,7 @@ def descent(
     optimiser = torch.optim.Adam([deltas], lr=config.lr)
     norms = torch.zeros_like(bounds)
     running, layer_rows, reads = list(range(len(rows))), state.rows, _Reads.of(rows, starts)
+    scale = _FLOAT16_SCALE if layer_rows.stream.dtype == torch.float16 else 1.0
     initial: Tensor | None = None
     failed: set[int] = set()
     for step in range(config.steps):
@@ -100,7 +107,9 @@ def descent(
             reads = _Reads.of([rows[i] for i in running], starts)
         with torch.enable_grad():
             log_p = state.log_probs(deltas[running], layer_rows)
-            initial = log_p[reads.of_kl].detach() if initial is None else initial
+            if initial is None:
+                state.check(log_p)
+                initial = log_p[reads.of_kl].detach()
             kl = config.kl_factor * reads.kl(log_p, initial[running])
             decay = config.weight_decay * config.norm(deltas) / config.norm(starts) ** 2
             nll, probability = reads.nll_and_probability(log_p)
@@ -110,7 +119,7 @@ def descent(
         yield outcomes
         if step < config.steps - 1:
             try:
-                adam_step(optimiser, deltas, terms.loss.sum(), step + 1)
+                adam_step(optimiser, deltas, terms.loss.sum(), step + 1, scale=scale)
             except OptimisationError as error:
                 yield dict.fromkeys(running, error.with_traceback(None))
                 return

@@ -11,6 +11,12 @@ from rome_lens.models.lens import LensModel
 # HookedTransformer keeps a mask of n_ctx x n_ctx for each layer. Without this bound, Gemma 3 270M's
 # take 1.2 GB.
 LONGEST = 2048
+_IN_MEMORY = {
+    **dict.fromkeys([(name, 3) for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V")], (0, 2, 1)),
+    ("W_O", 3): (2, 0, 1),
+    **dict.fromkeys([(name, 2) for name in ("W_in", "W_gate", "W_out", "W_U")], (1, 0)),
+}
+"""By name and number of axes, the order of a parameter's axes in memory."""
 
 
 def hooked_transformer_class() -> Any:
@@ -29,25 +35,9 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
     """
     from transformer_lens import loading_from_pretrained as loading
 
-    config = hf_model.config
-    name = None
-    if config.model_type == "gemma3_text":
-        # TransformerLens derives the config of this family from the name alone.
-        name = "google/gemma-3-270m"
-    else:
-        config.n_ctx = config.max_position_embeddings
     with tempfile.TemporaryDirectory() as directory, expected_deprecations():
-        config.save_pretrained(directory)
-        cfg = loading.get_pretrained_model_config(
-            name or directory, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
-        )
-        sizes = {} if name is None else _gemma3_sizes(config)
-        sizes["n_ctx"] = min(config.max_position_embeddings, LONGEST)
-        for field, value in sizes.items():
-            setattr(cfg, field, value)
-        state = loading.get_pretrained_state_dict(
-            name or directory, cfg, hf_model, dtype=torch.float32
-        )
+        name, cfg = _settings(hf_model.config, directory, device=device)
+        state = loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=torch.float32)
         model = hooked_transformer_class()(cfg, tokenizer)
         model.load_and_process_state_dict(
             state,
@@ -59,6 +49,38 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
         )
     lay_out_for_speed(model)
     return model.eval()
+
+
+def hooked_transformer_without_weights(config: Any, tokenizer: Any) -> LensModel:
+    """A HookedTransformer for the config of a transformers model. Its weights hold anything."""
+    with tempfile.TemporaryDirectory() as directory, expected_deprecations():
+        _, cfg = _settings(config, directory, device="cpu")
+        return hooked_transformer_class()(cfg, tokenizer).eval()
+
+
+def _settings(config: Any, directory: str, *, device: str) -> tuple[str, Any]:
+    """The name that TransformerLens knows an architecture by, and its settings for this config.
+
+    Args:
+        directory: an empty directory, which stands in for a name.
+    """
+    from transformer_lens import loading_from_pretrained as loading
+
+    name = directory
+    if config.model_type == "gemma3_text":
+        # TransformerLens derives the config of this family from the name alone.
+        name = "google/gemma-3-270m"
+    else:
+        config.n_ctx = config.max_position_embeddings
+    config.save_pretrained(directory)
+    cfg = loading.get_pretrained_model_config(
+        name, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
+    )
+    sizes = {} if name == directory else _gemma3_sizes(config)
+    sizes["n_ctx"] = min(config.max_position_embeddings, LONGEST)
+    for field, value in sizes.items():
+        setattr(cfg, field, value)
+    return name, cfg
 
 
 def _gemma3_sizes(config: Any) -> dict[str, Any]:
@@ -89,17 +111,27 @@ def lay_out_for_speed(model: Any) -> None:
 
     HookedTransformer computes ``F.linear(x, W.T.contiguous())``, which copies nothing once ``W.T``
     is contiguous in memory. Likewise, it reshapes the weights of attention's queries, keys and
-    values from ``[head, d_model, d_head]`` to ``[head * d_head, d_model]``.
+    values from ``[head, d_model, d_head]`` to ``[head * d_head, d_model]``, and those of its output
+    from ``[head, d_head, d_model]`` to ``[d_model, head * d_head]``.
     """
-    for module in model.modules():
-        for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V"):
-            weight = module._parameters.get(name)
-            if weight is not None and weight.ndim == 3:
-                weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
-        for name in ("W_in", "W_gate", "W_out", "W_U"):
-            weight = module._parameters.get(name)
-            if weight is not None and weight.ndim == 2:
-                weight.data = weight.data.T.contiguous().T
+    for name, weight in model.named_parameters():
+        weight.data = from_memory(name, in_memory(name, weight.data))
+
+
+def in_memory(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A HookedTransformer's parameter as it lies in memory, contiguous."""
+    return weight.permute(_axes(name, weight)).contiguous()
+
+
+def from_memory(name: str, stored: torch.Tensor) -> torch.Tensor:
+    """The parameter that :func:`in_memory` returned, with its own axes. No entry is moved."""
+    axes = _axes(name, stored)
+    return stored.permute([axes.index(i) for i in range(len(axes))])
+
+
+def _axes(name: str, weight: torch.Tensor) -> tuple[int, ...]:
+    usual = tuple(range(weight.ndim))
+    return _IN_MEMORY.get((name.rpartition(".")[2], weight.ndim), usual)
 
 
 class expected_deprecations(warnings.catch_warnings):
