@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
-from rome_lens.forward.runs import evaluating
+from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
@@ -174,7 +174,7 @@ def trace_together(
     """
     outcomes: dict[int, CausalTrace | Exception] = {}
     subjects: list[_Subject] = []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), weights_laid_out(model), torch.no_grad():
         cleans = run_clean(model, facts, grids, prepend_bos, require_correct=require_correct)
         for i, (fact, clean) in enumerate(zip(facts, cleans, strict=True)):
             if isinstance(clean, Exception):
