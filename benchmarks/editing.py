@@ -140,16 +140,14 @@ def many(setting: Setting, count: int, model_class: str | None, rounds: int) -> 
     works: dict[str, Callable[[], Any]] = {
         BASELINE: baseline,
         one: lambda: [rl.rome(model, fact, **options) for fact in facts],
+        batch: lambda: rl.rome_batch(model, facts, **options),
     }
-    if hasattr(rl, "rome_batch"):
-        works[batch] = lambda: rl.rome_batch(model, facts, **options)
     rows = compare(works, rounds=rounds)
     for name, row in rows.items():
         row.case = f"{setting.model}, {len(facts)} facts, {setting.contexts} contexts: {name}"
-    if batch in rows:
-        pairs = zip(rows[batch].result, rows[one].result, strict=True)
-        rows[batch].difference = max(difference(a.delta, b.delta) for a, b in pairs)
-        rows[batch].notes = f"{rows[one].cpu / rows[batch].cpu:.1f} times one at a time"
+    pairs = zip(rows[batch].result, rows[one].result, strict=True)
+    rows[batch].difference = max(difference(a.delta, b.delta) for a, b in pairs)
+    rows[batch].notes = f"{rows[one].cpu / rows[batch].cpu:.1f} times one at a time"
     return list(rows.values())
 
 

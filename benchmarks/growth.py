@@ -89,7 +89,7 @@ def tasks(size: Size) -> dict[str, Task]:
 
 
 def edits(model: Any, facts: list[rl.Fact], layer: int, contexts: tuple[str, ...]) -> Any:
-    """Edits of all facts, side by side where there are several."""
+    """Edits of all facts, side by side."""
     options: dict[str, Any] = {
         "layer": layer,
         "statistics": rl.KeyStatistics.identity(model, layer=layer),
@@ -97,9 +97,7 @@ def edits(model: Any, facts: list[rl.Fact], layer: int, contexts: tuple[str, ...
         "config": rl.RomeConfig(steps=STEPS, stop_loss=0.0),
         "prepend_bos": False,
     }
-    if len(facts) > 1 and hasattr(rl, "rome_batch"):
-        return rl.rome_batch(model, facts, **options)
-    return [rl.rome(model, fact, **options) for fact in facts]
+    return rl.rome_batch(model, facts, **options)
 
 
 def tasks_of_facts(count: int) -> dict[str, Task]:

@@ -9,7 +9,7 @@ its dependencies, are replaced by empty ones. Code that asks for a GPU gets the 
 
 import contextlib
 import functools
-import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -84,10 +84,9 @@ def _importing(path: Path) -> Iterator[None]:
         package = ModuleType(name)
         package.__path__ = [str(path / name.replace(".", "/"))]
         sys.modules[name] = package
-    for name, needed in (("datasets", "load_dataset"),):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = ModuleType(name)
-            setattr(sys.modules[name], needed, None)
+    if importlib.util.find_spec("datasets") is None:  # it would only read texts for statistics
+        sys.modules["datasets"] = ModuleType("datasets")
+        sys.modules["datasets"].__dict__["load_dataset"] = None
     here = Path.cwd()
     sys.path.insert(0, str(path))
     os.chdir(path)  # the authors' code reads its settings from the working directory
