@@ -69,6 +69,8 @@ def twin(name: str) -> tuple[Any, Any]:
     else:
         directory = transformers_directory(SOURCES[name]) if name in SOURCES else TOY
         hf_model, tokenizer = open_directory(directory, dtype=torch.float32)
+    for weights in hf_model.parameters():
+        weights.data = weights.data.clone()  # read from the file now, not in the first timed call
     return hf_model.requires_grad_(False), tokenizer
 
 

@@ -12,8 +12,9 @@ A HookedTransformer is timed with its weights in two layouts. "As loaded" is Tra
 "load_model" is the one that ``rl.load_model`` chooses, which speeds up the loop as well.
 
 The least work is, for each cell and sample, the layers after the first restored one, on the
-positions from the restored one on, and one position unembedded. Windows that begin together share
-their first layers, so a trace can do less than that.
+positions from the restored one on, and one position unembedded. A trace can do less than that:
+windows that begin together share their first layers, and cells that cannot change the answer (the
+last layer's states before the last position) are not run.
 
 ``--facts`` compares ``rl.trace_facts`` over facts of different lengths with one call of
 ``rl.causal_trace`` for each.
