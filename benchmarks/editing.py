@@ -19,7 +19,8 @@ the loss reads:
 
 ``once`` gives the keys, and what attention in the later layers reads of the earlier positions. A
 backward pass with respect to activations costs what a forward pass costs, and the last step has
-none.
+none. The formula does not use that rows can share their beginning, nor that only the positions read
+are needed after the last attention, so slightly less is possible.
 
 ``--many`` compares edits of several facts, one at a time and side by side. The peers edit one at a
 time: EasyEdit's ``ROME`` reads the first request of the list that it is given, and the authors'
