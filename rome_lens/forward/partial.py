@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rome_lens.forward.backend import backend_of
 from rome_lens.forward.kv_cache import LayerPast, Past
@@ -26,6 +27,10 @@ from rome_lens.models.hook_names import (
 from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device, unembedding
 
 
+class ResumeError(ModelError):
+    """What the later layers alone give is not what the whole model gives."""
+
+
 class PartialForward:
     """The later layers of a model, from any layer on, for sequences of one length.
 
@@ -40,13 +45,19 @@ class PartialForward:
     returns None in the place of the past. It does so too while the caller has hooks on the model,
     because those may act on a position by its number.
 
+    With ``check=False`` nothing is compared. The caller must then compare what it computes, with
+    :meth:`check_log_probs`.
+
     Args:
         tokens: one sequence of the length that is to be run.
         keep: names of hook points whose activations in the full run are stored in ``kept``.
-        read: number of last positions whose logits in the full run are stored in ``read_logits``.
+        read: the positions whose logits in the full run are stored in ``read_logits``, or a number
+            of last positions.
+        check: whether to compare the resumed results.
 
     Raises:
-        ModelError: the model's logits are not finite, or resumed logits differ from them.
+        ModelError: the model's logits are not finite.
+        ResumeError: the resumed logits differ from them.
     """
 
     @visits_model
@@ -56,7 +67,8 @@ class PartialForward:
         tokens: Int[Tensor, " pos"],
         *,
         keep: Sequence[str] = (),
-        read: int = 1,
+        read: int | Int[Tensor, " read"] = 1,
+        check: bool = True,
     ) -> None:
         self.model = model
         self.kept: dict[str, Tensor] = {}
@@ -65,10 +77,12 @@ class PartialForward:
         check_has_points(model, keep)
         unembedding(model)  # checks that it reads the stream
         caller_has_hooks = has_hooks(model)
+        read = range(len(tokens))[-read:] if isinstance(read, int) else read.tolist()
+        whole = has_hooks_after_blocks(model)  # these hooks must find all positions
         only_read_positions = (
             nullcontext()
-            if has_hooks_after_blocks(model)
-            else unembedding_only(model, lambda stream: stream[:, -read:])
+            if whole
+            else unembedding_only(model, lambda stream: stream[:, list(read)])
         )
         with evaluating(model), torch.no_grad():
             with (
@@ -79,14 +93,16 @@ class PartialForward:
             ):
                 logits = self._backend.run_plainly(tokens[None].to(device(model)))
             self._arguments: list[dict[str, Any]] = arguments
-            self.read_logits = at_least_float32(logits[0, -read:])
+            self._dtype = streams[0].dtype
+            self.read_logits = at_least_float32(logits[0, list(read)] if whole else logits[0])
             self._has_past = not caller_has_hooks and self._backend.can_run_later_positions(
                 arguments
             )
-            self._check(tokens, streams[0])
+            self._check_is_finite()
+            if check:
+                self._check(tokens, streams[0])
 
-    def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
-        """Compare resumed log probabilities of some tokens with the model's own."""
+    def _check_is_finite(self) -> None:
         logits = self.read_logits[-1]
         if not torch.isfinite(logits).all():
             raise ModelError(
@@ -94,19 +110,32 @@ class PartialForward:
                 f"{len(logits)} are not finite: its weights, or a hook on it, hold or produce NaN "
                 "or infinite values."
             )
+
+    def check_log_probs(self, log_p: Float[Tensor, "read d_vocab"]) -> None:
+        """Compare log probabilities at the positions ``read`` with the model's own.
+
+        Raises:
+            ResumeError: they do not agree.
+        """
+        own = self.read_logits
+        compared = _compared_tokens(own)
+        expected = own.gather(-1, compared) - own.logsumexp(-1, keepdim=True)
+        error = float((log_p.detach().gather(-1, compared) - expected).abs().max())
+        allowed = agreement(self._dtype) * max(1.0, float(expected.abs().max()))
+        if not error <= allowed:
+            raise ResumeError(_misses(error))
+
+    def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
+        """Compare resumed log probabilities of some tokens with the model's own."""
+        logits = self.read_logits[-1]
         finals = torch.cat(self._resumed_in_every_way(tokens, stream))
-        spread = torch.arange(0, len(logits), max(1, len(logits) // 32), device=logits.device)
-        compared = torch.cat([logits.argmax(-1, keepdim=True), spread])
+        compared = _compared_tokens(logits)
         expected = logits[compared] - logits.logsumexp(-1)
         resumed = self._log_probs(finals, compared.expand(len(finals), 1, -1))[:, 0]
         errors = (resumed - expected).abs().amax(1)
         allowed = agreement(stream.dtype) * max(1.0, float(expected.abs().max()))
         if not errors[0] <= allowed:
-            raise ModelError(
-                f"Resuming this model from layer 0 misses its own log probabilities by "
-                f"{float(errors[0]):.2g}: its forward pass does more than blocks, final norm, "
-                "unembedding, scale and soft cap, which is all that is supported here."
-            )
+            raise ResumeError(_misses(float(errors[0])))
         self._has_past = self._has_past and bool((errors <= allowed).all())
 
     def _resumed_in_every_way(
@@ -114,10 +143,10 @@ class PartialForward:
     ) -> list[Float[Tensor, "1 1 d_model"]]:
         """The last stream at the last position, computed in every way that is to be compared.
 
-        The first way resumes on all positions. Where there is a past, the second is a run, and the
-        third resumes on the later half. The past of the later half comes from a run with other
-        later tokens. So where earlier positions read later ones, the results differ, and there is
-        no past.
+        The first way resumes on all positions. Where there is a past, the second is a run, the
+        third resumes on the later half, and the fourth resumes rows with pasts of different
+        lengths. The pasts come from a run with other later tokens. So where earlier positions read
+        later ones, the results differ, and there is no past.
         """
         finals = [self.resume(stream, 0)[:, -1:]]
         if not self._has_past:
@@ -132,7 +161,32 @@ class PartialForward:
         later = self.resume(
             stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row)
         )
-        return [*finals, streams[-1][:1, -1:], later[:, -1:]]
+        return [
+            *finals,
+            streams[-1][:1, -1:],
+            later[:, -1:],
+            *self._resumed_in_padded_rows(stream, past, (half // 2, half)),
+        ]
+
+    def _resumed_in_padded_rows(
+        self, stream: Float[Tensor, "1 pos d_model"], past: Past, starts: Sequence[int]
+    ) -> list[Float[Tensor, "1 1 d_model"]]:
+        """The last stream at the last position, from rows that begin at different positions."""
+        before = torch.tensor(starts, dtype=torch.long, device="cpu")
+        rows = torch.ones_like(before)
+        padded = pad_sequence([stream[0, start:] for start in starts], batch_first=True)
+        finals = self.resume(padded, 0, past=lambda layer: past.at(layer, before=before, rows=rows))
+        last = [self._length - 1 - start for start in starts]
+        return [final[None, at : at + 1] for final, at in zip(finals, last, strict=True)]
+
+    @property
+    def has_past(self) -> bool:
+        """Whether later positions can be run without the earlier ones."""
+        return self._has_past
+
+    def embedded(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
+        """The residual stream that enters the first block."""
+        return self.model(tokens.to(device(self.model)), stop_at_layer=0)
 
     def run(
         self, tokens: Int[Tensor, "row pos"]
@@ -158,6 +212,7 @@ class PartialForward:
         layer: int,
         *,
         past: Callable[[int], LayerPast] | None = None,
+        stop: int | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last layer, from the stream that enters ``layer``.
 
@@ -165,10 +220,12 @@ class PartialForward:
 
         Args:
             past: a function that returns what the attention of a layer reads. ``stream`` then holds
-                only the positions that follow it, and only they are run. None means that ``stream``
-                holds all positions.
+                only the positions that follow it, and only they are run. Where rows have pasts of
+                different lengths, each row of ``stream`` begins where its own past ends, and may be
+                padded on the right. None means that ``stream`` holds all positions.
+            stop: end before this layer instead of after the last one.
         """
-        for i in range(layer, self.model.cfg.n_layers):
+        for i in range(layer, self.model.cfg.n_layers if stop is None else stop):
             stream = self.block(i, stream, None if past is None else past(i))
         return stream
 
@@ -206,3 +263,19 @@ class PartialForward:
         self, stream: Float[Tensor, "row read d_model"], tokens: Int[Tensor, "row read token"]
     ) -> Float[Tensor, "row read token"]:
         return log_probs_of_tokens(self.model, stream, tokens, length=self._length)
+
+
+def _compared_tokens(logits: Float[Tensor, "*read d_vocab"]) -> Int[Tensor, "*read token"]:
+    """The likeliest token at each position, and some that are spread over the vocabulary."""
+    size = logits.shape[-1]
+    spread = torch.arange(0, size, max(1, size // 32), device=logits.device)
+    best = logits.argmax(-1, keepdim=True)
+    return torch.cat([best, spread.expand(*best.shape[:-1], -1)], dim=-1)
+
+
+def _misses(error: float) -> str:
+    return (
+        f"Resuming this model from one of its layers misses its own log probabilities by "
+        f"{error:.2g}: its forward pass does more than blocks, final norm, unembedding, scale and "
+        "soft cap, which is all that is supported here."
+    )
