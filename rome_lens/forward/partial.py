@@ -251,12 +251,10 @@ class PartialForward:
         return logits_of_cells(self.model, cells)
 
     def answer_log_probs(
-        self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
+        self, stream: Float[Tensor, "row read d_model"], answers: Int[Tensor, "row read"]
     ) -> Float[Tensor, " row"]:
         """``sum_i log p(answer_i)``, with token ``i`` read at position ``i`` of the last stream."""
-        tokens = torch.tensor(answer, dtype=torch.long, device=stream.device)
-        tokens = tokens.expand(len(stream), -1)[..., None]
-        return self._log_probs(stream, tokens).sum((1, 2))
+        return self._log_probs(stream, answers.to(stream.device)[..., None]).sum((1, 2))
 
     def _log_probs(
         self, stream: Float[Tensor, "row read d_model"], tokens: Int[Tensor, "row read token"]
