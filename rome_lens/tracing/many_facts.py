@@ -112,7 +112,7 @@ def trace_facts(
         ('Pralec', 'Ondavel')
     """
     given = list(dict.fromkeys(as_facts(facts)))
-    _check_noise(noise, stored=directory is not None)
+    check_noise(noise, stored=directory is not None)
     check_options(model, component=component, window=window, batch_size=batch_size)
     one_of("answer", answer, Answer)
     layers = None if layers is None else named_layers(model, layers)
@@ -170,7 +170,7 @@ def _trace_or_reason(model: LensModel, fact: Fact, **options: Any) -> CausalTrac
         return NotKnown(message=str(error))
 
 
-def _check_noise(noise: object, *, stored: bool) -> None:
+def check_noise(noise: object, *, stored: bool) -> None:
     """Refuse noise that fits one subject only, or that a later run could not recognise."""
     check_kind(noise)
     inner = noise.noise if isinstance(noise, Replacement) else noise

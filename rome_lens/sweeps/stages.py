@@ -1,0 +1,300 @@
+"""The work of a sweep, in units that are kept as soon as they are finished.
+
+A unit is one stage of one cell: the trace of a fact, or the edit, the evaluation or the limits of
+a fact at a layer with an editor. Each is a file of the store, named by a hash of what made it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rome_lens.checks.limits import Limits, check_limits
+from rome_lens.data.facts import Fact
+from rome_lens.data.record_type import Record
+from rome_lens.editing.editors import FineTuning
+from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.weight_edit import WeightEdit
+from rome_lens.errors import RomeLensError
+from rome_lens.evaluation.evaluating import evaluate
+from rome_lens.evaluation.results import Evaluation
+from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.models.hook_names import Component
+from rome_lens.models.lens import LensModel
+from rome_lens.results import Stored
+from rome_lens.storage import StorageError
+from rome_lens.stores import Store
+from rome_lens.sweeps.editors import SweepEditor, edit_fact
+from rome_lens.tracing.many_facts import NotKnown, trace_facts
+from rome_lens.tracing.noise import Noise
+from rome_lens.tracing.results import CausalTrace, Position
+
+Stage = Literal["trace", "edit", "evaluate", "limits"]
+KINDS: Mapping[Stage, tuple[type[Stored], ...]] = {
+    "trace": (CausalTrace, NotKnown),
+    "edit": (RankOneEdit, WeightEdit),
+    "evaluate": (Evaluation,),
+    "limits": (Limits,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All settings of a sweep. It can be sent to another process."""
+
+    directory: Path
+    """The sweep's directory, as an absolute path."""
+    identity: str
+    """What every result depends on: the model, its tokenizer and the installed versions."""
+    fingerprints: tuple[str, str]
+    """The fingerprints of the model and of its ``W_out``, which every worker's model must have."""
+    stages: tuple[Stage, ...]
+    """The stages, in their order."""
+    layers: tuple[int, ...]
+    """The layers."""
+    editors: Mapping[str, SweepEditor]
+    """The editors by name; none if nothing is edited."""
+    statistics: Mapping[int, tuple[str, str]]
+    """By layer: the statistics in words, and their name among the kept ones."""
+    contexts: tuple[str, ...]
+    """The contexts of the edits."""
+    component: Component
+    """The traced component."""
+    window: int
+    """The number of layers restored together."""
+    at: Position
+    """The traced position."""
+    noise: Noise
+    """The noise of the traces."""
+    samples: int
+    """The number of noise samples."""
+    generate: int
+    """How many tokens the evaluation samples after each prompt."""
+    texts: tuple[str, ...] | None
+    """The texts that the limits read."""
+    continuations: int
+    """How often the limits continue each open prompt."""
+    new_tokens: int
+    """How many tokens the limits write."""
+    seed: int
+    """The seed of evaluation and limits."""
+    prepend_bos: bool | None
+    """Whether prompts start with a BOS token."""
+
+    @property
+    def cell_stages(self) -> tuple[Stage, ...]:
+        """The stages of a cell. The later ones need the edit."""
+        later = tuple(stage for stage in self.stages if stage in ("evaluate", "limits"))
+        return ("edit", *later) if later or "edit" in self.stages else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker does at a time: some facts at one layer with one editor, or their traces.
+
+    Which facts are together depends on their order alone, and not on what is finished. So a later
+    batch of edits has the same rows, and the same rounding, after an interruption.
+    """
+
+    records: tuple[Record, ...]
+    """The records."""
+    layer: int | None = None
+    """The layer; None for traces."""
+    editor: str = ""
+    """The name of the editor."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Failure(Stored):
+    """Why a unit has no result."""
+
+    error: str
+    """The error's class and message."""
+    final: bool
+    """Whether another attempt would fail in the same way, as after a divergence, but not after a
+    lack of memory."""
+
+
+class Units:
+    """Where the units of a sweep are kept, and under which names."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.store = Store(plan.directory / "units", identity=plan.identity)
+
+    def trace(self, fact: Fact) -> str:
+        """The name of a fact's trace."""
+        plan = self.plan
+        asked = (fact.prompt, fact.subject, fact.target, fact.joiner)
+        settings = (plan.component, plan.window, plan.at, plan.noise, plan.samples, plan.layers)
+        return self.store.name("trace", settings, plan.prepend_bos, asked)
+
+    def cell(self, record: Record, layer: int, editor_name: str) -> dict[Stage, str]:
+        """The names of a cell's units, by stage."""
+        plan, editor = self.plan, self.plan.editors[editor_name]
+        if isinstance(editor, FineTuning):
+            made_with: tuple[Any, ...] = (replace(editor, layer=layer),)
+        else:
+            made_with = (editor, layer, plan.statistics[layer][0], plan.contexts, plan.prepend_bos)
+        scored = (record, plan.seed, plan.prepend_bos)
+        limits = (plan.texts, plan.continuations, plan.new_tokens)
+        name = self.store.name
+        return {
+            "edit": name("edit", made_with, record.fact),
+            "evaluate": name("evaluate", made_with, scored, plan.generate),
+            "limits": name("limits", made_with, scored, limits),
+        }
+
+    def is_finished(self, stage: Stage, name: str) -> bool:
+        """Whether there is a result, or an error that will not go away."""
+        if any(self.store.has(kind, name) for kind in KINDS[stage]):
+            return True
+        failure = self.store.get(Failure, name)
+        return failure is not None and failure.final
+
+    def result(self, stage: Stage, name: str) -> Stored | None:
+        """The result, or else the failure, or None."""
+        found = (self.store.get(kind, name) for kind in (*KINDS[stage], Failure))
+        return next((each for each in found if each is not None), None)
+
+    def attempt(self, stage: Stage, name: str, make: Callable[[], Stored]) -> Stored:
+        """The unit's result, which is made and kept unless it is finished; or its failure.
+
+        Raises:
+            StorageError: a file cannot be read or written. That is no fault of the fact.
+        """
+        if self.is_finished(stage, name):
+            found = self.result(stage, name)
+            assert found is not None
+            return found
+        try:
+            made = make()
+        except StorageError:
+            raise
+        except Exception as error:  # whatever it is, the other facts go on
+            words = f"{type(error).__name__}: {error}"
+            made = Failure(error=words, final=isinstance(error, RomeLensError))
+        self.store.add(name, made)
+        # What comes next reads the file, as it would after an interruption. The last bit of a
+        # product can depend on where in memory a tensor lies.
+        path = self.store.path(type(made), name)
+        assert path is not None
+        return type(made).load(path, of=name)
+
+    def of_job(self, job: Job) -> int:
+        """The number of a job's units, finished or not."""
+        return len(job.records) * (1 if job.layer is None else len(self.plan.cell_stages))
+
+    def unfinished(self, job: Job) -> int:
+        """The number of a job's units that are to be made."""
+        if job.layer is None:
+            names = [self.trace(record.fact) for record in job.records]
+            return sum(not self.is_finished("trace", name) for name in names)
+        return sum(
+            self.unfinished_of_cell(self.cell(record, job.layer, job.editor))
+            for record in job.records
+        )
+
+    def unfinished_of_cell(self, names: Mapping[Stage, str]) -> int:
+        """The number of a cell's units that are to be made."""
+        edit = names["edit"]
+        stages = self.plan.cell_stages
+        if not any(self.store.has(kind, edit) for kind in KINDS["edit"]):
+            return 0 if self.is_finished("edit", edit) else len(stages)
+        return sum(not self.is_finished(stage, names[stage]) for stage in stages)
+
+
+def perform(model: LensModel, plan: Plan, job: Job) -> Iterator[int]:
+    """Do a job, and yield after each step the number of units that it finished."""
+    units = Units(plan)
+    if job.layer is not None:
+        yield from _perform_cells(model, units, job.records, job.layer, job.editor)
+        return
+    for record in job.records:
+        name = units.trace(record.fact)
+        if not units.is_finished("trace", name):
+            units.attempt("trace", name, partial(_trace, model, plan, record.fact))
+            yield 1
+
+
+def _perform_cells(
+    model: LensModel, units: Units, records: tuple[Record, ...], layer: int, editor: str
+) -> Iterator[int]:
+    plan = units.plan
+    names = [units.cell(record, layer, editor) for record in records]
+    left = [units.unfinished_of_cell(each) for each in names]
+    edits: list[Stored] = []
+    for record, name, to_do in zip(records, names, left, strict=True):
+        if not to_do:
+            edits.append(Failure(error="", final=True))
+            continue
+        is_new = not units.is_finished("edit", name["edit"])
+        make = partial(_edit, model, plan, record.fact, layer, editor)
+        edits.append(units.attempt("edit", name["edit"], make))
+        yield int(is_new)
+    later: dict[Stage, Callable[..., Stored]] = {"evaluate": _evaluate, "limits": _limits}
+    for record, name, edit, to_do in zip(records, names, edits, left, strict=True):
+        for stage in plan.cell_stages[1:] if to_do else ():
+            if isinstance(edit, Failure):
+                yield 1
+            elif not units.is_finished(stage, name[stage]):
+                units.attempt(stage, name[stage], partial(later[stage], model, plan, edit, record))
+                yield 1
+
+
+def _trace(model: LensModel, plan: Plan, fact: Fact) -> Stored:
+    traced = trace_facts(
+        model,
+        fact,
+        component=plan.component,
+        window=plan.window,
+        noise=plan.noise,
+        samples=plan.samples,
+        layers=plan.layers,
+        at=plan.at,
+        prepend_bos=plan.prepend_bos,
+    )
+    return traced.traces[0] if traced.traces else NotKnown(message=traced.unknown[0][1])
+
+
+def _edit(model: LensModel, plan: Plan, fact: Fact, layer: int, editor: str) -> Stored:
+    kept = plan.statistics.get(layer)
+    return edit_fact(
+        model,
+        fact,
+        plan.editors[editor],
+        layer=layer,
+        statistics=None if kept is None else _statistics(plan.directory / "keys", kept[1]),
+        contexts=plan.contexts,
+        prepend_bos=plan.prepend_bos,
+    )
+
+
+@lru_cache(maxsize=1)  # jobs come layer by layer, and statistics keep their factorisation
+def _statistics(directory: Path, name: str) -> KeyStatistics:
+    found = Store(directory).get(KeyStatistics, name)
+    if found is None:
+        raise StorageError(
+            f"{directory} no longer holds the key statistics {name}: run the sweep again."
+        )
+    return found
+
+
+def _evaluate(model: LensModel, plan: Plan, edit: Stored, record: Record) -> Stored:
+    return evaluate(
+        model, edit, record, generate=plan.generate, seed=plan.seed, prepend_bos=plan.prepend_bos
+    )
+
+
+def _limits(model: LensModel, plan: Plan, edit: Stored, record: Record) -> Stored:
+    return check_limits(
+        model,
+        edit,
+        record,
+        texts=plan.texts,
+        samples=plan.continuations,
+        new_tokens=plan.new_tokens,
+        seed=plan.seed,
+        prepend_bos=plan.prepend_bos,
+    )

@@ -1,0 +1,72 @@
+"""The figure of a sweep."""
+
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rome_lens.errors import ArgumentError
+from rome_lens.intervals import FEWEST
+from rome_lens.sweeps.results import Sweep
+from rome_lens.viz.axes import band, layer_label
+
+_SHOWN = ("effect", "EM", "PM", "NM")
+_COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]
+
+
+def sweep(result: Sweep, *measures: str) -> Figure:
+    """Draw measures of a sweep by layer, a panel for each measure and a line for each editor.
+
+    Lines are means over the facts that have a number at every layer, with 95 % intervals if there
+    are five such facts or more.
+
+    Args:
+        measures: columns of the sweep's rows, such as ``"ES"`` or ``"direction effect"``. Without
+            any, the effect of restoring, the magnitudes of success and the effects of the checks.
+
+    Raises:
+        ArgumentError: a measure is unknown, or there is none.
+    """
+    known = result.measures
+    if unknown := [name for name in measures if name not in known]:
+        raise ArgumentError(f"The sweep has no {unknown[0]!r}, it has {', '.join(known)}.")
+    names = measures or tuple(name for name in known if name in _SHOWN or name.endswith(" effect"))
+    if not names:
+        raise ArgumentError("There is nothing to draw: the rows hold no measure.")
+    columns = min(len(names), 3)
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.6 + 2.3 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
+    for axes, name in zip(panels, names, strict=False):
+        _draw(axes, result, name)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    handles, labels = panels[-len(panels) + len(names) - 1].get_legend_handles_labels()
+    if result.editors != [""]:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+    return figure
+
+
+def _draw(axes: Axes, result: Sweep, name: str) -> None:
+    x = list(range(len(result.layers)))
+    # What a trace finds is the same for all editors.
+    editors = result.editors[:1] if name == "effect" else result.editors
+    for i, editor in enumerate(editors):
+        colour = "grey" if name == "effect" else _COLOURS[i % len(_COLOURS)]
+        samples = _by_layer(result, name, editor)
+        band(axes, x, samples, label=editor, colour=colour, fewest=FEWEST)
+    axes.axhline(0.0, color="grey", linewidth=0.5)
+    step = max(1, len(x) // 10)
+    axes.set_xticks(x[::step], [str(layer) for layer in result.layers[::step]], fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_title("indirect effect" if name == "effect" else name, fontsize=9)
+    label = layer_label(result.settings["window"]) if name == "effect" else "edited layer"
+    axes.set_xlabel(label, fontsize=8)
+
+
+def _by_layer(result: Sweep, name: str, editor: str) -> Tensor:
+    """A measure of one editor, ``[fact, layer]``, of the facts that have it at every layer."""
+    rows = result.rows[result.rows.editor == editor]
+    table = rows.pivot(index="id", columns="layer", values=name).dropna()
+    return torch.tensor(table.to_numpy(dtype="float64"), dtype=torch.float64, device="cpu")
