@@ -52,23 +52,34 @@ class _Function:
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A model that is loaded already."""
+class Loaded:
+    """A model that is loaded already. Other processes load theirs again, if there is a source."""
 
     model: LensModel
+    """The model."""
+    again: ModelSource | None = None
+    """Where other processes load it from."""
 
     def load(self) -> LensModel:
+        """The model."""
         return self.model
 
     def __str__(self) -> str:
-        return str(getattr(self.model.cfg, "model_name", type(self.model).__name__))
+        name = getattr(self.model.cfg, "model_name", type(self.model).__name__)
+        return str(self.again or name)
 
     def __reduce__(self) -> Any:
-        raise ModelError(
-            "A model that is loaded already cannot be sent to another process, because each would "
-            "get a copy of the weights. Give its name, a ModelSource, or a function of a module "
-            "that loads it."
-        )
+        if self.again is None:
+            raise ModelError(
+                "A model that is loaded already cannot be sent to another process, because each "
+                "would get a copy of the weights. Give its name, a ModelSource, or a function of a "
+                "module that loads it."
+            )
+        return _same, (self.again,)
+
+
+def _same(source: ModelSource) -> ModelSource:
+    return source
 
 
 def as_source(model: Any) -> Source:
@@ -77,12 +88,12 @@ def as_source(model: Any) -> Source:
     Raises:
         ModelError: it is none of these.
     """
-    if isinstance(model, ModelSource):
+    if isinstance(model, ModelSource | Loaded):
         return model
     if isinstance(model, str | Path):
         return ModelSource(name=model)
     if isinstance(model, torch.nn.Module):
-        return _Loaded(checked_model(model))
+        return Loaded(checked_model(model))
     if callable(model) and not isinstance(model, type) and hasattr(model, "__qualname__"):
         return _Function(model)
     raise ModelError(

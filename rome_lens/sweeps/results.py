@@ -37,7 +37,8 @@ class Sweep(Result):
       ``total_effect``, and the layer's indirect ``effect``;
     * edit: ``norm``, ``loss``, ``probability`` of the new target, ``steps``, ``stopped``;
     * evaluate: ``already`` and the scores of :class:`Evaluation`;
-    * limits: each check's mean ``effect`` and ``control``, such as ``"direction effect"``.
+    * limits: each check's mean ``effect`` and ``control``, such as ``"direction effect"``, and in
+      ``effects`` what the effects are, in words (as JSON).
 
     ``record``, ``settings`` and ``versions`` (as JSON), ``model`` and ``model_fingerprint`` say how
     to make the row again.
@@ -80,6 +81,15 @@ class Sweep(Result):
         columns = [str(name) for name in self.rows]
         names = ["effect", *SCORES, *(name for name in columns if name.endswith(_EFFECT))]
         return [name for name in names if name in self.rows and self.rows[name].notna().any()]
+
+    @property
+    def effects_in_words(self) -> dict[str, str]:
+        """What the columns of the checks' effects are, such as ``"direction effect"``."""
+        texts: list[str] = list(self.rows.effects.unique()) if "effects" in self.rows else []
+        words: dict[str, str] = {}
+        for text in texts:
+            words |= json.loads(text)
+        return {f"{check}{_EFFECT}": each for check, each in words.items()}
 
     def table(self) -> pd.DataFrame:
         """A row for each editor and layer: facts, errors, and means with 95 % intervals.

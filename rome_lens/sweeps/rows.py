@@ -139,9 +139,12 @@ def _of_evaluation(evaluation: Stored | None) -> dict[str, Any]:
 
 def _of_limits(limits: Stored | None) -> dict[str, Any]:
     """Each check's mean effect and mean control. One that was not asked is NaN."""
-    if not isinstance(limits, Limits):
+    if limits is None:
         return {}
-    return {
+    if not isinstance(limits, Limits):
+        return {"effects": "{}"}
+    effects = {result.name: result.effect_is for result in limits.results if result.asked}
+    return {"effects": json.dumps(effects)} | {
         column: math.nan if average is None else average.mean
         for result in limits.results
         for column, average in (

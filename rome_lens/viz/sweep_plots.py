@@ -1,5 +1,7 @@
 """The figure of a sweep."""
 
+import textwrap
+
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -11,7 +13,10 @@ from rome_lens.intervals import FEWEST
 from rome_lens.sweeps.results import Sweep
 from rome_lens.viz.axes import band, layer_label
 
-_SHOWN = ("effect", "EM", "PM", "NM")
+_MAGNITUDES = ("EM", "PM", "NM")
+_SHARES = ("ES", "PS", "NS", "S")
+_SHOWN = ("effect", *_MAGNITUDES)
+_STYLES = ("-", "--", "-.", ":")
 _COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]
 
 
@@ -36,16 +41,25 @@ def sweep(result: Sweep, *measures: str) -> Figure:
         raise ArgumentError("There is nothing to draw: the rows hold no measure.")
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(3.2 * columns, 0.6 + 2.3 * lines), layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
+    figure = Figure(figsize=(3.2 * columns, 0.5 + 2.3 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    words = {**result.effects_in_words, "effect": layer_label(result.settings["window"])}
     for axes, name in zip(panels, names, strict=False):
         _draw(axes, result, name)
+        axes.set_title(_title(name, words.get(name, "")), fontsize=7)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    handles, labels = panels[-len(panels) + len(names) - 1].get_legend_handles_labels()
+    drawn = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = max(drawn, key=lambda pair: len(pair[1]))
     if result.editors != [""]:
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
     return figure
+
+
+def _title(name: str, words: str) -> str:
+    if name == "effect":
+        return f"indirect effect\n{words}"
+    return "\n".join([name, *textwrap.wrap(words, 44)])
 
 
 def _draw(axes: Axes, result: Sweep, name: str) -> None:
@@ -53,16 +67,24 @@ def _draw(axes: Axes, result: Sweep, name: str) -> None:
     # What a trace finds is the same for all editors.
     editors = result.editors[:1] if name == "effect" else result.editors
     for i, editor in enumerate(editors):
-        colour = "grey" if name == "effect" else _COLOURS[i % len(_COLOURS)]
-        samples = _by_layer(result, name, editor)
-        band(axes, x, samples, label=editor, colour=colour, fewest=FEWEST)
+        band(
+            axes,
+            x,
+            _by_layer(result, name, editor),
+            label=editor,
+            colour="grey" if name == "effect" else _COLOURS[i % len(_COLOURS)],
+            fewest=FEWEST,
+            style=_STYLES[i % len(_STYLES)],  # two editors may agree, and both lines be one
+        )
     axes.axhline(0.0, color="grey", linewidth=0.5)
+    if name in _MAGNITUDES:
+        axes.set_ylim(-1.05, 1.05)
+    elif name in _SHARES:
+        axes.set_ylim(-0.05, 1.05)
     step = max(1, len(x) // 10)
     axes.set_xticks(x[::step], [str(layer) for layer in result.layers[::step]], fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_title("indirect effect" if name == "effect" else name, fontsize=9)
-    label = layer_label(result.settings["window"]) if name == "effect" else "edited layer"
-    axes.set_xlabel(label, fontsize=8)
+    axes.set_xlabel("restored layer" if name == "effect" else "edited layer", fontsize=8)
 
 
 def _by_layer(result: Sweep, name: str, editor: str) -> Tensor:
