@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +12,7 @@ from rome_lens.models.loading import ModelClass, load_model
 from rome_lens.models.model_argument import checked_model
 
 
+@runtime_checkable
 class Source(Protocol):
     """What can load a model, or has it."""
 

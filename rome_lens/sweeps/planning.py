@@ -15,11 +15,11 @@ from rome_lens.forward.identity import model_identity
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.localisation.sweep_over_layers import check_statistics
+from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.stores import Store
 from rome_lens.sweeps.editors import SweepEditor
 from rome_lens.sweeps.stages import Job, Plan, Stage
-from rome_lens.sweeps.workers import fingerprints
 from rome_lens.tracing.cells import check_options
 from rome_lens.tracing.corruption import sample_count
 from rome_lens.tracing.many_facts import check_noise
@@ -78,7 +78,7 @@ def make_plan(
     return Plan(
         directory=directory,
         identity=model_identity(model),
-        fingerprints=fingerprints(model),
+        model_fingerprint=fingerprint(model),
         stages=stages,
         layers=chosen,
         editors=editors,

@@ -92,14 +92,16 @@ class Sweep(Result):
         return {f"{check}{_EFFECT}": each for check, each in words.items()}
 
     def table(self) -> pd.DataFrame:
-        """A row for each editor and layer: facts, errors, and means with 95 % intervals.
+        """A row for each editor and layer: facts, known ones, errors, and means with intervals.
 
-        A mean is over the facts that have a number. Measures that no fact has are left out. S is
+        The intervals are those of 95 %. A mean is over the facts that have a number. Measures that no fact has are left out. S is
         the mean of the facts' own S.
         """
         lines = []
         for (editor, layer), rows in self.rows.groupby(_KEY, sort=False):
             line: dict[str, Any] = {"editor": editor, "layer": layer, "facts": len(rows)}
+            if "known" in rows:
+                line["known"] = int(rows.known.sum())
             line["errors"] = int((rows.error != "").sum())
             for name in self.measures:
                 values = rows[name].dropna().tolist()

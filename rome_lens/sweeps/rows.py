@@ -28,7 +28,7 @@ def read_rows(plan: Plan, records: Sequence[Record], source: str) -> pd.DataFram
     same = {
         "settings": json.dumps(_settings(plan)),
         "model": source,
-        "model_fingerprint": plan.fingerprints[0],
+        "model_fingerprint": plan.model_fingerprint,
         "versions": json.dumps(installed_versions()),
     }
     frame = pd.DataFrame(
@@ -42,7 +42,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     settings = {
         name: getattr(plan, name)
         for name in plan.__dataclass_fields__
-        if name not in ("directory", "identity", "fingerprints", "layers")
+        if name not in ("directory", "identity", "model_fingerprint", "layers")
     }
     return {
         **settings,

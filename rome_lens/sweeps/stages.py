@@ -46,9 +46,10 @@ class Plan:
     directory: Path
     """The sweep's directory, as an absolute path."""
     identity: str
-    """What every result depends on: the model, its tokenizer and the installed versions."""
-    fingerprints: tuple[str, str]
-    """The fingerprints of the model and of its ``W_out``, which every worker's model must have."""
+    """What every result depends on: the model, its tokenizer and the installed versions. It must
+    be the same in every worker."""
+    model_fingerprint: str
+    """The fingerprint of the model, for the table."""
     stages: tuple[Stage, ...]
     """The stages, in their order."""
     layers: tuple[int, ...]

@@ -15,14 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from rome_lens.errors import RomeLensError
-from rome_lens.models.fingerprints import fingerprint, w_out_fingerprint
+from rome_lens.forward.identity import model_identity
 from rome_lens.models.lens import LensModel
-from rome_lens.models.sources import Source
+from rome_lens.models.sources import Loaded, Source
 from rome_lens.stores import MANIFEST
 from rome_lens.sweeps.stages import Job, Plan, perform
 
@@ -33,6 +33,7 @@ class SweepError(RomeLensError):
     """A sweep cannot go on, because of a worker. What is finished is kept."""
 
 
+@runtime_checkable
 class Submits(Protocol):
     """A ``concurrent.futures.Executor``, or whatever else returns something like a future.
 
@@ -84,35 +85,39 @@ def work(source: Source, plan: Plan, job: Job) -> int:
             "a directory on a file system that all workers share."
         )
     with _LOADING:  # of several threads, one loads the model
-        model = _load_once(_Wanted(source=source, fingerprints=plan.fingerprints))
+        model = _model(source, plan.identity)
     return sum(perform(model, plan, job))
 
 
 _LOADING = threading.Lock()
 
 
+def _model(source: Source, identity: str) -> LensModel:
+    if isinstance(source, Loaded):  # it may be changed later, so it is not kept
+        return _checked(source.load(), identity)
+    return _load_once(_Wanted(source=source, identity=identity))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A model by its fingerprints. A source is a new object in each job that is sent."""
+    """A model by its identity. A source is a new object in each job that is sent."""
 
     source: Source = field(compare=False)
-    fingerprints: tuple[str, str]
+    identity: str
 
 
 @lru_cache(maxsize=1)
 def _load_once(wanted: _Wanted) -> LensModel:
-    model = wanted.source.load()
-    if (own := fingerprints(model)) != wanted.fingerprints:
+    return _checked(wanted.source.load(), wanted.identity)
+
+
+def _checked(model: LensModel, identity: str) -> LensModel:
+    if (own := model_identity(model)) != identity:
         raise SweepError(
-            f"A worker loaded another model: its fingerprints are {own}, those of the sweep's "
-            f"model are {wanted.fingerprints}. Give all workers the same weights and versions."
+            f"A worker has another model or other versions: {own}. The sweep began with "
+            f"{identity}. Give all workers the same weights and versions, or a new directory."
         )
     return model
-
-
-def fingerprints(model: LensModel) -> tuple[str, str]:
-    """The fingerprints of a model and of its ``W_out``, which the first leaves out."""
-    return fingerprint(model), w_out_fingerprint(model, range(model.cfg.n_layers))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import textwrap
 
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -17,7 +16,7 @@ _MAGNITUDES = ("EM", "PM", "NM")
 _SHARES = ("ES", "PS", "NS", "S")
 _SHOWN = ("effect", *_MAGNITUDES)
 _STYLES = ("-", "--", "-.", ":")
-_COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]
+_COLOURS = [f"C{i}" for i in range(10)]
 
 
 def sweep(result: Sweep, *measures: str) -> Figure:
@@ -39,7 +38,7 @@ def sweep(result: Sweep, *measures: str) -> Figure:
     names = measures or tuple(name for name in known if name in _SHOWN or name.endswith(" effect"))
     if not names:
         raise ArgumentError("There is nothing to draw: the rows hold no measure.")
-    columns = min(len(names), 3)
+    columns = 2 if len(names) == 4 else min(len(names), 3)
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(3.2 * columns, 0.5 + 2.3 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
