@@ -94,7 +94,8 @@ class Sweep(Result):
     def table(self) -> pd.DataFrame:
         """A row for each editor and layer: facts, known ones, errors, and means with intervals.
 
-        The intervals are those of 95 %. A mean is over the facts that have a number. Measures that no fact has are left out. S is
+        A mean is over the facts that have a number, with a 95 % interval. Measures that no fact has
+        are left out. S is
         the mean of the facts' own S.
         """
         lines = []

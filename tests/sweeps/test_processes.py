@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from sweeps_for_tests import small_sweep, toy
+from sweeps_for_tests import small_sweep
 
 import rome_lens as rl
 from rome_lens.sweeps.results import TABLE
@@ -23,7 +23,7 @@ SLOWEST = 300.0
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     directory = tmp_path_factory.mktemp("expected")
-    small_sweep(toy(), directory)
+    small_sweep(SOURCE, directory)
     return (directory / TABLE).read_bytes()
 
 
