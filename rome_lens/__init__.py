@@ -52,6 +52,7 @@ from rome_lens.editing import (
     preset,
     random_contexts,
     rome,
+    rome_batch,
     rome_sequence,
     row_hooks,
 )
@@ -169,6 +170,7 @@ __all__ = [
     "read_facts",
     "report",
     "rome",
+    "rome_batch",
     "rome_sequence",
     "row_hooks",
     "severed_trace",

@@ -2,7 +2,8 @@
 
 From a fact to an edit by ROME, in the order of the steps:
 
-* ``rome_method.py``: ``rome``, which runs the steps below. Start reading here.
+* ``rome_method.py``: ``rome`` and ``rome_batch``. Start reading here.
+* ``side_by_side.py``: runs the steps below, for several facts at once.
 * ``contexts.py``: random prefixes. ``prompts.py``: the fact's prompt in contexts, as token rows.
 * ``edited_layer.py``: one forward pass of these rows, and the later layers on a changed value.
 * ``rome_key.py``: the key ``k*``.
@@ -34,7 +35,7 @@ from rome_lens.editing.firing import EditFiring, edit_firing, edit_firings
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import Preset, preset
 from rome_lens.editing.rank_one_edit import RankOneEdit
-from rome_lens.editing.rome_method import rome
+from rome_lens.editing.rome_method import rome, rome_batch
 from rome_lens.editing.rows import row_hooks
 from rome_lens.editing.sequences import Edits, rome_sequence
 from rome_lens.editing.weight_edit import WeightEdit
@@ -63,6 +64,7 @@ __all__ = [
     "preset",
     "random_contexts",
     "rome",
+    "rome_batch",
     "rome_sequence",
     "row_hooks",
 ]

@@ -78,6 +78,8 @@ class RomeConfig:
             raise ArgumentError(f"clamp is {self.clamp}, expected a number above 0.")
         one_of("norms", self.norms, Norms)
 
-    def norm(self, vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:
-        """``||x||``, or ``||x - mean(x)||`` with centred norms."""
-        return vector.norm() if self.norms == "plain" else (vector - vector.mean()).norm()
+    def norm(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """``||x||`` of each vector, or ``||x - mean(x)||`` with centred norms."""
+        if self.norms == "centred":
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return vectors.norm(dim=-1)

@@ -1,4 +1,4 @@
-"""The edited layer on the rows of an edit, and the layers after it.
+"""The edited layer on the rows of one or several edits, and the layers after it.
 
 One forward pass of all rows gives the layer's keys and raw outputs at the lookup positions. After
 that, a change ``delta`` of the raw output at the lookup positions only needs the later layers, and
@@ -7,8 +7,12 @@ only the positions from the lookup position on:
     log p(delta) = later layers( stream + mlp(W_out k + delta) - mlp(W_out k) )
 
 Here ``mlp`` is the identity, or the norm that follows ``W_out`` on Gemma 2 and 3.
+
+The rows have different lengths, and so have the parts before their lookup positions. They run
+together all the same, padded on both sides (see :class:`rome_lens.forward.kv_cache.LayerPast`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,35 +25,67 @@ from rome_lens.forward.kv_cache import LayerPast
 from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import check_raw_output
+from rome_lens.forward.tokens import pad_right
 from rome_lens.models.hook_names import capture_hooks, component_hook, key_hook
-from rome_lens.models.lens import LensModel, mlp_output
-
-# Rows whose lookup positions lie this close run together: a few positions too many cost less than
-# another forward pass.
-_NEAR = 3
+from rome_lens.models.lens import LensModel, at_least_float32, mlp_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowGroup:
-    """Rows with nearby lookup positions, from the first of these positions on."""
+class SubjectStates:
+    """What the edited layer reads and writes at the lookup positions of one fact's rows.
 
+    The rows are those of :class:`EditRows`: the bare prompt, the contexts, the KL prompt.
+    """
+
+    keys: Float[Tensor, "row d_mlp"]
+    """The input of ``W_out``."""
+    outputs: Float[Tensor, "row d_model"]
+    """The raw output of ``W_out``, with its bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRows:
+    """The rows that the losses of some facts read, from their lookup positions on."""
+
+    fact: Int[Tensor, " row"]
+    """The number of each row's fact among the facts that are run."""
     stream: Float[Tensor, "row pos d_model"]
-    """The residual stream after the edited layer."""
+    """The residual stream after the edited layer, padded on the right."""
     outputs: Float[Tensor, "row d_model"]
     """The raw output of ``W_out`` at the lookup positions."""
     lookups: Int[Tensor, " row"]
-    """The lookup positions, counted from the group's first position."""
+    """The lookup positions in ``stream``."""
     pasts: tuple[LayerPast, ...] | None
-    """What attention in the later layers has cached of the positions before the group's first one.
+    """What attention in each later layer has cached of the positions before the lookup position.
 
-    None where the model cannot resume from a cache. The group then starts at position 0.
+    None where the model cannot resume from a cache. ``stream`` then holds all positions.
     """
-    reads: tuple[Tensor, Tensor, Tensor]
-    """The predictions that the loss reads in this group.
+    read_rows: Int[Tensor, " read"]
+    """The row of each prediction that a loss reads, fact by fact."""
+    read_positions: Int[Tensor, " read"]
+    """The position of each of these predictions in ``stream``."""
 
-    Three tensors: each prediction's number among all predictions, its row and its position in the
-    group.
-    """
+    def of_facts(self, facts: Sequence[int]) -> "LossRows":
+        """The rows of these facts, which are numbered anew in this order."""
+        number = torch.full_like(self.fact, -1).index_put(
+            (torch.tensor(facts, dtype=torch.long, device=self.fact.device),),
+            torch.arange(len(facts), device=self.fact.device),
+        )  # at most as many facts as rows
+        fact = number[self.fact]
+        (rows,) = (fact >= 0).nonzero(as_tuple=True)
+        new_row = torch.full_like(self.fact, -1)
+        new_row[rows] = torch.arange(len(rows), device=rows.device)
+        (reads,) = (new_row[self.read_rows] >= 0).nonzero(as_tuple=True)
+        positions = self.read_positions[reads]
+        return LossRows(
+            fact=fact[rows],
+            stream=self.stream[rows],
+            outputs=self.outputs[rows],
+            lookups=self.lookups[rows],
+            pasts=None if self.pasts is None else tuple(past.rows(rows) for past in self.pasts),
+            read_rows=new_row[self.read_rows[reads]],
+            read_positions=positions,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,96 +96,163 @@ class EditedLayer:
     """The edited layer."""
     forward: PartialForward
     """Runs the later layers."""
-    keys: Float[Tensor, "row d_mlp"]
-    """The input of ``W_out`` at each row's lookup position, in the order of :class:`EditRows`."""
-    outputs: Float[Tensor, "row d_model"]
-    """The raw output of ``W_out`` there, with its bias."""
-    groups: tuple[RowGroup, ...]
-    """The rows that the loss reads, in groups that each run in one forward pass."""
+    subjects: tuple[SubjectStates, ...]
+    """What the layer reads and writes at the lookup positions, for each fact."""
+    rows: LossRows
+    """The rows that the losses read."""
 
     @classmethod
-    def of(cls, model: LensModel, rows: EditRows, layer: int) -> "EditedLayer":
-        """Run all rows once, and keep what the later layers resume from."""
-        forward = PartialForward(model, rows.tokens[0])
-        names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
-        with torch.no_grad(), hooks_on(model, capture_hooks(names, kept)):
-            streams, past = forward.run(rows.tokens)
-        at = (torch.arange(len(rows.lookups), device="cpu"), rows.lookups)
-        keys, mlp_out = (kept[name][at] for name in names)
+    def of(cls, model: LensModel, rows: Sequence[EditRows], layer: int) -> "EditedLayer":
+        """Run the rows of all facts once, and keep what the later layers resume from."""
+        all_rows = _AllRows.of(rows)
+        forward = PartialForward(model, all_rows.tokens[0])
+        states = _states_from_lookups(forward, all_rows, layer) or _states(forward, all_rows, layer)
+        keys = at_least_float32(states.keys)
         outputs = mlp_output(model, layer, keys)
-        check_raw_output(model, layer, outputs, mlp_out)
-
-        def pasts(start: int, some: Tensor) -> tuple[LayerPast, ...] | None:
-            if past is None:
-                return None
-            later = range(layer + 1, model.cfg.n_layers)
-            return tuple(past.at(i, before=start, rows=some) for i in later)
-
-        groups = []
-        for start, end, some in _near_rows(rows, together=past is None):
-            row_in_group = torch.full((len(rows.tokens),), -1, dtype=torch.long, device="cpu")
-            row_in_group[some] = torch.arange(len(some), device="cpu")
-            read_rows, read_positions = rows.reads
-            number = (row_in_group[read_rows] >= 0).nonzero()[:, 0]
-            groups.append(
-                RowGroup(
-                    stream=streams[layer + 1][some, start:end],
-                    outputs=outputs[some],
-                    lookups=rows.lookups[some] - start,
-                    pasts=pasts(start, some),
-                    reads=(number, row_in_group[read_rows[number]], read_positions[number] - start),
-                )
-            )
-        return cls(layer=layer, forward=forward, keys=keys, outputs=outputs, groups=tuple(groups))
-
-    def log_probs(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "read d_vocab"]:
-        """Log probabilities at every prediction that the loss reads, in their order.
-
-        ``delta`` is added to the raw output of ``W_out`` at each row's lookup position. The order
-        is that of :attr:`EditRows.reads`.
-        """
-        order = torch.cat([group.reads[0] for group in self.groups]).argsort()
-        finals = [(self._final_stream(group, delta), *group.reads[1:]) for group in self.groups]
-        return self.forward.logits_at(finals)[order.to(delta.device)].log_softmax(-1)
-
-    def _final_stream(
-        self, group: RowGroup, delta: Float[Tensor, " d_model"]
-    ) -> Float[Tensor, "row pos d_model"]:
-        model, pasts = self.forward.model, group.pasts
-        change = mlp_contribution(model, self.layer, group.outputs + delta) - mlp_contribution(
-            model, self.layer, group.outputs
+        check_raw_output(model, layer, outputs, states.mlp_out)
+        counts = [len(each.tokens) for each in rows]
+        subjects = zip(keys.split(counts), outputs.split(counts), strict=True)
+        device = states.stream.device
+        (of_loss,) = all_rows.is_read.nonzero(as_tuple=True)
+        new_row = torch.full_like(all_rows.fact, -1)
+        new_row[of_loss] = torch.arange(len(of_loss), device="cpu")
+        read_rows, read_positions = all_rows.reads
+        return cls(
+            layer=layer,
+            forward=forward,
+            subjects=tuple(SubjectStates(keys=keys, outputs=out) for keys, out in subjects),
+            rows=LossRows(
+                fact=all_rows.fact[of_loss].to(device),
+                stream=states.stream[of_loss.to(device)],
+                outputs=outputs[of_loss.to(device)],
+                lookups=(all_rows.lookups - states.starts)[of_loss].to(device),
+                pasts=states.pasts(of_loss),
+                read_rows=new_row[read_rows].to(device),
+                read_positions=(read_positions - states.starts[read_rows]).to(device),
+            ),
         )
-        at = (torch.arange(len(group.lookups), device="cpu"), group.lookups)
-        stream = group.stream.index_put(at, change.to(group.stream), accumulate=True)
-        first = self.layer + 1
-        return self.forward.resume(
+
+    def log_probs(
+        self, deltas: Float[Tensor, "fact d_model"], rows: LossRows | None = None
+    ) -> Float[Tensor, "read d_vocab"]:
+        """Log probabilities at every prediction that the losses read, fact by fact.
+
+        ``deltas`` holds one vector for each fact. It is added to the raw output of ``W_out`` at the
+        lookup position of each of the fact's rows. The order of a fact's predictions is that of
+        :attr:`EditRows.reads`.
+
+        Args:
+            rows: the rows of some facts. None takes those of all facts.
+        """
+        rows = self.rows if rows is None else rows
+        model, first = self.forward.model, self.layer + 1
+        change = mlp_contribution(
+            model, self.layer, rows.outputs + deltas[rows.fact]
+        ) - mlp_contribution(model, self.layer, rows.outputs)
+        at = (torch.arange(len(rows.fact), device=rows.fact.device), rows.lookups)
+        stream = rows.stream.index_put(at, change.to(rows.stream), accumulate=True)
+        pasts = rows.pasts
+        final = self.forward.resume(
             stream, first, past=None if pasts is None else lambda i: pasts[i - first]
         )
-
-
-def _near_rows(rows: EditRows, *, together: bool) -> list[tuple[int, int, Int[Tensor, " row"]]]:
-    """The rows that the loss reads, in groups: start, end and row numbers of each group.
-
-    ``together`` puts all of them into one group. The first row, the bare prompt, is left out: the
-    loss reads that prompt only where it is also one of the contexts.
-    """
-    if together:
-        return [(0, rows.tokens.shape[1], torch.arange(1, len(rows.tokens), device="cpu"))]
-    _, positions = rows.reads
-    n_target = len(rows.target)
-    last_reads = (*positions[n_target - 1 : -1 : n_target], positions[-1])
-    ends = [int(position) + 1 for position in last_reads]
-    by_lookup = sorted((lookup, i) for i, lookup in enumerate(rows.lookups.tolist()) if i > 0)
-    groups: list[list[tuple[int, int]]] = []
-    for lookup, row in by_lookup:
-        if not groups or lookup - groups[-1][0][0] >= _NEAR:
-            groups.append([])
-        groups[-1].append((lookup, row))
-    return [
-        (
-            group[0][0],
-            max(ends[row - 1] for _, row in group),
-            torch.tensor(sorted(row for _, row in group), dtype=torch.long, device="cpu"),
+        return self.forward.logits_at([(final, rows.read_rows, rows.read_positions)]).log_softmax(
+            -1
         )
-        for group in groups
-    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AllRows:
+    """The rows of all facts as one batch."""
+
+    tokens: Int[Tensor, "row pos"]
+    fact: Int[Tensor, " row"]
+    lookups: Int[Tensor, " row"]
+    is_read: Tensor
+    """Whether the loss reads the row. It reads the bare prompt only where that is a context too."""
+    reads: tuple[Int[Tensor, " read"], Int[Tensor, " read"]]
+    """Row and position of every prediction that a loss reads, fact by fact."""
+    ends: Int[Tensor, " row"]
+    """The end of the positions that matter in each row: after the last one that is read."""
+
+    @classmethod
+    def of(cls, rows: Sequence[EditRows]) -> "_AllRows":
+        counts = torch.tensor([len(each.tokens) for each in rows], dtype=torch.long, device="cpu")
+        firsts = counts.cumsum(0) - counts
+        read_rows = torch.cat([each.reads[0] + first for each, first in zip(rows, firsts)])
+        read_positions = torch.cat([each.reads[1] for each in rows])
+        lookups = torch.cat([each.lookups for each in rows])
+        ends = (lookups + 1).scatter_reduce(0, read_rows, read_positions + 1, "amax")
+        is_read = torch.zeros_like(lookups, dtype=torch.bool)
+        is_read[read_rows] = True
+        return cls(
+            tokens=pad_right([row for each in rows for row in each.tokens.tolist()]),
+            fact=torch.arange(len(rows), device="cpu").repeat_interleave(counts),
+            lookups=lookups,
+            is_read=is_read,
+            reads=(read_rows, read_positions),
+            ends=ends,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _States:
+    """A run of all rows: the edited layer at the lookup positions, and the stream after it."""
+
+    keys: Float[Tensor, "row d_mlp"]
+    mlp_out: Float[Tensor, "row d_model"]
+    """What the MLP adds to the stream."""
+    stream: Float[Tensor, "row pos d_model"]
+    starts: Int[Tensor, " row"]
+    """The position in its row where each row of ``stream`` begins."""
+    later_pasts: tuple[LayerPast, ...] | None = None
+    """The past of each layer after the edited one, for all rows."""
+
+    def pasts(self, rows: Int[Tensor, " row"]) -> tuple[LayerPast, ...] | None:
+        return self.later_pasts and tuple(past.rows(rows) for past in self.later_pasts)
+
+
+def _states(forward: PartialForward, rows: _AllRows, layer: int) -> _States:
+    """From a run of all layers on all positions."""
+    names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
+    with torch.no_grad(), hooks_on(forward.model, capture_hooks(names, kept)):
+        streams, _ = forward.run(rows.tokens)
+    at = (torch.arange(len(rows.lookups), device="cpu"), rows.lookups)
+    keys, mlp_out = (kept[name][at] for name in names)
+    starts = torch.zeros_like(rows.lookups)
+    return _States(keys=keys, mlp_out=mlp_out, stream=streams[layer + 1], starts=starts)
+
+
+def _states_from_lookups(forward: PartialForward, rows: _AllRows, layer: int) -> _States | None:
+    """The same with less work, or None where the model cannot run later positions alone.
+
+    The positions before the lookup position run through all layers, once for all rows that begin
+    alike. The positions from there on run up to the edited layer.
+    """
+    if not forward.has_past:
+        return None
+    before = [tuple(row[:end]) for row, end in zip(rows.tokens.tolist(), rows.lookups.tolist())]
+    beginnings = {beginning: i for i, beginning in enumerate(dict.fromkeys(before))}
+    which = torch.tensor([beginnings[each] for each in before], dtype=torch.long, device="cpu")
+    with torch.no_grad():
+        _, past = forward.run(pad_right([each or (0,) for each in beginnings]))
+        if past is None:
+            return None
+        pasts = [
+            past.at(i, before=rows.lookups, rows=which) for i in range(forward.model.cfg.n_layers)
+        ]
+        entering = forward.embedded(rows.tokens)
+        width = int((rows.ends - rows.lookups).max())
+        positions = rows.lookups[:, None] + torch.arange(width, device="cpu")
+        row = torch.arange(len(positions), device="cpu")[:, None]
+        later = entering[row, positions.clamp(max=entering.shape[1] - 1)]
+        names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
+        with hooks_on(forward.model, capture_hooks(names, kept)):
+            stream = forward.resume(later, 0, past=pasts.__getitem__, stop=layer + 1)
+    keys, mlp_out = (kept[name][:, 0] for name in names)
+    return _States(
+        keys=keys,
+        mlp_out=mlp_out,
+        stream=stream,
+        starts=rows.lookups,
+        later_pasts=tuple(pasts[layer + 1 :]),
+    )

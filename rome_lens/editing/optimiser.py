@@ -11,22 +11,26 @@ class OptimisationError(RomeLensError):
     """The optimisation of an edit diverged: a loss or a vector is no longer finite."""
 
 
+def overflow_error(step: int) -> OptimisationError:
+    """The error for a ``delta`` that is not finite at a step."""
+    return OptimisationError(f"||delta|| is not finite at step {step}: lower lr.")
+
+
 def adam_step(
     optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int
 ) -> None:
     """Move ``delta`` along the gradient of ``loss``, to where the given step reads it.
 
+    Afterwards ``delta`` may overflow its type. The caller checks its norm, before any clamp: a
+    clamp divides by an infinite norm and leaves zero.
+
     Raises:
-        OptimisationError: ``delta`` overflows its type. A clamp afterwards would hide that, because
-            it divides by an infinite norm and leaves zero.
+        OptimisationError: the type cannot hold the size of the step.
     """
     (delta.grad,) = torch.autograd.grad(loss, [delta])
-    overflow = f"||delta|| is not finite at step {step}: lower lr."
     try:
         optimiser.step()
     except RuntimeError as error:  # raised by torch for a step size that the type cannot hold
         if "overflow" not in str(error):
             raise
-        raise OptimisationError(overflow) from error
-    if not torch.isfinite(delta.detach().norm()):
-        raise OptimisationError(overflow)
+        raise overflow_error(step) from error

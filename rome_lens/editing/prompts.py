@@ -101,6 +101,11 @@ class EditRows:
         )
 
     @property
+    def later_positions(self) -> int:
+        """The most positions of a row from its lookup position to the last one that is read."""
+        return 1 + int((self.target_positions[:, -1] - self.lookups[1:-1]).max())
+
+    @property
     def reads(self) -> tuple[Int[Tensor, " read"], Int[Tensor, " read"]]:
         """Row and position of every prediction that the loss reads.
 

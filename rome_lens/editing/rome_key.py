@@ -12,19 +12,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.editing.config import Variant
-from rome_lens.editing.edited_layer import EditedLayer
+from rome_lens.editing.edited_layer import SubjectStates
 
 
-def mean_key(state: EditedLayer) -> Float[Tensor, " d_mlp"]:
+def mean_key(states: SubjectStates) -> Float[Tensor, " d_mlp"]:
     """The mean of the keys over the contexts, without the bare row and the KL row."""
-    return state.keys[1:-1].mean(0)
+    return states.keys[1:-1].mean(0)
 
 
 def mapped_key(
-    state: EditedLayer, variant: Variant
+    states: SubjectStates, variant: Variant
 ) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
     """The key that the edited ``W_out`` maps to the value, and what ``W_out`` gives for it now."""
-    key, output = state.keys[0], state.outputs[0]
+    key, output = states.keys[0], states.outputs[0]
     if variant == "r-rome":
-        key, output = state.keys[1:-1].mean(0), state.outputs[1:-1].mean(0)
+        key, output = states.keys[1:-1].mean(0), states.outputs[1:-1].mean(0)
     return key, output

@@ -10,19 +10,25 @@ before the edit, and ``delta`` minimises
 The first term makes the new target likely in every context. The second keeps the model's idea of
 what the subject is. The third keeps the change small.
 
+Several facts are optimised side by side. Each has its own ``delta``, loss and last step, as if it
+were alone.
+
 Source: Meng et al. 2022, section 3.1 (equation 4) and appendix E.5.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.editing.config import RomeConfig, Stopped
 from rome_lens.editing.edited_layer import EditedLayer
-from rome_lens.editing.optimiser import OptimisationError, adam_step
+from rome_lens.editing.optimiser import OptimisationError, adam_step, overflow_error
 from rome_lens.editing.prompts import EditRows
 
 
@@ -53,45 +59,177 @@ class Step:
         return "loss" if self.loss < config.stop_loss else None
 
 
-def descent(state: EditedLayer, rows: EditRows, config: RomeConfig) -> Iterator[Step]:
-    """Steps of Adam on the loss above, from ``delta = 0``.
+Outcome = Step | OptimisationError
+"""A fact's step, or why there is none."""
 
-    The caller decides when to stop. Each step runs only the layers after the edited one, on the
-    positions that the change reaches, and unembeds only the positions that the loss reads.
 
-    Raises:
-        OptimisationError: the loss or ``||delta||`` is not finite. The message names the step.
+def descent(
+    state: EditedLayer,
+    rows: Sequence[EditRows],
+    config: RomeConfig,
+    finished: AbstractSet[int] = frozenset(),
+) -> Iterator[dict[int, Outcome]]:
+    """Steps of Adam on the loss above, from ``delta = 0``, for several facts side by side.
+
+    Each step runs only the layers after the edited one, on the positions that the change reaches,
+    and unembeds only the positions that the losses read.
+
+    Args:
+        state: the edited layer on the rows of the facts.
+        rows: the rows of each fact, all in the same number of contexts.
+        finished: numbers of facts that need no further step. The caller may add to it meanwhile.
+
+    Yields:
+        The step of each fact, by its number. A fact whose loss or ``||delta||`` is not finite has
+        an OptimisationError instead, and no further step. The message names the step.
     """
-    start = state.outputs[0]
-    n_contexts, n_target = rows.target_positions.shape
-    target = rows.target.to(start.device).repeat(n_contexts)
-    kl_initial: Tensor | None = None
-    delta = torch.zeros_like(start, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=config.lr)
+    starts = torch.stack([subject.outputs[0] for subject in state.subjects])
+    bounds = config.clamp * config.norm(starts)
+    deltas = torch.zeros_like(starts, requires_grad=True)
+    optimiser = torch.optim.Adam([deltas], lr=config.lr)
+    norms = torch.zeros_like(bounds)
+    running, layer_rows, reads = list(range(len(rows))), state.rows, _Reads.of(rows, starts)
+    initial: Tensor | None = None
+    failed: set[int] = set()
     for step in range(config.steps):
+        going_on = [i for i in running if i not in finished and i not in failed]
+        if not going_on:
+            return
+        if going_on != running:
+            running, layer_rows = going_on, state.rows.of_facts(going_on)
+            reads = _Reads.of([rows[i] for i in running], starts)
         with torch.enable_grad():
-            log_p = state.log_probs(delta)
-            if kl_initial is None:
-                kl_initial = log_p[-1].detach()
-            of_target = log_p[torch.arange(len(target), device=log_p.device), target]
-            of_contexts = of_target.reshape(n_contexts, n_target).mean(1)
-            nll = -of_contexts.mean()
-            kl = config.kl_factor * (log_p[-1].exp() * (log_p[-1] - kl_initial)).sum()
-            decay = config.weight_decay * config.norm(delta) / config.norm(start) ** 2
-            loss = nll + kl + decay
-        terms = {"nll": nll.item(), "kl": kl.item(), "decay": decay.item()}
-        if not torch.isfinite(loss):
-            raise OptimisationError(
-                f"The loss is {loss.item()} at step {step} ({terms}): lower lr or clamp."
-            )
-        probability = of_contexts.exp().mean().item()
-        yield Step(delta=delta.detach().clone(), probability=probability, **terms)
+            log_p = state.log_probs(deltas[running], layer_rows)
+            initial = log_p[reads.of_kl].detach() if initial is None else initial
+            kl = config.kl_factor * reads.kl(log_p, initial[running])
+            decay = config.weight_decay * config.norm(deltas) / config.norm(starts) ** 2
+            nll, probability = reads.nll_and_probability(log_p)
+            terms = _Terms(nll, kl, decay[running], probability)
+        outcomes = _outcomes(step, running, terms, deltas, norms)
+        failed |= {i for i, each in outcomes.items() if isinstance(each, OptimisationError)}
+        yield outcomes
         if step < config.steps - 1:
-            adam_step(optimiser, delta, loss, step + 1)
-            with torch.no_grad():
-                bound = config.clamp * config.norm(start)
-                if config.norm(delta) > bound:
-                    delta.mul_(bound / config.norm(delta))
+            try:
+                adam_step(optimiser, deltas, terms.loss.sum(), step + 1)
+            except OptimisationError as error:
+                yield dict.fromkeys(running, error.with_traceback(None))
+                return
+            norms = _clamp(deltas, config, bounds)
+
+
+class _Terms(NamedTuple):
+    """The terms of each fact's loss, and the new target's probability."""
+
+    nll: Float[Tensor, " fact"]
+    kl: Float[Tensor, " fact"]
+    decay: Float[Tensor, " fact"]
+    probability: Float[Tensor, " fact"]
+
+    @property
+    def loss(self) -> Float[Tensor, " fact"]:
+        return self.nll + self.kl + self.decay
+
+
+@torch.no_grad()
+def _clamp(
+    deltas: Float[Tensor, "fact d_model"], config: RomeConfig, bounds: Float[Tensor, " fact"]
+) -> Float[Tensor, " fact"]:
+    """Shorten each ``delta`` to its bound. Returns the norms before that.
+
+    An infinite norm would not be seen afterwards.
+    """
+    lengths = config.norm(deltas)
+    norms = deltas.norm(dim=-1)
+    deltas.mul_(torch.where(lengths > bounds, bounds / lengths, 1.0)[:, None])
+    return norms
+
+
+@torch.no_grad()
+def _outcomes(
+    step: int,
+    facts: Sequence[int],
+    terms: _Terms,
+    deltas: Float[Tensor, "fact d_model"],
+    norms: Float[Tensor, " fact"],
+) -> dict[int, Outcome]:
+    """The steps of the facts. This is the one place where a step waits for the device."""
+    values = torch.stack([*terms, terms.loss, norms[list(facts)]]).tolist()
+    now = deltas.detach().clone()
+    outcomes: dict[int, Outcome] = {}
+    for i, nll, kl, decay, probability, loss, norm in zip(facts, *values, strict=True):
+        if not math.isfinite(norm):
+            outcomes[i] = overflow_error(step)
+        elif not math.isfinite(loss):
+            of_loss = {"nll": nll, "kl": kl, "decay": decay}
+            outcomes[i] = OptimisationError(
+                f"The loss is {loss} at step {step} ({of_loss}): lower lr or clamp."
+            )
+        else:
+            outcomes[i] = Step(delta=now[i], nll=nll, kl=kl, decay=decay, probability=probability)
+    return outcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reads:
+    """What the losses take from the log probabilities that :meth:`EditedLayer.log_probs` returns.
+
+    Those of a fact are the predictions of the target's tokens, context by context, and then that of
+    the KL prompt.
+    """
+
+    of_target: Int[Tensor, " read"]
+    """The numbers of the predictions of a target token."""
+    target: Int[Tensor, " read"]
+    """The token that each of them predicts."""
+    context: Int[Tensor, " read"]
+    """The context of each of them, counted over all facts."""
+    weight: Float[Tensor, " read"]
+    """One over the number of tokens of its target."""
+    of_kl: Int[Tensor, " fact"]
+    """The number of each fact's prediction at the KL prompt."""
+    n_contexts: int
+    """The number of contexts of each fact."""
+
+    @classmethod
+    def of(cls, rows: Sequence[EditRows], like: Tensor) -> "_Reads":
+        """For the predictions of these facts, on the device and in the precision of ``like``."""
+        n_contexts = len(rows[0].target_positions)
+        of_target, target, lengths, of_kl = [list[int]() for _ in range(4)]
+        for each in rows:
+            first, count = len(of_target) + len(of_kl), each.target_positions.numel()
+            of_target += range(first, first + count)
+            target += each.target.tolist() * n_contexts
+            lengths += [len(each.target)] * n_contexts
+            of_kl.append(first + count)
+
+        def on_device(numbers: Sequence[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.long, device=like.device)
+
+        context = [i for i, length in enumerate(lengths) for _ in range(length)]
+        return cls(
+            of_target=on_device(of_target),
+            target=on_device(target),
+            context=on_device(context),
+            weight=1 / on_device(lengths).to(like)[on_device(context)],
+            of_kl=on_device(of_kl),
+            n_contexts=n_contexts,
+        )
+
+    def nll_and_probability(
+        self, log_p: Float[Tensor, "read d_vocab"]
+    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
+        """``mean_contexts mean_target -log p`` and ``mean_contexts exp mean_target log p``."""
+        weighted = self.weight * log_p[self.of_target, self.target]
+        contexts = weighted.new_zeros(self.n_contexts * len(self.of_kl))
+        contexts = contexts.index_add(0, self.context, weighted).view(-1, self.n_contexts)
+        return -contexts.mean(1), contexts.exp().mean(1)
+
+    def kl(
+        self, log_p: Float[Tensor, "read d_vocab"], initial: Float[Tensor, "fact d_vocab"]
+    ) -> Float[Tensor, " fact"]:
+        """``KL(p || p_0)`` at the KL prompts, in nats, from ``log p_0``."""
+        at_kl = log_p[self.of_kl]
+        return (at_kl.exp() * (at_kl - initial)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,26 +254,31 @@ class OptimisedValue:
 
 
 def optimised_values(
-    state: EditedLayer, rows: EditRows, configs: Sequence[RomeConfig]
-) -> list[OptimisedValue | OptimisationError]:
-    """The optimised value for each config, from one descent that all of them share.
+    state: EditedLayer, rows: Sequence[EditRows], configs: Sequence[RomeConfig]
+) -> list[list[OptimisedValue | OptimisationError]]:
+    """For each fact, its optimised value for each config, from one descent that all of them share.
 
     The configs may differ only in when they stop. Where the descent diverges, a config that had
     stopped before still has its value. The others get the error.
     """
-    steps: list[Step] = []
-    stopped: dict[int, OptimisedValue] = {}
-    diverged: OptimisationError | None = None
-    try:
-        for step in descent(state, rows, configs[0]):
-            steps.append(step)
+    steps: list[list[Step]] = [[] for _ in rows]
+    values: list[dict[int, OptimisedValue | OptimisationError]] = [{} for _ in rows]
+    finished: set[int] = set()
+    for outcomes in descent(state, rows, configs[0], finished):
+        for fact, outcome in outcomes.items():
+            found = values[fact]
+            if isinstance(outcome, OptimisationError):
+                values[fact] = {i: found.get(i, outcome) for i in range(len(configs))}
+                continue
+            steps[fact].append(outcome)
             for i, config in enumerate(configs):
-                reached = step.stops(config)
-                if i not in stopped and reached is not None:
-                    stopped[i] = OptimisedValue(steps=tuple(steps), stopped=reached)
-            if len(stopped) == len(configs):
-                break
-    except OptimisationError as error:
-        diverged = error.with_traceback(None)  # the traceback would keep the step's tensors alive
-    rest = diverged or OptimisedValue(steps=tuple(steps), stopped="steps")
-    return [stopped.get(i, rest) for i in range(len(configs))]
+                if i not in found and (stopped := outcome.stops(config)) is not None:
+                    found[i] = OptimisedValue(steps=tuple(steps[fact]), stopped=stopped)
+        finished |= {fact for fact, found in enumerate(values) if len(found) == len(configs)}
+    return [
+        [
+            found.get(i) or OptimisedValue(steps=tuple(its_steps), stopped="steps")
+            for i in range(len(configs))
+        ]
+        for found, its_steps in zip(values, steps, strict=True)
+    ]

@@ -14,7 +14,7 @@ from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.rank_one_edit import RankOneEdit
-from rome_lens.editing.rome_method import Choice, rank_one_edits
+from rome_lens.editing.side_by_side import Choice, rank_one_edits
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.comparison import finished_evaluations
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
@@ -245,9 +245,9 @@ def _evaluate_settings(
     failed.
     """
     layer = settings[0].layer
-    edits_or_errors = rank_one_edits(
+    (edits_or_errors,) = rank_one_edits(
         model,
-        case.fact,
+        [case.fact],
         layer=layer,
         choices=[
             Choice(
@@ -260,7 +260,9 @@ def _evaluate_settings(
         contexts=contexts,
         config=config,
         prepend_bos=prepend_bos,
+        stop_at_error=True,
     )
+    assert isinstance(edits_or_errors, list)
     by_setting = dict(zip(settings, edits_or_errors, strict=True))
     edits = {setting: edit for setting, edit in by_setting.items() if isinstance(edit, RankOneEdit)}
     failed = {setting: str(error) for setting, error in by_setting.items() if setting not in edits}

@@ -4,6 +4,7 @@
 * ``runs.py``: runs up to a layer, or with only some positions unembedded.
 * ``partial.py``, ``kv_cache.py``: runs from a layer on, for later positions only.
 * ``readout.py``: from the last stream to logits and log probabilities.
+* ``memory.py``: how many bytes one batch may take on a device.
 * ``hooked.py``, ``bridge.py``: what differs between the two model classes. ``backend.py`` chooses
   between them.
 * ``additions.py``: hooks that add to the raw output of ``W_out``.
@@ -14,6 +15,7 @@
 
 from rome_lens.forward.additions import mlp_contribution, raw_output_hooks
 from rome_lens.forward.answers import answer_log_probs, knows
+from rome_lens.forward.memory import bytes_per_batch, bytes_per_slice, rows_per_batch
 from rome_lens.forward.module_hooks import unembedding_only
 from rome_lens.forward.next_tokens import TopAnswers, top_answers
 from rome_lens.forward.partial import PartialForward
@@ -41,6 +43,8 @@ __all__ = [
     "TopAnswers",
     "agreement",
     "answer_log_probs",
+    "bytes_per_batch",
+    "bytes_per_slice",
     "check_raw_output",
     "chosen_logits",
     "continuation",
@@ -57,6 +61,7 @@ __all__ = [
     "log_probabilities",
     "mlp_contribution",
     "raw_output_hooks",
+    "rows_per_batch",
     "run_through",
     "sample_continuations",
     "token_ids",

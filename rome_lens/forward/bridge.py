@@ -221,6 +221,8 @@ def _for_later_positions(
     cache = DynamicCache()
     cache.update(past.attn_k.transpose(1, 2), past.attn_v.transpose(1, 2), layer)
     later = _with_cache(arguments, cache)
+    if past.lengths is not None:
+        return later | _for_padded_rows(later, stream, past)
     start = past.attn_k.shape[1]
     length = stream.shape[1]
     for name, axis in _POSITION_AXES.items():
@@ -235,3 +237,49 @@ def _for_later_positions(
         mask = mask.triu(start + 1).expand(len(stream), -1, -1, -1)
     later["attention_mask"] = mask[..., : start + length]
     return later
+
+
+def _for_padded_rows(arguments: dict[str, Any], stream: Tensor, past: LayerPast) -> dict[str, Any]:
+    """The arguments that depend on positions, where each row has its own positions.
+
+    Padding on the right may lie beyond the recorded positions. It is given the last of them, and no
+    token before it attends to it.
+    """
+    rows, length = stream.shape[:2]
+    start = past.attn_k.shape[1]
+    queries = past.positions(length)
+    number = torch.arange(start + length, device=queries.device) - start
+    keys = (queries[:, :1] + number).clamp(min=0)
+    row = torch.arange(rows, device=queries.device)[:, None]
+    changed: dict[str, Any] = {}
+
+    def at_positions(value: Tensor, axis: int) -> Tensor:
+        last = value.movedim(axis, 1) if value.ndim > 1 else value[None]
+        last = last.expand(rows, *last.shape[1:])
+        return last[row, queries.clamp(max=last.shape[1] - 1)]
+
+    for name in ("position_ids", "position_embeddings"):
+        value = arguments.get(name)
+        if isinstance(value, Tensor):
+            changed[name] = at_positions(value, _POSITION_AXES[name])
+        elif isinstance(value, tuple):
+            changed[name] = tuple(at_positions(each, _POSITION_AXES[name]) for each in value)
+    if isinstance(arguments.get("cache_position"), Tensor):
+        changed["cache_position"] = number[start:] + start
+    causal = number[None, None] <= number[start:, None]
+    seen = torch.cat([past.own(), torch.ones_like(queries, dtype=torch.bool)], dim=1)
+    allowed = (causal & seen[:, None])[:, None]
+    mask = arguments.get("attention_mask")
+    if mask is None:
+        mask = stream.new_zeros(())
+    else:
+        most = mask.shape[-1] - 1
+        of_row = mask.expand(rows, -1, -1, -1).transpose(1, 2)[row, queries.clamp(max=most)]
+        chosen = keys.clamp(max=most)[:, None, None].expand(*of_row.shape[:-1], -1)
+        mask = of_row.gather(-1, chosen).transpose(1, 2)
+    if mask.dtype == torch.bool:
+        changed["attention_mask"] = mask & allowed
+    else:
+        hidden = torch.finfo(mask.dtype).min
+        changed["attention_mask"] = torch.where(allowed, mask, mask.new_full((), hidden))
+    return changed

@@ -77,8 +77,12 @@ class HookedBackend:
         return nullcontext([{} for _ in self.model.blocks])
 
     def can_run_later_positions(self, arguments: Sequence[dict[str, Any]]) -> bool:
-        """Whether blocks with these arguments can be called for later positions alone."""
-        return True
+        """Whether blocks with these arguments can be called for later positions alone.
+
+        They cannot where a run's length changes what attention computes (Qwen 1): padded rows
+        would be longer than their tokens.
+        """
+        return not (self.model.cfg.use_logn_attn or self.model.cfg.use_dynamic_ntk_rope)
 
     def run_block(
         self, layer: int, stream: Tensor, arguments: dict[str, Any], past: LayerPast | None
@@ -93,7 +97,13 @@ class HookedBackend:
         entry = TransformerLensKeyValueCacheEntry(
             past_keys=past.attn_k, past_values=past.attn_v, frozen=True
         )
-        return block(stream, past_kv_cache_entry=entry)
+        if past.lengths is None:
+            return block(stream, past_kv_cache_entry=entry)
+        # The block counts positions from the first token that the mask does not hide. Padding on
+        # the right may lie beyond the model's context, which has no positions for it.
+        in_context = past.positions(stream.shape[1]) < self.model.cfg.n_ctx
+        mask = torch.cat([past.own(), in_context], dim=1).long()
+        return block(stream, past_kv_cache_entry=entry, attention_mask=mask)
 
     # Generation
 

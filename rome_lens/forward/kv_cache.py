@@ -6,7 +6,8 @@ words.
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -18,6 +19,35 @@ class LayerPast:
     """Attention's keys at those positions."""
     attn_v: Float[Tensor, "row pos head d_head"]
     """Attention's values at those positions."""
+    lengths: Int[Tensor, " row"] | None = None
+    """How many of the positions are a row's own, if rows have different numbers of them.
+
+    These are the last positions of the row. The ones before them are padding. None means that all
+    positions are every row's own.
+    """
+
+    def rows(self, rows: Int[Tensor, " row"]) -> "LayerPast":
+        """The past of some rows."""
+        rows = rows.to(self.attn_k.device)
+        return LayerPast(
+            attn_k=self.attn_k[rows],
+            attn_v=self.attn_v[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+        )
+
+    def positions(self, later: int) -> Int[Tensor, "row later"]:
+        """The position of each token that is run in its own row, for ``later`` tokens per row.
+
+        Only for a past with ``lengths``.
+        """
+        assert self.lengths is not None
+        return self.lengths[:, None] + torch.arange(later, device=self.lengths.device)
+
+    def own(self) -> Bool[Tensor, "row pos"]:
+        """Which of the past positions are a row's own, for a past with ``lengths``."""
+        assert self.lengths is not None
+        width = self.attn_k.shape[1]
+        return torch.arange(width, device=self.lengths.device) >= width - self.lengths[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +63,18 @@ class Past:
     attn_v: tuple[Tensor, ...]
     """Attention's values, laid out in the same way."""
 
-    def at(self, layer: int, *, before: int, rows: Int[Tensor, " row"]) -> LayerPast:
-        """One layer's past at positions before ``before``, for chosen rows, which may repeat."""
-        return LayerPast(
-            attn_k=self.attn_k[layer][rows, :before], attn_v=self.attn_v[layer][rows, :before]
-        )
+    def at(
+        self, layer: int, *, before: int | Int[Tensor, " row"], rows: Int[Tensor, " row"]
+    ) -> LayerPast:
+        """One layer's past at positions before ``before``, for chosen rows, which may repeat.
+
+        ``before`` may be another position for each of the rows.
+        """
+        attn_k, attn_v = self.attn_k[layer], self.attn_v[layer]
+        if isinstance(before, int):
+            return LayerPast(attn_k=attn_k[rows, :before], attn_v=attn_v[rows, :before])
+        width = int(before.max())
+        lengths, rows = before.to(attn_k.device), rows.to(attn_k.device)
+        positions = torch.arange(width, device=attn_k.device) - width + lengths[:, None]
+        at = (rows[:, None], positions.clamp(min=0))
+        return LayerPast(attn_k=attn_k[at], attn_v=attn_v[at], lengths=lengths)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rome_lens.forward.backend import backend_of
 from rome_lens.forward.kv_cache import LayerPast, Past
@@ -114,10 +115,10 @@ class PartialForward:
     ) -> list[Float[Tensor, "1 1 d_model"]]:
         """The last stream at the last position, computed in every way that is to be compared.
 
-        The first way resumes on all positions. Where there is a past, the second is a run, and the
-        third resumes on the later half. The past of the later half comes from a run with other
-        later tokens. So where earlier positions read later ones, the results differ, and there is
-        no past.
+        The first way resumes on all positions. Where there is a past, the second is a run, the
+        third resumes on the later half, and the fourth resumes rows with pasts of different
+        lengths. The pasts come from a run with other later tokens. So where earlier positions read
+        later ones, the results differ, and there is no past.
         """
         finals = [self.resume(stream, 0)[:, -1:]]
         if not self._has_past:
@@ -132,7 +133,32 @@ class PartialForward:
         later = self.resume(
             stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row)
         )
-        return [*finals, streams[-1][:1, -1:], later[:, -1:]]
+        return [
+            *finals,
+            streams[-1][:1, -1:],
+            later[:, -1:],
+            *self._resumed_in_padded_rows(stream, past, (half // 2, half)),
+        ]
+
+    def _resumed_in_padded_rows(
+        self, stream: Float[Tensor, "1 pos d_model"], past: Past, starts: Sequence[int]
+    ) -> list[Float[Tensor, "1 1 d_model"]]:
+        """The last stream at the last position, from rows that begin at different positions."""
+        before = torch.tensor(starts, dtype=torch.long, device="cpu")
+        rows = torch.ones_like(before)
+        padded = pad_sequence([stream[0, start:] for start in starts], batch_first=True)
+        finals = self.resume(padded, 0, past=lambda layer: past.at(layer, before=before, rows=rows))
+        last = [self._length - 1 - start for start in starts]
+        return [final[None, at : at + 1] for final, at in zip(finals, last, strict=True)]
+
+    @property
+    def has_past(self) -> bool:
+        """Whether later positions can be run without the earlier ones."""
+        return self._has_past
+
+    def embedded(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
+        """The residual stream that enters the first block."""
+        return self.model(tokens.to(device(self.model)), stop_at_layer=0)
 
     def run(
         self, tokens: Int[Tensor, "row pos"]
@@ -158,6 +184,7 @@ class PartialForward:
         layer: int,
         *,
         past: Callable[[int], LayerPast] | None = None,
+        stop: int | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last layer, from the stream that enters ``layer``.
 
@@ -165,10 +192,12 @@ class PartialForward:
 
         Args:
             past: a function that returns what the attention of a layer reads. ``stream`` then holds
-                only the positions that follow it, and only they are run. None means that ``stream``
-                holds all positions.
+                only the positions that follow it, and only they are run. Where rows have pasts of
+                different lengths, each row of ``stream`` begins where its own past ends, and may be
+                padded on the right. None means that ``stream`` holds all positions.
+            stop: end before this layer instead of after the last one.
         """
-        for i in range(layer, self.model.cfg.n_layers):
+        for i in range(layer, self.model.cfg.n_layers if stop is None else stop):
             stream = self.block(i, stream, None if past is None else past(i))
         return stream
 

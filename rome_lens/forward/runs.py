@@ -235,6 +235,19 @@ def _release_graphs(model: LensModel) -> None:
 
 
 @visits_model
+def differentiable(model: LensModel) -> LensModel:
+    """The model itself, or a copy of a model that was made in inference mode.
+
+    Gradients cannot flow through that model's own tensors.
+    """
+    if not any(parameter.is_inference() for parameter in model.parameters()):
+        return model
+    _release_graphs(model)
+    with torch.inference_mode(False):
+        return copy.deepcopy(model)
+
+
+@visits_model
 def in_float32(model: LensModel) -> LensModel:
     """The model itself, or a float32 copy of a model in half precision.
 

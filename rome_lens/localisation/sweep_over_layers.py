@@ -17,7 +17,7 @@ from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.prompts import EditRows
-from rome_lens.editing.rome_method import Choice
+from rome_lens.editing.side_by_side import Choice
 from rome_lens.evaluation.evaluating import check_prompts
 from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.settings_sweep import EditSweep, sweep_edits

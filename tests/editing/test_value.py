@@ -15,13 +15,13 @@ from rome_lens.data.facts import FactError
 from rome_lens.editing.edited_layer import EditedLayer
 from rome_lens.editing.new_target import LikelyTargetWarning
 from rome_lens.editing.prompts import EditRows
-from rome_lens.editing.rome_method import FirstTokenWarning, ProcessedModelWarning
+from rome_lens.editing.side_by_side import FirstTokenWarning, ProcessedModelWarning
 from rome_lens.editing.value_optimisation import descent
 from rome_lens.forward.runs import evaluating, in_float32
 from rome_lens.forward.tokens import encode
 from rome_lens.models.lens import ModelError, w_out
 
-# Three lookup positions, two of them near each other each other, so that rows run in groups.
+# Lookup positions near each other and far from each other.
 CONTEXTS = [
     "{}",
     "It was raining. {}",
@@ -59,8 +59,8 @@ def assert_equals_the_plain_loop(model: Any, fact: rl.Fact, layer: int) -> None:
     with evaluating(model):
         delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=config)
         rows = EditRows.of(model, fact, CONTEXTS, None)
-        state = EditedLayer.of(model, rows, layer)
-        steps = list(descent(state, rows, config))
+        state = EditedLayer.of(model, [rows], layer)
+        steps = [step for outcomes in descent(state, [rows], config) for step in outcomes.values()]
     found = torch.tensor([(step.nll, step.kl, step.decay) for step in steps], dtype=torch.float64)
     assert (losses[-1] > 0).all()  # every term of the loss counts
     torch.testing.assert_close(found, losses, atol=1e-6, rtol=1e-6)
@@ -74,16 +74,11 @@ def copied(model: Any) -> Any:
     return copy.deepcopy(model)
 
 
-def test_rows_run_in_groups_from_their_lookup_positions_on(
-    toy: Any, toy_record: rl.data.Record
-) -> None:
+def test_rows_run_from_their_lookup_positions_on(toy: Any, toy_record: rl.data.Record) -> None:
     rows = EditRows.of(toy, toy_record.fact, CONTEXTS, None)
-    state = EditedLayer.of(toy, rows, 1)
-    assert len(state.groups) > 1
-    run = sum(group.stream.shape[0] * group.stream.shape[1] for group in state.groups)
-    assert run < rows.tokens.numel() / 2
-    read = sorted(int(number) for group in state.groups for number in group.reads[0])
-    assert read == list(range(len(rows.reads[0])))
+    state = EditedLayer.of(toy, [rows], 1)
+    assert state.rows.stream.shape[:2] == (len(CONTEXTS) + 1, rows.later_positions)
+    assert state.rows.stream[..., 0].numel() < rows.tokens.numel() / 2
 
 
 @pytest.mark.parametrize("model_class", CLASSES)

@@ -12,7 +12,7 @@ from evaluation_for_tests import turned
 import rome_lens as rl
 from rome_lens.editing import presets
 from rome_lens.editing.optimiser import OptimisationError
-from rome_lens.editing.rome_method import Choice, rank_one_edits
+from rome_lens.editing.side_by_side import Choice, rank_one_edits
 from rome_lens.editing.value_optimisation import descent
 from rome_lens.evaluation import settings_sweep
 from rome_lens.storage import StorageError

@@ -33,7 +33,9 @@ def streams(model: Any, tokens: torch.Tensor = TOKENS) -> tuple[list[torch.Tenso
     return [kept[name] for name in names], logits
 
 
-def reading(past: Past, before: int, rows: torch.Tensor = ROWS) -> Callable[[int], LayerPast]:
+def reading(
+    past: Past, before: int | torch.Tensor, rows: torch.Tensor = ROWS
+) -> Callable[[int], LayerPast]:
     return lambda layer: past.at(layer, before=before, rows=rows)
 
 
@@ -80,6 +82,23 @@ def test_each_later_position_is_what_all_positions_give(tiny_model: Any) -> None
             for end in (start + 1, start + 4):  # later positions are not needed
                 part = forward.resume(entering[0][ROWS, start:end], 0, past=reading(past, start))
                 torch.testing.assert_close(part, whole[ROWS, start:end], atol=2e-5, rtol=1e-5)
+
+
+def test_rows_with_pasts_of_different_lengths_run_together(tiny_model: Any) -> None:
+    """Padding is never read, neither on the left nor on the right, where the tokens have ended."""
+    forward = PartialForward(tiny_model, TOKENS[0])
+    past, (entering, _) = past_of(forward), streams(tiny_model)
+    starts, ends = torch.tensor([0, 1, 6, 12]), torch.tensor([9, 13, 11, 13])
+    stream = torch.full((len(ROWS), 9 + 3, tiny_model.cfg.d_model), 3.0)
+    for number, (row, start, end) in enumerate(zip(ROWS, starts, ends, strict=True)):
+        stream[number, : end - start] = entering[1][row, start:end]
+    with torch.no_grad():
+        whole = forward.resume(entering[1], 1)
+        later = forward.resume(stream, 1, past=reading(past, starts))
+    for number, (row, start, end) in enumerate(zip(ROWS, starts, ends, strict=True)):
+        torch.testing.assert_close(
+            later[number, : end - start], whole[row, start:end], atol=2e-5, rtol=1e-5
+        )
 
 
 def test_a_state_changed_later_gives_what_a_hooked_run_gives(few_tiny_models: Any) -> None:
