@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, get_args
 
 from rome_lens.arguments import one_of, several
-from rome_lens.data.facts import Fact
+from rome_lens.data.facts import Fact, FactError
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.editors import FineTuning
+from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.rank_one_edit import RankOneEdit
-from rome_lens.editing.rome_method import rome
+from rome_lens.editing.rome_method import rome_batch
 from rome_lens.editing.weight_edit import WeightEdit
-from rome_lens.errors import ArgumentError
+from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.lens import LensModel
 
@@ -69,26 +70,35 @@ def editors_by_name(
     return dict(zip(names, chosen, strict=True))
 
 
-def edit_fact(
+def edit_facts(
     model: LensModel,
-    fact: Fact,
+    facts: Sequence[Fact],
     editor: SweepEditor,
     *,
     layer: int,
     statistics: KeyStatistics | None,
     contexts: Sequence[str],
     prepend_bos: bool | None,
-) -> RankOneEdit | WeightEdit:
-    """The edit that an editor makes at a layer."""
+) -> list[RankOneEdit | WeightEdit | RomeLensError]:
+    """The edit that an editor makes of each fact at a layer, or the error in its place."""
     if isinstance(editor, FineTuning):
-        return replace(editor, layer=layer)(model, fact)
-    return rome(
+        return [_fine_tuned(model, fact, replace(editor, layer=layer)) for fact in facts]
+    edits = rome_batch(
         model,
-        fact,
+        facts,
         layer=layer,
         statistics=statistics,
         contexts=contexts,
         config=editor.config,
         variant=editor.variant,
         prepend_bos=prepend_bos,
+        on_error="return",
     )
+    return list(edits)
+
+
+def _fine_tuned(model: LensModel, fact: Fact, editor: FineTuning) -> WeightEdit | RomeLensError:
+    try:
+        return editor(model, fact)
+    except (FactError, OptimisationError) as error:
+        return error

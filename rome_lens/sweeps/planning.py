@@ -19,7 +19,7 @@ from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.stores import Store
 from rome_lens.sweeps.editors import SweepEditor
-from rome_lens.sweeps.stages import Job, Plan, Stage
+from rome_lens.sweeps.units import Job, Plan, Stage
 from rome_lens.tracing.cells import check_options
 from rome_lens.tracing.corruption import sample_count
 from rome_lens.tracing.many_facts import check_noise

@@ -18,7 +18,7 @@ from rome_lens.evaluation.results import Evaluation
 from rome_lens.results import Stored
 from rome_lens.storage import installed_versions
 from rome_lens.sweeps.results import SCORES
-from rome_lens.sweeps.stages import Failure, Plan, Units
+from rome_lens.sweeps.units import Failure, Plan, Units
 from rome_lens.tracing.many_facts import NotKnown
 from rome_lens.tracing.results import CausalTrace
 

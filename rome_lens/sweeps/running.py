@@ -23,7 +23,8 @@ from rome_lens.sweeps.editors import RomeSetting, editors_by_name
 from rome_lens.sweeps.planning import STAGES, chosen_stages, make_jobs, make_plan
 from rome_lens.sweeps.results import TABLE, Sweep
 from rome_lens.sweeps.rows import read_rows
-from rome_lens.sweeps.stages import Job, Plan, Stage, Units, perform
+from rome_lens.sweeps.stages import perform
+from rome_lens.sweeps.units import Job, Plan, Stage, Units
 from rome_lens.sweeps.workers import Submits, processes, run_jobs
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import Position

@@ -1,209 +1,25 @@
-"""The work of a sweep, in units that are kept as soon as they are finished.
+"""The work of a sweep: what each stage does for a fact, and what it does when that fails."""
 
-A unit is one stage of one cell: the trace of a fact, or the edit, the evaluation or the limits of
-a fact at a layer with an editor. Each is a file of the store, named by a hash of what made it.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeAlias
 
-from rome_lens.checks.limits import Limits, check_limits
+from rome_lens.checks.limits import check_limits
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
-from rome_lens.editing.editors import FineTuning
-from rome_lens.editing.rank_one_edit import RankOneEdit
-from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import RomeLensError
 from rome_lens.evaluation.evaluating import evaluate
-from rome_lens.evaluation.results import Evaluation
 from rome_lens.keys.statistics import KeyStatistics
-from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 from rome_lens.storage import StorageError
 from rome_lens.stores import Store
-from rome_lens.sweeps.editors import SweepEditor, edit_fact
+from rome_lens.sweeps.editors import RomeSetting, edit_facts
+from rome_lens.sweeps.units import Failure, Job, Plan, Stage, Units
 from rome_lens.tracing.many_facts import NotKnown, trace_facts
-from rome_lens.tracing.noise import Noise
-from rome_lens.tracing.results import CausalTrace, Position
 
-Stage = Literal["trace", "edit", "evaluate", "limits"]
-KINDS: Mapping[Stage, tuple[type[Stored], ...]] = {
-    "trace": (CausalTrace, NotKnown),
-    "edit": (RankOneEdit, WeightEdit),
-    "evaluate": (Evaluation,),
-    "limits": (Limits,),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All settings of a sweep. It can be sent to another process."""
-
-    directory: Path
-    """The sweep's directory, as an absolute path."""
-    identity: str
-    """What every result depends on: the model, its tokenizer and the installed versions. It must
-    be the same in every worker."""
-    model_fingerprint: str
-    """The fingerprint of the model, for the table."""
-    stages: tuple[Stage, ...]
-    """The stages, in their order."""
-    layers: tuple[int, ...]
-    """The layers."""
-    editors: Mapping[str, SweepEditor]
-    """The editors by name; none if nothing is edited."""
-    statistics: Mapping[int, tuple[str, str]]
-    """By layer: the statistics in words, and their name among the kept ones."""
-    contexts: tuple[str, ...]
-    """The contexts of the edits."""
-    component: Component
-    """The traced component."""
-    window: int
-    """The number of layers restored together."""
-    at: Position
-    """The traced position."""
-    noise: Noise
-    """The noise of the traces."""
-    samples: int
-    """The number of noise samples."""
-    generate: int
-    """How many tokens the evaluation samples after each prompt."""
-    texts: tuple[str, ...] | None
-    """The texts that the limits read."""
-    continuations: int
-    """How often the limits continue each open prompt."""
-    new_tokens: int
-    """How many tokens the limits write."""
-    seed: int
-    """The seed of evaluation and limits."""
-    prepend_bos: bool | None
-    """Whether prompts start with a BOS token."""
-
-    @property
-    def cell_stages(self) -> tuple[Stage, ...]:
-        """The stages of a cell. The later ones need the edit."""
-        later = tuple(stage for stage in self.stages if stage in ("evaluate", "limits"))
-        return ("edit", *later) if later or "edit" in self.stages else ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker does at a time: some facts at one layer with one editor, or their traces.
-
-    Which facts are together depends on their order alone, and not on what is finished. So a later
-    batch of edits has the same rows, and the same rounding, after an interruption.
-    """
-
-    records: tuple[Record, ...]
-    """The records."""
-    layer: int | None = None
-    """The layer; None for traces."""
-    editor: str = ""
-    """The name of the editor."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Failure(Stored):
-    """Why a unit has no result."""
-
-    error: str
-    """The error's class and message."""
-    final: bool
-    """Whether another attempt would fail in the same way, as after a divergence, but not after a
-    lack of memory."""
-
-
-class Units:
-    """Where the units of a sweep are kept, and under which names."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.store = Store(plan.directory / "units", identity=plan.identity)
-
-    def trace(self, fact: Fact) -> str:
-        """The name of a fact's trace."""
-        plan = self.plan
-        asked = (fact.prompt, fact.subject, fact.target, fact.joiner)
-        settings = (plan.component, plan.window, plan.at, plan.noise, plan.samples, plan.layers)
-        return self.store.name("trace", settings, plan.prepend_bos, asked)
-
-    def cell(self, record: Record, layer: int, editor_name: str) -> dict[Stage, str]:
-        """The names of a cell's units, by stage."""
-        plan, editor = self.plan, self.plan.editors[editor_name]
-        if isinstance(editor, FineTuning):
-            made_with: tuple[Any, ...] = (replace(editor, layer=layer),)
-        else:
-            made_with = (editor, layer, plan.statistics[layer][0], plan.contexts, plan.prepend_bos)
-        scored = (record, plan.seed, plan.prepend_bos)
-        limits = (plan.texts, plan.continuations, plan.new_tokens)
-        name = self.store.name
-        return {
-            "edit": name("edit", made_with, record.fact),
-            "evaluate": name("evaluate", made_with, scored, plan.generate),
-            "limits": name("limits", made_with, scored, limits),
-        }
-
-    def is_finished(self, stage: Stage, name: str) -> bool:
-        """Whether there is a result, or an error that will not go away."""
-        if any(self.store.has(kind, name) for kind in KINDS[stage]):
-            return True
-        failure = self.store.get(Failure, name)
-        return failure is not None and failure.final
-
-    def result(self, stage: Stage, name: str) -> Stored | None:
-        """The result, or else the failure, or None."""
-        found = (self.store.get(kind, name) for kind in (*KINDS[stage], Failure))
-        return next((each for each in found if each is not None), None)
-
-    def attempt(self, stage: Stage, name: str, make: Callable[[], Stored]) -> Stored:
-        """The unit's result, which is made and kept unless it is finished; or its failure.
-
-        Raises:
-            StorageError: a file cannot be read or written. That is no fault of the fact.
-        """
-        if self.is_finished(stage, name):
-            found = self.result(stage, name)
-            assert found is not None
-            return found
-        try:
-            made = make()
-        except StorageError:
-            raise
-        except Exception as error:  # whatever it is, the other facts go on
-            words = f"{type(error).__name__}: {error}"
-            made = Failure(error=words, final=isinstance(error, RomeLensError))
-        self.store.add(name, made)
-        # What comes next reads the file, as it would after an interruption. The last bit of a
-        # product can depend on where in memory a tensor lies.
-        path = self.store.path(type(made), name)
-        assert path is not None
-        return type(made).load(path, of=name)
-
-    def of_job(self, job: Job) -> int:
-        """The number of a job's units, finished or not."""
-        return len(job.records) * (1 if job.layer is None else len(self.plan.cell_stages))
-
-    def unfinished(self, job: Job) -> int:
-        """The number of a job's units that are to be made."""
-        if job.layer is None:
-            names = [self.trace(record.fact) for record in job.records]
-            return sum(not self.is_finished("trace", name) for name in names)
-        return sum(
-            self.unfinished_of_cell(self.cell(record, job.layer, job.editor))
-            for record in job.records
-        )
-
-    def unfinished_of_cell(self, names: Mapping[Stage, str]) -> int:
-        """The number of a cell's units that are to be made."""
-        edit = names["edit"]
-        stages = self.plan.cell_stages
-        if not any(self.store.has(kind, edit) for kind in KINDS["edit"]):
-            return 0 if self.is_finished("edit", edit) else len(stages)
-        return sum(not self.is_finished(stage, names[stage]) for stage in stages)
+_Edit: TypeAlias = Callable[[Sequence[Fact]], Sequence[Stored | RomeLensError]]
 
 
 def perform(model: LensModel, plan: Plan, job: Job) -> Iterator[int]:
@@ -215,7 +31,7 @@ def perform(model: LensModel, plan: Plan, job: Job) -> Iterator[int]:
     for record in job.records:
         name = units.trace(record.fact)
         if not units.is_finished("trace", name):
-            units.attempt("trace", name, partial(_trace, model, plan, record.fact))
+            units.attempt(name, partial(_trace, model, plan, record.fact))
             yield 1
 
 
@@ -225,23 +41,54 @@ def _perform_cells(
     plan = units.plan
     names = [units.cell(record, layer, editor) for record in records]
     left = [units.unfinished_of_cell(each) for each in names]
-    edits: list[Stored] = []
-    for record, name, to_do in zip(records, names, left, strict=True):
-        if not to_do:
-            edits.append(Failure(error="", final=True))
-            continue
-        is_new = not units.is_finished("edit", name["edit"])
-        make = partial(_edit, model, plan, record.fact, layer, editor)
-        edits.append(units.attempt("edit", name["edit"], make))
-        yield int(is_new)
+    if any(not units.is_finished("edit", each["edit"]) for each in names):
+        edit = partial(_edits, model, plan, layer=layer, editor=editor)
+        together = isinstance(plan.editors[editor], RomeSetting)
+        makes = _side_by_side(edit, records) if together else _one_by_one(edit, records)
+        for name, make in zip(names, makes, strict=True):
+            if not units.is_finished("edit", name["edit"]):
+                units.attempt(name["edit"], make)
+                yield 1
     later: dict[Stage, Callable[..., Stored]] = {"evaluate": _evaluate, "limits": _limits}
-    for record, name, edit, to_do in zip(records, names, edits, left, strict=True):
+    for record, name, to_do in zip(records, names, left, strict=True):
+        edit_or_failure = units.result("edit", name["edit"]) if to_do else None
         for stage in plan.cell_stages[1:] if to_do else ():
-            if isinstance(edit, Failure):
+            if isinstance(edit_or_failure, Failure):
                 yield 1
             elif not units.is_finished(stage, name[stage]):
-                units.attempt(stage, name[stage], partial(later[stage], model, plan, edit, record))
+                make = partial(later[stage], model, plan, edit_or_failure, record)
+                units.attempt(name[stage], make)
                 yield 1
+
+
+def _side_by_side(edit: _Edit, records: Sequence[Record]) -> list[Callable[[], Stored]]:
+    """For each record a function that gives its edit, or raises its error.
+
+    All edits are made now, also where only one of them is missing: those of a batch share their
+    rounding. If that fails as a whole, as for lack of memory, each is made alone.
+    """
+    try:
+        outcomes = edit([record.fact for record in records])
+    except StorageError:
+        raise
+    except Exception:
+        return _one_by_one(edit, records)
+    return [partial(_given, outcome) for outcome in outcomes]
+
+
+def _one_by_one(edit: _Edit, records: Sequence[Record]) -> list[Callable[[], Stored]]:
+    """The same, but each edit is made when it is asked for, and fails alone."""
+    return [partial(_alone, edit, record.fact) for record in records]
+
+
+def _alone(edit: _Edit, fact: Fact) -> Stored:
+    return _given(edit([fact])[0])
+
+
+def _given(outcome: Stored | RomeLensError) -> Stored:
+    if isinstance(outcome, RomeLensError):
+        raise outcome
+    return outcome
 
 
 def _trace(model: LensModel, plan: Plan, fact: Fact) -> Stored:
@@ -259,11 +106,13 @@ def _trace(model: LensModel, plan: Plan, fact: Fact) -> Stored:
     return traced.traces[0] if traced.traces else NotKnown(message=traced.unknown[0][1])
 
 
-def _edit(model: LensModel, plan: Plan, fact: Fact, layer: int, editor: str) -> Stored:
+def _edits(
+    model: LensModel, plan: Plan, facts: Sequence[Fact], *, layer: int, editor: str
+) -> Sequence[Stored | RomeLensError]:
     kept = plan.statistics.get(layer)
-    return edit_fact(
+    return edit_facts(
         model,
-        fact,
+        facts,
         plan.editors[editor],
         layer=layer,
         statistics=None if kept is None else _statistics(plan.directory / "keys", kept[1]),

@@ -24,7 +24,8 @@ from rome_lens.forward.identity import model_identity
 from rome_lens.models.lens import LensModel
 from rome_lens.models.sources import Loaded, Source
 from rome_lens.stores import MANIFEST
-from rome_lens.sweeps.stages import Job, Plan, perform
+from rome_lens.sweeps.stages import perform
+from rome_lens.sweeps.units import Job, Plan
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 

@@ -15,7 +15,7 @@ from rome_lens.checks.result import CheckRow, Measure
 from rome_lens.evaluation.results import PromptScore
 from rome_lens.keys.sums import KeySum
 from rome_lens.results import Stored
-from rome_lens.sweeps.stages import Failure
+from rome_lens.sweeps.units import Failure
 from rome_lens.tracing.many_facts import NotKnown
 
 FACT = rl.Fact("{} “in” Zürich is in", subject="東京 🗼", target='Par"is', new_target="Rome")

@@ -58,7 +58,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         monkeypatch.setattr(stages, name, counting)
 
-    for name in ("trace_facts", "edit_fact", "evaluate"):
+    for name in ("trace_facts", "edit_facts", "evaluate"):
         count(name)
     return calls
 
@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("trace_facts", "edit_fact", "evaluate"):
+    for name in ("trace_facts", "edit_facts", "evaluate"):
         function = getattr(stages, name)
 
         def interrupted(
@@ -169,8 +169,41 @@ def test_an_interrupted_sweep_goes_on_and_repeats_nothing(
         assert not (tmp_path / TABLE).exists()
     for _ in range(2):
         small_sweep(bridge, tmp_path)
-        assert counted == {"trace_facts": 3, "edit_fact": 6, "evaluate": 4}
+        # Two layers of two batches: one with two facts, one with the fact that cannot be edited.
+        assert counted == {"trace_facts": 3, "edit_facts": 4, "evaluate": 4}
         assert (tmp_path / TABLE).read_bytes() == whole.table
+
+
+def test_a_batch_of_which_a_part_was_kept_gives_the_rest_bit_for_bit(
+    bridge: Any, whole: Whole, tmp_path: Path
+) -> None:
+    shutil.copytree(whole.directory, tmp_path, dirs_exist_ok=True)
+    missing = next((tmp_path / "units").glob("rankoneedit-*"))
+    missing.unlink()
+    small_sweep(bridge, tmp_path)
+    assert missing.is_file()
+    assert (tmp_path / TABLE).read_bytes() == whole.table
+
+
+def test_edits_that_do_not_fit_into_memory_together_are_made_alone(
+    bridge: Any, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_facts = stages.edit_facts
+
+    def one_only(model: Any, facts: Any, *args: Any, **options: Any) -> Any:
+        if len(facts) > 1:
+            raise MemoryError("not enough")
+        return edit_facts(model, facts, *args, **options)
+
+    shutil.copytree(whole.directory, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "units").glob("rankoneedit-*"):
+        path.unlink()
+    monkeypatch.setattr(stages, "edit_facts", one_only)
+    rows = small_sweep(bridge, tmp_path).rows
+    assert rows.error.tolist() == whole.result.rows.error.tolist()
+    assert rows.norm.to_numpy() == pytest.approx(
+        whole.result.rows.norm.to_numpy(), rel=1e-4, nan_ok=True
+    )
 
 
 def test_an_error_that_may_go_away_is_tried_again(
