@@ -214,8 +214,9 @@ def _limits(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    if args.limit is not None and args.limit < 1:
-        raise ArgumentError(f"--limit is {args.limit}, expected 1 or more.")
+    for name, number in (("--limit", args.limit), ("--workers", args.workers)):
+        if number is not None and number < 1:
+            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
     return run_sweep(
         args.model,
         choose_records(args.model, args.facts)[: args.limit],

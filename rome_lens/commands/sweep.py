@@ -110,5 +110,7 @@ def _write_summary(result: rl.Sweep, directory: Path, model_name: str) -> None:
 def _tell_errors(result: rl.Sweep) -> int:
     errors = result.errors()
     for error, rows in errors.groupby("error", sort=False):
-        say(f"{len(rows)} rows, the first of {rows.id.iloc[0]!r}: {error}")
+        first = rows.iloc[0]
+        text = first.prompt.replace("{}", first.subject)
+        say(f"{len(rows)} rows, the first of {text!r}: {error}")
     return int(len(errors) > 0)

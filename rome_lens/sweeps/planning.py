@@ -28,7 +28,7 @@ from rome_lens.tracing.results import NamedPosition, Position
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-def chosen_stages(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+def chosen_stages(stages: Iterable[str]) -> tuple[Stage, ...]:
     """The stages in their order.
 
     Raises:
