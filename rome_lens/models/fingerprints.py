@@ -9,8 +9,6 @@ from torch import Tensor
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, w_out
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 @visits_model
 def fingerprint(model: LensModel) -> str:
@@ -66,16 +64,15 @@ def w_out_fingerprint(model: LensModel, layers: range) -> str:
 def weights_fingerprint(model: LensModel) -> str:
     """A hash of sums and samples of every weight, which any edit or training changes.
 
-    It differs between the two model classes. The sums are of the weights' bit patterns as integers,
-    so they do not depend on the order of summation, which threads and processors choose.
+    It differs between the two model classes.
     """
     digest = hashlib.sha256(str(exact(fingerprint(model))).encode())
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            bits = value.detach().view(_INTEGERS[value.element_size()])
-            total = int(bits.sum(dtype=torch.int64))
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype} {total}".encode())
             flat = value.detach().flatten()
+            digest.update(
+                f"{name} {tuple(value.shape)} {float(flat.sum(dtype=torch.float64)):.17g}".encode()
+            )
             digest.update(
                 flat[:: max(1, len(flat) // 64)].to("cpu", torch.float64).numpy().tobytes()
             )
