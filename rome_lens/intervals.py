@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from rome_lens.errors import ArgumentError
@@ -57,7 +57,7 @@ def half_width(samples: Float[Tensor, "sample *shape"]) -> Float[Tensor, "*shape
     count = samples.shape[0]
     if count == 1:
         return samples.new_full(samples.shape[1:], math.nan)
-    return float(stats.t.ppf(0.975, count - 1)) * samples.std(0) / math.sqrt(count)
+    return float(scipy.stats.t.ppf(0.975, count - 1)) * samples.std(0) / math.sqrt(count)
 
 
 def share(values: list[float]) -> Average:
@@ -101,4 +101,4 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     first, second = zip(*pairs, strict=True)
     if len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    return float(stats.spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)

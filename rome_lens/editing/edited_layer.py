@@ -13,7 +13,7 @@ together all the same, padded on both sides (see :class:`rome_lens.forward.kv_ca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -100,13 +100,34 @@ class EditedLayer:
     """What the layer reads and writes at the lookup positions, for each fact."""
     rows: LossRows
     """The rows that the losses read."""
+    compared: Int[Tensor, " read"]
+    """The numbers of the predictions that the whole model has made too, in one of the rows."""
 
     @classmethod
-    def of(cls, model: LensModel, rows: Sequence[EditRows], layer: int) -> "EditedLayer":
-        """Run the rows of all facts once, and keep what the later layers resume from."""
+    def of(
+        cls,
+        model: LensModel,
+        rows: Sequence[EditRows],
+        layer: int,
+        *,
+        later_positions: bool = True,
+    ) -> "EditedLayer":
+        """Run the rows of all facts once, and keep what the later layers resume from.
+
+        Args:
+            later_positions: leave out the positions before the lookup positions where that is
+                possible. It is not known to be right before :meth:`check` has passed.
+        """
         all_rows = _AllRows.of(rows)
-        forward = PartialForward(model, all_rows.tokens[0])
-        states = _states_from_lookups(forward, all_rows, layer) or _states(forward, all_rows, layer)
+        row, reads = all_rows.compared()
+        read = all_rows.reads[1][reads]
+        forward = PartialForward(model, all_rows.tokens[row], read=read, check=False)
+        states = None
+        if later_positions and forward.has_past:
+            merged = all_rows.merged()
+            if (states := _states_from_lookups(forward, merged, layer)) is not None:
+                all_rows = merged
+        states = states or _states(forward, all_rows, layer)
         keys = at_least_float32(states.keys)
         outputs = mlp_output(model, layer, keys)
         check_raw_output(model, layer, outputs, states.mlp_out)
@@ -120,6 +141,7 @@ class EditedLayer:
         return cls(
             layer=layer,
             forward=forward,
+            compared=reads.to(device),
             subjects=tuple(SubjectStates(keys=keys, outputs=out) for keys, out in subjects),
             rows=LossRows(
                 fact=all_rows.fact[of_loss].to(device),
@@ -131,6 +153,14 @@ class EditedLayer:
                 read_positions=(read_positions - states.starts[read_rows]).to(device),
             ),
         )
+
+    def check(self, log_p: Float[Tensor, "read d_vocab"]) -> None:
+        """Compare the log probabilities of all facts at ``delta = 0`` with the model's own.
+
+        Raises:
+            ResumeError: they do not agree.
+        """
+        self.forward.check_log_probs(log_p[self.compared])
 
     def log_probs(
         self, deltas: Float[Tensor, "fact d_model"], rows: LossRows | None = None
@@ -174,24 +204,67 @@ class _AllRows:
     ends: Int[Tensor, " row"]
     """The end of the positions that matter in each row: after the last one that is read."""
 
+    def compared(self) -> tuple[int, Int[Tensor, " read"]]:
+        """A row that the whole model runs too, and the numbers of the predictions in it.
+
+        It is the one with the earliest lookup position among those with the most positions after
+        it, so it is padded on the left.
+        """
+        number = torch.arange(len(self.lookups), device="cpu")
+        later = self.ends - self.lookups
+        widest = number[self.is_read & (later == later[self.is_read].max())]
+        row = int(widest[self.lookups[widest].argmin()])
+        return row, (self.reads[0] == row).nonzero()[:, 0]
+
+    def merged(self) -> "_AllRows":
+        """The same predictions, each read in the first row where it is the same one.
+
+        That is a row of the fact with the same lookup position and the same tokens so far. The KL
+        prompt of "{} lives in" begins as the bare prompt does, for example.
+        """
+        tokens, lookups, fact = (x.tolist() for x in (self.tokens, self.lookups, self.fact))
+        numbers = range(len(tokens))
+        same_subject = [
+            [
+                j
+                for j in numbers
+                if self.is_read[j] and (fact[j], lookups[j]) == (fact[i], lookups[i])
+            ]
+            for i in numbers
+        ]
+        read_rows = [
+            next(i for i in same_subject[row] if tokens[i][: end + 1] == tokens[row][: end + 1])
+            for row, end in zip(*(each.tolist() for each in self.reads), strict=True)
+        ]
+        rows = torch.tensor(read_rows, dtype=torch.long, device="cpu")
+        return self._reading(rows, self.reads[1])
+
+    def _reading(self, rows: Int[Tensor, " read"], positions: Int[Tensor, " read"]) -> "_AllRows":
+        """The same rows, with other predictions that are read."""
+        is_read = torch.zeros_like(self.lookups, dtype=torch.bool)
+        is_read[rows] = True
+        ends = (self.lookups + 1).scatter_reduce(0, rows, positions + 1, "amax")
+        return replace(self, reads=(rows, positions), is_read=is_read, ends=ends)
+
     @classmethod
     def of(cls, rows: Sequence[EditRows]) -> "_AllRows":
+        """The rows of these facts, in their order."""
         counts = torch.tensor([len(each.tokens) for each in rows], dtype=torch.long, device="cpu")
         firsts = counts.cumsum(0) - counts
-        read_rows = torch.cat([each.reads[0] + first for each, first in zip(rows, firsts)])
+        read_rows = torch.cat(
+            [each.reads[0] + first for each, first in zip(rows, firsts, strict=True)]
+        )
         read_positions = torch.cat([each.reads[1] for each in rows])
         lookups = torch.cat([each.lookups for each in rows])
-        ends = (lookups + 1).scatter_reduce(0, read_rows, read_positions + 1, "amax")
-        is_read = torch.zeros_like(lookups, dtype=torch.bool)
-        is_read[read_rows] = True
-        return cls(
+        all_rows = cls(
             tokens=pad_right([row for each in rows for row in each.tokens.tolist()]),
             fact=torch.arange(len(rows), device="cpu").repeat_interleave(counts),
             lookups=lookups,
-            is_read=is_read,
+            is_read=torch.ones_like(lookups, dtype=torch.bool),
             reads=(read_rows, read_positions),
-            ends=ends,
+            ends=lookups + 1,
         )
+        return all_rows._reading(read_rows, read_positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +301,10 @@ def _states_from_lookups(forward: PartialForward, rows: _AllRows, layer: int) ->
     The positions before the lookup position run through all layers, once for all rows that begin
     alike. The positions from there on run up to the edited layer.
     """
-    if not forward.has_past:
-        return None
-    before = [tuple(row[:end]) for row, end in zip(rows.tokens.tolist(), rows.lookups.tolist())]
+    before = [
+        tuple(row[:end])
+        for row, end in zip(rows.tokens.tolist(), rows.lookups.tolist(), strict=True)
+    ]
     beginnings = {beginning: i for i, beginning in enumerate(dict.fromkeys(before))}
     which = torch.tensor([beginnings[each] for each in before], dtype=torch.long, device="cpu")
     with torch.no_grad():

@@ -23,6 +23,7 @@ from rome_lens.editing.rank_one_update import update_vectors
 from rome_lens.editing.rome_key import mapped_key, mean_key
 from rome_lens.editing.value_optimisation import OptimisedValue, optimised_values
 from rome_lens.forward.memory import bytes_per_batch
+from rome_lens.forward.partial import ResumeError
 from rome_lens.forward.runs import differentiable, differentiating
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
@@ -133,18 +134,35 @@ def rank_one_edits(
     with differentiating(model):
         model = differentiable(model)
         for batch in _batches(model, rows, layer):
-            state = EditedLayer.of(model, [rows[i] for i in batch], layer)
-            # C is solved first: a singular one is then refused before the long part.
-            solved = [_solved(states, moments, config) for states in state.subjects]
-            values = optimised_values(state, [rows[i] for i in batch], configs)
-            for i, states, of_fact, its_values in zip(
-                batch, state.subjects, solved, values, strict=True
-            ):
+            optimised = _optimised(model, [rows[i] for i in batch], layer, moments, configs)
+            for i, (states, solved, values) in zip(batch, optimised, strict=True):
                 found[i] = [
                     _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
-                    for each in zip(of_fact, its_values, moments, choices, configs, strict=True)
+                    for each in zip(solved, values, moments, choices, configs, strict=True)
                 ]
     return found
+
+
+def _optimised(
+    model: LensModel,
+    rows: Sequence[EditRows],
+    layer: int,
+    moments: Sequence[KeyStatistics],
+    configs: Sequence[RomeConfig],
+    *,
+    later_positions: bool = True,
+) -> list[tuple[SubjectStates, list[Tensor], list[OptimisedValue | OptimisationError]]]:
+    """For each fact, the layer's states, and ``C^-1 k*`` and the value for each choice."""
+    state = EditedLayer.of(model, rows, layer, later_positions=later_positions)
+    # C is solved first: a singular one is then refused before the long part.
+    solved = [_solved(states, moments, configs[0]) for states in state.subjects]
+    try:
+        values = optimised_values(state, rows, configs)
+    except ResumeError:
+        if state.rows.pasts is None:
+            raise
+        return _optimised(model, rows, layer, moments, configs, later_positions=False)
+    return list(zip(state.subjects, solved, values, strict=True))
 
 
 def _facts_to_edit(

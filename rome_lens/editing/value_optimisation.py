@@ -79,6 +79,10 @@ def descent(
         rows: the rows of each fact, all in the same number of contexts.
         finished: numbers of facts that need no further step. The caller may add to it meanwhile.
 
+    Raises:
+        ResumeError: before the first step, if the later layers alone do not give what the whole
+            model gives.
+
     Yields:
         The step of each fact, by its number. A fact whose loss or ``||delta||`` is not finite has
         an OptimisationError instead, and no further step. The message names the step.
@@ -100,7 +104,9 @@ def descent(
             reads = _Reads.of([rows[i] for i in running], starts)
         with torch.enable_grad():
             log_p = state.log_probs(deltas[running], layer_rows)
-            initial = log_p[reads.of_kl].detach() if initial is None else initial
+            if initial is None:
+                state.check(log_p)
+                initial = log_p[reads.of_kl].detach()
             kl = config.kl_factor * reads.kl(log_p, initial[running])
             decay = config.weight_decay * config.norm(deltas) / config.norm(starts) ** 2
             nll, probability = reads.nll_and_probability(log_p)

@@ -9,6 +9,7 @@ from rome_lens.forward.backend import backend_of
 from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook, capture_hooks, is_ours, is_wiring, key_hook
 from rome_lens.models.lens import LensModel, post_norm
+from rome_lens.models.visits import hook_points
 
 
 @visits_model
@@ -38,7 +39,7 @@ def has_hooks_where_edits_add(model: LensModel, layer: int) -> bool:
     additions may come in any order.
     """
     points = backend_of(model).raw_output_points(layer)
-    handles = (handle for name in points for handle in model.hook_dict[name].fwd_hooks)
+    handles = (handle for name in points for handle in hook_points(model)[name].fwd_hooks)
     return any(not is_wiring(handle) and not is_ours(handle) for handle in handles)
 
 

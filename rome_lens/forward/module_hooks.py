@@ -9,7 +9,7 @@ from torch import Tensor
 from rome_lens.models.hook_names import Hook
 from rome_lens.models.lens import LensModel
 from rome_lens.models.model_argument import checked_model
-from rome_lens.models.visits import Temporary
+from rome_lens.models.visits import Temporary, hook_points
 
 Value = TypeVar("Value")
 
@@ -24,7 +24,8 @@ def hooks_on(model: LensModel, fwd_hooks: Sequence[Hook]) -> Temporary[None]:
     can be repeated: what was not at a hook point before, and runs one of these functions, is ours.
     """
     given = [hook_fn for _, hook_fn in fwd_hooks]
-    context = model.hooks(fwd_hooks=list(fwd_hooks))
+    # TransformerLens asks for the hook points once per hook.
+    context = type(model).hooks(_WithHookPoints(model), fwd_hooks=list(fwd_hooks))
     before: list[_HooksAtPoint] = []
 
     def put() -> None:
@@ -43,10 +44,23 @@ def hooks_on(model: LensModel, fwd_hooks: Sequence[Hook]) -> Temporary[None]:
 
 def _points(model: LensModel, fwd_hooks: Sequence[Hook]) -> list[Any]:
     """The hook points that the hooks may go to, each once."""
-    by_name = model.hook_dict
+    by_name = hook_points(model)
     names = [name for name, _ in fwd_hooks]
     chosen = names if all(isinstance(name, str) for name in names) else list(by_name)
     return list({id(by_name[name]): by_name[name] for name in chosen if name in by_name}.values())
+
+
+class _WithHookPoints:
+    """A model as it is, except that its hook points were looked up already."""
+
+    def __init__(self, model: LensModel) -> None:
+        vars(self).update(_model=model, hook_dict=hook_points(model))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
 
 
 class _HooksAtPoint:

@@ -27,6 +27,10 @@ from rome_lens.models.hook_names import (
 from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device, unembedding
 
 
+class ResumeError(ModelError):
+    """What the later layers alone give is not what the whole model gives."""
+
+
 class PartialForward:
     """The later layers of a model, from any layer on, for sequences of one length.
 
@@ -41,13 +45,19 @@ class PartialForward:
     returns None in the place of the past. It does so too while the caller has hooks on the model,
     because those may act on a position by its number.
 
+    With ``check=False`` nothing is compared. The caller must then compare what it computes, with
+    :meth:`check_log_probs`.
+
     Args:
         tokens: one sequence of the length that is to be run.
         keep: names of hook points whose activations in the full run are stored in ``kept``.
-        read: number of last positions whose logits in the full run are stored in ``read_logits``.
+        read: the positions whose logits in the full run are stored in ``read_logits``, or a number
+            of last positions.
+        check: whether to compare the resumed results.
 
     Raises:
-        ModelError: the model's logits are not finite, or resumed logits differ from them.
+        ModelError: the model's logits are not finite.
+        ResumeError: the resumed logits differ from them.
     """
 
     @visits_model
@@ -57,7 +67,8 @@ class PartialForward:
         tokens: Int[Tensor, " pos"],
         *,
         keep: Sequence[str] = (),
-        read: int = 1,
+        read: int | Int[Tensor, " read"] = 1,
+        check: bool = True,
     ) -> None:
         self.model = model
         self.kept: dict[str, Tensor] = {}
@@ -66,10 +77,12 @@ class PartialForward:
         check_has_points(model, keep)
         unembedding(model)  # checks that it reads the stream
         caller_has_hooks = has_hooks(model)
+        read = range(len(tokens))[-read:] if isinstance(read, int) else read.tolist()
+        whole = has_hooks_after_blocks(model)  # these hooks must find all positions
         only_read_positions = (
             nullcontext()
-            if has_hooks_after_blocks(model)
-            else unembedding_only(model, lambda stream: stream[:, -read:])
+            if whole
+            else unembedding_only(model, lambda stream: stream[:, list(read)])
         )
         with evaluating(model), torch.no_grad():
             with (
@@ -80,14 +93,16 @@ class PartialForward:
             ):
                 logits = self._backend.run_plainly(tokens[None].to(device(model)))
             self._arguments: list[dict[str, Any]] = arguments
-            self.read_logits = at_least_float32(logits[0, -read:])
+            self._dtype = streams[0].dtype
+            self.read_logits = at_least_float32(logits[0, list(read)] if whole else logits[0])
             self._has_past = not caller_has_hooks and self._backend.can_run_later_positions(
                 arguments
             )
-            self._check(tokens, streams[0])
+            self._check_is_finite()
+            if check:
+                self._check(tokens, streams[0])
 
-    def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
-        """Compare resumed log probabilities of some tokens with the model's own."""
+    def _check_is_finite(self) -> None:
         logits = self.read_logits[-1]
         if not torch.isfinite(logits).all():
             raise ModelError(
@@ -95,19 +110,32 @@ class PartialForward:
                 f"{len(logits)} are not finite: its weights, or a hook on it, hold or produce NaN "
                 "or infinite values."
             )
+
+    def check_log_probs(self, log_p: Float[Tensor, "read d_vocab"]) -> None:
+        """Compare log probabilities at the positions ``read`` with the model's own.
+
+        Raises:
+            ResumeError: they do not agree.
+        """
+        own = self.read_logits
+        compared = _compared_tokens(own)
+        expected = own.gather(-1, compared) - own.logsumexp(-1, keepdim=True)
+        error = float((log_p.detach().gather(-1, compared) - expected).abs().max())
+        allowed = agreement(self._dtype) * max(1.0, float(expected.abs().max()))
+        if not error <= allowed:
+            raise ResumeError(_misses(error))
+
+    def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
+        """Compare resumed log probabilities of some tokens with the model's own."""
+        logits = self.read_logits[-1]
         finals = torch.cat(self._resumed_in_every_way(tokens, stream))
-        spread = torch.arange(0, len(logits), max(1, len(logits) // 32), device=logits.device)
-        compared = torch.cat([logits.argmax(-1, keepdim=True), spread])
+        compared = _compared_tokens(logits)
         expected = logits[compared] - logits.logsumexp(-1)
         resumed = self._log_probs(finals, compared.expand(len(finals), 1, -1))[:, 0]
         errors = (resumed - expected).abs().amax(1)
         allowed = agreement(stream.dtype) * max(1.0, float(expected.abs().max()))
         if not errors[0] <= allowed:
-            raise ModelError(
-                f"Resuming this model from layer 0 misses its own log probabilities by "
-                f"{float(errors[0]):.2g}: its forward pass does more than blocks, final norm, "
-                "unembedding, scale and soft cap, which is all that is supported here."
-            )
+            raise ResumeError(_misses(float(errors[0])))
         self._has_past = self._has_past and bool((errors <= allowed).all())
 
     def _resumed_in_every_way(
@@ -235,3 +263,19 @@ class PartialForward:
         self, stream: Float[Tensor, "row read d_model"], tokens: Int[Tensor, "row read token"]
     ) -> Float[Tensor, "row read token"]:
         return log_probs_of_tokens(self.model, stream, tokens, length=self._length)
+
+
+def _compared_tokens(logits: Float[Tensor, "*read d_vocab"]) -> Int[Tensor, "*read token"]:
+    """The likeliest token at each position, and some that are spread over the vocabulary."""
+    size = logits.shape[-1]
+    spread = torch.arange(0, size, max(1, size // 32), device=logits.device)
+    best = logits.argmax(-1, keepdim=True)
+    return torch.cat([best, spread.expand(*best.shape[:-1], -1)], dim=-1)
+
+
+def _misses(error: float) -> str:
+    return (
+        f"Resuming this model from one of its layers misses its own log probabilities by "
+        f"{error:.2g}: its forward pass does more than blocks, final norm, unembedding, scale and "
+        "soft cap, which is all that is supported here."
+    )

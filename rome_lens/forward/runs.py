@@ -213,13 +213,35 @@ def check_raw_output(
 def differentiating(model: LensModel) -> Iterator[None]:
     """Inside, gradients can be taken, without dropout and in the precision of the weights.
 
-    This holds for a caller in inference mode or under autocast too. Afterwards, no module keeps a
-    graph.
+    They are not taken of the weights. This holds for a caller in inference mode or under autocast
+    too. Afterwards, no module keeps a graph.
     """
     release = Temporary(model, put=lambda: None, take=lambda: _release_graphs(model))
     # Gradients cannot flow through inference tensors.
-    with release, torch.inference_mode(False), full_precision(model), evaluating(model):
+    with (
+        release,
+        _frozen(model),
+        torch.inference_mode(False),
+        full_precision(model),
+        evaluating(model),
+    ):
         yield
+
+
+def _frozen(model: LensModel) -> Temporary[None]:
+    """Inside, no weight requires a gradient.
+
+    Autograd would otherwise keep what a gradient of the weights needs.
+    """
+    backend = backend_of(model)
+    parameters = {id(each): each for module in backend.modules() for each in module.parameters()}
+    trained = [each for each in parameters.values() if each.requires_grad]
+
+    def require(gradient: bool) -> None:
+        for parameter in trained:
+            parameter.requires_grad_(gradient)
+
+    return Temporary(model, put=lambda: require(False), take=lambda: require(True))
 
 
 def _release_graphs(model: LensModel) -> None:

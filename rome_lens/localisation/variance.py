@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from rome_lens.arguments import whole_number
 from rome_lens.errors import ArgumentError
@@ -240,7 +240,7 @@ def _rank_correlation(
 ) -> Average | None:
     """Spearman's correlation over layers, averaged over facts. The interval is cut to [-1, 1]."""
     correlations = [
-        float(stats.spearmanr(x, y).statistic)
+        float(scipy.stats.spearmanr(x, y).statistic)
         for x, y in zip(effects, success, strict=True)
         if np.ptp(x) > _EQUAL and np.ptp(y) > _EQUAL
     ]

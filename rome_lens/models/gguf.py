@@ -22,6 +22,7 @@ import torch
 
 from rome_lens.models.goldens import WeightsError, check_directory, version
 from rome_lens.models.manifest import NAME, check_manifest, write_manifest
+from rome_lens.models.stored_tokenizer import store_for_quick_loading
 from rome_lens.storage import whole_or_nothing
 
 __all__ = [
@@ -29,12 +30,16 @@ __all__ = [
     "GGUFSource",
     "WeightsError",
     "cache_root",
+    "converted_name",
+    "is_cached",
     "join_parts",
     "locate_parts",
+    "new_in_cache",
     "transformers_directory",
 ]
 
 _BLOCK = 1 << 20
+_FORMAT = 2  # of a converted directory. Another number makes every cache convert again.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +111,36 @@ def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None =
             installed versions convert it wrongly; or the cached directory was altered.
     """
     root = cache_root(cache_dir)
-    joined = f"{source.name}-{source.sha256[:12]}"
-    made_with = "-".join(f"{package}-{version(package)}" for package in ("transformers", "gguf"))
-    converted = root / f"{joined}-{made_with}"
-    if (converted / "config.json").is_file() and (converted / NAME).is_file():
-        check_manifest(converted)
-        return converted
-    parts = locate_parts(source)
-    root.mkdir(parents=True, exist_ok=True)
-    gguf = join_parts(parts, root / f"{joined}.gguf", sha256=source.sha256)
-    with _directory_when_done(converted) as unfinished:
-        _convert(gguf, unfinished, architecture=source.architecture)
-        check_directory(source.name, unfinished)
-        write_manifest(unfinished)
+    converted = root / converted_name(source)
+    if not is_cached(converted):
+        parts = locate_parts(source)
+        with new_in_cache(converted) as unfinished:
+            gguf = join_parts(parts, root / f"{_joined_name(source)}.gguf", sha256=source.sha256)
+            _convert(gguf, unfinished, architecture=source.architecture)
+            check_directory(source.name, unfinished)
     return converted
+
+
+def converted_name(source: GGUFSource) -> str:
+    """The name of the directory in transformers' format, with what its content depends on."""
+    made_with = "-".join(f"{package}-{version(package)}" for package in ("transformers", "gguf"))
+    return f"{_joined_name(source)}-{made_with}-format-{_FORMAT}"
+
+
+def _joined_name(source: GGUFSource) -> str:
+    return f"{source.name}-{source.sha256[:12]}"
+
+
+def is_cached(directory: Path) -> bool:
+    """Whether the cache has the directory. Its files are then checked to be as they were written.
+
+    Raises:
+        WeightsError: a file was altered.
+    """
+    if not ((directory / "config.json").is_file() and (directory / NAME).is_file()):
+        return False
+    check_manifest(directory)
+    return True
 
 
 def locate_parts(source: GGUFSource) -> list[Path]:
@@ -184,11 +205,13 @@ def _sha256(paths: list[Path]) -> str:
 
 
 @contextmanager
-def _directory_when_done(final: Path) -> Iterator[Path]:
-    """A temporary directory that gets its final name when the block ends without an error."""
+def new_in_cache(final: Path) -> Iterator[Path]:
+    """A temporary directory that gets its final name, and a manifest, when the block succeeds."""
+    final.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".part", dir=final.parent))
     try:
         yield unfinished
+        write_manifest(unfinished)
         # A directory without its config is a leftover. One with its config was made by another
         # process meanwhile.
         if final.exists():
@@ -220,4 +243,6 @@ def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
             delattr(model, name)
     model.config.architectures = [architecture]
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(directory)
+    store_for_quick_loading(tokenizer, directory)

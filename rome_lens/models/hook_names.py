@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, ModelError
+from rome_lens.models.visits import hook_points
 
 Component = Literal["resid", "mlp", "attn", "z"]
 COMPONENTS: tuple[Component, ...] = ("resid", "mlp", "attn", "z")
@@ -47,7 +48,7 @@ def check_has_points(model: LensModel, names: Sequence[str]) -> None:
     Raises:
         ModelError: it lacks one, such as a state space model those of attention and of an MLP.
     """
-    points = model.hook_dict  # a bridge makes it anew each time
+    points = hook_points(model)
     missing = [name for name in names if name not in points]
     if missing:
         raise ModelError(
@@ -65,7 +66,7 @@ def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
     Args:
         points: only hook points whose names begin with one of these are considered.
     """
-    named = (point for name, point in model.hook_dict.items() if name.startswith(points))
+    named = (point for name, point in hook_points(model).items() if name.startswith(points))
     return any(not is_wiring(handle) for point in named for handle in point.fwd_hooks)
 
 

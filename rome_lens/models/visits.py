@@ -18,7 +18,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar
@@ -102,6 +102,21 @@ def is_visited(model: Any) -> bool:
     return room is not None and room.is_visited()
 
 
+def hook_points(model: Any) -> Mapping[str, Any]:
+    """The hook points of a model by name, aliases included.
+
+    A TransformerBridge resolves hundreds of aliases whenever it is asked for its ``hook_dict``. No
+    hook point comes or goes during a visit, so each visit asks once.
+    """
+    room = _rooms.get(_key(model))
+    visit = room.visit if room is not None and room.is_visited() else None
+    if visit is None:
+        return model.hook_dict
+    if not any(each is model for each, _ in visit.hook_points):  # bridges may share a visit
+        visit.hook_points.append((model, model.hook_dict))
+    return next(points for each, points in visit.hook_points if each is model)
+
+
 def _key(model: Any) -> Any:
     return getattr(model, "__dict__", {}).get("original_model", model)
 
@@ -121,6 +136,7 @@ class Visit:
         self._settings: list[_Setting] = []
         self._gradients = torch.is_grad_enabled()
         self.changes: dict[Temporary[Any], None] = {}
+        self.hook_points: list[tuple[Any, Mapping[str, Any]]] = []
 
     def begin(self) -> None:
         """Wait for the model, take off what an interrupted call left, and note what passes."""

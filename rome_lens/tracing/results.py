@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from rome_lens.arguments import whole_number
@@ -264,7 +264,7 @@ class AttributionTrace(CausalTrace):
         if int(matters.sum()) < 2:
             return math.nan
         return float(
-            stats.spearmanr(estimated.mean(0)[matters], expected.mean(0)[matters]).statistic
+            scipy.stats.spearmanr(estimated.mean(0)[matters], expected.mean(0)[matters]).statistic
         )
 
     def _check_comparable(self, exact: CausalTrace) -> None:

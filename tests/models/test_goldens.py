@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import rome_lens as rl
 from rome_lens.models import gguf, goldens, loading
+from rome_lens.models.fingerprints import weights_fingerprint
 from rome_lens.models.gguf import SOURCES, WeightsError, transformers_directory
 from rome_lens.models.loading import TOY, load_model
+from rome_lens.models.manifest import write_manifest
 
 Damage = Callable[[Path], None]
 
@@ -76,8 +78,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gguf.GGUFSource:
     monkeypatch.setattr(gguf, "join_parts", lambda parts, joined, sha256: joined)
     monkeypatch.setattr(gguf, "_convert", convert_to())
     known = {**goldens.goldens(), "fake": goldens.goldens()["toy"]}
-    for module in (goldens, loading):
-        monkeypatch.setattr(module, "goldens", lambda: known)
+    monkeypatch.setattr(goldens, "goldens", lambda: known)
     made = dataclasses.replace(SOURCES["smollm2-135m"], name="fake")
     monkeypatch.setitem(SOURCES, "fake", made)
     return made
@@ -157,13 +158,73 @@ def test_an_altered_directory_in_the_cache_is_refused_with_the_file_and_a_remedy
     damage: Damage, source: gguf.GGUFSource, tmp_path: Path
 ) -> None:
     directory = transformers_directory(source, cache_dir=tmp_path)
-    load_model("fake", cache_dir=tmp_path)
+    load_model("fake", cache_dir=tmp_path, model_class="TransformerBridge")
     damage(directory)
     with pytest.raises(WeightsError, match="was altered after it was converted") as error:
-        load_model("fake", cache_dir=tmp_path)
+        load_model("fake", cache_dir=tmp_path, model_class="TransformerBridge")
     assert f"Delete the directory {directory};" in str(error.value)
     shutil.rmtree(directory)
+    load_model("fake", cache_dir=tmp_path, model_class="TransformerBridge")
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_model_from_the_cache_is_the_converted_one_bit_for_bit(
+    model_class: Any, source: gguf.GGUFSource, tmp_path: Path
+) -> None:
+    expected = load_model(TOY, model_class=model_class)
+    for _ in ("the first time", "from the cache"):
+        model = load_model("fake", cache_dir=tmp_path, model_class=model_class)
+        for tensors in (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers):
+            pairs = list(zip(tensors(expected), tensors(model), strict=True))
+            for (name, one), (other_name, other) in pairs:
+                assert name == other_name
+                assert torch.equal(one, other), name
+                assert one.stride() == other.stride(), name
+                assert one.requires_grad == other.requires_grad, name
+        tokens = expected.to_tokens("Wanda Brandt lives in")
+        assert torch.equal(model.to_tokens("Wanda Brandt lives in"), tokens)
+        with torch.no_grad():
+            assert torch.equal(model(tokens), expected(tokens))
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_writing_into_weights_from_the_cache_changes_neither_the_file_nor_another_model(
+    model_class: Any, source: gguf.GGUFSource, tmp_path: Path, toy_edits: list[rl.RankOneEdit]
+) -> None:
+    load_model("fake", cache_dir=tmp_path, model_class=model_class)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model, other = (
+        load_model("fake", cache_dir=tmp_path, model_class=model_class) for _ in range(2)
+    )
+    toy_edits[0].apply(model)
+    for weight in model.parameters():
+        weight.data.mul_(1.5)
+    assert weights_fingerprint(other) == weights_fingerprint(
+        load_model(TOY, model_class=model_class)
+    )
+    assert weights_fingerprint(model) != weights_fingerprint(other)
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="it has weights of its own to store")
+def test_stored_weights_of_a_hooked_transformer_are_checked_as_the_converted_ones_are(
+    source: gguf.GGUFSource, tmp_path: Path
+) -> None:
     load_model("fake", cache_dir=tmp_path)
+    [file] = tmp_path.glob("*/hooked.safetensors")
+    assert f"transformer-lens-{goldens.version('transformer-lens')}" in file.parent.name
+    weights = load_file(file)
+    flip_a_bit(file)
+    with pytest.raises(WeightsError, match=r"hooked\.safetensors was altered after it was conv"):
+        load_model("fake", cache_dir=tmp_path)
+    for damaged, message in (
+        (dict(list(weights.items())[1:]), "are not those of the HookedTransformer that is made"),
+        ({**weights, "embed.W_E": weights["embed.W_E"] * 2}, "does not come out as it should"),
+    ):
+        save_file(damaged, file)
+        write_manifest(file.parent)
+        with pytest.raises(WeightsError, match=message):
+            load_model("fake", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("package", ["transformers", "gguf"])
@@ -211,4 +272,4 @@ def test_a_real_cache_with_a_flipped_bit_is_refused(name: str, tmp_path: Path) -
     tokenizer.unlink()
     tokenizer.write_bytes(re.sub(rb"The", rb"thE", content, count=1))
     with pytest.raises(WeightsError, match=r"tokenizer\.json was altered"):
-        rl.load_model(name, cache_dir=tmp_path)
+        rl.load_model(name, cache_dir=tmp_path, model_class="TransformerBridge")

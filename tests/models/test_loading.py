@@ -291,3 +291,34 @@ def test_an_edit_changes_no_fingerprint_so_that_other_edits_still_fit(
         assert fingerprint(toy) == before
         assert weights_fingerprint(toy) != weights
         second.check(toy)
+
+
+def test_the_hash_of_all_weights_notices_the_last_bit_of_any_and_two_exchanged_entries(
+    toy: Any,
+) -> None:
+    before = weights_fingerprint(toy)
+    found = {before}
+    for weight in (toy.embed.W_E, w_out(toy, 1), toy.ln_final.w):
+        entries = weight.detach()
+        saved = entries.clone()
+        row = entries.view(-1, entries.shape[-1])[-1]
+        row[-1] = torch.nextafter(row[-1], torch.tensor(torch.inf))
+        found.add(weights_fingerprint(toy))
+        entries.copy_(saved)
+        row[[2, 3]] = row[[3, 2]]
+        found.add(weights_fingerprint(toy))
+        entries.copy_(saved)
+    assert len(found) == 7
+    assert weights_fingerprint(toy) == before
+
+
+def test_the_hash_of_all_weights_does_not_depend_on_the_number_of_threads(one_toy: Any) -> None:
+    threads = torch.get_num_threads()
+    try:
+        found = set()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.add(weights_fingerprint(one_toy))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
