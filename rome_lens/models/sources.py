@@ -66,8 +66,8 @@ class Loaded:
         return self.model
 
     def __str__(self) -> str:
-        name = getattr(self.model.cfg, "model_name", type(self.model).__name__)
-        return str(self.again or name)
+        # The model's own name may be that of a temporary directory, another one in each process.
+        return str(self.again or f"a loaded {type(self.model).__name__}")
 
     def __reduce__(self) -> Any:
         if self.again is None:

@@ -135,6 +135,7 @@ def test_a_fact_that_fails_is_a_row_with_its_error(whole: Whole) -> None:
     assert errors.error.str.contains("edit: FactError: .* already").all()
     assert errors[["EM", "norm"]].isna().all(axis=None)
     assert repr(whole.result).endswith("2 of 6 rows with an error)")
+    assert set(whole.result.rows.model) == {"a loaded TransformerBridge"}
 
 
 def test_a_fact_that_the_model_does_not_know_is_edited_all_the_same(whole: Whole) -> None:
