@@ -77,7 +77,8 @@ def copied(model: Any) -> Any:
 def test_rows_run_from_their_lookup_positions_on(toy: Any, toy_record: rl.data.Record) -> None:
     rows = EditRows.of(toy, toy_record.fact, CONTEXTS, None)
     state = EditedLayer.of(toy, [rows], 1)
-    assert state.rows.stream.shape[:2] == (len(CONTEXTS) + 1, rows.later_positions)
+    # The KL prompt begins as the bare prompt does, and needs no row of its own.
+    assert state.rows.stream.shape[:2] == (len(CONTEXTS), rows.later_positions)
     assert state.rows.stream[..., 0].numel() < rows.tokens.numel() / 2
 
 
