@@ -98,6 +98,10 @@ class BridgeBackend:
 
     # Single blocks
 
+    def weights_laid_out(self) -> AbstractContextManager[None]:
+        """Inside, the weights of the blocks lie in memory as the blocks read them: always."""
+        return nullcontext()
+
     def recording_arguments(self) -> AbstractContextManager[list[dict[str, Any]]]:
         """Inside, the list collects the arguments of each block that runs, without the stream.
 

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from rome_lens.forward.kv_cache import LayerPast, Past
+from rome_lens.forward.memory import bytes_per_batch
+from rome_lens.models.convert import from_memory, in_memory, is_as_in_memory
 from rome_lens.models.hook_names import Hook, component_hook, mark_as_ours
 from rome_lens.models.lens import LensModel, device, post_norm
 from rome_lens.models.visits import Temporary
 
 _SCALE = "rome_lens_scale"
+# A second copy of the blocks' weights may take as much memory as so many batches.
+_BATCHES_FOR_WEIGHTS = 4
 
 
 class HookedBackend:
@@ -68,6 +72,33 @@ class HookedBackend:
         return 1.0
 
     # Single blocks
+
+    def weights_laid_out(self) -> AbstractContextManager[None]:
+        """Inside, the weights of the blocks lie in memory as the blocks read them.
+
+        Otherwise each call of a block copies them first. Their values do not change, and afterwards
+        each parameter holds the very tensor that it held before. Where memory has no room for a
+        second copy of the blocks, nothing is done.
+        """
+        named = [
+            (name, parameter)
+            for name, parameter in self.model.blocks.named_parameters()
+            if not is_as_in_memory(name, parameter.data)
+        ]
+        size = sum(parameter.nbytes for _, parameter in named)
+        if not named or size > _BATCHES_FOR_WEIGHTS * bytes_per_batch(device(self.model)):
+            return nullcontext()
+        before = [parameter.data for _, parameter in named]
+
+        def put() -> None:
+            for name, parameter in named:
+                parameter.data = from_memory(name, in_memory(name, parameter.data))
+
+        def take() -> None:
+            for (_, parameter), data in zip(named, before, strict=True):
+                parameter.data = data
+
+        return Temporary(self.model, put=put, take=take)
 
     def recording_arguments(self) -> AbstractContextManager[list[dict[str, Any]]]:
         """Inside, the list collects the arguments of each block that runs, without the stream.

@@ -56,6 +56,15 @@ def _both(
         yield
 
 
+def weights_laid_out(model: LensModel) -> AbstractContextManager[None]:
+    """Inside, many calls of the model's blocks do not copy their weights each time.
+
+    Where the model class copies them in a layout of its own, they are stored in that layout for the
+    while. Their values do not change.
+    """
+    return backend_of(checked_model(model)).weights_laid_out()
+
+
 def full_precision(model: LensModel) -> Temporary[None]:
     """Inside, the model computes in the precision of its weights, even under autocast."""
     kind = device(model).type

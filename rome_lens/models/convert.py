@@ -123,6 +123,11 @@ def in_memory(name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight.permute(_axes(name, weight)).contiguous()
 
 
+def is_as_in_memory(name: str, weight: torch.Tensor) -> bool:
+    """Whether a parameter lies in memory as :func:`in_memory` would return it."""
+    return weight.permute(_axes(name, weight)).is_contiguous()
+
+
 def from_memory(name: str, stored: torch.Tensor) -> torch.Tensor:
     """The parameter that :func:`in_memory` returned, with its own axes. No entry is moved."""
     axes = _axes(name, stored)

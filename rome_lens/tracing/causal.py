@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
-from rome_lens.forward.runs import evaluating
+from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
@@ -85,7 +85,8 @@ def causal_trace(
         prepend_bos: whether the prompt starts with BOS; None takes the model's default.
         batch_size: maximum rows per forward pass (one row is one noise sample of one cell). This
             bounds the memory; it does not change the scores beyond rounding. The check of the model
-            needs two rows in any case. None allows rows for about four thousand tokens.
+            needs two rows in any case. None chooses by the device: rows whose largest tensor fits
+            the caches of a CPU, or a share of a GPU's memory.
         progress: show a progress bar.
         require_correct: refuse a fact that the model does not know, as :func:`rome_lens.knows`
             decides it: every token of the answer must be the model's first choice. With False, the
@@ -174,7 +175,7 @@ def trace_together(
     """
     outcomes: dict[int, CausalTrace | Exception] = {}
     subjects: list[_Subject] = []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), weights_laid_out(model), torch.no_grad():
         cleans = run_clean(model, facts, grids, prepend_bos, require_correct=require_correct)
         for i, (fact, clean) in enumerate(zip(facts, cleans, strict=True)):
             if isinstance(clean, Exception):

@@ -12,6 +12,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
+from rome_lens.forward.runs import weights_laid_out
 from rome_lens.forward.tokens import Answer, FactTokens, encode, scored_answer
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import weights_fingerprint
@@ -164,7 +165,8 @@ def trace_facts(
         for fact in chosen
         if stored(fact) is None
     }
-    with tqdm(total=len(chosen), desc=f"trace {component}", disable=not progress) as bar:
+    bar = tqdm(total=len(chosen), desc=f"trace {component}", disable=not progress)
+    with bar, weights_laid_out(model):
         bar.update(len(chosen) - len(pending))
         for batch in _batches(pending, sample_count(samples), size):
             for fact, outcome in _trace_batch(model, batch, noise, samples, prepend_bos):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
-from rome_lens.forward.runs import evaluating
+from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
@@ -113,7 +113,7 @@ def severed_trace(
         answer=answer,
         size=pass_size(model, batch_size=batch_size),
     )
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), weights_laid_out(model), torch.no_grad():
         clean = run_one(model, fact, cells, prepend_bos, require_correct=require_correct)
         scored_noise = first_noise = draw_noise(
             model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos
