@@ -1,54 +1,41 @@
-"""Time causal tracing against the plain loop, and count its work against the least possible.
+"""Time a trace against the plain loop: one run of the whole model for each cell.
 
-    python benchmarks/tracing.py [--model gpt2-shape|gemma-3-270m|toy|...] [--class
-        HookedTransformer|TransformerBridge] [--rounds 3] [--cells 0] [--device cpu]
+    python benchmarks/tracing.py [--models toy gpt2-small gemma-3-270m] [--class TransformerBridge]
+        [--cells 24] [--facts 50]
 
-The plain loop is what the original study and TransformerLens' own patching run: for each cell one
-`run_with_hooks` of the whole model on the clean row and all noise rows, with all positions and
-logits. Both run in turn in this process, with the same weights, noise and threads, and medians are
-compared. `--cells N` times the loop on N cells spread over the grid and scales up, because every
-cell of the loop costs the same. `gpt2-shape` is GPT-2 small with random weights: 12 layers, width
-768, 50 257 logits.
+The loop runs the clean row and all noise rows with ``run_with_hooks``, all positions and all
+logits, on the same weights and in the same process. It is timed on ``--cells`` cells spread over
+the grid and scaled up, because every cell of the loop costs the same. "Difference" is of the scores
+of these cells.
 
-Torch counts the multiply-adds, in matrix products only. The least possible work is, for each cell
-and sample, the layers after the first restored one, on the positions from the restored one on, and
-one position unembedded.
+A HookedTransformer is timed with its weights in two layouts. "As loaded" is TransformerLens' own.
+"load_model" is the one that ``rl.load_model`` chooses, which speeds up the loop as well.
+
+The least work is, for each cell and sample, the layers after the first restored one, on the
+positions from the restored one on, and one position unembedded. A trace can do less than that:
+windows that begin together share their first layers, and cells that cannot change the answer (the
+last layer's states before the last position) are not run.
+
+``--facts`` compares ``rl.trace_facts`` over facts of different lengths with one call of
+``rl.causal_trace`` for each.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
+import timed_models
 import torch
-import transformers
-from torch.utils.flop_counter import FlopCounterMode
-from transformer_lens.model_bridge import TransformerBridge
+from measure import Row, block_weights, compare, parser, publish, table
 
 import rome_lens as rl
 from rome_lens.forward.tokens import FactTokens, encode
-from rome_lens.models.convert import hooked_transformer, hooked_transformer_class
 from rome_lens.models.hook_names import EMBED, component_hook
-from rome_lens.models.loading import TOY
 from rome_lens.tracing.cells import restored_layers
 
 SAMPLES = 10
-KINDS = {"resid": ("resid", 1), "mlp, window 10": ("mlp", 10), "attn, window 10": ("attn", 10)}
-
-
-def gpt2_shape(model_class: str) -> Any:
-    """GPT-2 small with random weights and the toy model's tokenizer."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(TOY)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(0)
-    hf_model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**ids)).eval()
-    hf_model.config.architectures = ["GPT2LMHeadModel"]
-    if model_class == "HookedTransformer":
-        return hooked_transformer(hf_model, tokenizer)
-    return TransformerBridge.boot_transformers(
-        "gpt2-shape", hf_model=hf_model, tokenizer=tokenizer, device="cpu"
-    )
+KINDS = {"resid": ("resid", 1), "MLP, window 10": ("mlp", 10), "attention, window 10": ("attn", 10)}
+MANY = ("toy", "smollm2-135m")  # random weights know no facts
+BEFORE = ("", "Yes, ", "It is a well-known fact that ", "As far as I know, ", "In those days, ")
 
 
 def plain_cell(
@@ -62,7 +49,7 @@ def plain_cell(
 ) -> float:
     """The score of one cell, from a run of the whole model."""
     start, end = encoded.subject
-    rows = encoded.tokens[None].expand(len(noise) + 1, -1).to(noise.device)
+    rows = encoded.tokens[None].expand(len(noise) + 1, -1)
 
     def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
@@ -78,43 +65,33 @@ def plain_cell(
     hooks = [(EMBED, corrupt), *((component_hook(component, i), restore) for i in restored)]
     with torch.no_grad():
         logits = model.run_with_hooks(rows, fwd_hooks=hooks)
-    # In float32, softmax over a vocabulary of 262 144 alone is off by 2e-5 of each probability.
+    # In float32, softmax over a vocabulary of 262,144 alone is off by 2e-5 of each probability.
     return float(logits[1:, -1].double().softmax(-1)[:, encoded.answer[0]].mean())
 
 
-def least_multiply_adds(model: Any, encoded: FactTokens, component: str, window: int) -> int:
-    """Multiply-adds with weights. The products within attention come on top and are small."""
-    cfg, length = model.cfg, len(encoded.tokens)
-    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    block = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + kv_heads)
-    block += (3 if getattr(cfg, "gated_mlp", False) else 2) * cfg.d_model * cfg.d_mlp
+def least_multiply_adds(
+    model: Any, encoded: FactTokens, component: str, window: int, samples: int = SAMPLES
+) -> int:
+    """The least work of a trace of all cells. Positions before the subject cost nothing."""
+    cfg, length, block = model.cfg, len(encoded.tokens), block_weights(model.cfg)
     total = 0
     for layer in range(cfg.n_layers):
         first = restored_layers(layer, window, cfg.n_layers)[0]
         layers = cfg.n_layers - 1 - first + (component != "resid")
         for pos in range(encoded.subject[0], length):
             total += layers * (length - pos) * block + cfg.d_model * cfg.d_vocab
-    return SAMPLES * total
+    return samples * total
 
 
-def timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-
-def compare(model: Any, fact: rl.Fact, kind: str, rounds: int, cells: int, device: str) -> None:
+def compared(model: Any, fact: rl.Fact, name: str, kind: str, rounds: int, cells: int) -> list[Row]:
+    """The plain loop and the trace of one kind of state."""
     component, window = KINDS[kind]
     encoded = encode(model, fact)
-    size = (SAMPLES, encoded.subject[1] - encoded.subject[0], model.cfg.d_model)
     std = float(rl.forward.embed(model, encoded.tokens)[slice(*encoded.subject)].std())
-    noise = (3 * std * torch.randn(size, generator=torch.Generator().manual_seed(0))).to(device)
-    grid = [
-        (layer, pos) for layer in range(model.cfg.n_layers) for pos in range(len(encoded.tokens))
-    ]
-    chosen = grid if not cells else grid[:: max(1, len(grid) // cells)]
+    size = (SAMPLES, encoded.subject[1] - encoded.subject[0], model.cfg.d_model)
+    noise = 3 * std * torch.randn(size, generator=torch.Generator().manual_seed(0))
+    grid = [(i, pos) for i in range(model.cfg.n_layers) for pos in range(len(encoded.tokens))]
+    chosen = grid[:: max(1, len(grid) // cells)] if cells else grid
 
     def trace() -> rl.CausalTrace:
         return rl.causal_trace(
@@ -124,75 +101,84 @@ def compare(model: Any, fact: rl.Fact, kind: str, rounds: int, cells: int, devic
     def loop() -> list[float]:
         return [plain_cell(model, encoded, component, window, noise, *cell) for cell in chosen]
 
-    trace()
-    loop_seconds, trace_seconds = [], []
-    for _ in range(rounds):
-        seconds, plain = timed(loop, device)
-        loop_seconds.append(seconds * len(grid) / len(chosen))
-        seconds, found = timed(trace, device)
-        trace_seconds.append(seconds)
-    slow, fast = statistics.median(loop_seconds), statistics.median(trace_seconds)
-    scores = torch.tensor([float(found.scores[cell]) for cell in chosen])
-    error = float((scores - torch.tensor(plain)).abs().max())
-    with FlopCounterMode(display=False) as counter:
-        trace()
-    done, least = (
-        counter.get_total_flops() / 2,
-        least_multiply_adds(model, encoded, component, window),
+    rows = compare(
+        {"plain loop": loop, "causal_trace": trace},
+        rounds=rounds,
+        scale={"plain loop": len(grid) / len(chosen)},
     )
-    print(
-        f"{kind:16s} loop {slow:8.2f} s, trace {fast:7.2f} s, ratio {slow / fast:6.1f}, "
-        f"largest difference {error:.1e}; {done / 1e9:.0f} G multiply-adds, "
-        f"{done / least:.2f} times the least possible"
-        + (
-            f" (loop timed on {len(chosen)} of {len(grid)} cells)"
-            if len(chosen) < len(grid)
-            else ""
-        ),
-        flush=True,
+    plain, traced = rows.values()
+    scores = torch.tensor([float(traced.result.scores[cell]) for cell in chosen])
+    traced.difference = float((scores - torch.tensor(plain.result)).abs().max())
+    plain.notes = f"timed on {len(chosen)} of {len(grid)} cells" if cells else ""
+    for row in rows.values():
+        row.case = f"{name}, {kind}: {row.case}"
+        row.least = least_multiply_adds(model, encoded, component, window)
+    return [plain, traced]
+
+
+def one_model(name: str, model_class: str | None, rounds: int, cells: int) -> list[Row]:
+    """Every kind of state, and the residual stream once more in TransformerLens' own layout."""
+    model, fact = timed_models.load(name, model_class), timed_models.fact(name)
+    title = f"{name}, {type(model).__name__}"
+    rows = [row for kind in KINDS for row in compared(model, fact, title, kind, rounds, cells)]
+    resid = rows[1]
+    for row in rows[3::2]:
+        row.notes = f"{row.cpu / resid.cpu:.2f} times resid"
+    if type(model).__name__ == "HookedTransformer":
+        timed_models.in_library_layout(model)
+        rows += compared(model, fact, f"{title} as loaded", "resid", rounds, cells)
+    return rows
+
+
+def known_facts(name: str, model: Any, count: int) -> list[rl.Fact]:
+    """Facts of different lengths that the model knows: records, after words of other texts."""
+    facts = [
+        dataclasses.replace(fact, prompt=before + fact.prompt)
+        for before in BEFORE
+        for fact in timed_models.facts(name, count)
+    ]
+    traced = rl.trace_facts(model, facts, samples=1, layers=[0], at="last")
+    return [trace.fact for trace in traced][:count]
+
+
+def many(name: str, count: int, model_class: str | None, rounds: int) -> list[Row]:
+    """Several facts one at a time, and in one call."""
+    model = timed_models.load(name, model_class)
+    facts = known_facts(name, model, count)
+    rows = compare(
+        {
+            "causal_trace, one at a time": lambda: [rl.causal_trace(model, fact) for fact in facts],
+            "trace_facts": lambda: rl.trace_facts(model, facts).traces,
+        },
+        rounds=rounds,
     )
+    one, batch = rows.values()
+    batch.difference = max(
+        float((a.scores - b.scores).abs().max())
+        for a, b in zip(batch.result, one.result, strict=True)
+    )
+    encoded = [encode(model, fact) for fact in facts]
+    lengths = sorted({len(each.tokens) for each in encoded})
+    for row in rows.values():
+        row.case = f"{name}, {len(facts)} facts of {lengths[0]} to {lengths[-1]} tokens: {row.case}"
+        row.least = sum(least_multiply_adds(model, each, "resid", 1) for each in encoded)
+    return [one, batch]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="gpt2-shape")
-    parser.add_argument("--class", dest="model_class", default=None)
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cells", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--as-loaded",
-        action="store_true",
-        help="weights in TransformerLens' own layout, without load_model's faster one",
-    )
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="*", default=["toy", "gpt2-small", "gemma-3-270m"])
+    options.add_argument("--class", dest="model_class", default=None)
+    options.add_argument("--cells", type=int, default=24, help="cells of the loop, or 0 for all")
+    options.add_argument("--facts", type=int, default=50, help="facts in one call, or 0 for none")
+    args = options.parse_args()
     torch.set_num_threads(args.threads)
-    model_class = args.model_class or (
-        "HookedTransformer" if hooked_transformer_class() else "TransformerBridge"
-    )
-    if args.model == "gpt2-shape":
-        model, fact = (
-            gpt2_shape(model_class),
-            rl.Fact("{} lives in the city of the", subject="Wanda Brandt", target="Pralec"),
-        )
-    else:
-        model = rl.load_model(args.model, model_class=model_class)
-        fact = rl.data.record("wanda-brandt" if args.model == "toy" else "eiffel-tower").fact
-    if args.as_loaded:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()
-    if args.device != "cpu":
-        model.to(args.device)
-    layout = "weights as loaded, " if args.as_loaded else ""
-    print(
-        f"{args.model}, {type(model).__name__}, {model.cfg.n_layers} layers, "
-        f"{len(encode(model, fact).tokens)} tokens, {SAMPLES} samples, "
-        f"{layout}{args.threads} thread(s), {args.device}, medians of {args.rounds}"
-    )
-    for kind in args.kinds:
-        compare(model, fact, kind, args.rounds, args.cells, args.device)
+    rows = []
+    for name in args.models:
+        rows += one_model(name, args.model_class, args.rounds, args.cells)
+        if args.facts and name in MANY:
+            rows += many(name, args.facts, args.model_class, args.rounds)
+    publish("tracing", table(rows), args.write)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Whatever the system refuses (a full disk, a directory without permission, a name
 becomes a :class:`StorageError` here, so no other module needs to know the kinds of ``OSError``.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,11 @@ def sole_use(directory: Path) -> Iterator[None]:
         lock.release()
 
 
+@functools.cache
+def _version_of(package: str) -> str:
+    return metadata.version(package)
+
+
 def installed_versions() -> dict[str, str]:
     """The versions of this package and of the installed packages that a number can depend on."""
-    return {"rome-lens": __version__, **{name: metadata.version(name) for name in _VERSIONED}}
+    return {"rome-lens": __version__, **{name: _version_of(name) for name in _VERSIONED}}

@@ -17,6 +17,7 @@ from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.editing.editors import edits_or_errors
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
@@ -25,6 +26,8 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 from rome_lens.stores import Store
+
+_EDITS_AT_ONCE = 16
 
 
 @visits_model
@@ -91,10 +94,7 @@ def check_records(
         text_question(text)
     store = Store(directory, identity="" if directory is None else model_identity(model))
     names = [store.name(editor, record.fact) for record in cases]
-    edits = [
-        _get_or_make(store, RankOneEdit, name, partial(editor, model, record.fact))
-        for name, record in zip(names, tqdm(cases, desc="edits", disable=not progress), strict=True)
-    ]
+    edits = _edits(model, editor, [record.fact for record in cases], store, names, progress)
     read_texts = tuple(held_texts() if texts is None else texts)
     settings = (editor, read_texts, samples, new_tokens, seed, prepend_bos)
     check = partial(
@@ -114,6 +114,36 @@ def check_records(
         )
     ]
     return average_limits(_with_other_edits(limits))
+
+
+def _edits(
+    model: LensModel,
+    editor: Callable[[Any, Any], Any],
+    facts: Sequence[Fact],
+    store: Store,
+    names: Sequence[str],
+    progress: bool,
+) -> list[Any]:
+    """The edit of each fact, from the store or made in batches, each of which is kept at once.
+
+    Only rank-one edits are kept, because not every editor's edit can be saved.
+    """
+    edits: list[Any] = [store.get(RankOneEdit, name) for name in names]
+    with tqdm(total=len(facts), desc="edits", disable=not progress) as bar:
+        at_once = _EDITS_AT_ONCE if hasattr(editor, "edits") else 1
+        for first in range(0, len(facts), at_once):
+            batch = range(first, min(first + at_once, len(facts)))
+            missing = [i for i in batch if edits[i] is None]
+            made = edits_or_errors(model, editor, [facts[i] for i in missing])
+            for i, edit in zip(missing, made, strict=True):
+                if isinstance(edit, RankOneEdit):
+                    store.add(names[i], edit)
+                edits[i] = edit
+            for edit in made:  # raised once the others are kept
+                if isinstance(edit, Exception):
+                    raise edit
+            bar.update(len(batch))
+    return edits
 
 
 def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:

@@ -1,16 +1,17 @@
 """Editors: objects that turn a fact into an edit, and the baselines to compare edits with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from rome_lens.data.facts import Fact
+from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.fine_tuning import fine_tune
+from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rank_one_edit import RankOneEdit
-from rome_lens.editing.rome_method import rome
+from rome_lens.editing.rome_method import rome, rome_batch
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.door import visits_model
@@ -138,13 +139,41 @@ class RomeEditor:
     @visits_model
     def __call__(self, model: LensModel, fact: Fact | Record) -> RankOneEdit:
         """The rank-one edit."""
-        return rome(
-            model,
-            fact,
-            layer=self.statistics.layer if self.layer is None else self.layer,
-            statistics=self.statistics,
-            contexts=self.contexts,
-            config=self.config,
-            variant=self.variant,
-            prepend_bos=self.prepend_bos,
-        )
+        return rome(model, fact, **self._options())
+
+    @visits_model
+    def edits(
+        self, model: LensModel, facts: Iterable[Fact | Record]
+    ) -> list[RankOneEdit | FactError | OptimisationError]:
+        """The rank-one edit of each fact, made side by side, or the error where there is none."""
+        return rome_batch(model, facts, **self._options(), on_error="return")
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "layer": self.statistics.layer if self.layer is None else self.layer,
+            "statistics": self.statistics,
+            "contexts": self.contexts,
+            "config": self.config,
+            "variant": self.variant,
+            "prepend_bos": self.prepend_bos,
+        }
+
+
+def edits_or_errors(
+    model: LensModel, editor: Callable[[Any, Any], Any], facts: Sequence[Fact]
+) -> list[Any]:
+    """What an editor makes of each fact, or the FactError or OptimisationError that it raises.
+
+    An editor with a method ``edits(model, facts)``, as :class:`RomeEditor` has, makes all of them
+    together. Any other editor is called for one fact after the other.
+    """
+    together = getattr(editor, "edits", None)
+    if together is not None:
+        return list(together(model, facts)) if facts else []
+    found: list[Any] = []
+    for fact in facts:
+        try:
+            found.append(editor(model, fact))
+        except (FactError, OptimisationError) as error:
+            found.append(error)
+    return found

@@ -17,17 +17,27 @@ def overflow_error(step: int) -> OptimisationError:
 
 
 def adam_step(
-    optimiser: torch.optim.Adam, delta: Tensor, loss: Float[Tensor, ""], step: int
+    optimiser: torch.optim.Adam,
+    delta: Tensor,
+    loss: Float[Tensor, ""],
+    step: int,
+    *,
+    scale: float = 1.0,
 ) -> None:
     """Move ``delta`` along the gradient of ``loss``, to where the given step reads it.
 
     Afterwards ``delta`` may overflow its type. The caller checks its norm, before any clamp: a
     clamp divides by an infinite norm and leaves zero.
 
+    Args:
+        scale: factor of the loss during the backward pass alone. A large one keeps float16's small
+            gradients from becoming zero.
+
     Raises:
         OptimisationError: the type cannot hold the size of the step.
     """
-    (delta.grad,) = torch.autograd.grad(loss, [delta])
+    (gradient,) = torch.autograd.grad(scale * loss, [delta])
+    delta.grad = gradient / scale
     try:
         optimiser.step()
     except RuntimeError as error:  # raised by torch for a step size that the type cannot hold

@@ -59,6 +59,8 @@ class Step:
         return "loss" if self.loss < config.stop_loss else None
 
 
+_FLOAT16_SCALE = 1024.0
+
 Outcome = Step | OptimisationError
 """A fact's step, or why there is none."""
 
@@ -93,6 +95,7 @@ def descent(
     optimiser = torch.optim.Adam([deltas], lr=config.lr)
     norms = torch.zeros_like(bounds)
     running, layer_rows, reads = list(range(len(rows))), state.rows, _Reads.of(rows, starts)
+    scale = _FLOAT16_SCALE if layer_rows.stream.dtype == torch.float16 else 1.0
     initial: Tensor | None = None
     failed: set[int] = set()
     for step in range(config.steps):
@@ -116,7 +119,7 @@ def descent(
         yield outcomes
         if step < config.steps - 1:
             try:
-                adam_step(optimiser, deltas, terms.loss.sum(), step + 1)
+                adam_step(optimiser, deltas, terms.loss.sum(), step + 1, scale=scale)
             except OptimisationError as error:
                 yield dict.fromkeys(running, error.with_traceback(None))
                 return

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.editing.editors import edits_or_errors
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
@@ -172,12 +173,16 @@ def _make_edits(
     pairs: Sequence[tuple[str, int]],
 ) -> tuple[dict[tuple[str, int], Any], dict[tuple[str, int], str]]:
     """The edits of some pairs of an editor and a record, and the errors of those that failed."""
-    edits, failed = {}, {}
-    for name, r in pairs:
-        try:
-            edits[name, r] = by_name[name](model, cases[r].fact)
-        except (OptimisationError, FactError) as error:
-            failed[name, r] = str(error)
+    edits: dict[tuple[str, int], Any] = {}
+    failed: dict[tuple[str, int], str] = {}
+    for name, editor in by_name.items():
+        numbers = [r for other, r in pairs if other == name]
+        found = edits_or_errors(model, editor, [cases[r].fact for r in numbers])
+        for r, each in zip(numbers, found, strict=True):
+            if isinstance(each, FactError | OptimisationError):
+                failed[name, r] = str(each)
+            else:
+                edits[name, r] = each
     return edits, failed
 
 

@@ -104,6 +104,9 @@ class EditSweep(Result):
         return score_table(order)
 
 
+_RECORDS_AT_ONCE = 16
+
+
 @visits_model
 def sweep_edits(
     model: LensModel,
@@ -178,28 +181,46 @@ def sweep_edits(
 
     failures: dict[EditSetting, tuple[tuple[Fact, str], ...]] = {}
     layers = sorted({check_layer(model, setting.layer) for setting in settings})
-    for case in tqdm(cases, desc="records", disable=not progress):
-        for layer in layers:
-            missing = [
-                each
-                for each in settings
-                if each.layer == layer and store.get(Evaluation, stored_as(each, case)) is None
-            ]
-            if not missing:
-                continue
-            evaluations, failed = _evaluate_settings(
-                model,
-                case,
-                missing,
-                statistics,
-                contexts=contexts,
-                config=config,
-                prepend_bos=prepend_bos,
-            )
-            for setting, evaluation in evaluations.items():
-                store.add(stored_as(setting, case), evaluation)
-            for setting, message in failed.items():
-                failures[setting] = (*failures.get(setting, ()), (case.fact, message))
+    with tqdm(total=len(cases), desc="records", disable=not progress) as bar:
+        for first in range(0, len(cases), _RECORDS_AT_ONCE):
+            batch = cases[first : first + _RECORDS_AT_ONCE]
+            for layer in layers:
+                here = [each for each in settings if each.layer == layer]
+                missing = {
+                    (each, r)
+                    for each in here
+                    for r, case in enumerate(batch)
+                    if store.get(Evaluation, stored_as(each, case)) is None
+                }
+                if not missing:
+                    continue
+                # All are edited again even if one is missing: the last bits of an edit depend on
+                # what is in its batch, and a resumed sweep should give the uninterrupted one's.
+                edits, failed = _edits_at_settings(
+                    model,
+                    batch,
+                    here,
+                    statistics,
+                    contexts=contexts,
+                    config=config,
+                    prepend_bos=prepend_bos,
+                )
+                for (setting, r), message in failed.items():
+                    failures[setting] = (*failures.get(setting, ()), (batch[r].fact, message))
+                for r, case in enumerate(batch):
+                    own = {
+                        each: edits[each, r] for each in here if (each, r) in missing & set(edits)
+                    }
+                    evaluations = (
+                        evaluate_all(
+                            model, list(own.values()), [case] * len(own), prepend_bos=prepend_bos
+                        )
+                        if own
+                        else []
+                    )
+                    for setting, evaluation in zip(own, evaluations, strict=True):
+                        store.add(stored_as(setting, case), evaluation)
+            bar.update(len(batch))
     return EditSweep(
         evaluations={
             setting: finished_evaluations(store, [stored_as(setting, case) for case in cases])
@@ -229,46 +250,46 @@ def _settings(
     return settings
 
 
-def _evaluate_settings(
+def _edits_at_settings(
     model: LensModel,
-    case: Record,
+    cases: Sequence[Record],
     settings: Sequence[EditSetting],
     statistics: Mapping[str, Mapping[int, KeyStatistics]],
     *,
     contexts: Sequence[str],
     config: RomeConfig,
     prepend_bos: bool | None,
-) -> tuple[dict[EditSetting, Evaluation], dict[EditSetting, str]]:
-    """Edit one record at some settings of one layer.
+) -> tuple[dict[tuple[EditSetting, int], RankOneEdit], dict[tuple[EditSetting, int], str]]:
+    """The edits of some records at some settings of one layer, by setting and number of the record.
 
-    Returns the evaluations by setting, and the message of the error at every setting where the edit
-    failed.
+    The second dictionary holds the error's message where an edit failed.
     """
     layer = settings[0].layer
-    (edits_or_errors,) = rank_one_edits(
+    choices = [
+        Choice(
+            statistics=statistics[each.statistics][layer],
+            variant=each.variant,
+            stop_probability=each.stop_probability,
+        )
+        for each in settings
+    ]
+    edits_of_facts = rank_one_edits(
         model,
-        [case.fact],
+        [case.fact for case in cases],
         layer=layer,
-        choices=[
-            Choice(
-                statistics=statistics[each.statistics][layer],
-                variant=each.variant,
-                stop_probability=each.stop_probability,
-            )
-            for each in settings
-        ],
+        choices=choices,
         contexts=contexts,
         config=config,
         prepend_bos=prepend_bos,
         stop_at_error=True,
     )
-    assert isinstance(edits_or_errors, list)
-    by_setting = dict(zip(settings, edits_or_errors, strict=True))
-    edits = {setting: edit for setting, edit in by_setting.items() if isinstance(edit, RankOneEdit)}
-    failed = {setting: str(error) for setting, error in by_setting.items() if setting not in edits}
-    if not edits:
-        return {}, failed
-    evaluations = evaluate_all(
-        model, list(edits.values()), [case] * len(edits), prepend_bos=prepend_bos
-    )
-    return dict(zip(edits, evaluations, strict=True)), failed
+    edits: dict[tuple[EditSetting, int], RankOneEdit] = {}
+    failed: dict[tuple[EditSetting, int], str] = {}
+    for r, of_fact in enumerate(edits_of_facts):
+        assert isinstance(of_fact, list)
+        for setting, edit in zip(settings, of_fact, strict=True):
+            if isinstance(edit, RankOneEdit):
+                edits[setting, r] = edit
+            else:
+                failed[setting, r] = str(edit)
+    return edits, failed

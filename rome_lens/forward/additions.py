@@ -1,7 +1,10 @@
 """Hooks that add to the raw output of ``W_out``, for edits that leave the weights alone."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -57,10 +60,26 @@ def mlp_contribution(
 ) -> Float[Tensor, "row d_model"]:
     """What an MLP adds to the residual stream when its ``W_out`` returns ``raw``.
 
+    It is in the precision of ``raw``, also for a model in half precision.
+
     That is ``raw`` itself; or the output of the norm after the MLP, where there is one (Gemma 2 and
     3); or a multiple of it, where the config has a ``residual_multiplier`` (Granite).
     """
     norm = post_norm(model, layer)
-    added = raw if norm is None else norm(raw[:, None])[:, 0]
+    added = raw if norm is None else _in_precision(norm, raw.dtype)(raw[:, None])[:, 0]
     multiplier = getattr(model.cfg, "residual_multiplier", None)
     return added if multiplier is None else added * multiplier
+
+
+def _in_precision(norm: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The norm, with results in this precision.
+
+    HookedTransformer's norms round their results to the dtype in their config.
+    """
+    config = getattr(norm, "cfg", None)
+    if config is None or config.dtype == dtype:
+        return norm
+    precise = copy.copy(norm)
+    precise.cfg = copy.copy(config)
+    precise.cfg.dtype = dtype
+    return precise

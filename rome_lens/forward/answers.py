@@ -10,15 +10,15 @@ from torch import Tensor
 from rome_lens.arguments import text_pairs
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
+from rome_lens.forward.memory import rows_per_batch
 from rome_lens.forward.runs import chosen_logits, finite_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
 from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import Hook
-from rome_lens.models.lens import LensModel
+from rome_lens.models.lens import LensModel, device
 
 Read = TypeVar("Read")
-LOGITS_PER_BATCH = 1 << 25
-_TOKENS_PER_BATCH = 1 << 12
+_TOKENS_PER_BATCH = 1 << 12  # on a CPU
 
 
 @visits_model
@@ -94,10 +94,14 @@ def knows(
 
     def greedy(
         _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
-    ) -> bool:
-        return bool((finite_logits(log_p).argmax(-1) == ids).all())
+    ) -> tuple[Tensor, Tensor]:
+        best = log_p.max(-1)
+        return best.values, (best.indices == ids).all()
 
-    return _read_facts(model, as_facts(facts), greedy, prepend_bos)
+    # Moved to the host at the end, because each move makes it wait for a GPU.
+    best, known = zip(*_read_facts(model, as_facts(facts), greedy, prepend_bos), strict=True)
+    finite_logits(torch.cat(best)[:, None])
+    return torch.stack(known).tolist()
 
 
 def answer_distributions(
@@ -135,9 +139,9 @@ def token_log_probs(
     def of_answer(
         _question: int, ids: Int[Tensor, " token"], log_p: Float[Tensor, "token d_vocab"]
     ) -> Tensor:
-        return log_p.gather(-1, ids[:, None])[:, 0].cpu()
+        return log_p.gather(-1, ids[:, None])[:, 0]
 
-    return read_answers(
+    found = read_answers(
         model,
         questions,
         of_answer,
@@ -145,6 +149,7 @@ def token_log_probs(
         marks=marks,
         prepend_bos=prepend_bos,
     )
+    return list(torch.cat(found).cpu().split([len(each) for each in found]))
 
 
 def read_answers(
@@ -187,7 +192,7 @@ def read_answers(
     for question, row in enumerate(_longest_rows(sequences)):
         questions_of.setdefault(row, []).append(question)
     results: dict[int, Read] = {}
-    for rows in _batches(questions_of, answers, model.cfg.d_vocab):
+    for rows in _batches(model, questions_of, answers):
         cells = {
             question: [(i, len(starts[question]) - 1 + j) for j in range(len(answers[question]))]
             for i, row in enumerate(rows)
@@ -205,12 +210,21 @@ def read_answers(
         logits = chosen_logits(model, tokens, row_of_cell, position, fwd_hooks=hooks)
         # Not log_softmax, which is less exact over a large vocabulary.
         normaliser = logits.logsumexp(-1, keepdim=True)
-        for question, its_cells in cells.items():
-            own = torch.tensor(
-                [number[cell] for cell in its_cells], dtype=torch.long, device=logits.device
-            )
-            ids = torch.tensor(answers[question], dtype=torch.long, device=logits.device)
-            results[question] = read(question, ids, logits[own] - normaliser[own])
+        own = torch.tensor(
+            [number[cell] for its_cells in cells.values() for cell in its_cells],
+            dtype=torch.long,
+            device=logits.device,
+        )
+        ids = torch.tensor(
+            [i for question in cells for i in answers[question]],
+            dtype=torch.long,
+            device=logits.device,
+        )
+        lengths = [len(answers[question]) for question in cells]
+        for question, some, its_ids in zip(
+            cells, own.split(lengths), ids.split(lengths), strict=True
+        ):
+            results[question] = read(question, its_ids, logits[some] - normaliser[some])
     return [results[question] for question in range(len(questions))]
 
 
@@ -228,22 +242,22 @@ def _longest_rows(sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]
 
 
 def _batches(
+    model: LensModel,
     questions_of: Mapping[tuple[int, ...], Sequence[int]],
     answers: Sequence[Sequence[int]],
-    d_vocab: int,
 ) -> Iterator[list[tuple[int, ...]]]:
     """Batches of rows of similar length, each as large as memory allows.
 
     The logits of many cells over a large vocabulary would not fit.
     """
+    most_reads = logits_per_batch(model)
+    most_tokens = _tokens_per_batch(model)
     batch: list[tuple[int, ...]] = []
     reads = 0
     for row in sorted(questions_of, key=len, reverse=True):
         more = sum(len(answers[question]) for question in questions_of[row])
         width = len(batch[0]) if batch else len(row)
-        full = (reads + more) * d_vocab > LOGITS_PER_BATCH or (
-            len(batch) + 1
-        ) * width > _TOKENS_PER_BATCH
+        full = reads + more > most_reads or (len(batch) + 1) * width > most_tokens
         if batch and full:
             yield batch
             batch, reads = [], 0
@@ -251,3 +265,16 @@ def _batches(
         reads += more
     if batch:
         yield batch
+
+
+def logits_per_batch(model: LensModel) -> int:
+    """How many rows of logits one forward pass may return."""
+    return rows_per_batch(4 * model.cfg.d_vocab, device(model))
+
+
+def _tokens_per_batch(model: LensModel) -> int:
+    """How many tokens one forward pass may read, padding included."""
+    place = device(model)
+    # A layer holds a few tensors of the width of its MLP at once.
+    width = 4 * 4 * max(model.cfg.d_mlp or 0, 4 * model.cfg.d_model)
+    return _TOKENS_PER_BATCH if place.type == "cpu" else rows_per_batch(width, place)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.arguments import texts, whole_number
 from rome_lens.data.facts import FactError
-from rome_lens.forward.answers import LOGITS_PER_BATCH
+from rome_lens.forward.answers import logits_per_batch
 from rome_lens.forward.runs import chosen_logits, finite_logits
 from rome_lens.forward.tokens import pad_right, token_ids
 from rome_lens.models.door import visits_model
@@ -72,14 +72,10 @@ def top_answers(
     rows = [token_ids(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     row = torch.arange(len(rows), device="cpu")
     position = torch.tensor([len(ids) - 1 for ids in rows], dtype=torch.long, device="cpu")
-    logits = _logits_in_batches(model, pad_right(rows), row, position, fwd_hooks)
-    best = [finite_logits(part).topk(count) for part in logits]
-    log_p = [
-        each.values - part.logsumexp(-1, keepdim=True)
-        for each, part in zip(best, logits, strict=True)
-    ]
-    probabilities = torch.cat(log_p).exp().tolist()
-    tokens = torch.cat([each.indices for each in best]).tolist()
+    best = _best_in_batches(model, pad_right(rows), row, position, count, fwd_hooks)
+    log_p, indices = (torch.cat(parts).cpu() for parts in zip(*best, strict=True))
+    probabilities = finite_logits(log_p).exp().tolist()
+    tokens = indices.tolist()
     return [
         TopAnswers(
             prompt=prompt,
@@ -90,20 +86,25 @@ def top_answers(
     ]
 
 
-def _logits_in_batches(
+def _best_in_batches(
     model: LensModel,
     tokens: Int[Tensor, "row pos"],
     row: Tensor,
     position: Tensor,
+    count: int,
     fwd_hooks: Sequence[Hook],
-) -> list[Tensor]:
-    """Logits at the cells ``(row[i], position[i])`` in batches, on the CPU.
+) -> list[tuple[Float[Tensor, "cell best"], Int[Tensor, "cell best"]]]:
+    """The highest log probabilities at the cells ``(row[i], position[i])``, and their tokens.
 
-    The logits of many cells over a large vocabulary would not fit in memory at once.
+    They stay on the model's device. The logits of many cells over a large vocabulary would not fit
+    in memory at once.
     """
-    size = max(1, LOGITS_PER_BATCH // model.cfg.d_vocab)
-    cells = torch.arange(len(row), device="cpu").split(size)
-    return [_logits_of_some(model, tokens, row[some], position[some], fwd_hooks) for some in cells]
+    best = []
+    for some in torch.arange(len(row), device="cpu").split(logits_per_batch(model)):
+        logits = _logits_of_some(model, tokens, row[some], position[some], fwd_hooks)
+        top = logits.topk(count)
+        best.append((top.values - logits.logsumexp(-1, keepdim=True), top.indices))
+    return best
 
 
 def _logits_of_some(
@@ -112,4 +113,4 @@ def _logits_of_some(
     """Logits at some cells, from a run of only the rows and positions that they need."""
     needed, local = row.unique(return_inverse=True)
     width = int(position.max()) + 1
-    return chosen_logits(model, tokens[needed, :width], local, position, fwd_hooks=fwd_hooks).cpu()
+    return chosen_logits(model, tokens[needed, :width], local, position, fwd_hooks=fwd_hooks)

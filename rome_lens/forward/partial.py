@@ -77,12 +77,11 @@ class PartialForward:
         check_has_points(model, keep)
         unembedding(model)  # checks that it reads the stream
         caller_has_hooks = has_hooks(model)
-        read = range(len(tokens))[-read:] if isinstance(read, int) else read.tolist()
+        last = range(len(tokens))
+        positions = list(last[-read:]) if isinstance(read, int) else read.tolist()
         whole = has_hooks_after_blocks(model)  # these hooks must find all positions
         only_read_positions = (
-            nullcontext()
-            if whole
-            else unembedding_only(model, lambda stream: stream[:, list(read)])
+            nullcontext() if whole else unembedding_only(model, lambda stream: stream[:, positions])
         )
         with evaluating(model), torch.no_grad():
             with (
@@ -94,7 +93,7 @@ class PartialForward:
                 logits = self._backend.run_plainly(tokens[None].to(device(model)))
             self._arguments: list[dict[str, Any]] = arguments
             self._dtype = streams[0].dtype
-            self.read_logits = at_least_float32(logits[0, list(read)] if whole else logits[0])
+            self.read_logits = at_least_float32(logits[0, positions] if whole else logits[0])
             self._has_past = not caller_has_hooks and self._backend.can_run_later_positions(
                 arguments
             )
@@ -252,12 +251,10 @@ class PartialForward:
         return logits_of_cells(self.model, cells)
 
     def answer_log_probs(
-        self, stream: Float[Tensor, "row read d_model"], answer: Sequence[int]
+        self, stream: Float[Tensor, "row read d_model"], answers: Int[Tensor, "row read"]
     ) -> Float[Tensor, " row"]:
         """``sum_i log p(answer_i)``, with token ``i`` read at position ``i`` of the last stream."""
-        tokens = torch.tensor(answer, dtype=torch.long, device=stream.device)
-        tokens = tokens.expand(len(stream), -1)[..., None]
-        return self._log_probs(stream, tokens).sum((1, 2))
+        return self._log_probs(stream, answers.to(stream.device)[..., None]).sum((1, 2))
 
     def _log_probs(
         self, stream: Float[Tensor, "row read d_model"], tokens: Int[Tensor, "row read token"]

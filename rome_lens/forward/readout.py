@@ -12,11 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.forward.backend import backend_of
+from rome_lens.forward.memory import bytes_per_slice
 from rome_lens.models.hook_names import has_hooks_after_blocks
 from rome_lens.models.lens import LensModel, at_least_float32, final_norm, unembedding
 
-_VOCABULARY_SLICE = 2048
-_ROWS_PER_SLICE = 1024
+# Logits are summed in slices. Products of fewer words or rows than these are slower on a CPU, even
+# where they fit its caches better.
+_LEAST_WORDS = 2048
+_LEAST_ROWS = 1024
 _ROWS_UNDER_HOOKS = 64
 
 
@@ -82,19 +85,25 @@ def _log_probs_by_slices(
     """
     weight, bias = unembedding(model)
     final = _normalised(model, stream)
-    chosen = torch.empty(tokens.shape, device=final.device, dtype=at_least_float32(final).dtype)
-    log_sum = torch.full_like(chosen[:, 0], -torch.inf)
-    for start in range(0, weight.shape[1], _VOCABULARY_SLICE):
-        part = slice(start, start + _VOCABULARY_SLICE)
-        for rows in torch.arange(len(final), device=final.device).split(_ROWS_PER_SLICE):
-            logits = finished(model, torch.addmm(bias[part], final[rows], weight[:, part]))
-            log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(-1))
+    d_vocab, kind = weight.shape[1], at_least_float32(final).dtype
+    entries = max(1, bytes_per_slice(final.device) // kind.itemsize)
+    rows = max(1, min(len(final), max(_LEAST_ROWS, entries // _LEAST_WORDS)))
+    words = max(_LEAST_WORDS, entries // rows)
+    log_probs = []
+    for some, wanted in zip(final.split(rows), tokens.split(rows), strict=True):
+        chosen = torch.zeros(wanted.shape, device=final.device, dtype=kind)
+        log_sum = torch.full_like(chosen[:, 0], -torch.inf)
+        for start in range(0, d_vocab, words):
+            part = slice(start, start + words)
+            logits = finished(model, torch.addmm(bias[part], some, weight[:, part]))
+            log_sum = torch.logaddexp(log_sum, logits.logsumexp(-1))
             # Taken from the same product as the sum, so that the rounding of a near-certain answer
             # cancels.
-            inside = (tokens[rows] >= start) & (tokens[rows] < start + logits.shape[1])
-            here = logits.gather(-1, (tokens[rows] - start).clamp(0, logits.shape[1] - 1))
-            chosen[rows] = torch.where(inside, here, chosen[rows])
-    return chosen - log_sum[:, None]
+            inside = (wanted >= start) & (wanted < start + logits.shape[1])
+            here = logits.gather(-1, (wanted - start).clamp(0, logits.shape[1] - 1))
+            chosen = torch.where(inside, here, chosen)
+        log_probs.append(chosen - log_sum[:, None])
+    return torch.cat(log_probs)
 
 
 def finished(model: LensModel, logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from rome_lens.arguments import texts as texts_of
 from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.backend import backend_of
+from rome_lens.forward.memory import rows_per_batch
 from rome_lens.forward.module_hooks import changing_logits
 from rome_lens.forward.readout import finished
 from rome_lens.forward.runs import (
@@ -24,7 +25,7 @@ from rome_lens.models.hook_names import Hook, has_hooks
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.models.visits import Temporary
 
-_ROWS_PER_BATCH = 64
+_ROWS_PER_BATCH = 64  # on a CPU
 
 
 def sample_tokens(
@@ -115,8 +116,10 @@ def sample_continuations(
             )
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(rows[i]))
-    for first in range(0, len(order), _ROWS_PER_BATCH):
-        some = order[first : first + _ROWS_PER_BATCH]
+    longest = max(map(len, rows), default=0) + new_tokens
+    batch = _rows_per_batch(model, longest)
+    for first in range(0, len(order), batch):
+        some = order[first : first + batch]
         starts = [rows[i] for i in some]
         noise = torch.stack([_uniform(new_tokens, seeds[i]) for i in some])
         numbers = [0 if marks is None else marks[i] for i in some]
@@ -125,6 +128,13 @@ def sample_continuations(
         for i, ids in zip(some, sampled, strict=True):
             texts[i] = _text_after(model, rows[i], ids)
     return texts
+
+
+def _rows_per_batch(model: LensModel, length: int) -> int:
+    """How many prompts are continued together, with logits and attention's keys in memory."""
+    cfg, place = model.cfg, device(model)
+    numbers = cfg.d_vocab + 2 * cfg.n_layers * cfg.d_model * length
+    return _ROWS_PER_BATCH if place.type == "cpu" else rows_per_batch(4 * numbers, place)
 
 
 def _sample(

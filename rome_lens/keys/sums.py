@@ -18,7 +18,11 @@ from rome_lens.models.hook_names import key_hook
 from rome_lens.models.lens import LensModel, device, w_out
 from rome_lens.results import Stored
 
-_BLOCK = 256  # columns per product. The fastest of 128, 256 and 512 for d_mlp 2048.
+# Columns per product. On a CPU, 256 is the fastest of 128, 256 and 512 for d_mlp 2048. A GPU needs
+# fewer and larger products.
+_BLOCK = 256
+_BLOCK_ON_A_GPU = 2048
+_TILE = 1024  # rows of the sum that are mirrored at once
 
 
 @dataclass(kw_only=True)
@@ -51,15 +55,23 @@ class KeySum(Stored):
     def add(self, keys: Float[Tensor, "key d_mlp"]) -> None:
         """Add ``k k^T`` of each key, in float64 whatever the type of the keys."""
         keys = keys.to(self.upper.device).double()
-        for start in range(0, len(self.upper), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        block = _BLOCK if keys.device.type == "cpu" else _BLOCK_ON_A_GPU
+        for start in range(0, len(self.upper), block):
+            rows = slice(start, start + block)
             self.upper[rows, start:].addmm_(keys[:, rows].T, keys[:, start:])
         self.count += len(keys)
 
     def mean(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        """``C``, exactly symmetric, on the CPU."""
-        upper = self.upper.cpu().triu()
-        return (upper + upper.triu(1).T) / self.count
+        """``C``, exactly symmetric, on the CPU.
+
+        It is completed where the sum is. On the way, the sum gets its lower triangle.
+        """
+        for start in range(0, len(self.upper), _TILE):
+            rows, later = slice(start, start + _TILE), slice(start + _TILE, None)
+            corner = self.upper[rows, rows].triu()
+            self.upper[rows, rows] = corner + corner.triu(1).T
+            self.upper[later, rows] = self.upper[rows, later].T
+        return (self.upper / self.count).cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +140,45 @@ def _add_chunk(
     Rows of similar length share a batch, to keep the padding small.
     """
     order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: len(rows[i]))
-    last = max(one.layer for one in sums)
-    names = [key_hook(one.layer) for one in sums]
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        lengths = torch.tensor([len(rows[i]) for i in chosen], dtype=torch.long, device="cpu")
-        tokens = pad_right([rows[i] for i in chosen])
-        real = (torch.arange(tokens.shape[1], device="cpu")[None] < lengths[:, None]).to(
-            device(model)
-        )
-        kept = run_through(model, tokens, last, names)
-        by_layer = {one.layer: kept.pop(name)[real] for one, name in zip(sums, names, strict=True)}
-        for layer, keys in by_layer.items():
-            if not torch.isfinite(keys).all():
-                raise _not_finite(layer, keys, [(i, rows[i]) for i in chosen], index)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    layers = [one.layer for one in sums]
+    finite: list[Tensor] = []
+    for batch in batches:
+        keys_by_layer = _keys(model, [rows[i] for i in batch], layers)
         for one in sums:
-            one.add(by_layer.pop(one.layer))
+            keys = keys_by_layer.pop(one.layer)
+            finite.append(torch.isfinite(keys).all())
+            one.add(keys)
+    # Asked once for all batches, because each answer makes the host wait for a GPU.
+    if finite and not bool(torch.stack(finite).all()):
+        number, which = divmod(torch.stack(finite).tolist().index(False), len(layers))
+        batch, layer = batches[number], layers[which]
+        keys = _keys(model, [rows[i] for i in batch], layers)[layer]
+        raise _not_finite(layer, keys, [(i, rows[i]) for i in batch], index)
     return sum(len(row) for row in rows)
+
+
+def _keys(
+    model: LensModel, rows: Sequence[list[int]], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "key d_mlp"]]:
+    """The keys of every token of some rows, by layer."""
+    kept = run_through(model, pad_right(rows), max(layers), [key_hook(layer) for layer in layers])
+    lengths = [len(row) for row in rows]
+    return {layer: _without_padding(kept.pop(key_hook(layer)), lengths) for layer in layers}
+
+
+def _without_padding(
+    keys: Float[Tensor, "row pos d_mlp"], lengths: Sequence[int]
+) -> Float[Tensor, "key d_mlp"]:
+    """The keys at the first positions of each row, as many as its length says.
+
+    The places are counted on the CPU. A GPU would have to report how many there are.
+    """
+    width = keys.shape[1]
+    if min(lengths) == width:
+        return keys.flatten(0, 1)
+    cells = [row * width + pos for row, length in enumerate(lengths) for pos in range(length)]
+    return keys.flatten(0, 1)[torch.tensor(cells, dtype=torch.long, device="cpu").to(keys.device)]
 
 
 def _cut(rows: Iterable[list[int]], left: int | None) -> Iterator[list[int]]:
@@ -166,7 +200,7 @@ def _not_finite(
     layer: int, keys: Float[Tensor, "key d_mlp"], rows: Sequence[tuple[int, list[int]]], index: int
 ) -> StatisticsError:
     cells = [(i, row, position) for i, row in rows for position in range(len(row))]
-    i, row, position = cells[int((~torch.isfinite(keys)).any(1).nonzero()[0])]
+    i, row, position = cells[int((~torch.isfinite(keys)).any(1).int().argmax())]
     return StatisticsError(
         f"The keys of layer {layer} are not finite ({keys.dtype}) at position {position} of "
         f"sequence {i} in chunk {index} (a chunk has up to {CHUNK} sequences), tokens "

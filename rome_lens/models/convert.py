@@ -11,11 +11,12 @@ from rome_lens.models.lens import LensModel
 # HookedTransformer keeps a mask of n_ctx x n_ctx for each layer. Without this bound, Gemma 3 270M's
 # take 1.2 GB.
 LONGEST = 2048
-_SWAPPED = {
-    **dict.fromkeys([(name, 3) for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V")], (1, 2)),
-    **dict.fromkeys([(name, 2) for name in ("W_in", "W_gate", "W_out", "W_U")], (0, 1)),
+_IN_MEMORY = {
+    **dict.fromkeys([(name, 3) for name in ("W_Q", "_W_K", "_W_V", "W_K", "W_V")], (0, 2, 1)),
+    ("W_O", 3): (2, 0, 1),
+    **dict.fromkeys([(name, 2) for name in ("W_in", "W_gate", "W_out", "W_U")], (1, 0)),
 }
-"""By name and number of axes, the axes of a parameter that are swapped in memory."""
+"""By name and number of axes, the order of a parameter's axes in memory."""
 
 
 def hooked_transformer_class() -> Any:
@@ -110,16 +111,27 @@ def lay_out_for_speed(model: Any) -> None:
 
     HookedTransformer computes ``F.linear(x, W.T.contiguous())``, which copies nothing once ``W.T``
     is contiguous in memory. Likewise, it reshapes the weights of attention's queries, keys and
-    values from ``[head, d_model, d_head]`` to ``[head * d_head, d_model]``.
+    values from ``[head, d_model, d_head]`` to ``[head * d_head, d_model]``, and those of its output
+    from ``[head, d_head, d_model]`` to ``[d_model, head * d_head]``.
     """
     for name, weight in model.named_parameters():
-        if axes := axes_to_swap(name, weight):
-            weight.data = weight.data.transpose(*axes).contiguous().transpose(*axes)
+        weight.data = from_memory(name, in_memory(name, weight.data))
 
 
-def axes_to_swap(name: str, weight: torch.Tensor) -> tuple[int, int] | None:
-    """The axes of a HookedTransformer's parameter that are swapped in memory, or None."""
-    return _SWAPPED.get((name.rpartition(".")[2], weight.ndim))
+def in_memory(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A HookedTransformer's parameter as it lies in memory, contiguous."""
+    return weight.permute(_axes(name, weight)).contiguous()
+
+
+def from_memory(name: str, stored: torch.Tensor) -> torch.Tensor:
+    """The parameter that :func:`in_memory` returned, with its own axes. No entry is moved."""
+    axes = _axes(name, stored)
+    return stored.permute([axes.index(i) for i in range(len(axes))])
+
+
+def _axes(name: str, weight: torch.Tensor) -> tuple[int, ...]:
+    usual = tuple(range(weight.ndim))
+    return _IN_MEMORY.get((name.rpartition(".")[2], weight.ndim), usual)
 
 
 class expected_deprecations(warnings.catch_warnings):

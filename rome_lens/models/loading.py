@@ -27,7 +27,7 @@ from rome_lens.models.gguf import (
 )
 from rome_lens.models.goldens import check_loaded, version
 from rome_lens.models.lens import LensModel, ModelError
-from rome_lens.models.stored_hooked import open_hooked, store_hooked
+from rome_lens.models.stored_hooked import LAYOUT, open_hooked, store_hooked
 from rome_lens.models.stored_tokenizer import tokenizer_that_adds_bos
 
 TOY = Path(__file__).parents[1] / "data" / "toy"
@@ -114,7 +114,7 @@ def _from_package(
         hf_model, _ = open_directory(converted, dtype=torch.float32, with_tokenizer=False)
         return _wrapped(converted, hf_model, tokenizer_that_adds_bos(converted), model_class, "cpu")
 
-    own = f"{converted_name(source)}-transformer-lens-{version('transformer-lens')}"
+    own = f"{converted_name(source)}-transformer-lens-{version('transformer-lens')}-{LAYOUT}"
     directory = cache_root(cache_dir) / own
     if not is_cached(directory):
         _store_hooked(source, directory, transformers_directory(source, cache_dir=cache_dir))

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from rome_lens.models.convert import axes_to_swap, hooked_transformer_without_weights
+from rome_lens.models.convert import from_memory, hooked_transformer_without_weights, in_memory
 from rome_lens.models.goldens import WeightsError
 from rome_lens.models.lens import LensModel
 from rome_lens.models.stored_tokenizer import tokenizer_that_adds_bos
 
 _WEIGHTS = "hooked.safetensors"
+LAYOUT = "layout-2"
+"""The order of the weights' axes in memory. Directories of other layouts have other names."""
 
 
 def store_hooked(model: LensModel, converted: Path, directory: Path) -> None:
@@ -30,10 +32,7 @@ def store_hooked(model: LensModel, converted: Path, directory: Path) -> None:
     for path in converted.iterdir():
         if path.suffix in (".json", ".jinja") and path.name != "manifest.json":
             shutil.copyfile(path, directory / path.name)
-    stored = {}
-    for name, weight in model.named_parameters():
-        axes = axes_to_swap(name, weight)
-        stored[name] = (weight.transpose(*axes) if axes else weight).detach().contiguous()
+    stored = {name: in_memory(name, weight.detach()) for name, weight in model.named_parameters()}
     save_file(stored, directory / _WEIGHTS)
 
 
@@ -47,10 +46,8 @@ def open_hooked(directory: Path) -> LensModel:
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     model = hooked_transformer_without_weights(config, tokenizer_that_adds_bos(directory))
-    weights = load_file(directory / _WEIGHTS)
-    for name, weight in weights.items():
-        if axes := axes_to_swap(name, weight):
-            weights[name] = weight.transpose(*axes)
+    stored = load_file(directory / _WEIGHTS)
+    weights = {name: from_memory(name, weight) for name, weight in stored.items()}
     made = {name: weight.shape for name, weight in model.named_parameters()}
     if made != {name: weight.shape for name, weight in weights.items()}:
         raise WeightsError(

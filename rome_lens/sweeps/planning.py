@@ -92,9 +92,7 @@ def make_plan(
 def _checked(model: LensModel, **settings: Any) -> dict[str, Any]:
     """The settings of the stages as plain values."""
     check_noise(settings["noise"], stored=True)
-    check_options(
-        model, component=settings["component"], window=settings["window"], batch_size=None
-    )
+    check_options(model, component=settings["component"], window=settings["window"])
     return {
         **settings,
         "window": whole_number("window", settings["window"]),

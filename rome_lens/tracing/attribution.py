@@ -12,14 +12,16 @@ from rome_lens.data.record_type import Record, as_fact
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.module_hooks import hooks_on, unembedding_only
 from rome_lens.forward.runs import evaluating, log_probabilities
-from rome_lens.forward.tokens import Answer
+from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
+from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.tracing.cells import grid, restored_layers
-from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.clean_run import CleanRun, run_one
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
+from rome_lens.tracing.passes import pass_size
 from rome_lens.tracing.results import AttributionTrace
 from rome_lens.tracing.scoring import common_fields
 
@@ -79,20 +81,17 @@ def attribution_trace(
         )
     cells = grid(
         model,
-        fact,
+        encode(model, fact, prepend_bos=prepend_bos),
         component=component,
         window=window,
         layers=layers,
         positions=positions,
         heads=heads,
         answer=answer,
-        prepend_bos=prepend_bos,
-        batch_size=batch_size,
+        size=pass_size(model, batch_size=batch_size),
     )
     with evaluating(model), torch.no_grad():
-        clean = run_clean(
-            model, fact, cells, component, prepend_bos, require_correct=require_correct
-        )
+        clean = run_one(model, fact, cells, prepend_bos, require_correct=require_correct)
         drawn = draw_noise(model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos)
         parts = [_estimate(model, clean, component, part) for part in drawn.split(cells.rows)]
     corrupted = torch.cat([probability for probability, _ in parts])
@@ -108,7 +107,7 @@ def attribution_trace(
         heads=cells.heads or (),
         corrupted_samples=corrupted.cpu(),
         sample_scores=(effects + corrupted.view(-1, *(1 for _ in effects.shape[1:]))).cpu(),
-        **common_fields(model, fact, cells, clean, noise),
+        **common_fields(model, fact, cells, clean, noise, fingerprint(model)),
     )
 
 

@@ -4,29 +4,33 @@ The plain method runs the whole model once for each cell (layer, position). ``re
 the same with far less work.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
-from rome_lens.forward.tokens import Answer
+from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
+from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
-from rome_lens.tracing.cells import grid
-from rome_lens.tracing.clean_run import run_clean
+from rome_lens.tracing.cells import Grid, grid
+from rome_lens.tracing.clean_run import CleanRun, run_clean
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
+from rome_lens.tracing.passes import packed, pass_size
 from rome_lens.tracing.restoring import Restorer, run_corrupted
 from rome_lens.tracing.results import CausalTrace
 from rome_lens.tracing.scoring import (
-    answer_probabilities,
     cell_scores,
     common_fields,
     progress_bar,
+    run_probabilities,
 )
 
 
@@ -119,33 +123,125 @@ def causal_trace(
     fact = as_fact(fact)
     cells = grid(
         model,
-        fact,
+        encode(model, fact, prepend_bos=prepend_bos),
         component=component,
         window=window,
         layers=layers,
         positions=positions,
         heads=heads,
         answer=answer,
+        size=pass_size(model, batch_size=batch_size),
+    )
+    [trace] = trace_together(
+        model,
+        [fact],
+        [cells],
+        noise=noise,
+        samples=samples,
         prepend_bos=prepend_bos,
-        batch_size=batch_size,
+        require_correct=require_correct,
+        progress=progress,
     )
+    if isinstance(trace, Exception):
+        raise trace
+    return trace
+
+
+@visits_model
+def trace_together(
+    model: LensModel,
+    facts: Sequence[Fact],
+    grids: Sequence[Grid],
+    *,
+    noise: Noise | Tensor,
+    samples: int,
+    prepend_bos: bool | None,
+    require_correct: bool,
+    progress: bool = False,
+) -> list[CausalTrace | Exception]:
+    """The traces of several facts, whose cells share forward passes.
+
+    Args:
+        facts: the facts to trace.
+        grids: the cells of each fact. All grids have the same component, window and pass size.
+        noise, samples, prepend_bos, require_correct, progress: as for :func:`causal_trace`.
+
+    Returns:
+        For each fact its trace, or the error that concerns this fact alone.
+
+    Raises:
+        ModelError: the model's forward pass cannot be resumed from a layer.
+    """
+    outcomes: dict[int, CausalTrace | Exception] = {}
+    subjects: list[_Subject] = []
     with evaluating(model), torch.no_grad():
-        clean = run_clean(
-            model, fact, cells, component, prepend_bos, require_correct=require_correct
+        cleans = run_clean(model, facts, grids, prepend_bos, require_correct=require_correct)
+        for i, (fact, clean) in enumerate(zip(facts, cleans, strict=True)):
+            if isinstance(clean, Exception):
+                outcomes[i] = clean
+                continue
+            try:
+                drawn = draw_noise(
+                    model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos
+                )
+            except Exception as error:  # the caller raises it, once the other facts are traced
+                outcomes[i] = error
+            else:
+                subjects.append(_Subject(number=i, cells=grids[i], clean=clean, noise=drawn))
+        _score(subjects, progress=progress)
+        model_fingerprint = fingerprint(model)
+    for each in subjects:
+        outcomes[each.number] = CausalTrace(
+            component=each.cells.component,
+            window=each.cells.window,
+            heads=each.cells.heads or (),
+            corrupted_samples=torch.cat(each.corrupted),
+            sample_scores=torch.cat(each.scores),
+            **common_fields(
+                model, facts[each.number], each.cells, each.clean, noise, model_fingerprint
+            ),
         )
-        drawn = draw_noise(model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos)
-        corrupted, scores = [], []
-        with progress_bar(f"trace {component}", cells, len(drawn), progress=progress) as bar:
-            for part in drawn.split(cells.rows):
-                run = run_corrupted(clean.forward, clean.tokens, corrupted_embeddings(clean, part))
-                corrupted.append(answer_probabilities(clean, run.streams[-1]))
-                restorer = Restorer(clean.forward, component, clean.states, run)
-                scores.append(cell_scores(clean, cells, restorer, corrupted[-1], bar))
-    return CausalTrace(
-        component=component,
-        window=cells.window,
-        heads=cells.heads or (),
-        corrupted_samples=torch.cat(corrupted).cpu(),
-        sample_scores=torch.cat(scores).cpu(),
-        **common_fields(model, fact, cells, clean, noise),
-    )
+    return [outcomes[i] for i in range(len(facts))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A fact that is ready to be traced, and its scores as they come in."""
+
+    number: int
+    cells: Grid
+    clean: CleanRun
+    noise: Float[Tensor, "sample subject d_model"]
+    corrupted: list[Float[Tensor, " _sample"]] = field(default_factory=list)
+    scores: list[Float[Tensor, "_sample _layer _pos ..."]] = field(default_factory=list)
+
+
+def _score(subjects: Sequence[_Subject], *, progress: bool) -> None:
+    """Run the subjects' cells, as many noise samples together as one pass takes."""
+    parts = [
+        (subject, noise)
+        for subject in subjects
+        for noise in subject.noise.split(subject.cells.rows)
+    ]
+    if not parts:
+        return
+    # Facts share a run only where their padding changes nothing.
+    shared = all(subject.clean.forward.has_past for subject in subjects)
+    most = min(subject.cells.rows for subject in subjects) if shared else 1
+    component = subjects[0].cells.component
+    total = sum(subject.cells.count * len(subject.noise) for subject in subjects)
+    with progress_bar(f"trace {component}", total, progress=progress) as bar:
+        for batch in packed(parts, [len(noise) for _, noise in parts], most):
+            owners = [subject for subject, _ in batch]
+            forward = owners[0].clean.forward
+            run = run_corrupted(
+                forward,
+                [subject.clean for subject in owners],
+                [corrupted_embeddings(subject.clean, noise) for subject, noise in batch],
+            )
+            corrupted = run_probabilities(forward, run)
+            restorer = Restorer(forward, component, run)
+            scores = cell_scores(restorer, [owner.cells for owner in owners], corrupted, bar)
+            for owner, low, high in zip(owners, corrupted, scores, strict=True):
+                owner.corrupted.append(low.cpu())
+                owner.scores.append(high)

@@ -4,18 +4,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from rome_lens.arguments import one_of, whole_number, whole_numbers
-from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.tokens import Answer, FactTokens, ScoredAnswer, encode, scored_answer
+from rome_lens.forward.tokens import Answer, FactTokens, ScoredAnswer, scored_answer
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
+from rome_lens.tracing.passes import PassSize
 
 Place = tuple[int, int] | tuple[int, int, int]
 """The indices of a cell in scores ``[layer, pos]`` or ``[layer, pos, head]``."""
-
-_TOKENS_PER_BATCH = 4096
-_MOST_ROWS = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Cell:
     """The restored layers."""
     head: int | None = None
     """The restored head, for component ``"z"``."""
+    run: int = 0
+    """The number of the fact's run, where several are traced together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class Grid:
     """The chosen positions, counted from the start."""
     heads: tuple[int, ...] | None
     """The chosen heads for component ``"z"``; None for the others."""
-    rows: int
-    """Maximum rows per forward pass."""
+    size: PassSize
+    """How large a forward pass may be."""
     n_layers: int
     """The number of the model's layers."""
 
@@ -69,11 +72,38 @@ class Grid:
         """The first position that predicts a scored token."""
         return len(self.encoded.tokens) + len(self.answer.given) - 1
 
+    @property
+    def length(self) -> int:
+        """The number of positions in a run: the prompt, and the answer before its last token."""
+        return self.first_read + len(self.answer.tokens)
+
+    @property
+    def tokens(self) -> Int[Tensor, " pos"]:
+        """The input: the prompt, then the answer's tokens up to the last scored one, without it."""
+        continued = (*self.answer.given, *self.answer.tokens[:-1])
+        ids = torch.tensor(continued, dtype=torch.long, device="cpu")
+        return torch.cat([self.encoded.tokens, ids])
+
+    @property
+    def scores_whole_answer(self) -> bool:
+        """Whether all tokens of the answer are scored."""
+        return self.answer.tokens == self.encoded.answer
+
+    @property
+    def rows(self) -> int:
+        """Maximum rows in a run of all positions."""
+        return self.size.whole_rows(self.length)
+
+    @property
+    def work(self) -> int:
+        """The number of tokens that one noise sample of all cells runs in a causal model."""
+        return sum(self.length - cell.pos for cell in self.cells(causal=True).values())
+
     def at(self, pos: int) -> "Grid":
         """The cells at one position."""
         return replace(self, positions=(pos,))
 
-    def cells(self, *, causal: bool) -> dict[Place, Cell]:
+    def cells(self, *, causal: bool, run: int = 0) -> dict[Place, Cell]:
         """The cells whose restoration can change the answer, by their place in the scores.
 
         Two kinds of cells are left out. In a causal model, states before the subject are not
@@ -88,10 +118,10 @@ class Grid:
                 if not is_read or (causal and pos < self.encoded.subject[0]):
                     continue
                 if self.heads is None:
-                    cells[i, j] = Cell(pos=pos, window=window)
+                    cells[i, j] = Cell(pos=pos, window=window, run=run)
                 else:
                     cells |= {
-                        (i, j, k): Cell(pos=pos, window=window, head=head)
+                        (i, j, k): Cell(pos=pos, window=window, head=head, run=run)
                         for k, head in enumerate(self.heads)
                     }
         return cells
@@ -108,7 +138,7 @@ def restored_layers(layer: int, window: int, n_layers: int) -> range:
 
 def grid(
     model: LensModel,
-    fact: Fact,
+    encoded: FactTokens,
     *,
     component: Component,
     window: int,
@@ -116,45 +146,34 @@ def grid(
     positions: Iterable[int] | None,
     heads: Iterable[int] | None,
     answer: Answer,
-    prepend_bos: bool | None,
-    batch_size: int | None,
+    size: PassSize,
 ) -> Grid:
-    """The cells of a trace, from its options.
+    """The cells of a fact's trace, from its options.
 
     Raises:
         ArgumentError, ModelError, FactError: an option does not fit the model or the fact.
     """
-    check_options(model, component=component, window=window, batch_size=batch_size)
+    check_options(model, component=component, window=window)
     chosen_layers = named_layers(model, layers)
     chosen_heads = _chosen_heads(model, component, heads)
-    encoded = encode(model, fact, prepend_bos=prepend_bos)
-    scored = scored_answer(model, encoded, answer)
-    length = len(encoded.tokens) + len(scored.given) + len(scored.tokens) - 1
     return Grid(
         component=component,
         window=whole_number("window", window),
         encoded=encoded,
-        answer=scored,
+        answer=scored_answer(model, encoded, answer),
         layers=chosen_layers,
         positions=_chosen_positions(positions, len(encoded.tokens)),
         heads=chosen_heads,
-        rows=(
-            max(1, _TOKENS_PER_BATCH // length)
-            if batch_size is None
-            else min(whole_number("batch_size", batch_size), _MOST_ROWS)
-        ),
+        size=size,
         n_layers=model.cfg.n_layers,
     )
 
 
-def check_options(
-    model: LensModel, *, component: Component, window: int, batch_size: int | None
-) -> None:
+def check_options(model: LensModel, *, component: Component, window: int) -> None:
     """Refuse options that are wrong whatever the fact is.
 
     Raises:
-        ArgumentError: the component is unknown, the window is empty or covers the whole model, or
-            ``batch_size`` is below 1.
+        ArgumentError: the component is unknown, or the window is empty or covers the whole model.
         ModelError: the component is ``"mlp"`` and the model has no MLPs.
     """
     one_of("component", component, Component)
@@ -172,8 +191,6 @@ def check_options(
         )
     if component == "mlp":
         check_has_mlp(model)
-    if batch_size is not None:
-        whole_number("batch_size", batch_size, least=1)
 
 
 def _chosen_heads(

@@ -1,9 +1,8 @@
-"""Traces of many facts. Each is written to disk once it is done, so a run can be resumed."""
+"""Traces of many facts, some at a time. Finished ones are written, so a run can be resumed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -17,15 +16,18 @@ from rome_lens.forward.tokens import Answer, FactTokens, encode, scored_answer
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import weights_fingerprint
 from rome_lens.models.hook_names import Component
-from rome_lens.models.lens import LensModel, named_layers, starts_with_bos
+from rome_lens.models.lens import LensModel, ModelError, named_layers, starts_with_bos
 from rome_lens.results import Result, Stored
 from rome_lens.stores import Store
-from rome_lens.tracing.causal import causal_trace
-from rome_lens.tracing.cells import check_options
+from rome_lens.tracing.causal import trace_together
+from rome_lens.tracing.cells import Grid, check_options, grid
 from rome_lens.tracing.clean_run import FactNotKnownError
 from rome_lens.tracing.corruption import Replacement, check_kind, sample_count
 from rome_lens.tracing.noise import GaussianNoise, Noise
+from rome_lens.tracing.passes import PassSize, packed, pass_size
 from rome_lens.tracing.results import CausalTrace, Position, position_of
+
+_PASSES_PER_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -69,6 +71,7 @@ def trace_facts(
     answer: Answer = "first_token",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
+    batch_bytes: int | None = None,
     directory: str | Path | None = None,
     progress: bool = False,
 ) -> TracedFacts:
@@ -83,9 +86,12 @@ def trace_facts(
         layers: None takes all.
         at: the one position to trace in each fact: ``"subject_first"``, ``"subject_last"``,
             ``"last"``, or a number. None takes all positions.
-        directory: a directory where each finished trace is written at once. An interrupted run
+        directory: a directory where finished traces are written at once. An interrupted run
             resumes from there, with the same facts or with more. None keeps everything in memory.
         progress: show a progress bar.
+        batch_bytes: bytes that the largest tensor of a forward pass may take. None chooses them by
+            the device: what caches hold on a CPU, a share of the memory on a GPU. Facts are traced
+            together, and this bounds how many share a pass. It changes scores by rounding only.
         component, window, noise, samples, answer, prepend_bos, batch_size: as for
             :func:`causal_trace`. ``noise`` cannot be a tensor, because a tensor fits one subject.
 
@@ -113,7 +119,8 @@ def trace_facts(
     """
     given = list(dict.fromkeys(as_facts(facts)))
     check_noise(noise, stored=directory is not None)
-    check_options(model, component=component, window=window, batch_size=batch_size)
+    check_options(model, component=component, window=window)
+    size = pass_size(model, batch_size=batch_size, batch_bytes=batch_bytes)
     one_of("answer", answer, Answer)
     layers = None if layers is None else named_layers(model, layers)
     encoded = {fact: encode(model, fact, prepend_bos=prepend_bos) for fact in given}
@@ -137,37 +144,94 @@ def trace_facts(
         "prepend_bos": starts_with_bos(model, prepend_bos),
     }
     store = _store(model, directory, settings)
+    names = {fact: store.name(*keys[fact]) for fact in chosen}
+
+    def stored(fact: Fact) -> CausalTrace | NotKnown | None:
+        return store.get(CausalTrace, names[fact]) or store.get(NotKnown, names[fact])
+
+    pending = {
+        fact: grid(
+            model,
+            encoded[fact],
+            component=component,
+            window=window,
+            layers=layers,
+            positions=positions[fact],
+            heads=None,
+            answer=answer,
+            size=size,
+        )
+        for fact in chosen
+        if stored(fact) is None
+    }
+    with tqdm(total=len(chosen), desc=f"trace {component}", disable=not progress) as bar:
+        bar.update(len(chosen) - len(pending))
+        for batch in _batches(pending, sample_count(samples), size):
+            for fact, outcome in _trace_batch(model, batch, noise, samples, prepend_bos):
+                store.add(names[fact], outcome)
+                bar.update()
     traces, unknown = [], []
-    for fact in tqdm(chosen, desc=f"trace {component}", disable=not progress):
-        name = store.name(*keys[fact])
-        done = store.get(CausalTrace, name) or store.get(NotKnown, name)
-        if done is None:
-            done = _trace_or_reason(
-                model,
-                fact,
-                component=component,
-                window=window,
-                noise=noise,
-                samples=samples,
-                layers=layers,
-                positions=positions[fact],
-                answer=answer,
-                prepend_bos=prepend_bos,
-                batch_size=batch_size,
-            )
-            store.add(name, done)
+    for fact in chosen:
+        done = stored(fact)
         if isinstance(done, NotKnown):
             unknown.append((fact, done.message))
-        else:
+        elif done is not None:
             traces.append(replace(done, fact=fact))  # the stored fact may have another new target
     return TracedFacts(traces=tuple(traces), unknown=tuple(unknown))
 
 
-def _trace_or_reason(model: LensModel, fact: Fact, **options: Any) -> CausalTrace | NotKnown:
+def _batches(
+    grids: Mapping[Fact, Grid], samples: int, size: PassSize
+) -> Iterator[dict[Fact, Grid]]:
+    """Facts of similar length, enough of them to fill several forward passes.
+
+    More would hardly be faster, and an interrupted run loses the facts that are being traced.
+    """
+    ordered = sorted(grids, key=lambda fact: grids[fact].length)
+    work = [grids[fact].work * samples for fact in ordered]
+    for batch in packed(ordered, work, _PASSES_PER_BATCH * size.tokens):
+        yield {fact: grids[fact] for fact in batch}
+
+
+def _trace_batch(
+    model: LensModel,
+    grids: Mapping[Fact, Grid],
+    noise: Noise,
+    samples: int,
+    prepend_bos: bool | None,
+) -> Iterator[tuple[Fact, CausalTrace | NotKnown]]:
+    """The outcomes of several facts that are traced together.
+
+    An error that concerns one fact is raised after the outcomes of the others.
+    """
+    facts = list(grids)
     try:
-        return causal_trace(model, fact, **options)
-    except FactNotKnownError as error:
-        return NotKnown(message=str(error))
+        outcomes = trace_together(
+            model,
+            facts,
+            list(grids.values()),
+            noise=noise,
+            samples=samples,
+            prepend_bos=prepend_bos,
+            require_correct=True,
+        )
+    except ModelError:
+        if len(facts) == 1:
+            raise
+        # It may concern one fact only: the others are traced before it is raised again.
+        for fact in facts:
+            yield from _trace_batch(model, {fact: grids[fact]}, noise, samples, prepend_bos)
+        return
+    errors = []
+    for fact, outcome in zip(facts, outcomes, strict=True):
+        if isinstance(outcome, FactNotKnownError):
+            yield fact, NotKnown(message=str(outcome))
+        elif isinstance(outcome, Exception):
+            errors.append(outcome)
+        else:
+            yield fact, outcome
+    if errors:
+        raise errors[0]
 
 
 def check_noise(noise: object, *, stored: bool) -> None:

@@ -1,40 +1,51 @@
 """The engine of a trace: corrupted runs in which single clean states are restored.
 
-The plain method runs the whole model once for each cell. Here, all cells of one position go through
-the layers together, and they share all the work that they have in common:
+The plain method runs the whole model once for each cell. Here, the cells of all facts that are
+traced together share the work that they have in common:
 
 * A cell joins at the first layer that it restores. It starts from the residual stream of the
   corrupted run there.
 * Only the positions from the restored one on are run, because the earlier ones do not change in a
-  causal model.
+  causal model. Attention reads the keys and values of the corrupted run there.
 * In the first restored layer, only the restored position is run. No other position reads it before
-  the next layer.
+  the next layer. So each layer needs a single call for all cells that it is the first layer of.
 * Cells whose windows begin together are one computation until the shorter window ends.
+* Cells of any position of any fact may share a call. Each row begins with its own restored
+  position, and rows with fewer later positions are padded on the right, where causality hides it.
+  Cells with the same number of later positions need no padding. ``passes.py`` decides where padding
+  costs less than another call.
+
+A model that cannot run later positions alone runs all of them, and one fact at a time.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rome_lens.forward.kv_cache import LayerPast, Past
 from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
+from rome_lens.forward.tokens import pad_right
 from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
 from rome_lens.tracing.cells import Cell
-
-State = Float[Tensor, "pos d_model"] | Float[Tensor, "pos head d_head"]
+from rome_lens.tracing.clean_run import CleanRun
+from rome_lens.tracing.passes import PassSize, merged_widths, packed
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptedRun:
-    """A run with a corrupted subject."""
+    """A run of one or several facts with corrupted subjects, padded on the right."""
 
-    streams: tuple[Float[Tensor, "sample pos d_model"], ...]
+    facts: tuple[CleanRun, ...]
+    """The clean run of each fact. A fact may occur several times, with different noise."""
+    samples: tuple[int, ...]
+    """The number of each fact's noise samples. Each is a row, and the facts follow each other."""
+    streams: tuple[Float[Tensor, "row pos d_model"], ...]
     """The residual stream that enters each layer, and last the one that leaves the last layer."""
     past: Past | None
     """Its attention keys and values; None where the model cannot run later positions alone."""
@@ -42,27 +53,76 @@ class CorruptedRun:
 
 def run_corrupted(
     forward: PartialForward,
-    tokens: Int[Tensor, " pos"],
-    embeddings: Float[Tensor, "sample pos d_model"],
+    facts: Sequence[CleanRun],
+    embeddings: Sequence[Float[Tensor, "_sample _pos d_model"]],
     *,
     hooks: Sequence[Hook] = (),
 ) -> CorruptedRun:
-    """Run the model on these embeddings instead of the tokens' own, with further ``hooks``."""
-    with hooks_on(forward.model, [(EMBED, lambda value, hook: embeddings), *hooks]):
-        streams, past = forward.run(repeat(tokens, "pos -> sample pos", sample=len(embeddings)))
-    return CorruptedRun(streams=streams, past=past)
+    """Run the facts on these embeddings instead of their tokens' own, with further ``hooks``."""
+    samples = tuple(map(len, embeddings))
+    one_each = pad_right([fact.tokens.tolist() for fact in facts])
+    tokens = one_each.repeat_interleave(_longs(samples), dim=0)
+    width = tokens.shape[1]
+    padded = torch.cat([pad(each, (0, 0, 0, width - each.shape[1])) for each in embeddings])
+    with hooks_on(forward.model, [(EMBED, lambda value, hook: padded), *hooks]):
+        streams, past = forward.run(tokens)
+    return CorruptedRun(facts=tuple(facts), samples=samples, streams=streams, past=past)
+
+
+class Branch(NamedTuple):
+    """Cells that are one computation up to some layer: they have restored the same states."""
+
+    run: int
+    """The number of the fact in the corrupted run."""
+    pos: int
+    """The restored position."""
+    head: int | None
+    """The restored head, for component ``"z"``."""
+    start: int
+    """The first restored layer."""
+    stop: int
+    """The layer after the last one that has been restored so far."""
+
+    @classmethod
+    def of(cls, cell: Cell, layer: int) -> "Branch":
+        """The branch that a cell belongs to when ``layer`` runs."""
+        window = cell.window
+        return cls(cell.run, cell.pos, cell.head, window.start, min(window.stop, layer + 1))
+
+    def before(self, layer: int) -> "Branch":
+        """The branch that this one was a part of before ``layer`` ran."""
+        return self._replace(stop=min(self.stop, layer))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of some branches: one row for each noise sample of each branch's fact."""
+
+    branches: Sequence[Branch]
+    first: Int[Tensor, " branch"]
+    """The first row of each branch."""
+    count: Int[Tensor, " branch"]
+    """The number of its rows."""
+    run: Int[Tensor, " row"]
+    """The row in the corrupted run that each row comes from."""
+    pos: Int[Tensor, " row"]
+    """The position that each row restores."""
+    state: Int[Tensor, " row"]
+    """The place of the clean state among all clean states of a layer."""
+
+    def of(self, branches: Iterable[Branch]) -> Int[Tensor, " row"]:
+        """The rows of some of the branches, in the order given."""
+        numbers = {branch: number for number, branch in enumerate(self.branches)}
+        chosen = _longs([numbers[branch] for branch in branches])
+        return _consecutive(self.first[chosen], self.count[chosen])
 
 
 class Restorer:
     """Restores cells in a corrupted run.
 
-    A row of a batch is one noise sample of one branch. A branch is a group of cells that have been
-    the same computation so far. It is represented by one of its cells, its leader.
-
     Args:
         forward: the model.
         component: the component whose output is restored.
-        states: the clean outputs of the component, by layer.
         run: the corrupted run.
         held: for severed traces, the outputs that are held at each cell's position in the layers
             after the restored one, by hook name.
@@ -72,129 +132,118 @@ class Restorer:
         self,
         forward: PartialForward,
         component: Component,
-        states: Mapping[int, State],
         run: CorruptedRun,
         *,
-        held: Mapping[str, Float[Tensor, "sample pos d_model"]] | None = None,
+        held: Mapping[str, Float[Tensor, "row pos d_model"]] | None = None,
     ) -> None:
-        self.forward, self.component, self.states = forward, component, states
-        self.streams, self.past = run.streams, run.past
+        self.forward, self.component, self.run = forward, component, run
         self.held = held or {}
-        self.samples, self.length, _ = run.streams[0].shape
         self.n_layers = len(run.streams) - 1
-        # The branches in the rows of the running block, and the first position that it runs.
-        self._leaders: Sequence[Cell] = []
-        self._first_pos = 0
+        self._device = run.streams[0].device
+        self._lengths = [len(fact.tokens) for fact in run.facts]
+        lengths, self._counts = _longs(self._lengths), _longs(run.samples)
+        self._first_state = lengths.cumsum(0) - lengths
+        self._first_row = self._counts.cumsum(0) - self._counts
+        # The clean states of all facts in one tensor for each layer, one fact after the other.
+        self._states = {
+            layer: torch.cat([fact.states[layer] for fact in run.facts])
+            for layer in range(self.n_layers)
+        }
+        self._running = self._rows([])  # what the hooks act on: the rows of the running block
+        self._alone: dict[int, tuple[_Rows, Float[Tensor, "row d_model"]]] = {}
 
     def final_streams(
-        self, cells: Sequence[Cell], *, rows: int, read: int
-    ) -> Iterator[tuple[list[int], Float[Tensor, "cell sample read d_model"]]]:
+        self, cells: Sequence[Cell], *, size: PassSize, read: int
+    ) -> Iterator[tuple[list[int], Float[Tensor, "row read d_model"]]]:
         """Yield indices of cells, and their streams after the last layer at the last ``read``
-        positions.
+        positions of each.
 
-        The hooks of :meth:`hooks` must be on the model. A forward pass has at most ``rows`` rows,
-        but always room for one cell.
+        A cell has one row for each noise sample of its fact. The hooks of :meth:`hooks` must be on
+        the model. A forward pass always has room for one cell.
         """
-        cells_per_batch = max(1, rows // self.samples)
-        order = sorted(range(len(cells)), key=lambda i: (cells[i].pos, cells[i].window.start))
+        if self.component != "resid" and self.run.past is not None:
+            self._run_alone(cells, size)
+        for width, members in self._groups(cells, size).items():
+            members.sort(key=lambda i: _order(cells[i]))
+            past = 0 if self.run.past is None else max(cells[i].pos for i in members)
+            most = size.rows_of(width, past)
+            for batch in packed(members, [self._samples(cells[i]) for i in members], most):
+                yield batch, self._run_layers([cells[i] for i in batch], read)
+
+    def _groups(self, cells: Sequence[Cell], size: PassSize) -> dict[int, list[int]]:
+        """The cells that may share a pass, by the number of positions that it runs."""
+        work: dict[int, int] = {}
+        for cell in cells:
+            layers = self.n_layers - 1 - cell.window.start
+            later = self._later(cell)
+            work[later] = work.get(later, 0) + layers * self._samples(cell)
+        widths = merged_widths(work, self.n_layers * size.call)
         groups: dict[int, list[int]] = {}
-        for i in order:
-            # Where earlier positions can be left out, all cells of a batch have the same position.
-            groups.setdefault(0 if self.past is None else cells[i].pos, []).append(i)
-        for first_pos, members in groups.items():
-            for start in range(0, len(members), cells_per_batch):
-                batch = members[start : start + cells_per_batch]
-                stream, sequence = self._run_layers([cells[i] for i in batch], first_pos)
-                finals = rearrange(
-                    stream[:, -read:],
-                    "(cell sample) pos d -> cell sample pos d",
-                    sample=self.samples,
-                )
-                yield [batch[i] for i in sequence], finals
+        for i, cell in enumerate(cells):
+            groups.setdefault(widths[self._later(cell)], []).append(i)
+        return groups
 
-    def _run_layers(
-        self, cells: Sequence[Cell], first_pos: int
-    ) -> tuple[Float[Tensor, "row pos d_model"], list[int]]:
-        """Run all layers from ``first_pos`` on. At the end each branch holds one cell."""
-        branches: list[list[int]] = []
-        stream = self.streams[0].new_empty((0, self.length - first_pos, self.streams[0].shape[-1]))
+    def _run_layers(self, cells: Sequence[Cell], read: int) -> Float[Tensor, "row read d_model"]:
+        """Run each cell's later positions through all layers, and return the last ``read``."""
+        width = max(map(self._later, cells))
+        stream = self.run.streams[0].new_empty((0, width, self.run.streams[0].shape[-1]))
+        rows = self._rows([])
         for layer in range(min(cell.window.start for cell in cells), self.n_layers):
-            if branches:
-                branches, stream = self._split(cells, branches, stream, layer)
-                leaders = [cells[branch[0]] for branch in branches]
-                stream = self._run_block(layer, stream, leaders, first_pos)
-            joining = [i for i, cell in enumerate(cells) if cell.window.start == layer]
-            if joining:
-                new = _group_by([(cells[i].pos, cells[i].head) for i in joining], joining)
-                leaders = [cells[branch[0]] for branch in new]
-                stream = torch.cat([stream, self._joining_stream(layer, leaders, first_pos)])
-                branches += new
-        branches, stream = self._split(cells, branches, stream, self.n_layers, completely=True)
-        return stream, [branch[0] for branch in branches]
-
-    def _split(
-        self,
-        cells: Sequence[Cell],
-        branches: list[list[int]],
-        stream: Tensor,
-        layer: int,
-        *,
-        completely: bool = False,
-    ) -> tuple[list[list[int]], Tensor]:
-        """Split branches until each restores ``layer`` in all of its cells or in none.
-
-        With ``completely``, split them into single cells.
-        """
-        parts = [
-            (number, part)
-            for number, branch in enumerate(branches)
-            for part in _group_by(
-                [i if completely else layer in cells[i].window for i in branch], branch
+            branches = _distinct(
+                Branch.of(cell, layer) for cell in cells if cell.window.start <= layer
             )
-        ]
-        if len(parts) > len(branches):
-            by_branch = rearrange(
-                stream, "(branch sample) pos d -> branch sample pos d", sample=self.samples
-            )
-            stream = rearrange(
-                by_branch[[number for number, _ in parts]],
-                "branch sample pos d -> (branch sample) pos d",
-            )
-        return [part for _, part in parts], stream
+            old = [branch for branch in branches if branch.start < layer]
+            if old:
+                if len(old) > len(rows.branches):
+                    parents = rows.of(branch.before(layer) for branch in old)
+                    stream = stream[parents.to(self._device)]
+                stream = self._run_block(layer, stream, self._rows(old))
+            new = [branch for branch in branches if branch.start == layer]
+            if new:
+                stream = torch.cat([stream, self._joining_stream(layer, self._rows(new), width)])
+            rows = self._rows([*old, *new])
+        own = rows.of(Branch.of(cell, self.n_layers) for cell in cells)
+        return self._last_positions(stream, cells, own, read)
 
     def _joining_stream(
-        self, layer: int, leaders: Sequence[Cell], first_pos: int
+        self, layer: int, rows: _Rows, width: int
     ) -> Float[Tensor, "row pos d_model"]:
         """The stream after ``layer`` of branches that restore it as their first layer."""
-        after = repeat(
-            self.streams[layer + 1][:, first_pos:],
-            "sample pos d -> (cell sample) pos d",
-            cell=len(leaders),
-        )
+        if self.component != "resid" and self.run.past is None:
+            before = self._from_first_position(self.run.streams[layer], rows, width)
+            return self._run_block(layer, before, rows)
+        after = self._from_first_position(self.run.streams[layer + 1], rows, width)
         if self.component == "resid":
-            return self._restore(after, leaders, first_pos, layer)
-        if self.past is None:
-            start, end = first_pos, self.length
-        else:  # all leaders share this position, and no other position reads it in this layer
-            start, end = leaders[0].pos, leaders[0].pos + 1
-        before = repeat(
-            self.streams[layer][:, start:end],
-            "sample pos d -> (cell sample) pos d",
-            cell=len(leaders),
-        )
-        after = after.clone()
-        changed = slice(start - first_pos, end - first_pos)
-        after[:, changed] = self._run_block(layer, before, leaders, start)
+            self._running = rows
+            return self._restore(after, layer)
+        alone, states = self._alone[layer]
+        after[:, 0] = states[alone.of(rows.branches).to(self._device)]
         return after
 
+    def _run_alone(self, cells: Sequence[Cell], size: PassSize) -> None:
+        """Run the first restored layer of each cell, at the restored position alone."""
+        for layer in sorted({cell.window.start for cell in cells}):
+            branches = _distinct(
+                Branch.of(cell, layer) for cell in cells if cell.window.start == layer
+            )
+            after = []
+            most = size.rows_of(1, past=max(branch.pos for branch in branches))
+            for batch in packed(branches, [self._samples(branch) for branch in branches], most):
+                rows = self._rows(batch)
+                before = self._from_first_position(self.run.streams[layer], rows, 1)
+                after.append(self._run_block(layer, before, rows)[:, 0])
+            self._alone[layer] = self._rows(branches), torch.cat(after)
+
     def _run_block(
-        self, layer: int, stream: Tensor, leaders: Sequence[Cell], first_pos: int
-    ) -> Tensor:
+        self, layer: int, stream: Float[Tensor, "row pos d_model"], rows: _Rows
+    ) -> Float[Tensor, "row pos d_model"]:
+        """Run a layer, in which the hooks restore what the rows' branches restore there."""
+        self._running = rows
         past: LayerPast | None = None
-        if self.past is not None:
-            rows = torch.arange(len(stream), device=stream.device) % self.samples
-            past = self.past.at(layer, before=first_pos, rows=rows)
-        self._leaders, self._first_pos = leaders, first_pos
+        if self.run.past is not None:
+            first = self._shared_first(rows, stream.shape[1])
+            before = rows.pos if first is None else first
+            past = self.run.past.at(layer, before=before, rows=rows.run.to(self._device))
         return self.forward.block(layer, stream, past)
 
     def hooks(self) -> list[Hook]:
@@ -205,15 +254,16 @@ class Restorer:
 
         def restoring(layer: int) -> Hook:
             def restore(value: Tensor, hook: Any) -> Tensor:
-                return self._restore(value, self._leaders, self._first_pos, layer)
+                return self._restore(value, layer)
 
             return component_hook(self.component, layer), restore
 
-        def holding(name: str, held: Float[Tensor, "sample pos d_model"]) -> Hook:
+        def holding(name: str, held: Float[Tensor, "row pos d_model"]) -> Hook:
             def hold(value: Tensor, hook: Any) -> Tensor:
+                rows = self._running
                 value = value.clone()
-                for number, cell in enumerate(self._leaders):
-                    value[self._rows(number), cell.pos - self._first_pos] = held[:, cell.pos]
+                every = torch.arange(len(value), device="cpu")
+                value[self._place(every)] = held[self._moved(rows.run, rows.pos)]
                 return value
 
             return name, hold
@@ -223,29 +273,103 @@ class Restorer:
             *(holding(name, held) for name, held in self.held.items()),
         ]
 
-    def _restore(
-        self, value: Tensor, leaders: Sequence[Cell], first_pos: int, layer: int
-    ) -> Tensor:
+    def _restore(self, value: Tensor, layer: int) -> Tensor:
         """``value`` with the clean state in the rows of every branch that restores the layer."""
-        restoring = [number for number, cell in enumerate(leaders) if layer in cell.window]
-        if restoring:
-            value = value.clone()
-        for number in restoring:
-            pos, head = leaders[number].pos, leaders[number].head
-            if head is None:
-                value[self._rows(number), pos - first_pos] = self.states[layer][pos]
-            else:
-                value[self._rows(number), pos - first_pos, head] = self.states[layer][pos, head]
+        rows = self._running
+        branches = [branch for branch in rows.branches if branch.stop > layer]
+        if not branches:
+            return value
+        own = rows.of(branches)
+        place, (state,) = self._place(own), self._moved(rows.state[own])
+        value = value.clone()
+        if self.component == "z":
+            heads = _longs([branch.head for branch in rows.branches]).repeat_interleave(rows.count)
+            (head,) = self._moved(heads[own])
+            at_head = (*place, head)
+            value[at_head] = self._states[layer][state, head]
+        else:
+            value[place] = self._states[layer][state]
         return value
 
-    def _rows(self, number: int) -> slice:
-        """The rows of a branch."""
-        return slice(number * self.samples, (number + 1) * self.samples)
+    def _place(self, rows: Int[Tensor, " row"]) -> tuple[Tensor, ...]:
+        """Indices of the restored position of these rows, in what the running block computes."""
+        pos = self._running.pos[rows]
+        return self._moved(rows, pos if self.run.past is None else torch.zeros_like(pos))
+
+    def _from_first_position(
+        self, stream: Float[Tensor, "run_row all_pos d_model"], rows: _Rows, width: int
+    ) -> Float[Tensor, "row width d_model"]:
+        """A stream of the corrupted run at the first ``width`` positions that each row runs."""
+        first = self._shared_first(rows, width)
+        if first is not None:
+            return stream[self._moved(rows.run)[0], first : first + width]
+        # Padding repeats the last position.
+        positions = (rows.pos[:, None] + _longs(range(width))).clamp(max=stream.shape[1] - 1)
+        return stream[self._moved(rows.run[:, None], positions)]
+
+    def _shared_first(self, rows: _Rows, width: int) -> int | None:
+        """The first of ``width`` positions that the rows run, if it is the same and none is padding
+        in all of them."""
+        firsts = {branch.pos for branch in rows.branches} if self.run.past is not None else {0}
+        first = firsts.pop()
+        return first if not firsts and first + width <= self.run.streams[0].shape[1] else None
+
+    def _last_positions(
+        self,
+        stream: Float[Tensor, "row pos d_model"],
+        cells: Sequence[Cell],
+        rows: Int[Tensor, " cell_row"],
+        read: int,
+    ) -> Float[Tensor, "cell_row read d_model"]:
+        """The last ``read`` positions of each cell's fact, in the rows of each cell."""
+        ends = [self._later(cell) for cell in cells]
+        counts = _longs([self._samples(cell) for cell in cells])
+        last = _longs(ends).repeat_interleave(counts)[:, None]
+        columns = (last - read + _longs(range(read))).clamp(min=0)
+        return stream[self._moved(rows[:, None], columns)]
+
+    def _later(self, cell: Cell) -> int:
+        """The number of positions that are run for a cell."""
+        length = self._lengths[cell.run]
+        return length if self.run.past is None else length - cell.pos
+
+    def _samples(self, cell: Cell | Branch) -> int:
+        """The number of noise samples of the cell's fact."""
+        return self.run.samples[cell.run]
+
+    def _rows(self, branches: Sequence[Branch]) -> _Rows:
+        run = _longs([branch.run for branch in branches])
+        pos, count = _longs([branch.pos for branch in branches]), self._counts[run]
+        return _Rows(
+            branches=branches,
+            first=count.cumsum(0) - count,
+            count=count,
+            run=_consecutive(self._first_row[run], count),
+            pos=pos.repeat_interleave(count),
+            state=(self._first_state[run] + pos).repeat_interleave(count),
+        )
+
+    def _moved(self, *indices: Int[Tensor, "..."]) -> tuple[Tensor, ...]:
+        """Indices, which are computed on the CPU, on the model's device."""
+        return tuple(index.to(self._device) for index in indices)
 
 
-def _group_by(labels: Sequence[Hashable], items: Sequence[int]) -> list[list[int]]:
-    """The items in groups of equal labels, in order of first appearance."""
-    groups: dict[Hashable, list[int]] = {}
-    for label, item in zip(labels, items, strict=True):
-        groups.setdefault(label, []).append(item)
-    return list(groups.values())
+def _order(cell: Cell) -> tuple[int, ...]:
+    """Cells that share most stand together."""
+    head = -1 if cell.head is None else cell.head
+    return (cell.window.start, cell.run, cell.pos, head, cell.window.stop)
+
+
+def _distinct(branches: Iterable[Branch]) -> list[Branch]:
+    return list(dict.fromkeys(branches))
+
+
+def _longs(numbers: Iterable[Any]) -> Int[Tensor, " number"]:
+    return torch.tensor(list(numbers), dtype=torch.long, device="cpu")
+
+
+def _consecutive(firsts: Int[Tensor, " part"], counts: Int[Tensor, " part"]) -> Tensor:
+    """``counts[i]`` numbers from ``firsts[i]`` on, for each ``i``."""
+    starts = counts.cumsum(0) - counts
+    numbers = torch.arange(int(counts.sum()), device="cpu")
+    return (firsts - starts).repeat_interleave(counts) + numbers

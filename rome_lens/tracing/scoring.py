@@ -1,28 +1,35 @@
 """From final residual streams to the scores of a trace, and what all three kinds of trace share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from rome_lens.data.facts import Fact
 from rome_lens.forward.module_hooks import hooks_on
-from rome_lens.models.fingerprints import fingerprint
+from rome_lens.forward.partial import PartialForward
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
 from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.corruption import noise_text
 from rome_lens.tracing.noise import Noise
-from rome_lens.tracing.restoring import Restorer
+from rome_lens.tracing.restoring import CorruptedRun, Restorer
 
-_ROWS_PER_UNEMBEDDING = 2048
+_NO_TOKEN = -1
 
 
 def common_fields(
-    model: LensModel, fact: Fact, cells: Grid, clean: CleanRun, noise: Noise | Tensor
+    model: LensModel,
+    fact: Fact,
+    cells: Grid,
+    clean: CleanRun,
+    noise: Noise | Tensor,
+    model_fingerprint: str,
 ) -> dict[str, Any]:
     """The fields that every kind of trace has: its fact, its cells, its noise and its model."""
     return {
@@ -37,55 +44,105 @@ def common_fields(
         "scoring": cells.answer.scoring,
         "clean": clean.probability,
         "noise": noise_text(noise),
-        "model_fingerprint": fingerprint(model),
+        "model_fingerprint": model_fingerprint,
     }
 
 
 def cell_scores(
-    clean: CleanRun,
-    cells: Grid,
     restorer: Restorer,
-    unrestored: Float[Tensor, " sample"],
+    grids: Sequence[Grid],
+    unrestored: Sequence[Float[Tensor, " _sample"]],
     bar: tqdm,
-) -> Float[Tensor, "sample layer pos *head"]:
-    """The scores of all cells. Cells that cannot matter keep the score of the run as it is."""
-    samples = len(unrestored)
-    scores = unrestored.view(-1, *(1 for _ in cells.shape)).repeat(1, *cells.shape)
-    by_place = rearrange(scores, "sample ... -> ... sample")
-    chosen = cells.cells(causal=restorer.past is not None)
-    places, wanted = list(chosen), list(chosen.values())
-    waiting: list[tuple[int, Tensor]] = []
+) -> list[Float[Tensor, "_sample _layer _pos ..."]]:
+    """The scores of all cells of each fact in a corrupted run, on the CPU.
 
-    def write() -> None:
-        # Many cells at once, because each product reads the weights of the whole vocabulary.
-        if waiting:
-            finals = torch.cat([final for _, final in waiting])
-            rows = answer_probabilities(clean, finals).split(samples)
-            for (i, _), row in zip(waiting, rows, strict=True):
-                by_place[places[i]] = row
-            waiting.clear()
+    Cells that cannot matter keep the score of the run as it is.
+    """
+    run, size = restorer.run, grids[0].size
+    cells = [
+        (place, cell)
+        for number, grid in enumerate(grids)
+        for place, cell in grid.cells(causal=run.past is not None, run=number).items()
+    ]
+    answers = _answers(run)
+    read = answers.shape[1]
+    # Many cells at once, because each product reads the weights of the whole vocabulary.
+    rows_per_product = max(1, size.values // (read * run.streams[0].shape[-1]))
+    found: list[tuple[list[int], Tensor]] = []
+    waiting: list[tuple[list[int], Tensor]] = []
 
-    bar.update(samples * (cells.count - len(places)))
-    with hooks_on(clean.forward.model, restorer.hooks()):
+    def unembed() -> None:
+        indices = [i for batch, _ in waiting for i in batch]
+        numbers = [cells[i][1].run for i in indices for _ in range(run.samples[cells[i][1].run])]
+        finals = torch.cat([final for _, final in waiting])
+        found.append((indices, answer_probabilities(restorer.forward, finals, answers[numbers])))
+        waiting.clear()
+
+    with hooks_on(restorer.forward.model, restorer.hooks()):
         for batch, finals in restorer.final_streams(
-            wanted, rows=cells.rows, read=len(clean.answer)
+            [cell for _, cell in cells], size=size, read=read
         ):
-            waiting += zip(batch, finals, strict=True)
-            bar.update(samples * len(batch))
-            if len(waiting) * samples >= _ROWS_PER_UNEMBEDDING:
-                write()
-    write()
+            waiting.append((batch, finals))
+            bar.update(len(finals))
+            if sum(len(final) for _, final in waiting) >= rows_per_product:
+                unembed()
+    if waiting:
+        unembed()
+    scores = [
+        rearrange(each.cpu(), "sample -> sample" + " 1" * len(grid.shape)).repeat(1, *grid.shape)
+        for each, grid in zip(unrestored, grids, strict=True)
+    ]
+    by_place = [rearrange(each, "sample ... -> ... sample") for each in scores]
+    for indices, probabilities in found:
+        counts = [run.samples[cells[i][1].run] for i in indices]
+        for i, row in zip(indices, probabilities.cpu().split(counts), strict=True):
+            place, cell = cells[i]
+            by_place[cell.run][place] = row
+    bar.update(sum(each.numel() for each in scores) - sum(len(each) for _, each in found))
     return scores
 
 
+def run_probabilities(
+    forward: PartialForward, run: CorruptedRun
+) -> tuple[Float[Tensor, " _sample"], ...]:
+    """The answer's probability in a corrupted run as it is, for each fact."""
+    answers = _answers(run)
+    read = answers.shape[1]
+    finals = [
+        pad(rows[:, : len(fact.tokens)], (0, 0, read, 0))[:, -read:]
+        for fact, rows in zip(run.facts, run.streams[-1].split(run.samples), strict=True)
+    ]
+    samples = torch.tensor(run.samples, dtype=torch.long, device="cpu")
+    rows = torch.cat(finals), answers.repeat_interleave(samples, dim=0)
+    return answer_probabilities(forward, *rows).split(run.samples)
+
+
 def answer_probabilities(
-    clean: CleanRun, finals: Float[Tensor, "row pos d_model"]
+    forward: PartialForward,
+    finals: Float[Tensor, "row read d_model"],
+    answers: Int[Tensor, "row read"],
 ) -> Float[Tensor, " row"]:
-    """The answer's probability, read from the last positions of final streams."""
-    read = finals[:, -len(clean.answer) :]
-    return clean.forward.answer_log_probs(read, clean.answer).exp()
+    """The probability of each row's answer, read from the last positions of final streams.
+
+    Rows of ``answers`` that are shorter than others begin with ``-1``.
+    """
+    lengths = (answers != _NO_TOKEN).sum(1)
+    order, probabilities = [], []
+    for read in sorted(set(lengths.tolist())):
+        rows = (lengths == read).nonzero()[:, 0]
+        stream = finals[rows.to(finals.device), -read:]
+        order.append(rows)
+        probabilities.append(forward.answer_log_probs(stream, answers[rows, -read:]).exp())
+    return torch.cat(probabilities)[torch.cat(order).argsort().to(finals.device)]
 
 
-def progress_bar(description: str, cells: Grid, runs: int, *, progress: bool) -> tqdm:
+def _answers(run: CorruptedRun) -> Int[Tensor, "fact read"]:
+    """The scored tokens of each fact. Shorter answers begin with ``-1``."""
+    read = max(len(fact.answer) for fact in run.facts)
+    padded = [[_NO_TOKEN] * (read - len(fact.answer)) + list(fact.answer) for fact in run.facts]
+    return torch.tensor(padded, dtype=torch.long, device="cpu")
+
+
+def progress_bar(description: str, total: int, *, progress: bool) -> tqdm:
     """A bar that counts restored runs."""
-    return tqdm(desc=description, total=cells.count * runs, unit="run", disable=not progress)
+    return tqdm(desc=description, total=total, unit="run", disable=not progress)

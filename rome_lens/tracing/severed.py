@@ -14,19 +14,21 @@ from rome_lens.data.record_type import Record, as_fact
 from rome_lens.forward.runs import evaluating
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
+from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Component, Hook, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel, check_has_mlp
 from rome_lens.tracing.cells import Grid, grid
-from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.clean_run import CleanRun, run_one
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise, noise_text
 from rome_lens.tracing.noise import GaussianNoise, Noise, NoiseError
+from rome_lens.tracing.passes import pass_size
 from rome_lens.tracing.restoring import CorruptedRun, Restorer, run_corrupted
 from rome_lens.tracing.results import HeldLayers, Severed, SeveredTrace
 from rome_lens.tracing.scoring import (
-    answer_probabilities,
     cell_scores,
     common_fields,
     progress_bar,
+    run_probabilities,
 )
 
 _MODULES: dict[Severed, tuple[Component, ...]] = {
@@ -99,22 +101,20 @@ def severed_trace(
     """
     fact = as_fact(fact)
     _check_severed(model, severed, held_layers)
-    if positions is None:
-        positions = [encode(model, fact, prepend_bos=prepend_bos).subject_last]
+    encoded = encode(model, fact, prepend_bos=prepend_bos)
     cells = grid(
         model,
-        fact,
+        encoded,
         component="resid",
         window=1,
         layers=layers,
-        positions=positions,
+        positions=[encoded.subject_last] if positions is None else positions,
         heads=None,
         answer=answer,
-        prepend_bos=prepend_bos,
-        batch_size=batch_size,
+        size=pass_size(model, batch_size=batch_size),
     )
     with evaluating(model), torch.no_grad():
-        clean = run_clean(model, fact, cells, "resid", prepend_bos, require_correct=require_correct)
+        clean = run_one(model, fact, cells, prepend_bos, require_correct=require_correct)
         scored_noise = first_noise = draw_noise(
             model, fact, clean, noise, samples=samples, prepend_bos=prepend_bos
         )
@@ -128,8 +128,8 @@ def severed_trace(
                 "expected equal numbers."
             )
         parts = []
-        runs = 2 * len(scored_noise)
-        with progress_bar(f"severed {severed}", cells, runs, progress=progress) as bar:
+        total = cells.count * 2 * len(scored_noise)
+        with progress_bar(f"severed {severed}", total, progress=progress) as bar:
             for noise_part, first_part in zip(
                 scored_noise.split(cells.rows), first_noise.split(cells.rows), strict=True
             ):
@@ -143,7 +143,7 @@ def severed_trace(
         ordinary_sample_scores=ordinary,
         sample_scores=cut,
         held_noise=noise_text(noise if held_noise is None else held_noise),
-        **common_fields(model, fact, cells, clean, noise),
+        **common_fields(model, fact, cells, clean, noise, fingerprint(model)),
     )
 
 
@@ -158,17 +158,17 @@ def _scores(
     Float[Tensor, " sample"], Float[Tensor, "sample layer pos"], Float[Tensor, "sample layer pos"]
 ]:
     """The corrupted probabilities, the ordinary scores, and those with severed modules held."""
-    run = run_corrupted(clean.forward, clean.tokens, corrupted_embeddings(clean, noise))
-    corrupted = answer_probabilities(clean, run.streams[-1])
-    restorer = Restorer(clean.forward, "resid", clean.states, run)
-    ordinary = cell_scores(clean, cells, restorer, corrupted, bar)
+    forward = clean.forward
+    run = run_corrupted(forward, [clean], [corrupted_embeddings(clean, noise)])
+    corrupted = run_probabilities(forward, run)
+    [ordinary] = cell_scores(Restorer(forward, "resid", run), [cells], corrupted, bar)
     columns = []
     for pos in cells.positions:
         base = run if held_layers == "later" else _run_with_held(clean, noise, held, pos)
-        restorer = Restorer(clean.forward, "resid", clean.states, base, held=held)
-        unrestored = answer_probabilities(clean, base.streams[-1])
-        columns.append(cell_scores(clean, cells.at(pos), restorer, unrestored, bar))
-    return corrupted, ordinary, torch.cat(columns, dim=2)
+        restorer = Restorer(forward, "resid", base, held=held)
+        unrestored = run_probabilities(forward, base)
+        columns += cell_scores(restorer, [cells.at(pos)], unrestored, bar)
+    return corrupted[0], ordinary, torch.cat(columns, dim=2)
 
 
 def _module_outputs(
@@ -181,7 +181,7 @@ def _module_outputs(
     ]
     kept: dict[str, Tensor] = {}
     embeddings = corrupted_embeddings(clean, noise)
-    run_corrupted(clean.forward, clean.tokens, embeddings, hooks=capture_hooks(names, kept))
+    run_corrupted(clean.forward, [clean], [embeddings], hooks=capture_hooks(names, kept))
     return kept
 
 
@@ -203,7 +203,7 @@ def _run_with_held(
 
     hooks = [holding(name) for name in held]
     embeddings = corrupted_embeddings(clean, noise)
-    return run_corrupted(clean.forward, clean.tokens, embeddings, hooks=hooks)
+    return run_corrupted(clean.forward, [clean], [embeddings], hooks=hooks)
 
 
 def _check_severed(model: LensModel, severed: Severed, held_layers: HeldLayers) -> None:

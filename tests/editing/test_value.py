@@ -174,17 +174,22 @@ def test_centred_norms_give_the_same_value_on_a_processed_model_and_plain_ones_w
 
 @pytest.mark.parametrize("model_class", CLASSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_edited_in_float32(
+def test_half_precision_is_edited_almost_as_in_float64(
     model_class: str, dtype: torch.dtype, fact: rl.Fact, untouched: Any
 ) -> None:
+    """The layers run in half precision. The edited layer, the value and the loss do not."""
     half = copied(tiny("gpt2", model_class)).to(dtype)
     half(torch.tensor([[0, 1]]))
     untouched(half)
-    precise, config = in_float32(half), dataclasses.replace(CONFIG, steps=2)
-    found, expected = (value(model, fact, config=config) for model in (half, precise))
+    precise, config = copied(half).to(torch.float64), dataclasses.replace(CONFIG, steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(half), "__deepcopy__", None, raising=False)  # no copy of the model
+        found = value(half, fact, config=config)
+    expected = value(precise, fact, config=config)
     assert found.u.dtype == found.v.dtype == torch.float32
-    torch.testing.assert_close(found.losses, expected.losses, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(found.v, expected.v, atol=1e-6, rtol=1e-4)
+    error = (found.delta - expected.delta).norm() / expected.delta.norm()
+    assert error < 16 * torch.finfo(dtype).eps
+    precise, config = in_float32(half), dataclasses.replace(CONFIG, steps=2)
     options: Any = {"layer": 1, "steps": 2, "lr": 0.01, "norm_constraint": 0.02}
     tuned, expected = (rl.fine_tune(model, fact, **options) for model in (half, precise))
     assert tuned.delta.dtype == torch.float32

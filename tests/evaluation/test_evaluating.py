@@ -89,7 +89,7 @@ def test_batches_of_rows_are_each_edit_alone(
     edits, records = mixed_batch(model)
     with monkeypatch.context() as patch:  # four or five rows at once, and ten logits
         patch.setattr(answers, "_TOKENS_PER_BATCH", 64)
-        patch.setattr(answers, "LOGITS_PER_BATCH", 10 * model.cfg.d_vocab)
+        patch.setattr(answers, "logits_per_batch", lambda model: 10)
         found = rl.evaluate_all(model, edits, records, generate=4)
     for each, edit, record in zip(found, edits, records, strict=True):
         alone = rl.evaluate(model, edit, record, generate=4)

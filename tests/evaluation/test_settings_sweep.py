@@ -15,6 +15,7 @@ from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.side_by_side import Choice, rank_one_edits
 from rome_lens.editing.value_optimisation import descent
 from rome_lens.evaluation import settings_sweep
+from rome_lens.evaluation.evaluating import evaluate_all
 from rome_lens.storage import StorageError
 
 RANK_ONE = sys.modules["rome_lens.editing.value_optimisation"]
@@ -50,9 +51,9 @@ def test_edits_that_share_an_optimisation_are_those_that_do_not(
         (identity, "r-rome", STOP),
         (toy_statistics, "r-rome", None),
     ]
-    shared = rank_one_edits(
+    (shared,) = rank_one_edits(
         toy,
-        toy_record.fact,
+        [toy_record.fact],
         layer=2,
         choices=[
             Choice(statistics=each, variant=variant, stop_probability=stop)
@@ -131,23 +132,23 @@ def test_an_interrupted_sweep_resumes_where_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    edited: list[str] = []
+    evaluated: list[str] = []
 
-    def counted(model: Any, fact: rl.Fact, **rest: Any) -> Any:
-        edited.append(fact.subject)
-        if len(edited) == 2:
+    def counted(model: Any, edits: Any, cases: Any, **rest: Any) -> Any:
+        evaluated.append(cases[0].fact.subject)
+        if len(evaluated) == 2:
             raise KeyboardInterrupt
-        return rank_one_edits(model, fact, **rest)
+        return evaluate_all(model, edits, cases, **rest)
 
-    monkeypatch.setattr(settings_sweep, "rank_one_edits", counted)
+    monkeypatch.setattr(settings_sweep, "evaluate_all", counted)
     with pytest.raises(KeyboardInterrupt):
         rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
     again = rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
-    assert edited == [records[i].fact.subject for i in (0, 1, 1, 2)]
+    assert evaluated == [records[i].fact.subject for i in (0, 1, 1, 2)]
     assert again == whole
     other = {**options, "config": replace(CONFIG, steps=2)}
     rl.sweep_edits(one_toy, records[:1], directory=tmp_path, **other)
-    assert len(edited) == 5
+    assert len(evaluated) == 5
     for path in tmp_path.glob("evaluation-*"):
         path.write_text("{}", encoding="utf-8")
     with pytest.raises(StorageError, match="Remove"):
@@ -181,11 +182,16 @@ def test_a_sweep_finds_only_what_the_same_weights_and_settings_gave(
 def diverging_after(steps: int, subject: str) -> Any:
     """``descent`` that leaves the finite numbers after some steps on one subject's fact."""
 
-    def diverging(state: Any, rows: Any, config: rl.RomeConfig) -> Any:
-        for number, step in enumerate(descent(state, rows, config)):
-            if subject in state.forward.model.to_string(rows.tokens[0]) and number == steps:
-                raise OptimisationError(f"The loss is nan at step {number}")
-            yield step
+    def diverging(state: Any, rows: Any, config: rl.RomeConfig, finished: set[int]) -> Any:
+        ended: set[int] = set()
+        for number, outcomes in enumerate(descent(state, rows, config, ended)):
+            for fact in outcomes:
+                named = subject in state.forward.model.to_string(rows[fact].tokens[0])
+                if named and number == steps:
+                    outcomes[fact] = OptimisationError(f"The loss is nan at step {number}")
+                    ended.add(fact)
+            yield outcomes
+            ended |= finished
 
     return diverging
 
@@ -199,11 +205,11 @@ def test_a_divergence_takes_only_the_choices_that_had_not_stopped(
     fact = toy_record.fact
     choices = [Choice(statistics=toy_statistics, stop_probability=stop) for stop in (STOP, None)]
     options: Any = {"layer": 2, "contexts": CONTEXTS, "config": CONFIG}
-    whole = rank_one_edits(one_toy, fact, choices=choices, **options)
+    (whole,) = rank_one_edits(one_toy, [fact], choices=choices, **options)
     reached = len(whole[0].losses)
     assert reached < len(whole[1].losses)
     monkeypatch.setattr(RANK_ONE, "descent", diverging_after(reached, fact.subject))
-    stopped, diverged = rank_one_edits(one_toy, fact, choices=choices, **options)
+    ((stopped, diverged),) = rank_one_edits(one_toy, [fact], choices=choices, **options)
     assert torch.equal(stopped.v, whole[0].v)
     assert isinstance(diverged, OptimisationError)
     with pytest.raises(OptimisationError, match=f"nan at step {reached}"):
@@ -227,7 +233,10 @@ def test_a_failed_edit_is_named_and_counted_and_in_no_average(
         sweep = rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
         nothing = rl.sweep_edits(one_toy, records[1:2], **options)
     assert sweep.failures == {setting: ((bad, "The loss is nan at step 2"),)}
-    assert sweep.evaluations[setting] == tuple(whole.evaluations[setting][i] for i in (0, 2))
+    expected = [whole.evaluations[setting][i] for i in (0, 2)]
+    for found, each in zip(sweep.evaluations[setting], expected, strict=True):
+        assert found.case_id == each.case_id
+        torch.testing.assert_close(found.S, each.S, atol=1e-5, rtol=1e-5)
     assert (sweep.scores[setting].records, sweep.scores[setting].failed) == (2, 1)
     with pytest.raises(ValueError, match="no failed edit"):
         sweep.best(least_efficacy=0.0)

@@ -1,8 +1,11 @@
 """How large one batch may be follows from the device, in bytes."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from rome_lens.forward import readout
 from rome_lens.forward.memory import bytes_per_batch, bytes_per_slice, rows_per_batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -43,3 +46,24 @@ def test_a_batch_fits_what_is_free_on_a_full_gpu(
 def test_a_row_larger_than_a_batch_is_a_batch() -> None:
     assert rows_per_batch(bytes_per_batch(CPU) + 1, CPU) == 1
     assert rows_per_batch(bytes_per_batch(CPU) // 3, CPU) == 3
+
+
+def test_log_probabilities_do_not_depend_on_the_slices_that_they_are_summed_in(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.randn(5, 2, toy.cfg.d_model, generator=generator)
+    tokens = torch.randint(0, toy.cfg.d_vocab, (5, 2, 3), generator=generator)
+
+    def log_probs() -> torch.Tensor:
+        return readout.log_probs_of_tokens(toy, stream, tokens, length=2).detach()
+
+    at_once = log_probs()
+    plain = readout.logits_of_rows(toy, stream.flatten(0, 1)).log_softmax(-1).detach()
+    torch.testing.assert_close(
+        at_once.flatten(0, 1), plain.gather(-1, tokens.flatten(0, 1)), atol=1e-5, rtol=1e-5
+    )
+    monkeypatch.setattr(readout, "_LEAST_WORDS", 7)
+    monkeypatch.setattr(readout, "_LEAST_ROWS", 3)
+    monkeypatch.setattr(readout, "bytes_per_slice", lambda device: 1)
+    torch.testing.assert_close(log_probs(), at_once, atol=1e-6, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Many facts: interrupted, resumed, refused."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ from test_causal import not_refused
 import rome_lens as rl
 from rome_lens.data.facts import FactError
 from rome_lens.errors import ArgumentError
+from rome_lens.forward.tokens import encode
+from rome_lens.models.lens import ModelError
 from rome_lens.storage import StorageError
 from rome_lens.stores import StoreError
-from rome_lens.tracing import many_facts
+from rome_lens.tracing import cells, many_facts
+from rome_lens.tracing.causal import trace_together
+from rome_lens.tracing.passes import pass_size
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,134 @@ def test_unknown_facts_are_left_out_and_named(one_toy: Any, facts: list[rl.Fact]
     alone = rl.causal_trace(
         one_toy, facts[2], samples=2, layers=[1, 4], positions=traced.traces[2].positions
     )
-    assert torch.equal(traced.traces[2].sample_scores, alone.sample_scores)
+    torch.testing.assert_close(
+        traced.traces[2].sample_scores, alone.sample_scores, rtol=0.0, atol=1e-6
+    )
+
+
+def mixed_facts() -> list[rl.Fact]:
+    """Facts of different lengths, with answers of different lengths."""
+    return [
+        rl.Fact("Then {} lives in the city of", subject="Wanda Brandt", target="Pralec"),
+        rl.Fact("{} plays the", subject="Hugo Kessler", target="Ondavel and Pralec"),
+        rl.Fact("It was raining. In {} one sees the", subject="Wanda", target="Ondavel"),
+        rl.Fact("{} lives in the city of", subject="Wanda Brandt", target="Ondavel"),
+    ]
+
+
+def traced_together(model: Any, facts: list[rl.Fact], **options: Any) -> list[rl.CausalTrace]:
+    """Traces of facts that the model need not know, in one batch."""
+    grid = {"layers": None, "positions": None, "heads": None, "component": "resid", "window": 1}
+    grid |= {"answer": "first_token"}
+    chosen = {name: options.pop(name, value) for name, value in grid.items()}
+    size = pass_size(model, batch_size=options.pop("batch_size", None))
+    grids = [cells.grid(model, encode(model, fact), size=size, **chosen) for fact in facts]
+    rest = {"noise": rl.GaussianNoise(), "samples": 3, "prepend_bos": None, **options}
+    return trace_together(model, facts, grids, require_correct=False, **rest)
+
+
+def test_facts_traced_together_equal_each_traced_alone(few_tiny_models: Any) -> None:
+    facts = mixed_facts()
+    kinds: list[dict[str, Any]] = [
+        {"answer": "whole"},
+        {"component": "mlp", "window": 3},
+        {"component": "attn", "window": 2, "positions": [-1, -3]},
+        {"component": "z", "layers": [2, 1], "positions": [-2]},
+    ]
+    for kind in kinds:
+        alone = [
+            rl.causal_trace(few_tiny_models, fact, samples=3, require_correct=False, **kind)
+            for fact in facts
+        ]
+        for order in ([0, 1, 2, 3], [3, 2, 0, 1]):
+            together = traced_together(few_tiny_models, [facts[i] for i in order], **kind)
+            for trace, i in zip(together, order, strict=True):
+                what = f"{kind}, {facts[i].text}"
+                assert trace.fact == facts[i]
+                for name in ("sample_scores", "corrupted_samples"):
+                    torch.testing.assert_close(
+                        getattr(trace, name),
+                        getattr(alone[i], name),
+                        rtol=2e-4,
+                        atol=1e-6,
+                        msg=lambda message, what=what: f"{what}: {message}",
+                    )
+                assert trace.clean == pytest.approx(alone[i].clean, rel=1e-4)
+
+
+def test_cells_of_several_facts_run_in_one_pass_and_in_no_more_rows_than_asked(
+    one_toy: Any,
+) -> None:
+    facts, rows = mixed_facts(), []
+    expected = [
+        rl.causal_trace(one_toy, fact, samples=3, require_correct=False).scores for fact in facts
+    ]
+    watch = one_toy.blocks[4].register_forward_pre_hook(
+        lambda block, args: rows.append(len(args[0]))
+    )
+    try:
+        for most in (2, 7, 40):
+            rows.clear()
+            traces = traced_together(one_toy, facts, batch_size=most)
+            assert max(rows) <= most
+            for trace, scores in zip(traces, expected, strict=True):
+                torch.testing.assert_close(trace.scores, scores, rtol=0.0, atol=1e-6)
+        rows.clear()
+        traced_together(one_toy, facts)
+        together = len(rows)
+        rows.clear()
+        for fact in facts:
+            rl.causal_trace(one_toy, fact, samples=3, require_correct=False)
+        assert together < len(rows) / 2
+    finally:
+        watch.remove()
+
+
+def test_facts_under_the_callers_hooks_are_traced_one_by_one(one_toy: Any) -> None:
+    def at_position_3(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        assert value.shape[1] > 3, "a part of the positions is run"
+        return torch.cat([value[:, :3], 2.0 * value[:, 3:4], value[:, 4:]], 1)
+
+    facts = mixed_facts()
+    with one_toy.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", at_position_3)]):
+        together = traced_together(one_toy, facts)
+        for fact, trace in zip(facts, together, strict=True):
+            alone = rl.causal_trace(one_toy, fact, samples=3, require_correct=False)
+            torch.testing.assert_close(trace.scores, alone.scores, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_error_in_one_fact_comes_after_the_others_are_finished(
+    one_toy: Any, facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    @dataclass(frozen=True)
+    class Picky:
+        refused: str
+
+        def sample(self, model: Any, prompt: Any, *, samples: int) -> torch.Tensor:
+            if prompt.fact.subject == self.refused:
+                raise ZeroDivisionError("no noise for this one")
+            return rl.GaussianNoise().sample(model, prompt, samples=samples)
+
+    noise = Picky(facts[1].subject)
+    with pytest.raises(ZeroDivisionError, match="no noise"):
+        rl.trace_facts(one_toy, facts, noise=noise, directory=tmp_path, **SMALL)
+    assert len(list(tmp_path.glob("causal*.safetensors"))) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3, "two traces, and one that is not known"
+
+
+def test_a_fact_whose_run_is_not_finite_does_not_stop_the_others(
+    toy_records: list[rl.data.Record], facts: list[rl.Fact], tmp_path: Any
+) -> None:
+    model = rl.load_model("toy", model_class=CLASSES[0])
+    rare = rl.Fact("{} Zorn", subject="Hugo", target="Pralec")
+    ids = set(encode(model, rare).tokens.tolist())
+    for fact in facts:
+        ids -= set(encode(model, fact).tokens.tolist())
+    model.embed.W_E.data[sorted(ids)[0]] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        rl.trace_facts(model, [rare, *facts], directory=tmp_path, **SMALL)
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(facts)
 
 
 def test_some_layers_at_one_position_are_those_cells_of_the_whole_trace(
@@ -56,30 +188,31 @@ def test_an_interrupted_run_loses_no_finished_fact(
     one_toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
 ) -> None:
     directory = tmp_path / "run"
-    plain, done = many_facts.causal_trace, []
+    plain, done = many_facts.trace_together, []
 
-    def interrupted(model: Any, fact: rl.Fact, **options: Any) -> Any:
+    def interrupted(model: Any, facts: list[rl.Fact], *args: Any, **options: Any) -> Any:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(fact)
-        return plain(model, fact, **options)
+        done.extend(facts)
+        return plain(model, facts, *args, **options)
 
-    def counted(model: Any, fact: rl.Fact, **options: Any) -> Any:
-        done.append(fact)
-        return plain(model, fact, **options)
+    def counted(model: Any, facts: list[rl.Fact], *args: Any, **options: Any) -> Any:
+        done.extend(facts)
+        return plain(model, facts, *args, **options)
 
-    monkeypatch.setattr(many_facts, "causal_trace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        rl.trace_facts(one_toy, facts, directory=directory, **SMALL)
+    monkeypatch.setattr(many_facts, "trace_together", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # so few bytes have room for one fact at a time
+        rl.trace_facts(one_toy, facts, directory=directory, batch_bytes=1, **SMALL)
     assert len(list(directory.glob("*.safetensors"))) == 2
     assert not list(directory.glob("*.part"))
+    first = set(facts) - set(done)
+    monkeypatch.setattr(many_facts, "trace_together", counted)
     done.clear()
-    monkeypatch.setattr(many_facts, "causal_trace", counted)
     resumed = rl.trace_facts(one_toy, facts, directory=directory, **SMALL)
-    assert done == facts[2:]
+    assert set(done) == first
     whole = rl.trace_facts(one_toy, facts, **SMALL)
     for trace, expected in zip(resumed, whole, strict=True):
-        assert torch.equal(trace.sample_scores, expected.sample_scores)
+        torch.testing.assert_close(trace.sample_scores, expected.sample_scores, rtol=0.0, atol=1e-6)
     done.clear()
     again = rl.trace_facts(one_toy, facts, directory=directory, **SMALL)
     assert not done
@@ -198,7 +331,7 @@ def test_what_is_wrong_is_said_before_the_first_trace(
     one_toy: Any, facts: list[rl.Fact], tmp_path: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(
-        many_facts, "causal_trace", lambda *args, **options: pytest.fail("a fact was traced")
+        many_facts, "trace_together", lambda *args, **options: pytest.fail("a fact was traced")
     )
     directory = tmp_path / "run"
     long = rl.Fact("{} " + "and so on " * 50 + "lives in", subject="Wanda", target="Pralec")
@@ -207,6 +340,7 @@ def test_what_is_wrong_is_said_before_the_first_trace(
         ({"facts": [facts[0], long]}, FactError, "context only"),
         ({"facts": []}, FactError, "list of facts is empty"),
         ({"noise": tensor}, ArgumentError, "which fits one subject"),
+        ({"batch_bytes": 0}, ArgumentError, "batch_bytes is 0, expected a whole number of at"),
         ({"window": 99, "component": "mlp"}, ArgumentError, "is the whole model of"),
         ({"at": "middle"}, ArgumentError, "at is 'middle', expected one of 'subject_first'"),
         ({"at": 99}, ArgumentError, "Position 99 is outside the prompt"),

@@ -1,0 +1,157 @@
+"""How much is computed in one forward pass of a trace.
+
+The call of a block has a price of its own: Python, kernel launches, reading the weights. Each token
+in the call has another. So small work is gathered into one call, even if rows of different lengths
+must be padded for it, and large work is cut into pieces that fit the memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rome_lens.arguments import whole_number
+from rome_lens.forward.memory import bytes_per_batch, bytes_per_slice
+from rome_lens.models.lens import LensModel, device
+
+Item = TypeVar("Item")
+
+_MOST_ROWS = 1 << 32
+# The call of a block, in multiply-adds that take as long. Measured on a CPU with blocks of 6e4 and
+# 7e6 weights; on a GPU, from some 80 launches a call.
+_CALL_ON_A_CPU = 12_000_000
+_CALL_ON_A_GPU = 10_000_000_000
+# Reading a block's weights takes as long as running so many tokens.
+_TOKENS_PER_READING = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSize:
+    """How large a forward pass may be, and what the call of a block costs.
+
+    A row is one sequence. Its size is the largest number of values that a tensor of a block holds
+    for it.
+    """
+
+    rows: int
+    """Maximum rows."""
+    values: int
+    """Maximum values in one tensor."""
+    call: int
+    """The number of tokens that take as long to run as the call of a block itself."""
+    per_token: int
+    """Values for each token that is run: the width of the MLP."""
+    per_pair: int
+    """Values for each pair of tokens, one of which attends to the other: the number of heads."""
+    per_past: int
+    """Values for each earlier token: its keys and values in attention."""
+    kept: int
+    """Maximum values that are kept of one corrupted run, in all layers together."""
+    per_kept_token: int
+    """Values that are kept of each token: the stream, keys and values of all layers."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens fit one pass, in rows that attend to little else."""
+        return max(1, self.values // self.per_token)
+
+    def rows_of(self, later: int, past: int = 0) -> int:
+        """How many rows fit one pass if each runs ``later`` tokens that follow ``past`` others."""
+        pairs = later * (later + past)
+        size = max(later * self.per_token, pairs * self.per_pair, past * self.per_past)
+        return max(1, min(self.rows, self.values // size))
+
+    def whole_rows(self, length: int) -> int:
+        """How many rows of ``length`` tokens fit a run of all layers that is kept."""
+        return max(1, min(self.rows_of(length), self.kept // (length * self.per_kept_token)))
+
+
+def pass_size(
+    model: LensModel, *, batch_size: int | None, batch_bytes: int | None = None
+) -> PassSize:
+    """The size of a trace's forward passes on the model's device.
+
+    Args:
+        batch_size: maximum rows; None means that only memory bounds them.
+        batch_bytes: bytes that the largest tensor of a pass may take; None chooses them by the
+            device. On a CPU it is what caches hold, on a GPU a share of its memory.
+
+    Raises:
+        ArgumentError: one of them is below 1.
+    """
+    cfg, on = model.cfg, device(model)
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size, least=1)
+    if batch_bytes is not None:
+        batch_bytes = whole_number("batch_bytes", batch_bytes, least=1)
+    most = bytes_per_batch(on) if batch_bytes is None else batch_bytes
+    if batch_bytes is None:
+        batch_bytes = bytes_per_slice(on) if on.type == "cpu" else most
+    bytes_each = next(model.blocks[0].parameters()).element_size()
+    call = _CALL_ON_A_CPU if on.type == "cpu" else _CALL_ON_A_GPU
+    weights = sum(parameter.numel() for parameter in model.blocks[0].parameters())
+    per_past = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
+    return PassSize(
+        rows=_MOST_ROWS if batch_size is None else min(batch_size, _MOST_ROWS),
+        values=batch_bytes // bytes_each,
+        call=_TOKENS_PER_READING + call // weights,
+        per_token=max(cfg.d_model, cfg.d_mlp or 0),
+        per_pair=cfg.n_heads,
+        per_past=per_past,
+        kept=2 * most // bytes_each,
+        per_kept_token=cfg.n_layers * (cfg.d_model + per_past),
+    )
+
+
+def merged_widths(tokens: Mapping[int, int], call: int) -> dict[int, int]:
+    """The width that rows of each length are padded to, so that all calls together cost least.
+
+    Lengths with the same width are run in one call. The call costs as much as ``call`` tokens, and
+    its padding costs what other tokens cost.
+
+    Args:
+        tokens: for each length, the number of rows of that length.
+
+    Example:
+        Two rows of 3 are worth padding to 4, where there are many rows already. Ten thousand are
+        not.
+
+        >>> from rome_lens.tracing.passes import merged_widths
+        >>> merged_widths({3: 2, 4: 500}, call=40)
+        {3: 4, 4: 4}
+        >>> merged_widths({3: 10_000, 4: 500}, call=40)
+        {3: 3, 4: 4}
+    """
+    lengths = sorted(tokens)
+    costs, firsts = [0], [0]  # of the best division of the first i lengths
+    for i, width in enumerate(lengths):
+        rows, best = 0, []
+        for first in range(i, -1, -1):
+            rows += tokens[lengths[first]]
+            best.append((costs[first] + call + width * rows, first))
+        cost, first = min(best)
+        costs.append(cost)
+        firsts.append(first)
+    widths: dict[int, int] = {}
+    end = len(lengths)
+    while end:
+        first = firsts[end]
+        widths |= dict.fromkeys(lengths[first:end], lengths[end - 1])
+        end = first
+    return {length: widths[length] for length in lengths}
+
+
+def packed(items: Sequence[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:
+    """The items in order, in lists whose sizes add up to at most ``most``.
+
+    An item that is larger is alone in its list.
+    """
+    pack: list[Item] = []
+    filled = 0
+    for item, size in zip(items, sizes, strict=True):
+        if pack and filled + size > most:
+            yield pack
+            pack, filled = [], 0
+        pack.append(item)
+        filled += size
+    if pack:
+        yield pack
