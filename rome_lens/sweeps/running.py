@@ -25,7 +25,7 @@ from rome_lens.sweeps.results import TABLE, Sweep
 from rome_lens.sweeps.rows import read_rows
 from rome_lens.sweeps.stages import perform
 from rome_lens.sweeps.units import Job, Plan, Stage, Units
-from rome_lens.sweeps.workers import Submits, processes, run_jobs
+from rome_lens.sweeps.workers import Submits, processes, return_free_memory, run_jobs
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.results import Position
 
@@ -153,6 +153,7 @@ def sweep(
         )
         here = model if workers == 1 and executor is None else None
         del model  # other workers have their own
+        return_free_memory()
         jobs = make_jobs(plan, records, facts_at_once)
         _finish(jobs, given, plan, here, executor, workers=workers, progress=progress)
         result = Sweep(rows=read_rows(plan, records, str(given)))

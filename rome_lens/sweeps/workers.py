@@ -4,6 +4,8 @@ There is no scheduler here. An executor takes jobs by ``submit``, and each job i
 :func:`work`, which loads the model once in each process and keeps every finished unit itself.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -109,7 +111,20 @@ class _Wanted:
 
 @lru_cache(maxsize=1)
 def _load_once(wanted: _Wanted) -> LensModel:
-    return _checked(wanted.source.load(), wanted.identity)
+    model = _checked(wanted.source.load(), wanted.identity)
+    return_free_memory()
+    return model
+
+
+def return_free_memory() -> None:
+    """Give back to the system what was freed, such as the working memory of loading a model.
+
+    Modules refer to each other in circles. And glibc keeps freed memory: for Gemma 3 270M 180 MB in
+    each worker, a quarter of what workers do not share. Other systems' libraries have no such call.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _checked(model: LensModel, identity: str) -> LensModel:
