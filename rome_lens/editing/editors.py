@@ -164,8 +164,8 @@ def edits_or_errors(
 ) -> list[Any]:
     """What an editor makes of each fact, or the FactError or OptimisationError that it raises.
 
-    An editor with a method ``edit_many(model, facts)``, as :class:`RomeEditor` has, makes all of them
-    together. Any other editor is called for one fact after the other.
+    An editor with a method ``edit_many(model, facts)``, as :class:`RomeEditor` has, makes all of
+    them together. Any other editor is called for one fact after the other.
     """
     together = getattr(editor, "edit_many", None)
     if together is not None:
