@@ -10,6 +10,7 @@ A plugin for TransformerLens. The package has one subpackage for each step of th
 * ``evaluation``: CounterFact's scores, and editors side by side.
 * ``localisation``: does tracing tell where to edit?
 * ``checks``: what an edit does not do, and what it does besides.
+* ``sweeps``: all of this for many facts and layers, resumable, on one machine or many.
 * ``viz``: pictures and pages.
 
 The files next to the wings serve them all. ``results.py`` holds what every result can do,
@@ -70,7 +71,8 @@ from rome_lens.evaluation import (
 from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.keys import KeyStatistics, collect_key_statistics
 from rome_lens.localisation import LayerSweep, layer_sweep
-from rome_lens.models import load_model
+from rome_lens.models import ModelSource, load_model
+from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
@@ -115,6 +117,7 @@ __all__ = [
     "LayerSweep",
     "Limits",
     "LimitsAverage",
+    "ModelSource",
     "MultivariateGaussianNoise",
     "Preset",
     "RankOneEdit",
@@ -122,9 +125,12 @@ __all__ = [
     "RomeConfig",
     "RomeEditor",
     "RomeLensError",
+    "RomeSetting",
     "Scores",
     "SeveredTrace",
     "StudentTNoise",
+    "Sweep",
+    "SweepError",
     "TopAnswers",
     "TraceAverage",
     "TracedFacts",
@@ -168,6 +174,7 @@ __all__ = [
     "rome_sequence",
     "row_hooks",
     "severed_trace",
+    "sweep",
     "sweep_edits",
     "top_answers",
     "trace_facts",

@@ -1,4 +1,4 @@
-"""The command line: ``rome-lens demo`` examines one edit, ``rome-lens limits`` examines many.
+"""The command line: ``demo`` examines one edit, ``limits`` and ``sweep`` examine many.
 
 This module parses arguments and reports errors. ``commands/`` does the work.
 """
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from rome_lens.arguments import check_characters
-from rome_lens.commands.choices import choose_records
+from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.limits import run_limits
+from rome_lens.commands.sweep import run_sweep
 from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.version import __version__
 
@@ -28,7 +29,7 @@ DEFAULT_MODEL = "gemma-3-270m"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0 for success, 2 for wrong input.
 
-    An error is reported as one line on standard error.
+    A sweep in which a fact failed returns 1. An error is reported as one line on standard error.
     """
     args = _parser().parse_args(argv)
     _print_what_the_encoding_lacks()
@@ -42,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_writable(args)
             if args.quiet:
                 transformers.utils.logging.disable_progress_bar()
-            args.run(args)
+            status = args.run(args)
         except (RomeLensError, OSError) as error:
             message = " ".join(str(error).split())
             console = Console(stderr=True, highlight=False)
             console.print(f"rome-lens: {escape(message)}", soft_wrap=True)
             return 2
-    return 0
+    return status or 0
 
 
 def _print_what_the_encoding_lacks() -> None:
@@ -79,13 +80,15 @@ def _check_writable(args: argparse.Namespace) -> None:
         ArgumentError: ``--out`` is a directory; ``--out`` or ``--directory`` would be in a place
             that is a file or that is read-only.
     """
-    if args.out.is_dir():
+    places = {}
+    if hasattr(args, "out") and args.out.is_dir():
         raise ArgumentError(
             f"--out {args.out} is a directory, expected the name of a page, such as report.html."
         )
-    places = {"--out": args.out.absolute().parent}
+    if hasattr(args, "out"):
+        places["--out"] = args.out.absolute().parent
     if getattr(args, "directory", None) is not None:
-        places["--directory"] = args.directory.absolute()
+        places["--directory" if places else "--out"] = args.directory.absolute()
     for name, place in places.items():
         nearest = next(each for each in (place, *place.parents) if each.exists())
         if not nearest.is_dir():
@@ -133,12 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     limits.set_defaults(out=Path("rome-lens-limits.html"), run=_limits)
     for command in (demo, limits):
         command.add_argument(
-            "--model",
-            default=DEFAULT_MODEL,
-            help="toy, gemma-3-270m, smollm2-135m, a directory, or a name that TransformerLens "
-            f"knows (default: {DEFAULT_MODEL})",
-        )
-        command.add_argument(
             "--layer",
             type=int,
             help="the layer to edit (default: the preset's, or one chosen from an MLP trace)",
@@ -146,8 +143,43 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--out", type=Path, help=f"the page to write (default: {command.get_default('out')})"
         )
+    sweep = commands.add_parser(
+        "sweep", help="trace and edit many facts at many layers; goes on after an interruption"
+    )
+    _add_sweep_arguments(sweep)
+    for command in (demo, limits, sweep):
+        command.add_argument(
+            "--model",
+            default=DEFAULT_MODEL,
+            help="toy, gemma-3-270m, smollm2-135m, a directory, or a name that TransformerLens "
+            f"knows (default: {DEFAULT_MODEL})",
+        )
         command.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser
+
+
+def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument("facts", type=Path, help="a file of facts or records")
+    sweep.add_argument("--layers", required=True, help="the layers, such as 2-14 or 0,3,8-10")
+    sweep.add_argument(
+        "--editors", default="rome", help="some of rome, r-rome and ft, with commas (default: rome)"
+    )
+    sweep.add_argument(
+        "--stages",
+        default="trace,edit,evaluate,limits",
+        help="some of trace, edit, evaluate and limits, with commas (default: all)",
+    )
+    sweep.add_argument(
+        "--out",
+        dest="directory",
+        type=Path,
+        required=True,
+        help="the directory for the table and for finished work, from which the same command goes "
+        "on",
+    )
+    sweep.add_argument("--workers", type=int, default=1, help="how many processes (default: 1)")
+    sweep.add_argument("--limit", type=int, metavar="N", help="take at most the first N facts")
+    sweep.set_defaults(run=_sweep)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -177,5 +209,21 @@ def _limits(args: argparse.Namespace) -> None:
         layer=args.layer,
         directory=args.directory,
         out=args.out,
+        progress=not args.quiet,
+    )
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    for name, number in (("--limit", args.limit), ("--workers", args.workers)):
+        if number is not None and number < 1:
+            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
+    return run_sweep(
+        args.model,
+        choose_records(args.model, args.facts)[: args.limit],
+        layers=read_layers(args.layers),
+        editors=args.editors.split(","),
+        stages=args.stages.split(","),
+        directory=args.directory,
+        workers=args.workers,
         progress=not args.quiet,
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 from rome_lens.errors import RomeLensError
 from rome_lens.version import __version__
 
@@ -25,6 +27,10 @@ class StorageError(RomeLensError):
 
 class FileAccessError(StorageError, OSError):
     """What the system refuses, such as to write to a full disk. It is also an ``OSError``."""
+
+
+class InUseError(StorageError):
+    """A directory that another run is writing to."""
 
 
 class MissingFileError(FileAccessError, FileNotFoundError):
@@ -115,6 +121,32 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_use(directory: Path) -> Iterator[None]:
+    """Hold a directory, which is created if needed, so that no other run can hold it.
+
+    The system releases the lock when the process ends, however it ends. The hidden file ``.lock``
+    stays, and holds nothing.
+
+    Raises:
+        InUseError: another run holds the directory.
+        StorageError: it cannot be created or written.
+    """
+    lock = FileLock(make_directory(directory) / ".lock", timeout=0)
+    with file_errors(directory, "written"):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InUseError(
+                f"Another run is writing to {directory}: wait for it, stop it, or give another "
+                "directory."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @functools.cache

@@ -121,6 +121,11 @@ class Store:
             self._memory[kind, name] = result
         return result if isinstance(result, kind) else None
 
+    def has(self, kind: type[Stored], name: str) -> bool:
+        """Whether the result of this type and name is finished. Its file is not read."""
+        path = self.path(kind, name)
+        return (kind, name) in self._memory or (path is not None and _exists(path))
+
     def add(self, name: str, result: Stored) -> None:
         """Keep a finished result. If there is a directory, it is written to disk at once."""
         path = self.path(type(result), name)

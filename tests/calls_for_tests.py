@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,22 @@ def _editor(b: Bench) -> rl.RomeEditor:
     return rl.RomeEditor(statistics=b.statistics, config=FEWER, contexts=CONTEXTS)
 
 
+def _sweep(b: Bench) -> Any:
+    with tempfile.TemporaryDirectory() as directory:
+        swept = rl.sweep(
+            b.model,
+            b.records[:1],
+            layers=[LAYER],
+            directory=directory,
+            stages=["trace", "evaluate"],
+            statistics=b.statistics,
+            samples=2,
+            config=FEWER,
+            contexts=CONTEXTS,
+        )
+    return swept.rows.drop(columns="settings").to_dict("list")
+
+
 CALLS: dict[str, Call] = {
     "answer_log_probs": lambda b: rl.answer_log_probs(
         b.model, [(b.fact.text, b.fact.target)], fwd_hooks=b.edit.fwd_hooks(b.model)
@@ -161,6 +178,7 @@ CALLS: dict[str, Call] = {
     ),
     "severed_trace": lambda b: rl.severed_trace(b.model, b.fact, samples=2),
     "state_dict": lambda b: b.edit.state_dict(b.model),
+    "sweep": _sweep,
     "sweep_edits": lambda b: rl.sweep_edits(
         b.model,
         b.records[:1],

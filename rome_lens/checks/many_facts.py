@@ -130,7 +130,7 @@ def _edits(
     """
     edits: list[Any] = [store.get(RankOneEdit, name) for name in names]
     with tqdm(total=len(facts), desc="edits", disable=not progress) as bar:
-        at_once = _EDITS_AT_ONCE if hasattr(editor, "edits") else 1
+        at_once = _EDITS_AT_ONCE if hasattr(editor, "edit_many") else 1
         for first in range(0, len(facts), at_once):
             batch = range(first, min(first + at_once, len(facts)))
             missing = [i for i in batch if edits[i] is None]

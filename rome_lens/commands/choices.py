@@ -1,5 +1,6 @@
-"""Which records, preset and texts a command uses."""
+"""Which records, layers, preset and texts a command uses."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,22 @@ def choose_records(
             f"{', '.join(str(record.id) for record in records)}."
         )
     return [record for record in records if str(record.id) in only]
+
+
+def read_layers(text: str) -> list[int]:
+    """The layers that a text such as ``"2-14"`` or ``"0,3,8-10"`` names; ends are included.
+
+    Raises:
+        ArgumentError: the text is something else, or the last layer of a range is below its first.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        chosen = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not chosen:
+            raise ArgumentError(f"--layers is {text!r}, expected layers such as 2-14 or 0,3,8-10.")
+        layers += chosen
+    return layers
 
 
 def trace_window(model: LensModel) -> int:

@@ -142,7 +142,7 @@ class RomeEditor:
         return rome(model, fact, **self._options())
 
     @visits_model
-    def edits(
+    def edit_many(
         self, model: LensModel, facts: Iterable[Fact | Record]
     ) -> list[RankOneEdit | FactError | OptimisationError]:
         """The rank-one edit of each fact, made side by side, or the error where there is none."""
@@ -164,10 +164,10 @@ def edits_or_errors(
 ) -> list[Any]:
     """What an editor makes of each fact, or the FactError or OptimisationError that it raises.
 
-    An editor with a method ``edits(model, facts)``, as :class:`RomeEditor` has, makes all of them
-    together. Any other editor is called for one fact after the other.
+    An editor with a method ``edit_many(model, facts)``, as :class:`RomeEditor` has, makes all of
+    them together. Any other editor is called for one fact after the other.
     """
-    together = getattr(editor, "edits", None)
+    together = getattr(editor, "edit_many", None)
     if together is not None:
         return list(together(model, facts)) if facts else []
     found: list[Any] = []

@@ -7,7 +7,8 @@ and depend on the device. They decide only how work is cut into pieces.
 
 import torch
 
-# What the second cache of one core holds. With 8 MiB, log probabilities took up to 1.2 times as long.
+# What the second cache of one core holds. With 8 MiB, log probabilities took up to 1.2 times
+# as long.
 _SLICE_ON_A_CPU = 1 << 19
 _BATCH_ON_A_CPU = 1 << 27
 # Of a GPU's memory, what one tensor may take. Several of that size exist at once.

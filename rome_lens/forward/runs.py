@@ -244,7 +244,9 @@ def _frozen(model: LensModel) -> Temporary[None]:
     """
     backend = backend_of(model)
     parameters = {id(each): each for module in backend.modules() for each in module.parameters()}
-    trained = [each for each in parameters.values() if each.requires_grad]
+    trained = [
+        each for each in parameters.values() if each.requires_grad and not each.is_inference()
+    ]
 
     def require(gradient: bool) -> None:
         for parameter in trained:

@@ -104,7 +104,7 @@ def layer_sweep(
         >>> [round(success, 1) for success in sweep.EM.mean(0).tolist()]
         [1.0, 0.8]
     """
-    records = _records(facts)
+    records = different_records([with_new_target(record) for record in as_records(facts)])
     chosen = tuple(sorted(set(named_layers(model, layers))))
     stores = _directories(directory)
     contexts, by_layer = _prepare(
@@ -163,9 +163,12 @@ def layer_sweep(
     )
 
 
-def _records(facts: Fact | Record | Iterable[Fact | Record]) -> list[Record]:
-    """The facts as records. A fact that is given twice is refused, because it would count twice."""
-    records = [with_new_target(record) for record in as_records(facts)]
+def different_records(records: Sequence[Record]) -> Sequence[Record]:
+    """The records themselves. A fact that is given twice is refused, because it would count twice.
+
+    Raises:
+        FactError: a fact is given twice.
+    """
     counts = Counter((record.fact.text, record.fact.target) for record in records)
     if twice := [text for (text, _), count in counts.items() if count > 1]:
         raise FactError(f"Given twice: {', '.join(map(repr, twice))}. Each fact counts once.")
@@ -194,7 +197,7 @@ def _prepare(
     if isinstance(statistics, KeyStatistics):
         statistics = {statistics.layer: statistics}
     if statistics is not None:
-        _check_statistics(model, statistics, layers, config, variant)
+        check_statistics(model, statistics, layers, config, variant)
     contexts = (
         random_contexts(model, prepend_bos=prepend_bos) if contexts is None else templates(contexts)
     )
@@ -203,11 +206,11 @@ def _prepare(
         EditRows.of(model, record.fact, contexts, prepend_bos)
     if statistics is None:  # collected last, because it takes longest
         statistics = collect_key_statistics(model, layer=layers, cache=cache, progress=progress)
-        _check_statistics(model, statistics, layers, config, variant)
+        check_statistics(model, statistics, layers, config, variant)
     return contexts, {layer: statistics[layer] for layer in layers}
 
 
-def _check_statistics(
+def check_statistics(
     model: LensModel,
     statistics: Mapping[int, KeyStatistics],
     layers: Sequence[int],

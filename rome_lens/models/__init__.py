@@ -43,6 +43,7 @@ from rome_lens.models.lens import (
     w_out,
 )
 from rome_lens.models.loading import load_model
+from rome_lens.models.sources import ModelSource
 
 __all__ = [
     "COMPONENTS",
@@ -51,6 +52,7 @@ __all__ = [
     "Hook",
     "LensModel",
     "ModelError",
+    "ModelSource",
     "applied_edits",
     "at_least_float32",
     "b_out",

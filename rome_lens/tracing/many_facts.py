@@ -119,7 +119,7 @@ def trace_facts(
         ('Pralec', 'Ondavel')
     """
     given = list(dict.fromkeys(as_facts(facts)))
-    _check_noise(noise, stored=directory is not None)
+    check_noise(noise, stored=directory is not None)
     check_options(model, component=component, window=window)
     size = pass_size(model, batch_size=batch_size, batch_bytes=batch_bytes)
     one_of("answer", answer, Answer)
@@ -236,7 +236,7 @@ def _trace_batch(
         raise errors[0]
 
 
-def _check_noise(noise: object, *, stored: bool) -> None:
+def check_noise(noise: object, *, stored: bool) -> None:
     """Refuse noise that fits one subject only, or that a later run could not recognise."""
     check_kind(noise)
     inner = noise.noise if isinstance(noise, Replacement) else noise

@@ -285,7 +285,8 @@ class Restorer:
         if self.component == "z":
             heads = _longs([branch.head for branch in rows.branches]).repeat_interleave(rows.count)
             (head,) = self._moved(heads[own])
-            value[(*place, head)] = self._states[layer][state, head]
+            at_head = (*place, head)
+            value[at_head] = self._states[layer][state, head]
         else:
             value[place] = self._states[layer][state]
         return value

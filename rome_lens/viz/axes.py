@@ -39,12 +39,13 @@ def band(
     label: str,
     colour: str,
     fewest: int = 2,
+    style: str = "-",
 ) -> None:
     """Draw the mean over samples as a line, with its 95 % interval if there are enough samples."""
     if not len(samples):
         return
     mean, half = samples.mean(0), half_width(samples)
-    axes.plot(x, mean, color=colour, label=label, linewidth=1.2)
+    axes.plot(x, mean, style, color=colour, label=label, linewidth=1.2)
     if len(samples) >= fewest:
         axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
 

@@ -19,11 +19,13 @@ from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.variance import VarianceExplained, variance_table
 from rome_lens.results import to_html
+from rome_lens.sweeps.results import Sweep
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.results import CausalTrace, SeveredTrace
 from rome_lens.viz.check_plots import limits
 from rome_lens.viz.html import figure_html, firing
 from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.trace_plots import averages, heads, severed, trace
 
 
@@ -77,6 +79,14 @@ def _(result: Comparison | EditSweep) -> str:
 @to_html.register
 def _(result: LayerSweep) -> str:
     return figure_html(layer_sweep(result))
+
+
+@to_html.register
+def _(result: Sweep) -> str:
+    table = str(result.table().to_html())
+    if not result.measures:
+        return table
+    return table + figure_html(sweep(result), alt="Measures by layer and editor")
 
 
 @to_html.register

@@ -15,6 +15,7 @@ from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.side_by_side import Choice, rank_one_edits
 from rome_lens.editing.value_optimisation import descent
 from rome_lens.evaluation import settings_sweep
+from rome_lens.evaluation.evaluating import evaluate_all
 from rome_lens.storage import StorageError
 
 RANK_ONE = sys.modules["rome_lens.editing.value_optimisation"]
@@ -131,23 +132,23 @@ def test_an_interrupted_sweep_resumes_where_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    edited: list[str] = []
+    evaluated: list[str] = []
 
-    def counted(model: Any, fact: rl.Fact, **rest: Any) -> Any:
-        edited.append(fact.subject)
-        if len(edited) == 2:
+    def counted(model: Any, edits: Any, cases: Any, **rest: Any) -> Any:
+        evaluated.append(cases[0].fact.subject)
+        if len(evaluated) == 2:
             raise KeyboardInterrupt
-        return rank_one_edits(model, fact, **rest)
+        return evaluate_all(model, edits, cases, **rest)
 
-    monkeypatch.setattr(settings_sweep, "rank_one_edits", counted)
+    monkeypatch.setattr(settings_sweep, "evaluate_all", counted)
     with pytest.raises(KeyboardInterrupt):
         rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
     again = rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
-    assert edited == [records[i].fact.subject for i in (0, 1, 1, 2)]
+    assert evaluated == [records[i].fact.subject for i in (0, 1, 1, 2)]
     assert again == whole
     other = {**options, "config": replace(CONFIG, steps=2)}
     rl.sweep_edits(one_toy, records[:1], directory=tmp_path, **other)
-    assert len(edited) == 5
+    assert len(evaluated) == 5
     for path in tmp_path.glob("evaluation-*"):
         path.write_text("{}", encoding="utf-8")
     with pytest.raises(StorageError, match="Remove"):

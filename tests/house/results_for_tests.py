@@ -15,6 +15,7 @@ from rome_lens.checks.result import CheckRow, Measure
 from rome_lens.evaluation.results import PromptScore
 from rome_lens.keys.sums import KeySum
 from rome_lens.results import Stored
+from rome_lens.sweeps.units import Failure
 from rome_lens.tracing.many_facts import NotKnown
 
 FACT = rl.Fact("{} “in” Zürich is in", subject="東京 🗼", target='Par"is', new_target="Rome")
@@ -92,6 +93,7 @@ def _examples() -> dict[str, Stored]:
                 **trace,
             ),
             NotKnown(message="The model says 'London'."),
+            Failure(error="FactError: there is nothing to edit", final=True),
             rl.TraceAverage(
                 component="resid",
                 window=1,

@@ -58,6 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(presets, "collect_key_statistics", collect_few)
+        patch.setattr(rl, "collect_key_statistics", collect_few)
         yield directory
 
 
@@ -176,6 +177,7 @@ def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
     assert f"2. Edit layer {last}: " in asked.out
 
 
+SWEEP = (str(rl.data.FILES[-1]), "--out", "swept", "--quiet")
 WRONG = [
     ("demo", ("--layer", "99"), "rome-lens: Layer 99 is out of range: the model has layers 0 to "),
     ("demo", ("--layer=-1",), "rome-lens: Layer -1 is out of range: the model has layers 0 to "),
@@ -187,6 +189,13 @@ WRONG = [
         "rome-lens: There is no record 'atlantis'. There are: eiffel",
     ),
     ("demo", ("--out", "."), "rome-lens: --out . is a directory"),
+    ("sweep", ("--layers", "1-x", *SWEEP), "--layers is '1-x', expected layers such as 2-14"),
+    ("sweep", ("--layers", "3-1", *SWEEP), "--layers is '3-1', expected layers such as 2-14"),
+    ("sweep", ("--layers", "99", *SWEEP), "Layer 99 is out of range"),
+    ("sweep", ("--layers", "1", "--editors", "memit", *SWEEP), "--editors has 'memit', expected"),
+    ("sweep", ("--layers", "1", "--stages", "", *SWEEP), "A stage is '', expected one of 'trace'"),
+    ("sweep", ("--layers", "1", "--limit", "0", *SWEEP), "--limit is 0, expected 1 or more"),
+    ("sweep", ("--layers", "1", "--workers", "0", *SWEEP), "--workers is 0, expected 1 or more"),
     ("limits", ("--only", "atlantis"), "There is no record ['atlantis']; there are: "),
     ("limits", ("--limit", "0"), "--limit is 0, expected 1 or more"),
     ("limits", ("--limit", "-8"), "--limit is -8, expected 1 or more"),
@@ -224,6 +233,33 @@ def test_wrong_input_is_answered_in_a_line_before_anything_is_run(
     assert failed == []
 
 
+def test_a_sweep_writes_table_and_summary_and_its_status_tells_of_errors(
+    one_toy: Any, toy_records: list[Record], tmp_path: Path
+) -> None:
+    first, second = (record.fact for record in toy_records[:2])
+    facts = [
+        {"prompt": f.prompt, "subject": f.subject, "target": f.target, "new_target": new}
+        for f, new in ((first, first.new_target), (second, "Helsby"))
+    ]
+    said = {**facts[0], "target": "Lusiba", "new_target": first.target}
+    file, out = tmp_path / "facts.json", tmp_path / "out"
+    for listed, stage, layers, status in (
+        (facts, "trace", "1,3", 0),
+        ([facts[0], said], "edit", "2", 1),
+    ):
+        file.write_text(json.dumps(listed))
+        arguments = (str(file), "--layers", layers, "--stages", stage, "--out", str(out), "--quiet")
+        done = run("--model", "toy", *arguments, page=out, command="sweep")
+        assert (done.status, done.err) == (status, "")
+        result = rl.Sweep.load(out)
+        assert len(result.rows) == len(layers.split(",")) * len(listed)
+        assert (out / "summary.md").is_file()
+        assert f"Table: {(out / 'table.parquet').resolve()}" in done.out
+    assert result.settings["contexts"] == list(rl.preset("toy").contexts(one_toy))
+    words = "1 rows, the first of 'Wanda Brandt lives in the city of': edit: FactError: "
+    assert words in done.out
+
+
 def test_a_place_where_one_may_not_write_is_refused_before_anything_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +271,7 @@ def test_a_place_where_one_may_not_write_is_refused_before_anything_is_run(
         ("demo", ("--out", str(tmp_path / "page.html"))),
         ("limits", ("--out", str(tmp_path / "new" / "page.html"))),
         ("limits", ("--directory", str(tmp_path / "kept"))),
+        ("sweep", ("--out", str(tmp_path / "kept"), "--layers", "1", "facts.json")),
     ):
         found = run("--model", "toy", *arguments, page=tmp_path, command=command)
         assert found.status == 2

@@ -57,6 +57,7 @@ def fill(
         "layers": [2],
         "statistics": toy_statistics,
         "severed": "mlp",
+        "directory": tmp_path / "sweep",
         "editor": lambda _model, _fact: toy_edit,
         "editors": [rl.Unedited()],
         "settings": [],

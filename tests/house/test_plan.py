@@ -19,6 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("",),  # rome_lens/__init__.py, the public names
     ("viz",),
+    ("sweeps",),
     ("checks",),
     ("localisation",),
     ("evaluation",),

@@ -4,7 +4,7 @@ Each victim is a fork of this process, because to import torch takes longer than
 killed with SIGKILL either after a random time, or at one of the places where files come and go:
 before a write, in the middle of it, after it, before or after a rename, or after a removal.
 
-ROME_LENS_KILLS is the number of kills, 6 unless it is set; ROME_LENS_KILLS_SEED varies them.
+ROME_LENS_KILLS is the number of kills, 7 unless it is set; ROME_LENS_KILLS_SEED varies them.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ pytestmark = [
         reason="a process cannot be forked safely",
     ),
 ]
-KILLS = int(os.environ.get("ROME_LENS_KILLS", "6"))
+KILLS = int(os.environ.get("ROME_LENS_KILLS", "7"))
 SEED = os.environ.get("ROME_LENS_KILLS_SEED", "0")
 SLOWEST = 300.0  # seconds after which a victim is taken to hang
 
@@ -110,7 +110,22 @@ def layers(model: Any, records: Any, directory: Path) -> Any:
     )
 
 
-RUNS = (traces, key_statistics, comparison, settings, limits, layers)
+def sweep(model: Any, records: Any, directory: Path) -> Any:
+    swept = rl.sweep(
+        model,
+        records[:2],
+        layers=[2, 3],
+        statistics=identity(model, 2, 3),
+        stages=["trace", "evaluate"],
+        samples=2,
+        config=CONFIG,
+        contexts=["{}"],
+        directory=directory,
+    )
+    return swept.rows.to_dict("list")
+
+
+RUNS = (traces, key_statistics, comparison, settings, limits, layers, sweep)
 
 
 def content(value: Any) -> Any:

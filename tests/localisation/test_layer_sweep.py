@@ -173,30 +173,29 @@ def test_an_interrupted_sweep_resumes_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     edited, traced = [], []
-    edits, traces = settings_sweep.rank_one_edits, many_facts.causal_trace
+    edits, traces = settings_sweep.rank_one_edits, many_facts.trace_together
 
-    def counted(model: Any, fact: rl.Fact, *, layer: int, **rest: Any) -> Any:
-        if len(edited) == 3:
+    def counted(model: Any, facts: list[rl.Fact], *, layer: int, **rest: Any) -> Any:
+        if len(edited) == 1:
             edited.append("interrupted")
             raise KeyboardInterrupt
-        edited.append((fact.subject, layer))
-        return edits(model, fact, layer=layer, **rest)
+        edited.append(layer)
+        return edits(model, facts, layer=layer, **rest)
 
-    def counted_trace(model: Any, fact: rl.Fact, **rest: Any) -> Any:
-        traced.append(fact.subject)
-        return traces(model, fact, **rest)
+    def counted_trace(model: Any, facts: list[rl.Fact], *arguments: Any, **rest: Any) -> Any:
+        traced.extend(fact.subject for fact in facts)
+        return traces(model, facts, *arguments, **rest)
 
     monkeypatch.setattr(settings_sweep, "rank_one_edits", counted)
-    monkeypatch.setattr(many_facts, "causal_trace", counted_trace)
+    monkeypatch.setattr(many_facts, "trace_together", counted_trace)
     facts = [record.fact for record in toy_records[:2]]
     with pytest.raises(KeyboardInterrupt):
         rl.layer_sweep(one_toy, facts, directory=tmp_path, **options)
     found = rl.layer_sweep(one_toy, facts, directory=tmp_path, **options)
-    first, second = (fact.subject for fact in facts)
-    assert edited == [(first, 1), (first, 4), (second, 1), "interrupted", (second, 4)]
-    assert traced == [first, second]
+    assert edited == [1, "interrupted", 4]
+    assert sorted(traced) == sorted(fact.subject for fact in facts)
     again = rl.layer_sweep(one_toy, facts, directory=tmp_path, **options)
-    assert len(edited) == 5
+    assert len(edited) == 3
     assert again.to_frame().equals(found.to_frame())
 
 
@@ -228,7 +227,7 @@ def test_wrong_input_fails_before_anything_is_traced_or_edited(
         ({"at": 99}, ArgumentError, "outside the prompt"),
     ]
     monkeypatch.setattr(settings_sweep, "rank_one_edits", None)
-    monkeypatch.setattr(many_facts, "causal_trace", None)
+    monkeypatch.setattr(many_facts, "trace_together", None)
     wrong = []
     for change, error, message in cases:
         try:

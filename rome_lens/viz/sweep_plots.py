@@ -1,0 +1,93 @@
+"""The figure of a sweep."""
+
+import textwrap
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rome_lens.errors import ArgumentError
+from rome_lens.intervals import FEWEST
+from rome_lens.sweeps.results import Sweep
+from rome_lens.viz.axes import band, layer_label
+
+_MAGNITUDES = ("EM", "PM", "NM")
+_SHARES = ("ES", "PS", "NS", "S")
+_SHOWN = ("effect", *_MAGNITUDES)
+_STYLES = ("-", "--", "-.", ":")
+_COLOURS = [f"C{i}" for i in range(10)]
+
+
+def sweep(result: Sweep, *measures: str) -> Figure:
+    """Draw measures of a sweep by layer, a panel for each measure and a line for each editor.
+
+    Lines are means over the facts that have a number at every layer, with 95 % intervals if there
+    are five such facts or more.
+
+    Args:
+        measures: columns of the sweep's rows, such as ``"ES"`` or ``"direction effect"``. Without
+            any, the effect of restoring, the magnitudes of success and the effects of the checks.
+
+    Raises:
+        ArgumentError: a measure is unknown, or there is none.
+    """
+    known = result.measures
+    if unknown := [name for name in measures if name not in known]:
+        raise ArgumentError(f"The sweep has no {unknown[0]!r}, it has {', '.join(known)}.")
+    names = measures or tuple(name for name in known if name in _SHOWN or name.endswith(" effect"))
+    if not names:
+        raise ArgumentError("There is nothing to draw: the rows hold no measure.")
+    columns = 2 if len(names) == 4 else min(len(names), 3)
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.5 + 2.3 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    words = {**result.effects_in_words, "effect": layer_label(result.settings["window"])}
+    for axes, name in zip(panels, names, strict=False):
+        _draw(axes, result, name)
+        axes.set_title(_title(name, words.get(name, "")), fontsize=7)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    drawn = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = max(drawn, key=lambda pair: len(pair[1]))
+    if result.editors != [""]:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+    return figure
+
+
+def _title(name: str, words: str) -> str:
+    if name == "effect":
+        return f"indirect effect\n{words}"
+    return "\n".join([name, *textwrap.wrap(words, 44)])
+
+
+def _draw(axes: Axes, result: Sweep, name: str) -> None:
+    x = list(range(len(result.layers)))
+    # What a trace finds is the same for all editors.
+    editors = result.editors[:1] if name == "effect" else result.editors
+    for i, editor in enumerate(editors):
+        band(
+            axes,
+            x,
+            _by_layer(result, name, editor),
+            label=editor,
+            colour="grey" if name == "effect" else _COLOURS[i % len(_COLOURS)],
+            fewest=FEWEST,
+            style=_STYLES[i % len(_STYLES)],  # two editors may agree, and both lines be one
+        )
+    axes.axhline(0.0, color="grey", linewidth=0.5)
+    if name in _MAGNITUDES:
+        axes.set_ylim(-1.05, 1.05)
+    elif name in _SHARES:
+        axes.set_ylim(-0.05, 1.05)
+    step = max(1, len(x) // 10)
+    axes.set_xticks(x[::step], [str(layer) for layer in result.layers[::step]], fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("restored layer" if name == "effect" else "edited layer", fontsize=8)
+
+
+def _by_layer(result: Sweep, name: str, editor: str) -> Tensor:
+    """A measure of one editor, ``[fact, layer]``, of the facts that have it at every layer."""
+    rows = result.rows[result.rows.editor == editor]
+    table = rows.pivot(index="id", columns="layer", values=name).dropna()
+    return torch.tensor(table.to_numpy(dtype="float64"), dtype=torch.float64, device="cpu")
