@@ -80,13 +80,16 @@ class HookedBackend:
         each parameter holds the very tensor that it held before. Where memory has no room for a
         second copy of the blocks, nothing is done.
         """
+        first = self.model.blocks[0].named_parameters()
+        if all(is_as_in_memory(name, parameter.data) for name, parameter in first):
+            return nullcontext()  # so are the other blocks, or little is lost
         named = [
             (name, parameter)
             for name, parameter in self.model.blocks.named_parameters()
             if not is_as_in_memory(name, parameter.data)
         ]
         size = sum(parameter.nbytes for _, parameter in named)
-        if not named or size > _BATCHES_FOR_WEIGHTS * bytes_per_batch(device(self.model)):
+        if size > _BATCHES_FOR_WEIGHTS * bytes_per_batch(device(self.model)):
             return nullcontext()
         before = [parameter.data for _, parameter in named]
 

@@ -85,8 +85,8 @@ def causal_trace(
         prepend_bos: whether the prompt starts with BOS; None takes the model's default.
         batch_size: maximum rows per forward pass (one row is one noise sample of one cell). This
             bounds the memory; it does not change the scores beyond rounding. The check of the model
-            needs two rows in any case. None chooses by the device: rows whose largest tensor fits
-            the caches of a CPU, or a share of a GPU's memory.
+            needs two rows in any case. None chooses by the device: enough rows to keep a CPU
+            busy, or those whose largest tensor fits a share of a GPU's memory.
         progress: show a progress bar.
         require_correct: refuse a fact that the model does not know, as :func:`rome_lens.knows`
             decides it: every token of the answer must be the model's first choice. With False, the

@@ -90,9 +90,9 @@ def trace_facts(
         directory: a directory where finished traces are written at once. An interrupted run
             resumes from there, with the same facts or with more. None keeps everything in memory.
         progress: show a progress bar.
-        batch_bytes: bytes that the largest tensor of a forward pass may take. None chooses them by
-            the device: what caches hold on a CPU, a share of the memory on a GPU. Facts are traced
-            together, and this bounds how many share a pass. It changes scores by rounding only.
+        batch_bytes: bytes that the largest tensor of a forward pass may take; None takes a share of
+            a GPU's memory. Facts are traced together, and this bounds how many share a pass. It
+            changes scores by rounding only. On a CPU, passes are smaller in any case.
         component, window, noise, samples, answer, prepend_bos, batch_size: as for
             :func:`causal_trace`. ``noise`` cannot be a tensor, because a tensor fits one subject.
 

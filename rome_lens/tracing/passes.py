@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rome_lens.arguments import whole_number
-from rome_lens.forward.memory import bytes_per_batch, bytes_per_slice
+from rome_lens.forward.memory import bytes_per_batch
 from rome_lens.models.lens import LensModel, device
 
 Item = TypeVar("Item")
@@ -22,6 +22,9 @@ _CALL_ON_A_CPU = 12_000_000
 _CALL_ON_A_GPU = 10_000_000_000
 # Reading a block's weights takes as long as running so many tokens.
 _TOKENS_PER_READING = 30
+# A pass on a CPU takes as long as so many calls would. Larger ones gain little, and tokens cost up
+# to a third more once they leave the caches.
+_CALLS_PER_PASS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def pass_size(
     Args:
         batch_size: maximum rows; None means that only memory bounds them.
         batch_bytes: bytes that the largest tensor of a pass may take; None chooses them by the
-            device. On a CPU it is what caches hold, on a GPU a share of its memory.
+            device. On a CPU, passes are smaller in any case, because larger ones leave its caches.
 
     Raises:
         ArgumentError: one of them is below 1.
@@ -84,20 +87,22 @@ def pass_size(
     if batch_bytes is not None:
         batch_bytes = whole_number("batch_bytes", batch_bytes, least=1)
     most = bytes_per_batch(on) if batch_bytes is None else batch_bytes
-    if batch_bytes is None:
-        batch_bytes = bytes_per_slice(on) if on.type == "cpu" else most
-    bytes_each = next(model.blocks[0].parameters()).element_size()
-    call = _CALL_ON_A_CPU if on.type == "cpu" else _CALL_ON_A_GPU
+    values = most // next(model.blocks[0].parameters()).element_size()
     weights = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    per_past = 2 * (getattr(cfg, "n_key_value_heads", None) or cfg.n_heads) * cfg.d_head
+    multiply_adds = _CALL_ON_A_CPU if on.type == "cpu" else _CALL_ON_A_GPU
+    call = _TOKENS_PER_READING + multiply_adds // weights
+    per_token = max(cfg.d_model, cfg.d_mlp or 0)
+    heads = cfg.n_heads or 1  # a state space model has none
+    per_past = 2 * (getattr(cfg, "n_key_value_heads", None) or heads) * (cfg.d_head or 0)
+    at_once = _CALLS_PER_PASS * call * per_token if on.type == "cpu" else values
     return PassSize(
         rows=_MOST_ROWS if batch_size is None else min(batch_size, _MOST_ROWS),
-        values=batch_bytes // bytes_each,
-        call=_TOKENS_PER_READING + call // weights,
-        per_token=max(cfg.d_model, cfg.d_mlp or 0),
-        per_pair=cfg.n_heads,
+        values=min(values, at_once),
+        call=call,
+        per_token=per_token,
+        per_pair=heads,
         per_past=per_past,
-        kept=2 * most // bytes_each,
+        kept=2 * values,
         per_kept_token=cfg.n_layers * (cfg.d_model + per_past),
     )
 

@@ -507,6 +507,32 @@ def test_a_model_in_training_mode_is_traced_without_dropout_and_stays_in_it(fact
     assert torch.equal(found.sample_scores, expected.sample_scores)
 
 
+@pytest.mark.skipif("HookedTransformer" not in CLASSES, reason="needs HookedTransformer")
+def test_weights_are_laid_out_once_and_are_the_same_tensors_afterwards(fact: rl.Fact) -> None:
+    model = tiny("llama", "HookedTransformer")
+    loaded = {name: parameter.data for name, parameter in model.named_parameters()}
+    expected = rl.causal_trace(model, fact, require_correct=False, component="mlp")
+    seen: list[bool] = []
+
+    def watch(block: Any, args: Any) -> None:
+        seen.append(block.mlp.W_out.T.is_contiguous() and block.attn.W_Q.mT.is_contiguous())
+
+    handle = model.blocks[2].register_forward_pre_hook(watch)
+    try:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        before = [parameter.data_ptr() for parameter in model.parameters()]
+        trace = rl.causal_trace(model, fact, require_correct=False, component="mlp")
+        assert [parameter.data_ptr() for parameter in model.parameters()] == before
+        assert all(seen)
+        assert not model.blocks[2].mlp.W_out.T.is_contiguous()
+    finally:
+        handle.remove()
+        for name, parameter in model.named_parameters():
+            parameter.data = loaded[name]
+    assert torch.equal(trace.sample_scores, expected.sample_scores)
+
+
 def test_an_interrupted_trace_leaves_the_model_as_it_was(
     toy: Any, toy_record: rl.data.Record, untouched: Any
 ) -> None:
