@@ -191,7 +191,7 @@ def rome_batch(
         >>> identity = rl.KeyStatistics.identity(model, layer=2)
         >>> edits = rl.rome_batch(model, records, layer=2, statistics=identity, contexts=["{}"])
         >>> [edit.fact.new_target for edit in edits]
-        ['Ondavel', 'Ondavel', 'Ondavel']
+        ['Ondavel', 'Lusiba', 'Helsby']
     """
     one_of("on_error", on_error, OnError)
     layer, given = check_layer(model, layer), as_facts(facts)
