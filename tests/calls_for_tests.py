@@ -163,6 +163,14 @@ CALLS: dict[str, Call] = {
     "random_contexts": lambda b: rl.random_contexts(b.model, prefixes=2),
     "rome": _rome(),
     "rome, r-rome": _rome(variant="r-rome", config=rl.RomeConfig(steps=2, norms="centred")),
+    "rome_batch": lambda b: rl.rome_batch(
+        b.model,
+        b.records[:2],
+        layer=LAYER,
+        statistics=b.statistics,
+        contexts=CONTEXTS,
+        config=FEWER,
+    ),
     "rome_sequence": lambda b: rl.rome_sequence(
         b.model,
         b.records[:2],
