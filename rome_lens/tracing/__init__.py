@@ -6,7 +6,9 @@ returns. (The literature also calls this corrupted-run activation patching.)
 * ``noise.py``, ``corruption.py``: how the subject is corrupted. ``embedding_statistics.py``: how
   strong noise has to be.
 * ``clean_run.py``: the run without corruption. ``cells.py``: which states are restored.
-* ``restoring.py``: the engine that restores them. ``scoring.py``: from residual streams to scores.
+* ``corrupted_run.py``: runs with a corrupted subject. ``restoring.py``: the engine that restores
+  states in them. ``branches.py``: cells that are one computation. ``passes.py``: how much is
+  computed in one forward pass. ``scoring.py``: from residual streams to scores.
 * ``causal.py``, ``severed.py``, ``attribution.py``: the three kinds of trace. ``results.py``: what
   they return.
 * ``many_facts.py``, ``averages.py``: traces of many facts, and their averages.

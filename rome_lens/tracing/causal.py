@@ -21,10 +21,11 @@ from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_clean
+from rome_lens.tracing.corrupted_run import run_corrupted
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.passes import packed, pass_size
-from rome_lens.tracing.restoring import Restorer, run_corrupted
+from rome_lens.tracing.restoring import Restorer
 from rome_lens.tracing.results import CausalTrace
 from rome_lens.tracing.scoring import (
     cell_scores,

@@ -18,103 +18,20 @@ traced together share the work that they have in common:
 A model that cannot run later positions alone runs all of them, and one fact at a time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
-from rome_lens.forward.kv_cache import LayerPast, Past
-from rome_lens.forward.module_hooks import hooks_on
+from rome_lens.forward.kv_cache import LayerPast
 from rome_lens.forward.partial import PartialForward
-from rome_lens.forward.tokens import pad_right
-from rome_lens.models.hook_names import EMBED, Component, Hook, component_hook
+from rome_lens.models.hook_names import Component, Hook, component_hook
+from rome_lens.tracing.branches import Branch, Rows, consecutive, distinct, longs, order
 from rome_lens.tracing.cells import Cell
-from rome_lens.tracing.clean_run import CleanRun
+from rome_lens.tracing.corrupted_run import CorruptedRun
 from rome_lens.tracing.passes import PassSize, merged_widths, packed
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorruptedRun:
-    """A run of one or several facts with corrupted subjects, padded on the right."""
-
-    facts: tuple[CleanRun, ...]
-    """The clean run of each fact. A fact may occur several times, with different noise."""
-    samples: tuple[int, ...]
-    """The number of each fact's noise samples. Each is a row, and the facts follow each other."""
-    streams: tuple[Float[Tensor, "row pos d_model"], ...]
-    """The residual stream that enters each layer, and last the one that leaves the last layer."""
-    past: Past | None
-    """Its attention keys and values; None where the model cannot run later positions alone."""
-
-
-def run_corrupted(
-    forward: PartialForward,
-    facts: Sequence[CleanRun],
-    embeddings: Sequence[Float[Tensor, "_sample _pos d_model"]],
-    *,
-    hooks: Sequence[Hook] = (),
-) -> CorruptedRun:
-    """Run the facts on these embeddings instead of their tokens' own, with further ``hooks``."""
-    samples = tuple(map(len, embeddings))
-    one_each = pad_right([fact.tokens.tolist() for fact in facts])
-    tokens = one_each.repeat_interleave(_longs(samples), dim=0)
-    width = tokens.shape[1]
-    padded = torch.cat([pad(each, (0, 0, 0, width - each.shape[1])) for each in embeddings])
-    with hooks_on(forward.model, [(EMBED, lambda value, hook: padded), *hooks]):
-        streams, past = forward.run(tokens)
-    return CorruptedRun(facts=tuple(facts), samples=samples, streams=streams, past=past)
-
-
-class Branch(NamedTuple):
-    """Cells that are one computation up to some layer: they have restored the same states."""
-
-    run: int
-    """The number of the fact in the corrupted run."""
-    pos: int
-    """The restored position."""
-    head: int | None
-    """The restored head, for component ``"z"``."""
-    start: int
-    """The first restored layer."""
-    stop: int
-    """The layer after the last one that has been restored so far."""
-
-    @classmethod
-    def of(cls, cell: Cell, layer: int) -> "Branch":
-        """The branch that a cell belongs to when ``layer`` runs."""
-        window = cell.window
-        return cls(cell.run, cell.pos, cell.head, window.start, min(window.stop, layer + 1))
-
-    def before(self, layer: int) -> "Branch":
-        """The branch that this one was a part of before ``layer`` ran."""
-        return self._replace(stop=min(self.stop, layer))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """The rows of some branches: one row for each noise sample of each branch's fact."""
-
-    branches: Sequence[Branch]
-    first: Int[Tensor, " branch"]
-    """The first row of each branch."""
-    count: Int[Tensor, " branch"]
-    """The number of its rows."""
-    run: Int[Tensor, " row"]
-    """The row in the corrupted run that each row comes from."""
-    pos: Int[Tensor, " row"]
-    """The position that each row restores."""
-    state: Int[Tensor, " row"]
-    """The place of the clean state among all clean states of a layer."""
-
-    def of(self, branches: Iterable[Branch]) -> Int[Tensor, " row"]:
-        """The rows of some of the branches, in the order given."""
-        numbers = {branch: number for number, branch in enumerate(self.branches)}
-        chosen = _longs([numbers[branch] for branch in branches])
-        return _consecutive(self.first[chosen], self.count[chosen])
 
 
 class Restorer:
@@ -141,7 +58,7 @@ class Restorer:
         self.n_layers = len(run.streams) - 1
         self._device = run.streams[0].device
         self._lengths = [len(fact.tokens) for fact in run.facts]
-        lengths, self._counts = _longs(self._lengths), _longs(run.samples)
+        lengths, self._counts = longs(self._lengths), longs(run.samples)
         self._first_state = lengths.cumsum(0) - lengths
         self._first_row = self._counts.cumsum(0) - self._counts
         # The clean states of all facts in one tensor for each layer, one fact after the other.
@@ -150,7 +67,7 @@ class Restorer:
             for layer in range(self.n_layers)
         }
         self._running = self._rows([])  # what the hooks act on: the rows of the running block
-        self._alone: dict[int, tuple[_Rows, Float[Tensor, "row d_model"]]] = {}
+        self._alone: dict[int, tuple[Rows, Float[Tensor, "row d_model"]]] = {}
 
     def final_streams(
         self, cells: Sequence[Cell], *, size: PassSize, read: int
@@ -164,7 +81,7 @@ class Restorer:
         if self.component != "resid" and self.run.past is not None:
             self._run_alone(cells, size)
         for width, members in self._groups(cells, size).items():
-            members.sort(key=lambda i: _order(cells[i]))
+            members.sort(key=lambda i: order(cells[i]))
             past = 0 if self.run.past is None else max(cells[i].pos for i in members)
             most = size.rows_of(width, past)
             for batch in packed(members, [self._samples(cells[i]) for i in members], most):
@@ -189,7 +106,7 @@ class Restorer:
         stream = self.run.streams[0].new_empty((0, width, self.run.streams[0].shape[-1]))
         rows = self._rows([])
         for layer in range(min(cell.window.start for cell in cells), self.n_layers):
-            branches = _distinct(
+            branches = distinct(
                 Branch.of(cell, layer) for cell in cells if cell.window.start <= layer
             )
             old = [branch for branch in branches if branch.start < layer]
@@ -206,7 +123,7 @@ class Restorer:
         return self._last_positions(stream, cells, own, read)
 
     def _joining_stream(
-        self, layer: int, rows: _Rows, width: int
+        self, layer: int, rows: Rows, width: int
     ) -> Float[Tensor, "row pos d_model"]:
         """The stream after ``layer`` of branches that restore it as their first layer."""
         if self.component != "resid" and self.run.past is None:
@@ -223,7 +140,7 @@ class Restorer:
     def _run_alone(self, cells: Sequence[Cell], size: PassSize) -> None:
         """Run the first restored layer of each cell, at the restored position alone."""
         for layer in sorted({cell.window.start for cell in cells}):
-            branches = _distinct(
+            branches = distinct(
                 Branch.of(cell, layer) for cell in cells if cell.window.start == layer
             )
             after = []
@@ -235,7 +152,7 @@ class Restorer:
             self._alone[layer] = self._rows(branches), torch.cat(after)
 
     def _run_block(
-        self, layer: int, stream: Float[Tensor, "row pos d_model"], rows: _Rows
+        self, layer: int, stream: Float[Tensor, "row pos d_model"], rows: Rows
     ) -> Float[Tensor, "row pos d_model"]:
         """Run a layer, in which the hooks restore what the rows' branches restore there."""
         self._running = rows
@@ -283,7 +200,7 @@ class Restorer:
         place, (state,) = self._place(own), self._moved(rows.state[own])
         value = value.clone()
         if self.component == "z":
-            heads = _longs([branch.head for branch in rows.branches]).repeat_interleave(rows.count)
+            heads = longs([branch.head for branch in rows.branches]).repeat_interleave(rows.count)
             (head,) = self._moved(heads[own])
             at_head = (*place, head)
             value[at_head] = self._states[layer][state, head]
@@ -297,17 +214,17 @@ class Restorer:
         return self._moved(rows, pos if self.run.past is None else torch.zeros_like(pos))
 
     def _from_first_position(
-        self, stream: Float[Tensor, "run_row all_pos d_model"], rows: _Rows, width: int
+        self, stream: Float[Tensor, "run_row all_pos d_model"], rows: Rows, width: int
     ) -> Float[Tensor, "row width d_model"]:
         """A stream of the corrupted run at the first ``width`` positions that each row runs."""
         first = self._shared_first(rows, width)
         if first is not None:
             return stream[self._moved(rows.run)[0], first : first + width]
         # Padding repeats the last position.
-        positions = (rows.pos[:, None] + _longs(range(width))).clamp(max=stream.shape[1] - 1)
+        positions = (rows.pos[:, None] + longs(range(width))).clamp(max=stream.shape[1] - 1)
         return stream[self._moved(rows.run[:, None], positions)]
 
-    def _shared_first(self, rows: _Rows, width: int) -> int | None:
+    def _shared_first(self, rows: Rows, width: int) -> int | None:
         """The first of ``width`` positions that the rows run, if it is the same and none is padding
         in all of them."""
         firsts = {branch.pos for branch in rows.branches} if self.run.past is not None else {0}
@@ -323,9 +240,9 @@ class Restorer:
     ) -> Float[Tensor, "cell_row read d_model"]:
         """The last ``read`` positions of each cell's fact, in the rows of each cell."""
         ends = [self._later(cell) for cell in cells]
-        counts = _longs([self._samples(cell) for cell in cells])
-        last = _longs(ends).repeat_interleave(counts)[:, None]
-        columns = (last - read + _longs(range(read))).clamp(min=0)
+        counts = longs([self._samples(cell) for cell in cells])
+        last = longs(ends).repeat_interleave(counts)[:, None]
+        columns = (last - read + longs(range(read))).clamp(min=0)
         return stream[self._moved(rows[:, None], columns)]
 
     def _later(self, cell: Cell) -> int:
@@ -337,14 +254,14 @@ class Restorer:
         """The number of noise samples of the cell's fact."""
         return self.run.samples[cell.run]
 
-    def _rows(self, branches: Sequence[Branch]) -> _Rows:
-        run = _longs([branch.run for branch in branches])
-        pos, count = _longs([branch.pos for branch in branches]), self._counts[run]
-        return _Rows(
+    def _rows(self, branches: Sequence[Branch]) -> Rows:
+        run = longs([branch.run for branch in branches])
+        pos, count = longs([branch.pos for branch in branches]), self._counts[run]
+        return Rows(
             branches=branches,
             first=count.cumsum(0) - count,
             count=count,
-            run=_consecutive(self._first_row[run], count),
+            run=consecutive(self._first_row[run], count),
             pos=pos.repeat_interleave(count),
             state=(self._first_state[run] + pos).repeat_interleave(count),
         )
@@ -352,24 +269,3 @@ class Restorer:
     def _moved(self, *indices: Int[Tensor, "..."]) -> tuple[Tensor, ...]:
         """Indices, which are computed on the CPU, on the model's device."""
         return tuple(index.to(self._device) for index in indices)
-
-
-def _order(cell: Cell) -> tuple[int, ...]:
-    """Cells that share most stand together."""
-    head = -1 if cell.head is None else cell.head
-    return (cell.window.start, cell.run, cell.pos, head, cell.window.stop)
-
-
-def _distinct(branches: Iterable[Branch]) -> list[Branch]:
-    return list(dict.fromkeys(branches))
-
-
-def _longs(numbers: Iterable[Any]) -> Int[Tensor, " number"]:
-    return torch.tensor(list(numbers), dtype=torch.long, device="cpu")
-
-
-def _consecutive(firsts: Int[Tensor, " part"], counts: Int[Tensor, " part"]) -> Tensor:
-    """``counts[i]`` numbers from ``firsts[i]`` on, for each ``i``."""
-    starts = counts.cumsum(0) - counts
-    numbers = torch.arange(int(counts.sum()), device="cpu")
-    return (firsts - starts).repeat_interleave(counts) + numbers

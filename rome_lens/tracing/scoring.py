@@ -16,9 +16,10 @@ from rome_lens.forward.partial import PartialForward
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid
 from rome_lens.tracing.clean_run import CleanRun
+from rome_lens.tracing.corrupted_run import CorruptedRun
 from rome_lens.tracing.corruption import noise_text
 from rome_lens.tracing.noise import Noise
-from rome_lens.tracing.restoring import CorruptedRun, Restorer
+from rome_lens.tracing.restoring import Restorer
 
 _NO_TOKEN = -1
 

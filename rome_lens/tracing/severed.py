@@ -19,10 +19,11 @@ from rome_lens.models.hook_names import Component, Hook, capture_hooks, componen
 from rome_lens.models.lens import LensModel, check_has_mlp
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_one
+from rome_lens.tracing.corrupted_run import CorruptedRun, run_corrupted
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise, noise_text
 from rome_lens.tracing.noise import GaussianNoise, Noise, NoiseError
 from rome_lens.tracing.passes import pass_size
-from rome_lens.tracing.restoring import CorruptedRun, Restorer, run_corrupted
+from rome_lens.tracing.restoring import Restorer
 from rome_lens.tracing.results import HeldLayers, Severed, SeveredTrace
 from rome_lens.tracing.scoring import (
     cell_scores,
