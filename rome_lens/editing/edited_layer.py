@@ -66,25 +66,20 @@ class LossRows:
     """The position of each of these predictions in ``stream``."""
 
     def of_facts(self, facts: Sequence[int]) -> "LossRows":
-        """The rows of these facts, which are numbered anew in this order."""
-        number = torch.full_like(self.fact, -1).index_put(
-            (torch.tensor(facts, dtype=torch.long, device=self.fact.device),),
-            torch.arange(len(facts), device=self.fact.device),
-        )  # at most as many facts as rows
-        fact = number[self.fact]
-        (rows,) = (fact >= 0).nonzero(as_tuple=True)
-        new_row = torch.full_like(self.fact, -1)
-        new_row[rows] = torch.arange(len(rows), device=rows.device)
-        (reads,) = (new_row[self.read_rows] >= 0).nonzero(as_tuple=True)
-        positions = self.read_positions[reads]
+        """The rows of these facts. They get new numbers, in the order given."""
+        chosen = torch.tensor(facts, dtype=torch.long, device=self.fact.device)
+        is_of = self.fact[:, None] == chosen
+        rows, fact = is_of.nonzero(as_tuple=True)
+        new_row = is_of.any(1).cumsum(0) - 1
+        reads = is_of.any(1)[self.read_rows]
         return LossRows(
-            fact=fact[rows],
+            fact=fact,
             stream=self.stream[rows],
             outputs=self.outputs[rows],
             lookups=self.lookups[rows],
             pasts=None if self.pasts is None else tuple(past.rows(rows) for past in self.pasts),
             read_rows=new_row[self.read_rows[reads]],
-            read_positions=positions,
+            read_positions=self.read_positions[reads],
         )
 
 
@@ -222,19 +217,18 @@ class _AllRows:
         That is a row of the fact with the same lookup position and the same tokens so far. The KL
         prompt of "{} lives in" begins as the bare prompt does, for example.
         """
-        tokens, lookups, fact = (x.tolist() for x in (self.tokens, self.lookups, self.fact))
-        numbers = range(len(tokens))
-        same_subject = [
-            [
-                j
-                for j in numbers
-                if self.is_read[j] and (fact[j], lookups[j]) == (fact[i], lookups[i])
-            ]
-            for i in numbers
-        ]
+        tokens = self.tokens.tolist()
+        subjects = list(zip(self.fact.tolist(), self.lookups.tolist(), strict=True))
+        rows_of: dict[tuple[int, int], list[int]] = {}
+        for row in self.is_read.nonzero()[:, 0].tolist():
+            rows_of.setdefault(subjects[row], []).append(row)
         read_rows = [
-            next(i for i in same_subject[row] if tokens[i][: end + 1] == tokens[row][: end + 1])
-            for row, end in zip(*(each.tolist() for each in self.reads), strict=True)
+            next(
+                i
+                for i in rows_of[subjects[row]]
+                if tokens[i][: position + 1] == tokens[row][: position + 1]
+            )
+            for row, position in zip(*(each.tolist() for each in self.reads), strict=True)
         ]
         rows = torch.tensor(read_rows, dtype=torch.long, device="cpu")
         return self._reading(rows, self.reads[1])
