@@ -5,16 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, get_args
 
 from rome_lens.arguments import one_of, several
-from rome_lens.data.facts import Fact, FactError
 from rome_lens.editing.config import RomeConfig, Variant
-from rome_lens.editing.editors import FineTuning
-from rome_lens.editing.optimiser import OptimisationError
-from rome_lens.editing.rank_one_edit import RankOneEdit
-from rome_lens.editing.rome_method import rome_batch
-from rome_lens.editing.weight_edit import WeightEdit
-from rome_lens.errors import ArgumentError, RomeLensError
+from rome_lens.editing.editors import FineTuning, RomeEditor
+from rome_lens.errors import ArgumentError
 from rome_lens.keys.statistics import KeyStatistics
-from rome_lens.models.lens import LensModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,35 +64,23 @@ def editors_by_name(
     return dict(zip(names, chosen, strict=True))
 
 
-def edit_facts(
-    model: LensModel,
-    facts: Sequence[Fact],
+def at_layer(
     editor: SweepEditor,
-    *,
     layer: int,
+    *,
     statistics: KeyStatistics | None,
     contexts: Sequence[str],
     prepend_bos: bool | None,
-) -> list[RankOneEdit | WeightEdit | RomeLensError]:
-    """The edit that an editor makes of each fact at a layer, or the error in its place."""
+) -> RomeEditor | FineTuning:
+    """The editor of one layer. ROME needs the layer's statistics."""
     if isinstance(editor, FineTuning):
-        return [_fine_tuned(model, fact, replace(editor, layer=layer)) for fact in facts]
-    edits = rome_batch(
-        model,
-        facts,
-        layer=layer,
+        return replace(editor, layer=layer)
+    assert statistics is not None
+    return RomeEditor(
         statistics=statistics,
-        contexts=contexts,
         config=editor.config,
         variant=editor.variant,
+        contexts=contexts,
+        layer=layer,
         prepend_bos=prepend_bos,
-        on_error="return",
     )
-    return list(edits)
-
-
-def _fine_tuned(model: LensModel, fact: Fact, editor: FineTuning) -> WeightEdit | RomeLensError:
-    try:
-        return editor(model, fact)
-    except (FactError, OptimisationError) as error:
-        return error

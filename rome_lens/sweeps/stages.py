@@ -8,6 +8,7 @@ from typing import TypeAlias
 from rome_lens.checks.limits import check_limits
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
+from rome_lens.editing.editors import edits_or_errors
 from rome_lens.errors import RomeLensError
 from rome_lens.evaluation.evaluating import evaluate
 from rome_lens.keys.statistics import KeyStatistics
@@ -15,7 +16,7 @@ from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 from rome_lens.storage import StorageError
 from rome_lens.stores import Store
-from rome_lens.sweeps.editors import RomeSetting, edit_facts
+from rome_lens.sweeps.editors import RomeSetting, at_layer
 from rome_lens.sweeps.units import Failure, Job, Plan, Stage, Units
 from rome_lens.tracing.many_facts import NotKnown, trace_facts
 
@@ -110,15 +111,14 @@ def _edits(
     model: LensModel, plan: Plan, facts: Sequence[Fact], *, layer: int, editor: str
 ) -> Sequence[Stored | RomeLensError]:
     kept = plan.statistics.get(layer)
-    return edit_facts(
-        model,
-        facts,
+    its_editor = at_layer(
         plan.editors[editor],
-        layer=layer,
+        layer,
         statistics=None if kept is None else _statistics(plan.directory / "keys", kept[1]),
         contexts=plan.contexts,
         prepend_bos=plan.prepend_bos,
     )
+    return edits_or_errors(model, its_editor, facts)
 
 
 @lru_cache(maxsize=1)  # jobs come layer by layer, and statistics keep their factorisation

@@ -58,7 +58,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
         monkeypatch.setattr(stages, name, counting)
 
-    for name in ("trace_facts", "edit_facts", "evaluate"):
+    for name in ("trace_facts", "edits_or_errors", "evaluate"):
         count(name)
     return calls
 
@@ -152,7 +152,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("trace_facts", "edit_facts", "evaluate"):
+    for name in ("trace_facts", "edits_or_errors", "evaluate"):
         function = getattr(stages, name)
 
         def interrupted(
@@ -171,7 +171,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_nothing(
     for _ in range(2):
         small_sweep(bridge, tmp_path)
         # Two layers of two batches: one with two facts, one with the fact that cannot be edited.
-        assert counted == {"trace_facts": 3, "edit_facts": 4, "evaluate": 4}
+        assert counted == {"trace_facts": 3, "edits_or_errors": 4, "evaluate": 4}
         assert (tmp_path / TABLE).read_bytes() == whole.table
 
 
@@ -189,17 +189,17 @@ def test_a_batch_of_which_a_part_was_kept_gives_the_rest_bit_for_bit(
 def test_edits_that_do_not_fit_into_memory_together_are_made_alone(
     bridge: Any, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit_facts = stages.edit_facts
+    edits_or_errors = stages.edits_or_errors
 
-    def one_only(model: Any, facts: Any, *args: Any, **options: Any) -> Any:
+    def one_only(model: Any, editor: Any, facts: Any) -> Any:
         if len(facts) > 1:
             raise MemoryError("not enough")
-        return edit_facts(model, facts, *args, **options)
+        return edits_or_errors(model, editor, facts)
 
     shutil.copytree(whole.directory, tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "units").glob("rankoneedit-*"):
         path.unlink()
-    monkeypatch.setattr(stages, "edit_facts", one_only)
+    monkeypatch.setattr(stages, "edits_or_errors", one_only)
     rows = small_sweep(bridge, tmp_path).rows
     assert rows.error.tolist() == whole.result.rows.error.tolist()
     assert rows.norm.to_numpy() == pytest.approx(
