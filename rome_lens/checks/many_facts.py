@@ -124,7 +124,9 @@ def _edits(
     names: Sequence[str],
     progress: bool,
 ) -> list[Any]:
-    """The edit of each fact, from the store or made in batches, each of which is kept at once.
+    """The edit of each fact, from the store or newly made.
+
+    Edits are made in batches, and every batch is stored as soon as it is finished.
 
     Only rank-one edits are kept, because not every editor's edit can be saved.
     """

@@ -5,6 +5,7 @@ From a fact to an edit by ROME, in the order of the steps:
 * ``rome_method.py``: ``rome`` and ``rome_batch``. Start reading here.
 * ``side_by_side.py``: runs the steps below, for several facts at once.
 * ``contexts.py``: random prefixes. ``prompts.py``: the fact's prompt in contexts, as token rows.
+  ``row_batch.py``: the rows of several facts as one batch.
 * ``edited_layer.py``: one forward pass of these rows, and the later layers on a changed value.
 * ``rome_key.py``: the key ``k*``.
 * ``value_optimisation.py``: the value ``v*``. ``optimiser.py``: one step of Adam.

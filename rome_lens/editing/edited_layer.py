@@ -13,13 +13,14 @@ together all the same, padded on both sides (see :class:`rome_lens.forward.kv_ca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.editing.prompts import EditRows
+from rome_lens.editing.row_batch import RowBatch
 from rome_lens.forward.additions import mlp_contribution
 from rome_lens.forward.kv_cache import LayerPast
 from rome_lens.forward.module_hooks import hooks_on
@@ -113,36 +114,36 @@ class EditedLayer:
             later_positions: leave out the positions before the lookup positions where that is
                 possible. It is not known to be right before :meth:`check` has passed.
         """
-        all_rows = _AllRows.of(rows)
-        row, reads = all_rows.compared()
-        read = all_rows.reads[1][reads]
-        forward = PartialForward(model, all_rows.tokens[row], read=read, check=False)
+        batch = RowBatch.of(rows)
+        row, reads = batch.compared()
+        read = batch.reads[1][reads]
+        forward = PartialForward(model, batch.tokens[row], read=read, check=False)
         states = None
         if later_positions and forward.has_past:
-            merged = all_rows.merged()
+            merged = batch.merged()
             if (states := _states_from_lookups(forward, merged, layer)) is not None:
-                all_rows = merged
-        states = states or _states(forward, all_rows, layer)
+                batch = merged
+        states = states or _states(forward, batch, layer)
         keys = at_least_float32(states.keys)
         outputs = mlp_output(model, layer, keys)
         check_raw_output(model, layer, outputs, states.mlp_out)
         counts = [len(each.tokens) for each in rows]
         subjects = zip(keys.split(counts), outputs.split(counts), strict=True)
         device = states.stream.device
-        (of_loss,) = all_rows.is_read.nonzero(as_tuple=True)
-        new_row = torch.full_like(all_rows.fact, -1)
+        (of_loss,) = batch.is_read.nonzero(as_tuple=True)
+        new_row = torch.full_like(batch.fact, -1)
         new_row[of_loss] = torch.arange(len(of_loss), device="cpu")
-        read_rows, read_positions = all_rows.reads
+        read_rows, read_positions = batch.reads
         return cls(
             layer=layer,
             forward=forward,
             compared=reads.to(device),
             subjects=tuple(SubjectStates(keys=keys, outputs=out) for keys, out in subjects),
             rows=LossRows(
-                fact=all_rows.fact[of_loss].to(device),
+                fact=batch.fact[of_loss].to(device),
                 stream=states.stream[of_loss.to(device)],
                 outputs=outputs[of_loss.to(device)],
-                lookups=(all_rows.lookups - states.starts)[of_loss].to(device),
+                lookups=(batch.lookups - states.starts)[of_loss].to(device),
                 pasts=states.pasts(of_loss),
                 read_rows=new_row[read_rows].to(device),
                 read_positions=(read_positions - states.starts[read_rows]).to(device),
@@ -186,82 +187,6 @@ class EditedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AllRows:
-    """The rows of all facts as one batch."""
-
-    tokens: Int[Tensor, "row pos"]
-    fact: Int[Tensor, " row"]
-    lookups: Int[Tensor, " row"]
-    is_read: Tensor
-    """Whether the loss reads the row. It reads the bare prompt only where that is a context too."""
-    reads: tuple[Int[Tensor, " read"], Int[Tensor, " read"]]
-    """Row and position of every prediction that a loss reads, fact by fact."""
-    ends: Int[Tensor, " row"]
-    """The end of the positions that matter in each row: after the last one that is read."""
-
-    def compared(self) -> tuple[int, Int[Tensor, " read"]]:
-        """A row that the whole model runs too, and the numbers of the predictions in it.
-
-        It is the one with the earliest lookup position among those with the most positions after
-        it, so it is padded on the left.
-        """
-        number = torch.arange(len(self.lookups), device="cpu")
-        later = self.ends - self.lookups
-        widest = number[self.is_read & (later == later[self.is_read].max())]
-        row = int(widest[self.lookups[widest].argmin()])
-        return row, (self.reads[0] == row).nonzero()[:, 0]
-
-    def merged(self) -> "_AllRows":
-        """The same predictions, each read in the first row where it is the same one.
-
-        That is a row of the fact with the same lookup position and the same tokens so far. The KL
-        prompt of "{} lives in" begins as the bare prompt does, for example.
-        """
-        tokens = self.tokens.tolist()
-        subjects = list(zip(self.fact.tolist(), self.lookups.tolist(), strict=True))
-        rows_of: dict[tuple[int, int], list[int]] = {}
-        for row in self.is_read.nonzero()[:, 0].tolist():
-            rows_of.setdefault(subjects[row], []).append(row)
-        read_rows = [
-            next(
-                i
-                for i in rows_of[subjects[row]]
-                if tokens[i][: position + 1] == tokens[row][: position + 1]
-            )
-            for row, position in zip(*(each.tolist() for each in self.reads), strict=True)
-        ]
-        rows = torch.tensor(read_rows, dtype=torch.long, device="cpu")
-        return self._reading(rows, self.reads[1])
-
-    def _reading(self, rows: Int[Tensor, " read"], positions: Int[Tensor, " read"]) -> "_AllRows":
-        """The same rows, with other predictions that are read."""
-        is_read = torch.zeros_like(self.lookups, dtype=torch.bool)
-        is_read[rows] = True
-        ends = (self.lookups + 1).scatter_reduce(0, rows, positions + 1, "amax")
-        return replace(self, reads=(rows, positions), is_read=is_read, ends=ends)
-
-    @classmethod
-    def of(cls, rows: Sequence[EditRows]) -> "_AllRows":
-        """The rows of these facts, in their order."""
-        counts = torch.tensor([len(each.tokens) for each in rows], dtype=torch.long, device="cpu")
-        firsts = counts.cumsum(0) - counts
-        read_rows = torch.cat(
-            [each.reads[0] + first for each, first in zip(rows, firsts, strict=True)]
-        )
-        read_positions = torch.cat([each.reads[1] for each in rows])
-        lookups = torch.cat([each.lookups for each in rows])
-        all_rows = cls(
-            tokens=pad_right([row for each in rows for row in each.tokens.tolist()]),
-            fact=torch.arange(len(rows), device="cpu").repeat_interleave(counts),
-            lookups=lookups,
-            is_read=torch.ones_like(lookups, dtype=torch.bool),
-            reads=(read_rows, read_positions),
-            ends=lookups + 1,
-        )
-        return all_rows._reading(read_rows, read_positions)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _States:
     """A run of all rows: the edited layer at the lookup positions, and the stream after it."""
 
@@ -278,7 +203,7 @@ class _States:
         return self.later_pasts and tuple(past.rows(rows) for past in self.later_pasts)
 
 
-def _states(forward: PartialForward, rows: _AllRows, layer: int) -> _States:
+def _states(forward: PartialForward, rows: RowBatch, layer: int) -> _States:
     """From a run of all layers on all positions."""
     names, kept = (key_hook(layer), component_hook("mlp", layer)), dict[str, Tensor]()
     with torch.no_grad(), hooks_on(forward.model, capture_hooks(names, kept)):
@@ -289,7 +214,7 @@ def _states(forward: PartialForward, rows: _AllRows, layer: int) -> _States:
     return _States(keys=keys, mlp_out=mlp_out, stream=streams[layer + 1], starts=starts)
 
 
-def _states_from_lookups(forward: PartialForward, rows: _AllRows, layer: int) -> _States | None:
+def _states_from_lookups(forward: PartialForward, rows: RowBatch, layer: int) -> _States | None:
     """The same with less work, or None where the model cannot run later positions alone.
 
     The positions before the lookup position run through all layers, once for all rows that begin

@@ -287,11 +287,8 @@ def in_float32(model: LensModel) -> LensModel:
     A model that was made in inference mode is copied too, because gradients cannot flow through its
     tensors.
     """
-    parameters = list(model.parameters())
-    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in parameters)
-    if not half and not any(parameter.is_inference() for parameter in parameters):
-        return model
+    if not any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters()):
+        return differentiable(model)
     _release_graphs(model)
     with torch.inference_mode(False):
-        copied = copy.deepcopy(model)
-        return copied.to(torch.float32) if half else copied
+        return copy.deepcopy(model).to(torch.float32)

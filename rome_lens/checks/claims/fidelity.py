@@ -148,7 +148,7 @@ class Fidelity(Check):
 
     name = "fidelity"
     asks = "Does the model still read and write other text as it did?"
-    lacks = "there is no text that does not name the edited subject, give some: texts=[...]"
+    lacks = "there is no text to read without the edited subject, give some: texts=[...]"
 
     def __post_init__(self) -> None:
         whole_number("new_tokens", self.new_tokens, least=0)
