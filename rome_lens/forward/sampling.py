@@ -11,7 +11,7 @@ from rome_lens.arguments import whole_number
 from rome_lens.data.facts import FactError
 from rome_lens.forward.backend import backend_of
 from rome_lens.forward.memory import rows_per_batch
-from rome_lens.forward.module_hooks import changing_logits
+from rome_lens.forward.module_hooks import changing_logits, hooks_on
 from rome_lens.forward.readout import finished
 from rome_lens.forward.runs import (
     evaluating,
@@ -173,7 +173,7 @@ def _sample(
     tokens = torch.tensor(
         [start[:shortest] for start in starts], dtype=torch.long, device=device(model)
     )
-    with model.hooks(fwd_hooks=list(hooks)), last_position_logits(model):
+    with hooks_on(model, hooks), last_position_logits(model):
         _generate(model, tokens, choose, new_tokens=steps)
     rows = torch.stack(fed, dim=1).tolist()
     return [row[start:][:new_tokens] for row, start in zip(rows, unread.tolist(), strict=True)]

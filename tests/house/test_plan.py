@@ -164,3 +164,18 @@ def test_nothing_in_the_package_prints() -> None:
             ):
                 printing.append(name)
     assert printing == []
+
+
+def test_hooks_are_put_on_in_one_place() -> None:
+    """TransformerLens takes its hooks off in a clean-up that an interrupt can end half-way."""
+    puts_on = {"hooks", "run_with_hooks", "run_with_cache", "add_hook"}
+    places = {
+        name
+        for name, path in modules(PACKAGE).items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in puts_on
+        and ast.unparse(node.func.value) in ("model", "self.model", "type(model)")
+    }
+    assert places == {"forward.module_hooks"}
