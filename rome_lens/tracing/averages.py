@@ -3,16 +3,18 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rome_lens.arguments import one_of, several
+from rome_lens.data.relations import relation_of
 from rome_lens.errors import ArgumentError
-from rome_lens.intervals import FEWEST, Average, average, half_width
+from rome_lens.intervals import FEWEST, Average, average, cluster_rows, half_width
 from rome_lens.models.fingerprints import exact
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
@@ -57,6 +59,17 @@ class TraceAverage(Stored):
     """The corruption, as text."""
     model_fingerprint: str
     """The fingerprint of the traced model."""
+    relations: tuple[str, ...] = ()
+    """The prompt of each fact without its subject. It stands for the relation, by which intervals
+    are clustered. Empty in a file of an older version: each fact is a cluster of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relations and len(self.relations) != len(self.subjects):
+            raise ArgumentError(
+                f"There are {len(self.relations)} relations, expected one for each of "
+                f"{len(self.subjects)} facts."
+            )
 
     def __repr__(self) -> str:
         return (
@@ -72,17 +85,17 @@ class TraceAverage(Stored):
     @property
     def total_effect(self) -> Average:
         """The average total effect (ATE), ``E[clean - corrupted]``."""
-        return average((self.clean_scores - self.corrupted_scores).tolist())
+        return average((self.clean_scores - self.corrupted_scores).tolist(), self.clusters)
 
     @property
     def clean(self) -> Average:
         """The average probability of the answer in the clean run."""
-        return average(self.clean_scores.tolist())
+        return average(self.clean_scores.tolist(), self.clusters)
 
     @property
     def corrupted(self) -> Average:
         """The average probability of the answer in the corrupted runs."""
-        return average(self.corrupted_scores.tolist())
+        return average(self.corrupted_scores.tolist(), self.clusters)
 
     @property
     def indirect_effects(self) -> Float[Tensor, "layer role"]:
@@ -94,12 +107,15 @@ class TraceAverage(Stored):
 
     @property
     def half_widths(self) -> Float[Tensor, "layer role"]:
-        """Half the width of each AIE's 95 % Student-t interval over facts; NaN below five facts."""
+        """Half the width of each AIE's 95 % interval over facts, clustered by relation.
+
+        NaN below five relations; see :func:`rome_lens.intervals.half_width`.
+        """
         columns = []
         for column in range(len(self.roles)):
-            effects = self.of_role(column)
-            if len(effects) >= FEWEST:
-                columns.append(half_width(effects))
+            effects, clusters = self.of_role(column), self.clusters_of_role(column)
+            if len(effects) and len(cluster_rows(clusters, len(effects))) >= FEWEST:
+                columns.append(half_width(effects, clusters))
             else:
                 columns.append(torch.full_like(self.fact_effects[0, :, column], math.nan))
         return torch.stack(columns, dim=1)
@@ -136,8 +152,20 @@ class TraceAverage(Stored):
 
     def of_role(self, role: int) -> Float[Tensor, "fact layer"]:
         """The effects of the facts that have a token of the role ``roles[role]``."""
-        effects = self.fact_effects[:, :, role]
-        return effects[~effects[:, 0].isnan()]
+        return self.fact_effects[self._has_role(role), :, role]
+
+    def clusters_of_role(self, role: int) -> tuple[str, ...] | None:
+        """The relations of these facts; None if they are not known."""
+        kept = self._has_role(role).tolist()
+        return tuple(compress(self.relations, kept)) or None
+
+    @property
+    def clusters(self) -> tuple[str, ...] | None:
+        """The relation of each fact; None if it is not known."""
+        return self.relations or None
+
+    def _has_role(self, role: int) -> Bool[Tensor, " fact"]:
+        return ~self.fact_effects[:, 0, role].isnan()
 
 
 def roles_of(subject: tuple[int, int], length: int) -> dict[Role, list[int]]:
@@ -224,6 +252,7 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         samples=len(first.corrupted_samples),
         noise=first.noise,
         model_fingerprint=first.model_fingerprint,
+        relations=tuple(relation_of(trace.fact) for trace in averaged),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from rome_lens.errors import ArgumentError
+from rome_lens.intervals import FEWEST
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.results import CausalTrace, Position, SeveredTrace
 from rome_lens.viz.axes import COLOURS, NAMES, band, layer_label, layer_ticks, visible
@@ -128,7 +129,8 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
     """Draw indirect effects averaged over facts, in one column for each result.
 
     The upper panel is a heatmap of roles and layers. The lower panel shows the first, middle and
-    last subject tokens and the prompt's last token by layer, with 95 % intervals over facts.
+    last subject tokens and the prompt's last token by layer, with 95 % intervals over facts
+    if they are of five relations or more.
 
     Raises:
         ArgumentError: there is no result.
@@ -160,7 +162,15 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
             ("last", "tab:red"),
         ):
             column = result.roles.index(role)
-            band(below, x, result.of_role(column), label=role, colour=colour)
+            band(
+                below,
+                x,
+                result.of_role(column),
+                label=role,
+                colour=colour,
+                fewest=FEWEST,
+                clusters=result.clusters_of_role(column),
+            )
         below.axhline(0.0, color="grey", linewidth=0.5)
         step = max(1, len(x) // 9)
         below.set_xticks(x[::step], [str(i) for i in result.layers[::step]])
