@@ -13,7 +13,7 @@ from rome_lens.intervals import average, share
 from rome_lens.localisation.variance import SuccessMeasure, VarianceExplained, explain_variance
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
-from rome_lens.tracing.results import Position
+from rome_lens.tracing.positions import Position
 
 MEASURES: tuple[SuccessMeasure, ...] = get_args(SuccessMeasure)
 _SHARES = ("ES", "PS", "NS", "S")

@@ -31,7 +31,7 @@ from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.tracing.many_facts import TracedFacts, trace_facts
 from rome_lens.tracing.noise import GaussianNoise, Noise
-from rome_lens.tracing.results import Position
+from rome_lens.tracing.positions import Position
 
 
 @visits_model

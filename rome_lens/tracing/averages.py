@@ -19,7 +19,7 @@ from rome_lens.models.fingerprints import exact
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
 from rome_lens.tracing.many_facts import TracedFacts
-from rome_lens.tracing.results import CausalTrace
+from rome_lens.tracing.results import CausalTrace, Direction
 
 Role = Literal[
     "first subject", "middle subject", "last subject", "first subsequent", "further", "last"
@@ -46,9 +46,9 @@ class TraceAverage(Stored):
     fact_effects: Float[Tensor, "fact layer role"]
     """Each fact's indirect effects, averaged over its tokens of a role; NaN where it has none."""
     clean_scores: Float[Tensor, " fact"]
-    """Each fact's probability of the answer in the clean run."""
+    """Each fact's score in the clean run."""
     corrupted_scores: Float[Tensor, " fact"]
-    """Each fact's probability of the answer in the corrupted runs."""
+    """Each fact's score in the corrupted runs."""
     subjects: tuple[str, ...]
     """The subjects of the averaged facts, in order."""
     unknown: tuple[str, ...]
@@ -62,6 +62,10 @@ class TraceAverage(Stored):
     relations: tuple[str, ...] = ()
     """The prompt of each fact without its subject. It stands for the relation, by which intervals
     are clustered. Empty in a file of an older version: each fact is a cluster of its own."""
+    metric: str = "probability"
+    """What the scores are; see :data:`rome_lens.tracing.metrics.MetricName`."""
+    direction: Direction = "denoising"
+    """The direction of the traces. In noising, an indirect effect is ``clean - score``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,12 +93,12 @@ class TraceAverage(Stored):
 
     @property
     def clean(self) -> Average:
-        """The average probability of the answer in the clean run."""
+        """The average score of the clean run."""
         return average(self.clean_scores.tolist(), self.clusters)
 
     @property
     def corrupted(self) -> Average:
-        """The average probability of the answer in the corrupted runs."""
+        """The average score of the corrupted runs."""
         return average(self.corrupted_scores.tolist(), self.clusters)
 
     @property
@@ -253,6 +257,8 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         noise=first.noise,
         model_fingerprint=first.model_fingerprint,
         relations=tuple(relation_of(trace.fact) for trace in averaged),
+        metric=first.metric,
+        direction=first.direction,
     )
 
 
@@ -287,7 +293,8 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
 def _check_options(trace: CausalTrace, first: CausalTrace) -> None:
     # A trace of an older version does not say how its answer was scored.
     scoring = "answer_tokens" if first.scoring is None else "scoring"
-    for name in ("component", "window", "layers", "noise", scoring, "model_fingerprint"):
+    names = ("component", "window", "layers", "noise", scoring, "metric", "direction")
+    for name in (*names, "model_fingerprint"):
         own, expected = getattr(trace, name), getattr(first, name)
         if name == "model_fingerprint":  # older versions stored less of it
             own, expected = exact(own), exact(expected)
