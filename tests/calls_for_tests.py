@@ -203,6 +203,10 @@ CALLS: dict[str, Call] = {
         contexts=CONTEXTS,
     ),
     "top_answers": lambda b: rl.top_answers(b.model, [b.fact.text, "It rained"]),
+    "trace_edit": lambda b: rl.trace_edit(b.model, b.edit),
+    "trace_edit, noising": lambda b: rl.trace_edit(
+        b.model, b.edit, b.records[1].fact, component="mlp", direction="noising"
+    ),
     "trace_facts": lambda b: rl.trace_facts(b.model, b.records[:2], samples=2),
     "Edits.kept": lambda b: rl.Edits(edits=tuple(b.edits[:2])).kept(b.model),
 }

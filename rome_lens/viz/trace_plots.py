@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
+from rome_lens.localisation.edit_trace import EditTrace
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.positions import Position
 from rome_lens.tracing.results import CausalTrace, SeveredTrace, Trace
@@ -47,8 +48,9 @@ def trace(result: CausalTrace) -> Figure:
     axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
     layer_ticks(axes, result.layers)
     axes.set_xlabel(layer_label(result.window))
+    full, empty = _run_names(result)
     axes.set_title(
-        f"{NAMES[result.component]}: clean {result.clean:.2f}, corrupted {result.corrupted:.3f}",
+        f"{NAMES[result.component]}: {full} {result.clean:.2f}, {empty} {result.corrupted:.3f}",
         fontsize=9,
     )
     bar = figure.colorbar(image, ax=axes)
@@ -62,6 +64,11 @@ def _ends(result: CausalTrace) -> tuple[float, float]:
         return min(float(result.scores.min()), result.clean - 1e-6), result.clean
     top = max(float(result.scores.max()), result.corrupted + 1e-6)
     return min(result.corrupted, top), top
+
+
+def _run_names(result: CausalTrace) -> tuple[str, str]:
+    """What the two runs of a trace are called."""
+    return ("edited", "unedited") if isinstance(result, EditTrace) else ("clean", "corrupted")
 
 
 def _score_label(result: Trace) -> str:
