@@ -70,7 +70,14 @@ from rome_lens.evaluation import (
 )
 from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.keys import KeyStatistics, collect_key_statistics
-from rome_lens.localisation import EditTrace, LayerSweep, layer_sweep, trace_edit
+from rome_lens.localisation import (
+    EditTrace,
+    LayerSweep,
+    ValueComparison,
+    compare_value,
+    layer_sweep,
+    trace_edit,
+)
 from rome_lens.models import ModelSource, load_model
 from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
@@ -139,6 +146,7 @@ __all__ = [
     "TracedFacts",
     "Unedited",
     "UniformNoise",
+    "ValueComparison",
     "WeightEdit",
     "__version__",
     "answer_log_probs",
@@ -153,6 +161,7 @@ __all__ = [
     "choose_layer",
     "collect_key_statistics",
     "compare_editors",
+    "compare_value",
     "data",
     "edit_firing",
     "edit_firings",

@@ -150,6 +150,9 @@ CALLS: dict[str, Call] = {
     "compare_editors": lambda b: rl.compare_editors(
         b.model, b.records[:1], [rl.Unedited(), rl.InContext(), _editor(b)], generate=0
     ),
+    "compare_value": lambda b: rl.compare_value(
+        b.model, b.edit, ["Hugo Kessler"], texts=rl.data.texts()[:24]
+    ),
     "edit_firing": lambda b: rl.edit_firing(b.model, b.edit, b.fact.text),
     "edit_firings": lambda b: rl.edit_firings(b.model, b.edit, [b.fact.text, "It rained."]),
     "evaluate": lambda b: rl.evaluate(b.model, b.edit, b.record, generate=4),

@@ -1,6 +1,7 @@
 """Pictures and pages of results. Functions return figures or HTML, and run no model.
 
-* ``trace_plots.py``, ``layer_plots.py``, ``sweep_plots.py``, ``check_plots.py``: figures.
+* ``trace_plots.py``, ``layer_plots.py``, ``sweep_plots.py``, ``check_plots.py``,
+  ``value_plots.py``: figures.
   ``axes.py``: what they share.
 * ``html.py``: coloured tokens, and figures as HTML. ``page.py``: whole pages.
 * ``notebook.py``: what a notebook shows for each type of result.
@@ -12,6 +13,7 @@ from rome_lens.viz.html import Html, figure_html, firing, tokens, trace_tokens
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.trace_plots import averages, heads, severed, trace
+from rome_lens.viz.value_plots import values
 
 __all__ = [
     "Html",
@@ -26,4 +28,5 @@ __all__ = [
     "tokens",
     "trace",
     "trace_tokens",
+    "values",
 ]
