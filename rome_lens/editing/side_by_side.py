@@ -24,7 +24,7 @@ from rome_lens.editing.rome_key import mapped_key, mean_key
 from rome_lens.editing.value_optimisation import OptimisedValue, optimised_values
 from rome_lens.forward.memory import bytes_per_batch
 from rome_lens.forward.partial import ResumeError
-from rome_lens.forward.runs import differentiable, differentiating
+from rome_lens.forward.runs import differentiable, differentiating, weights_laid_out
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.models.door import visits_model
@@ -133,13 +133,14 @@ def rank_one_edits(
     configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]
     with differentiating(model):
         model = differentiable(model)
-        for batch in _batches(model, rows, layer):
-            optimised = _optimised(model, [rows[i] for i in batch], layer, moments, configs)
-            for i, (states, solved, values) in zip(batch, optimised, strict=True):
-                found[i] = [
-                    _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
-                    for each in zip(solved, values, moments, choices, configs, strict=True)
-                ]
+        with weights_laid_out(model):
+            for batch in _batches(model, rows, layer):
+                optimised = _optimised(model, [rows[i] for i in batch], layer, moments, configs)
+                for i, (states, solved, values) in zip(batch, optimised, strict=True):
+                    found[i] = [
+                        _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
+                        for each in zip(solved, values, moments, choices, configs, strict=True)
+                    ]
     return found
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from rome_lens.data.facts import Fact
+from rome_lens.forward.memory import on_device
 from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
 from rome_lens.models.lens import LensModel
@@ -131,10 +132,10 @@ def answer_probabilities(
     order, probabilities = [], []
     for read in sorted(set(lengths.tolist())):
         rows = (lengths == read).nonzero()[:, 0]
-        stream = finals[rows.to(finals.device), -read:]
+        stream = finals[on_device(rows, finals.device), -read:]
         order.append(rows)
         probabilities.append(forward.answer_log_probs(stream, answers[rows, -read:]).exp())
-    return torch.cat(probabilities)[torch.cat(order).argsort().to(finals.device)]
+    return torch.cat(probabilities)[on_device(torch.cat(order).argsort(), finals.device)]
 
 
 def _answers(run: CorruptedRun) -> Int[Tensor, "fact read"]:
