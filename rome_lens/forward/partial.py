@@ -194,6 +194,11 @@ class PartialForward:
         return [final[None, at : at + 1] for final, at in zip(finals, last, strict=True)]
 
     @property
+    def length(self) -> int:
+        """The number of tokens of the sequences that are run."""
+        return self._length
+
+    @property
     def has_past(self) -> bool:
         """Whether later positions can be run without the earlier ones."""
         return self._has_past
