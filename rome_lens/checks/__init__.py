@@ -21,13 +21,16 @@ from rome_lens.checks.claims.association import association, description
 from rome_lens.checks.claims.bleed_over import bleed_over
 from rome_lens.checks.claims.consequence import consequence
 from rome_lens.checks.claims.direction import direction
-from rome_lens.checks.claims.dominance import dominance
 from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
 from rome_lens.checks.claims.localisation import localisation
+from rome_lens.checks.claims.overfit import overfit
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
+
+dominance = overfit
+"""The name of :func:`overfit` in version 0.1, which asked less."""
 
 __all__ = [
     "CheckResult",
@@ -47,4 +50,5 @@ __all__ = [
     "essence",
     "fidelity",
     "localisation",
+    "overfit",
 ]

@@ -80,7 +80,7 @@ def sample_continuations(
     prompts: Sequence[str],
     *,
     new_tokens: int,
-    seeds: Sequence[int],
+    seeds: Sequence[int | None],
     top_k: int = 5,
     hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]] | None = None,
     marks: Sequence[int] | None = None,
@@ -95,7 +95,7 @@ def sample_continuations(
 
     Args:
         new_tokens: how many tokens to write after each prompt.
-        seeds: one seed per prompt.
+        seeds: one seed per prompt. None takes the most likely token each time.
         hooks_of_rows: a function from the marks of a batch's rows to the hooks of that batch.
         marks: one number per prompt, such as that of the edit it is continued under.
         prepend_bos: whether a BOS token comes first. None means the model's default.
@@ -226,7 +226,10 @@ def _uses_cache(model: LensModel) -> bool:
     return backend_of(model).can_generate_from_cache() and not has_hooks(model)
 
 
-def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:
+def _uniform(count: int, seed: int | None) -> Float[Tensor, " token"]:
+    """Numbers from 0 to 1. Zeros, which always choose the most likely token, without a seed."""
+    if seed is None:
+        return torch.zeros(count, dtype=torch.float64, device="cpu")
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 

@@ -133,7 +133,7 @@ def test_every_check_is_read_out(demo: Run) -> None:
     limits = words(demo.out.split("4. What the edit does not do")[1])
     page = words(demo.page.read_text(encoding="utf-8"))
     names = (
-        "direction|association|description|dominance|bleed-over|consequence|essence|fidelity|"
+        "direction|association|description|overfit|bleed-over|consequence|essence|fidelity|"
         "localisation"
     )
     readings = re.findall(rf"(?<!random )(?:{names}): (.*?\?) ", limits)
@@ -377,7 +377,7 @@ def limits(cache: Path, short_records: Path) -> Run:
 def test_the_limits_of_several_edits_are_printed_and_written(limits: Run) -> None:
     assert (limits.status, limits.err) == (0, "")
     assert "What 2 edits of toy at layer 1 do not do" in limits.out
-    names = "direction association description dominance bleed-over consequence essence fidelity"
+    names = "direction association description overfit bleed-over consequence essence fidelity"
     assert [name for name in names.split() if f"\n{name} (" not in limits.out] == []
     assert limits.page.read_text(encoding="utf-8").count("<details><summary>") >= 2
     kept = (path.name.split("-")[0] for path in (limits.page.parent / "kept").glob("*.safetensors"))
