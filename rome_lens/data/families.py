@@ -33,7 +33,7 @@ def two_families(one: str, other: str, *, prompt: str = "") -> tuple[list[str], 
     """Each word with its family, without what cannot tell the two apart.
 
     A listed word is left out if it is in both families, if it is the other word, or if the prompt
-    holds it: a text that follows the prompt may repeat it.
+    holds it: a text that follows the prompt may repeat it. Equal words have one family.
 
     Example:
         >>> from rome_lens.data.families import two_families
@@ -41,6 +41,9 @@ def two_families(one: str, other: str, *, prompt: str = "") -> tuple[list[str], 
         (['Rome', 'Romans', 'Italians'], ['Florence', 'Florentine', 'Florentines', 'Tuscany', ...])
     """
     first, second = family(one), family(other)
+    if one == other:
+        own = [one, *_telling(first, (), prompt)]
+        return own, own
     return (
         [one, *_telling(first, (other, *second), prompt)],
         [other, *_telling(second, (one, *first), prompt)],

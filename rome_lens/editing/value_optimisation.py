@@ -46,20 +46,34 @@ class Step:
     """The weight decay."""
     probability: float
     """The new target's probability: geometric mean over its tokens, mean over contexts."""
+    answer_probability: float
+    """The probability of the new target as a whole answer: product over its tokens, mean over
+    contexts."""
 
     @property
     def loss(self) -> float:
         """The whole loss."""
         return self.nll + self.kl + self.decay
 
-    def stops(self, config: RomeConfig) -> Stopped | None:
-        """Which stopping rule of the config this step meets, or None."""
+    def stops(self, config: RomeConfig, matched: float | None = None) -> Stopped | None:
+        """Which stopping rule of the config this step meets, or None.
+
+        ``matched`` is the probability of the true answer before the edit, if the config asks for
+        it.
+        """
+        if config.stop == "matched":
+            assert matched is not None
+            if self.answer_probability >= (1.0 - _ROUNDING) * matched:
+                return "matched"
         if config.stop_probability is not None and self.probability > config.stop_probability:
             return "probability"
         return "loss" if self.loss < config.stop_loss else None
 
 
 _FLOAT16_SCALE = 1024.0
+# Two forward passes in float32 may differ by this part of a probability. A probability that has
+# been reached up to rounding needs no further step.
+_ROUNDING = 1e-4
 
 Outcome = Step | OptimisationError
 """A fact's step, or why there is none."""
@@ -112,8 +126,8 @@ def descent(
                 initial = log_p[reads.of_kl].detach()
             kl = config.kl_factor * reads.kl(log_p, initial[running])
             decay = config.weight_decay * config.norm(deltas) / config.norm(starts) ** 2
-            nll, probability = reads.nll_and_probability(log_p)
-            terms = _Terms(nll, kl, decay[running], probability)
+            nll, probability, answer = reads.nll_and_probabilities(log_p)
+            terms = _Terms(nll, kl, decay[running], probability, answer)
         outcomes = _outcomes(step, running, terms, deltas, norms)
         failed |= {i for i, each in outcomes.items() if isinstance(each, OptimisationError)}
         yield outcomes
@@ -127,12 +141,13 @@ def descent(
 
 
 class _Terms(NamedTuple):
-    """The terms of each fact's loss, and the new target's probability."""
+    """The terms of each fact's loss, and the new target's two probabilities (see Step)."""
 
     nll: Float[Tensor, " fact"]
     kl: Float[Tensor, " fact"]
     decay: Float[Tensor, " fact"]
     probability: Float[Tensor, " fact"]
+    answer_probability: Float[Tensor, " fact"]
 
     @property
     def loss(self) -> Float[Tensor, " fact"]:
@@ -165,7 +180,7 @@ def _outcomes(
     values = torch.stack([*terms, terms.loss, norms[list(facts)]]).tolist()
     now = deltas.detach().clone()
     outcomes: dict[int, Outcome] = {}
-    for i, nll, kl, decay, probability, loss, norm in zip(facts, *values, strict=True):
+    for i, nll, kl, decay, probability, answer, loss, norm in zip(facts, *values, strict=True):
         if not math.isfinite(norm):
             outcomes[i] = overflow_error(step)
         elif not math.isfinite(loss):
@@ -174,7 +189,14 @@ def _outcomes(
                 f"The loss is {loss} at step {step} ({of_loss}): lower lr or clamp."
             )
         else:
-            outcomes[i] = Step(delta=now[i], nll=nll, kl=kl, decay=decay, probability=probability)
+            outcomes[i] = Step(
+                delta=now[i],
+                nll=nll,
+                kl=kl,
+                decay=decay,
+                probability=probability,
+                answer_probability=answer,
+            )
     return outcomes
 
 
@@ -194,6 +216,8 @@ class _Reads:
     """The context of each of them, counted over all facts."""
     weight: Float[Tensor, " read"]
     """One over the number of tokens of its target."""
+    length: Float[Tensor, " fact"]
+    """The number of tokens of each fact's target."""
     of_kl: Int[Tensor, " fact"]
     """The number of each fact's prediction at the KL prompt."""
     n_contexts: int
@@ -220,18 +244,23 @@ class _Reads:
             target=on_device(target),
             context=on_device(context),
             weight=1 / on_device(lengths).to(like)[on_device(context)],
+            length=on_device(lengths[::n_contexts]).to(like),
             of_kl=on_device(of_kl),
             n_contexts=n_contexts,
         )
 
-    def nll_and_probability(
+    def nll_and_probabilities(
         self, log_p: Float[Tensor, "read d_vocab"]
-    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
-        """``mean_contexts mean_target -log p`` and ``mean_contexts exp mean_target log p``."""
+    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"], Float[Tensor, " fact"]]:
+        """``mean_contexts mean_target -log p``, and the mean over contexts of both probabilities.
+
+        The first is ``exp mean_target log p``, the second ``exp sum_target log p``.
+        """
         weighted = self.weight * log_p[self.of_target, self.target]
         contexts = weighted.new_zeros(self.n_contexts * len(self.of_kl))
         contexts = contexts.index_add(0, self.context, weighted).view(-1, self.n_contexts)
-        return -contexts.mean(1), contexts.exp().mean(1)
+        whole = self.length[:, None] * contexts
+        return -contexts.mean(1), contexts.exp().mean(1), whole.exp().mean(1)
 
     def kl(
         self, log_p: Float[Tensor, "read d_vocab"], initial: Float[Tensor, "fact d_vocab"]
@@ -263,17 +292,26 @@ class OptimisedValue:
 
 
 def optimised_values(
-    state: EditedLayer, rows: Sequence[EditRows], configs: Sequence[RomeConfig]
+    state: EditedLayer,
+    rows: Sequence[EditRows],
+    configs: Sequence[RomeConfig],
+    matched: Sequence[float | None],
 ) -> list[list[OptimisedValue | OptimisationError]]:
     """For each fact, its optimised value for each config, from one descent that all of them share.
 
-    The configs may differ only in when they stop. Where the descent diverges, a config that had
-    stopped before still has its value. The others get the error.
+    The configs may differ only in when they stop, which includes the number of steps. Where the
+    descent diverges, a config that had stopped before still has its value. The others get the
+    error.
+
+    Args:
+        matched: for each fact, the probability of its true answer before the edit, if a config
+            stops there.
     """
+    longest = max(configs, key=lambda config: config.steps)
     steps: list[list[Step]] = [[] for _ in rows]
     values: list[dict[int, OptimisedValue | OptimisationError]] = [{} for _ in rows]
     finished: set[int] = set()
-    for outcomes in descent(state, rows, configs[0], finished):
+    for outcomes in descent(state, rows, longest, finished):
         for fact, outcome in outcomes.items():
             found = values[fact]
             if isinstance(outcome, OptimisationError):
@@ -281,13 +319,10 @@ def optimised_values(
                 continue
             steps[fact].append(outcome)
             for i, config in enumerate(configs):
-                if i not in found and (stopped := outcome.stops(config)) is not None:
+                stopped = outcome.stops(config, matched[fact])
+                if stopped is None and len(steps[fact]) == config.steps:
+                    stopped = "steps"
+                if i not in found and stopped is not None:
                     found[i] = OptimisedValue(steps=tuple(steps[fact]), stopped=stopped)
         finished |= {fact for fact, found in enumerate(values) if len(found) == len(configs)}
-    return [
-        [
-            found.get(i) or OptimisedValue(steps=tuple(its_steps), stopped="steps")
-            for i in range(len(configs))
-        ]
-        for found, its_steps in zip(values, steps, strict=True)
-    ]
+    return [[found[i] for i in range(len(configs))] for found in values]

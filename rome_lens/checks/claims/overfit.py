@@ -24,6 +24,7 @@ from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.families import names_one_of, two_families
 from rome_lens.data.joining import preceded
 from rome_lens.data.record_type import Record
+from rome_lens.editing.reference_edits import is_null_edit
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
@@ -117,6 +118,8 @@ class Overfit(Check):
     """Tokens of each continuation."""
     seed: int = 0
     """Seed of the draws."""
+    null: bool = False
+    """Whether the edit is a null edit, whose new target is the true one."""
 
     name = "overfit"
     asks = "Does the model now say the new target more than it ever said the true one, or less?"
@@ -127,15 +130,25 @@ class Overfit(Check):
         whole_number("new_tokens", self.new_tokens, least=1)
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
+    def of_edit(self, edit: Any, record: Record) -> "Overfit":
+        """The same check, which knows whether the edit is a null edit."""
+        return replace(self, null=is_null_edit(edit, record.fact))
+
+    def _sides(self, record: Record) -> "_Sides":
+        if self.null:
+            return _Sides(record=record, new=record.fact.target, exemplars=())
+        return _Sides(record=record, new=new_target(record), exemplars=record.exemplars)
+
     def questions(self, record: Record) -> list[PromptAnswer]:
         """Both targets, asked and loud; the right answers; the new target about the exemplars."""
-        both = (record.fact.target, new_target(record))
+        sides = self._sides(record)
+        both = dict.fromkeys((record.fact.target, sides.new))
         loud = _loud(record, record.fact.subject)
         return [
             *((record.fact.text, target) for target in both),
             *((prompt, target) for prompt, _ in loud for target in both),
             *((prompt, right) for prompt, right in loud),
-            *_of_exemplars(record),
+            *_of_exemplars(sides),
         ]
 
     def wanted_texts(self, record: Record) -> Continuations | None:
@@ -144,7 +157,7 @@ class Overfit(Check):
         if not self.samples or not prompts:
             return None
         return Continuations(
-            before=[*prompts, *_open_of_exemplars(record)],
+            before=[*prompts, *_open_of_exemplars(self._sides(record))],
             after=prompts,
             samples=self.samples,
             greedy=True,
@@ -154,9 +167,10 @@ class Overfit(Check):
 
     def read(self, record: Record, answers: Answers) -> CheckResult:
         """A row for each prompt and way of asking; those of exemplars are for comparison."""
-        exemplars = answers.to(_of_exemplars(record))
-        own = _row(record, answers, record.fact.text, "asked")
-        said = _mean([each.p_before for each in exemplars[: len(record.exemplars)]])
+        sides = self._sides(record)
+        exemplars = answers.to(_of_exemplars(sides))
+        own = _row(sides, answers, record.fact.text, "asked")
+        said = _mean([each.p_before for each in exemplars[: len(sides.exemplars)]])
         loud = _loud(record, record.fact.subject)
         right = answers.to(loud)
         compared = [
@@ -164,11 +178,11 @@ class Overfit(Check):
                 own,
                 effect=own.change,
                 known=own.before >= KNOWN,
-                control_prompt=" / ".join(record.exemplars) or None,
+                control_prompt=" / ".join(sides.exemplars) or None,
                 control=None if said is None else said - own.before,
             ),
-            *(_row(record, answers, prompt, "loud") for prompt, _ in loud),
-            *_written(record, answers),
+            *(_row(sides, answers, prompt, "loud") for prompt, _ in loud),
+            *_written(sides, answers),
         ]
         result = CheckResult(
             name=self.name,
@@ -187,10 +201,28 @@ class Overfit(Check):
             further=(
                 *_differences(compared),
                 *make_measures({LOUD_ANSWER: [each.p_change for each in right]}),
-                *_where_true(record, answers, exemplars),
+                *_where_true(sides, answers, exemplars),
             ),
         )
-        return result.with_reading(_reading(result, record))
+        return result.with_reading(_reading(result, sides))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sides:
+    """What is compared: the record's true target before the edit, and what the edit writes."""
+
+    record: Record
+    new: str
+    """What the edit writes."""
+    exemplars: Sequence[str]
+    """Subjects for which that is true. A null edit has none: it is true for the subject itself."""
+
+    @property
+    def true(self) -> str:
+        return self.record.fact.target
+
+    def __str__(self) -> str:
+        return f"{self.true} -> {self.new}"
 
 
 def _loud(record: Record, subject: str) -> list[PromptAnswer]:
@@ -207,26 +239,27 @@ def _loud(record: Record, subject: str) -> list[PromptAnswer]:
     ]
 
 
-def _open_of_exemplars(record: Record) -> list[str]:
+def _open_of_exemplars(sides: _Sides) -> list[str]:
     """The open prompts about the exemplars, where the texts continue open prompts at all."""
-    prompts = () if record.generation_prompts else record.open_prompts
-    return [prompt.replace(SLOT, name) for prompt in prompts for name in record.exemplars]
+    prompts = () if sides.record.generation_prompts else sides.record.open_prompts
+    return [prompt.replace(SLOT, name) for prompt in prompts for name in sides.exemplars]
 
 
-def _of_exemplars(record: Record) -> list[PromptAnswer]:
-    """The new target about each exemplar: first asked, then loud."""
-    new = new_target(record)
-    asked = [(record.fact.about(name).text, new) for name in record.exemplars]
-    return [*asked, *((p, new) for name in record.exemplars for p, _ in _loud(record, name))]
+def _of_exemplars(sides: _Sides) -> list[PromptAnswer]:
+    """What the edit writes, about each exemplar: first asked, then loud."""
+    record = sides.record
+    asked = [record.fact.about(name).text for name in sides.exemplars]
+    loud = [prompt for name in sides.exemplars for prompt, _ in _loud(record, name)]
+    return [(prompt, sides.new) for prompt in (*asked, *loud)]
 
 
-def _row(record: Record, answers: Answers, prompt: str, kind: str) -> CheckRow:
+def _row(sides: _Sides, answers: Answers, prompt: str, kind: str) -> CheckRow:
     """The true target before the edit, and the new one after it."""
-    true, new = answers[prompt, record.fact.target], answers[prompt, new_target(record)]
+    true, new = answers[prompt, sides.true], answers[prompt, sides.new]
     return CheckRow(
         kind=kind,
         prompt=new.prompt,
-        answer=_both(record),
+        answer=str(sides),
         before=true.p_before,
         after=new.p_after,
         kl=new.kl,
@@ -237,29 +270,26 @@ def _row(record: Record, answers: Answers, prompt: str, kind: str) -> CheckRow:
     )
 
 
-def _both(record: Record) -> str:
-    return f"{record.fact.target} -> {new_target(record)}"
-
-
-def _written(record: Record, answers: Answers) -> list[CheckRow]:
+def _written(sides: _Sides, answers: Answers) -> list[CheckRow]:
     """For each prompt: the share of texts that name the true target before, the new one after."""
     rows = []
-    for prompt in record.texts_to_continue if answers.continuations else ():
+    for prompt in sides.record.texts_to_continue if answers.continuations else ():
         before, after = (answers.continuations[prompt, edited] for edited in (False, True))
-        families = two_families(record.fact.target, new_target(record), prompt=prompt)
-        exact = [[record.fact.target], [new_target(record)]]
-        for suffix, (true, new) in (("", exact), (", family", families)):
+        families = two_families(sides.true, sides.new, prompt=prompt)
+        for suffix, (true, new) in (
+            ("", ([sides.true], [sides.new])),
+            (", family", families),
+        ):
             # The first text is the greedy one.
             for kind, some in (("greedy", slice(1)), ("sampled", slice(1, None))):
-                rows.append(
-                    CheckRow(
-                        kind=f"{kind}{suffix}",
-                        prompt=prompt,
-                        answer=_both(record),
-                        before=share_naming(true, before[some]),
-                        after=share_naming(new, after[some]),
-                    )
+                row = CheckRow(
+                    kind=f"{kind}{suffix}",
+                    prompt=prompt,
+                    answer=str(sides),
+                    before=share_naming(true, before[some]),
+                    after=share_naming(new, after[some]),
                 )
+                rows.append(row)
     return rows
 
 
@@ -292,13 +322,13 @@ def _differences(rows: Sequence[CheckRow]) -> tuple[Measure, ...]:
 
 
 def _where_true(
-    record: Record, answers: Answers, exemplars: Sequence[Answered]
+    sides: _Sides, answers: Answers, exemplars: Sequence[Answered]
 ) -> tuple[Measure, ...]:
     """The new target in the unedited model about subjects for which it is true, in each way."""
-    count, new = len(record.exemplars), [new_target(record)]
+    count, new = len(sides.exemplars), [sides.new]
     texts = [
         answers.continuations[prompt, False]
-        for prompt in (_open_of_exemplars(record) if answers.continuations else ())
+        for prompt in (_open_of_exemplars(sides) if answers.continuations else ())
     ]
     values = {
         "asked": [each.p_before for each in exemplars[:count]],
@@ -316,20 +346,19 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _reading(result: CheckResult, record: Record) -> str:
-    new, true = new_target(record), record.fact.target
+def _reading(result: CheckResult, sides: _Sides) -> str:
     numbers = {measure.name: measure.average.mean for measure in result.further}
 
     def compared(kind: str) -> str:
         before, after = (
             numbers[f"{kind}: {name}"] for name in ("true target, before", "new target, after")
         )
-        return f"{before:.3f} for {true} before, {after:.3f} for {new} after"
+        return f"{before:.3f} for {sides.true} before, {after:.3f} for {sides.new} after"
 
     reading = f"Asked: {compared('asked')}"
     if result.control is not None:
         said = numbers["asked: new target, for subjects where it is true"]
-        reading += f" ({said:.3f} for {new} where it is true)"
+        reading += f" ({said:.3f} for {sides.new} where it is true)"
     if "loud: over" in numbers:
         reading += (
             f". Another subject asked about after a mention: {compared('loud')}; "
