@@ -26,9 +26,11 @@ from rome_lens.checks import (
     CheckResult,
     Limits,
     LimitsAverage,
+    LimitsComparison,
     average_limits,
     check_limits,
     check_records,
+    compare_limits,
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
@@ -120,6 +122,7 @@ __all__ = [
     "LayerSweep",
     "Limits",
     "LimitsAverage",
+    "LimitsComparison",
     "ModelSource",
     "MultivariateGaussianNoise",
     "NullEditor",
@@ -154,6 +157,7 @@ __all__ = [
     "choose_layer",
     "collect_key_statistics",
     "compare_editors",
+    "compare_limits",
     "data",
     "edit_firing",
     "edit_firings",

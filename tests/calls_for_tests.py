@@ -142,6 +142,14 @@ CALLS: dict[str, Call] = {
     "compare_editors": lambda b: rl.compare_editors(
         b.model, b.records[:1], [rl.Unedited(), rl.InContext(), _editor(b)], generate=0
     ),
+    "compare_limits": lambda b: rl.compare_limits(
+        b.model,
+        b.records[:1],
+        [_editor(b), rl.NullEditor(editor=_editor(b))],
+        texts=["It rained."],
+        samples=0,
+        new_tokens=0,
+    ),
     "edit_firing": lambda b: rl.edit_firing(b.model, b.edit, b.fact.text),
     "edit_firings": lambda b: rl.edit_firings(b.model, b.edit, [b.fact.text, "It rained."]),
     "evaluate": lambda b: rl.evaluate(b.model, b.edit, b.record, generate=4),

@@ -11,6 +11,7 @@ asked in one batch, without and with the edit. Each check then reads the answers
 * ``claims/``: one file for each claim, with the questions and the reader of its check.
 * ``limits.py``: all checks of one edit.
 * ``average.py``, ``many_facts.py``: the checks of many edits, averaged over facts.
+* ``comparison.py``: editors side by side on the same facts.
 * ``check.py``: what a check is, and how checks are run.
 * ``asking.py``: asks the model.
 * ``answered.py``, ``result.py``: what a check reads, and what it returns.
@@ -25,6 +26,7 @@ from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
 from rome_lens.checks.claims.localisation import localisation
 from rome_lens.checks.claims.overfit import overfit
+from rome_lens.checks.comparison import LimitsComparison, compare_limits
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
@@ -37,12 +39,14 @@ __all__ = [
     "CheckRow",
     "Limits",
     "LimitsAverage",
+    "LimitsComparison",
     "Measure",
     "association",
     "average_limits",
     "bleed_over",
     "check_limits",
     "check_records",
+    "compare_limits",
     "consequence",
     "description",
     "direction",

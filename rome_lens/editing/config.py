@@ -52,8 +52,9 @@ class RomeConfig:
     """``"matched"`` stops at the first step at which the new target is as likely as the true one
     was in the unedited model.
 
-    Both are probabilities of whole answers, averaged over the contexts. The edit then only replaces
-    the answer. It is the reference for over-optimisation (:func:`rome_lens.checks.overfit`). A step
+    Both are probabilities of whole answers, averaged over the contexts. Such an edit is a reference
+    for over-optimisation (:func:`rome_lens.checks.overfit`): at the fact's own prompt it is as
+    confident as the model was, so what it is over by elsewhere is no matter of a late stop. A step
     of Adam is large, so the first one that reaches the probability may exceed it: a lower ``lr``
     with more ``steps`` comes closer. ``stop_loss`` still applies. This cannot be combined with
     ``stop_probability``, which is the same for every fact.

@@ -28,6 +28,7 @@ class ActsByHooks(Protocol):
         """The hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``."""
 
 
+@runtime_checkable
 class Editor(Protocol):
     """Makes an edit from a model and a fact, and has a name for the table of results."""
 

@@ -98,6 +98,27 @@ def test_an_edit_that_always_says_the_new_target_is_over_where_something_else_is
         assert result[right].mean < -0.5 if edit else result[right].mean == 0.0
 
 
+def test_the_doses_of_a_path_are_drawn_where_the_check_finds_them(
+    one_toy: Any, unsure: rl.data.Record, toy_statistics: Any
+) -> None:
+    path = rl.rome_path(
+        one_toy, unsure, layer=2, statistics=toy_statistics, contexts=("{}",), steps=[1, 3, 20]
+    )
+    results = [rl.checks.overfit(one_toy, edit, unsure, samples=0) for edit in path]
+    assert [verdict(result, "asked") for result in results] == ["under", "under", "over"]
+    (axes,) = rl.viz.doses(path, results).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    # The last edit is the one at which the optimisation stopped by itself.
+    assert list(lines["asked"].get_xdata()) == [1, 3, len(path[-1].losses)]
+    assert path[-1].stopped == "loss"
+    assert list(lines["asked"].get_ydata()) == [result.effect.mean for result in results]
+    assert list(lines["loud"].get_ydata()) == [r["loud: difference"].mean for r in results]
+    other = rl.checks.direction(one_toy, path[0], unsure)
+    for wrong in ((path[:1], results), ([], []), (path[:1], [other])):
+        with pytest.raises(rl.RomeLensError, match="expected"):
+            rl.viz.doses(*wrong)
+
+
 def test_a_text_without_a_seed_takes_the_most_likely_token_each_time(few_tiny_models: Any) -> None:
     model, prompts = few_tiny_models, ["Wanda Brandt lives in", "Yesterday Wanda Brandt said", "It"]
     found = sample_continuations(model, prompts, new_tokens=5, seeds=[None, 1, None])

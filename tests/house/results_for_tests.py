@@ -119,6 +119,11 @@ def _examples() -> dict[str, Stored]:
             check,
             limits,
             rl.LimitsAverage(limits=(limits,)),
+            rl.LimitsComparison(
+                editors=("a", "b"),
+                averages=(rl.LimitsAverage(limits=(limits,)), None),
+                failures=(("b", "1", "no edit"),),
+            ),
             score,
             rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",)),
             rl.LayerSweep(

@@ -394,6 +394,31 @@ def test_a_second_run_resumes_from_the_directory_and_writes_the_tables(
     assert "| direction |" in tables.read_text(encoding="utf-8")
 
 
+def test_editors_are_compared_and_table_and_picture_are_written(
+    cache: Path, short_records: Path, tmp_path: Path
+) -> None:
+    def compared(*more: str, out: str = "table.md") -> Run:
+        page = tmp_path / out
+        options = ("--records", str(short_records), "--limit", "1", "--quiet", *more)
+        named = ("--model", "toy", *options, "--out", str(page))
+        return run(*named, page=page, command="compare")
+
+    done = compared("--editors", "preset,null edit")
+    assert (done.status, done.err) == (0, "")
+    assert "What edits of 1 facts of toy do not do" in done.out
+    assert re.search(r"\n  null edit: \S+ .*; minus preset: \S+", done.out)
+    assert "| overfit |" in done.page.read_text(encoding="utf-8")
+    assert done.page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    refused = {
+        "--editors names 'presets', expected some of preset, original": ("--editors", "presets"),
+        "--every is 0": ("--every", "0"),
+    }
+    for message, options in refused.items():
+        failed = compared(*options)
+        assert (failed.status, message in failed.err) == (2, True), failed.err
+    assert "ends in .md" in compared(out="table.html").err
+
+
 def test_a_user_s_own_file_is_checked_and_unknown_facts_are_left_out(
     toy_record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,9 +70,10 @@ def overfit(
     Control: ``p(o* | prompt about those) - p(o | prompt)``, where "those" are subjects for which
     the new target is true, in the unedited model. It is what the effect would be if the new fact
     were true. Two edits serve as references too. One with ``RomeConfig(stop="matched")`` stops
-    where the effect is zero. A null edit (:func:`rome_lens.null_edit`) rewrites the true target as
-    itself. It is compared with the true target on both sides, and whatever it is over by is due to
-    the optimisation and not to the new fact.
+    where the effect is about zero, so what it is over by in the other two ways does not come from a
+    late stop. A null edit (:func:`rome_lens.null_edit`) rewrites the true target as itself. It is
+    compared with the true target on both sides, and what it is over by is due to the optimisation
+    and not to the new fact.
 
     Probabilities are of whole answers, so a new target with more tokens than the true one starts
     lower. The control has the new target too.
