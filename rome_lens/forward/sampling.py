@@ -21,7 +21,7 @@ from rome_lens.forward.runs import (
 )
 from rome_lens.forward.tokens import pad_right, token_ids
 from rome_lens.models.door import visits_model
-from rome_lens.models.hook_names import Hook, has_hooks
+from rome_lens.models.hook_names import Hook, has_hooks_of_others
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.models.visits import Temporary
 
@@ -221,9 +221,9 @@ def _uses_cache(model: LensModel) -> bool:
     """Whether generation uses a key-value cache.
 
     It does not while the caller has hooks on the model, because those may act on a position by its
-    number. All positions are then run for each new token.
+    number. All positions are then run for each new token. The hooks of edits do not do that.
     """
-    return backend_of(model).can_generate_from_cache() and not has_hooks(model)
+    return backend_of(model).can_generate_from_cache() and not has_hooks_of_others(model)
 
 
 def _uniform(count: int, seed: int | None) -> Float[Tensor, " token"]:
