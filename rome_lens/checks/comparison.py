@@ -41,17 +41,24 @@ class LimitsComparison(Stored):
 
     editors: tuple[str, ...]
     """The names of the editors. Differences are taken from the first."""
-    averages: tuple[LimitsAverage | None, ...]
-    """By editor: the limits of its edits. None if it could edit none of the facts."""
+    edited: tuple[str, ...]
+    """The names of those that could edit at least one of the facts."""
+    averages: tuple[LimitsAverage, ...]
+    """The limits of the edits, by editor in ``edited``."""
     failures: tuple[tuple[str, str, str], ...] = ()
     """Each edit that failed: the editor, the record's ``id``, and the error's message."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.editors or len(self.editors) != len(self.averages):
+        if not self.editors or not set(self.edited) <= set(self.editors):
             raise ArgumentError(
-                f"editors has {len(self.editors)} names and averages has {len(self.averages)} "
-                "entries, expected one for each editor, and at least one."
+                f"editors is {self.editors} and edited is {self.edited}, expected at least one "
+                "editor, and some of the same names."
+            )
+        if len(self.edited) != len(self.averages):
+            raise ArgumentError(
+                f"edited has {len(self.edited)} names and averages has {len(self.averages)} "
+                "entries, expected one for each."
             )
 
     def __getitem__(self, editor: str) -> LimitsAverage:
@@ -70,11 +77,7 @@ class LimitsComparison(Stored):
             raise UnknownNameError(
                 f"There is no editor {editor!r}, there are {', '.join(self.editors)}."
             )
-        return self.averages[self.editors.index(editor)]
-
-    @property
-    def _edited(self) -> list[str]:
-        return [n for n, each in zip(self.editors, self.averages, strict=True) if each is not None]
+        return dict(zip(self.edited, self.averages, strict=True)).get(editor)
 
     @property
     def numbers(self) -> list[tuple[str, str]]:
@@ -83,11 +86,9 @@ class LimitsComparison(Stored):
         These are the effects of all checks that were asked of any edit, and of
         :func:`rome_lens.checks.overfit` also what it finds in the other ways of asking.
         """
-        checks = dict.fromkeys(name for editor in self._edited for name in self[editor].checks)
+        checks = dict.fromkeys(name for editor in self.edited for name in self[editor].checks)
         every = [(check, name) for check in checks for name in (EFFECT, *_ALSO.get(check, ()))]
-        return [
-            number for number in every if any(self._by_record(e, *number) for e in self._edited)
-        ]
+        return [number for number in every if any(self._by_record(e, *number) for e in self.edited)]
 
     def mean(self, editor: str, check: str, number: str = EFFECT) -> Average | None:
         """The mean over facts of an editor's number; None if no fact has it."""
@@ -131,7 +132,7 @@ class LimitsComparison(Stored):
         """One row for each number and editor: means, paired differences, intervals and counts."""
         lines = []
         for check, number in self.numbers:
-            for editor in self._edited:
+            for editor in self.edited:
                 line: dict[str, object] = {"check": check, "number": number, "editor": editor}
                 for prefix, value in (
                     ("", self.mean(editor, check, number)),
@@ -144,7 +145,7 @@ class LimitsComparison(Stored):
 
     def _line(self, check: str, number: str) -> dict[str, str]:
         line = {"check": check, "number": self.words(check, number)}
-        for editor in self._edited:
+        for editor in self.edited:
             cell = str(self.mean(editor, check, number) or "not asked")
             difference = self.difference(editor, check, number)
             if editor != self.editors[0] and difference is not None:
@@ -156,7 +157,7 @@ class LimitsComparison(Stored):
         """What a number of a check is, in words."""
         if number != EFFECT:
             return number
-        asked = [result for editor in self._edited for result in self[editor].of(check)]
+        asked = [result for editor in self.edited for result in self[editor].of(check)]
         return asked[0].effect_is if asked else number
 
     def _by_record(self, editor: str, check: str, number: str) -> dict[str, float]:
@@ -245,19 +246,23 @@ def compare_limits(
         texts=texts, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
     )
     store = Store(directory, identity="" if directory is None else model_identity(model))
-    averages: list[LimitsAverage | None] = []
+    averages: dict[str, LimitsAverage] = {}
     failures: list[tuple[str, str, str]] = []
     for name, editor in by_name.items():
         found = limits_or_errors(
             model, cases, editor, store, settings, stop_at_error=False, progress=progress
         )
         limits = [each for each in found if isinstance(each, Limits)]
-        averages.append(average_limits(limits) if limits else None)
+        if limits:
+            averages[name] = average_limits(limits)
         failures += [
             (name, number, str(each))
             for number, each in zip(ids, found, strict=True)
             if not isinstance(each, Limits)
         ]
     return LimitsComparison(
-        editors=tuple(by_name), averages=tuple(averages), failures=tuple(failures)
+        editors=tuple(by_name),
+        edited=tuple(averages),
+        averages=tuple(averages.values()),
+        failures=tuple(failures),
     )

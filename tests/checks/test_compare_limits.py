@@ -45,7 +45,8 @@ def paired() -> LimitsComparison:
     second = {record: value + 0.2 for record, value in first.items() if record != "r7"}
     return LimitsComparison(
         editors=("first", "second", "third"),
-        averages=(made_up(first, loud=0.1), made_up(second), None),
+        edited=("first", "second"),
+        averages=(made_up(first, loud=0.1), made_up(second)),
         failures=(("second", "r7", "diverged"),),
     )
 
@@ -81,8 +82,8 @@ def test_the_table_has_a_line_for_each_number_and_says_what_was_not_asked(
             paired[wrong]
     with pytest.raises(UnknownNameError, match="no check"):
         paired.mean("first", "overlook")
-    with pytest.raises(ArgumentError, match="expected one for each editor"):
-        LimitsComparison(editors=("a",), averages=())
+    with pytest.raises(ArgumentError, match="expected one for each"):
+        LimitsComparison(editors=("a",), edited=("a",), averages=())
 
 
 def test_the_picture_has_a_panel_for_each_number_and_marks_who_differs(
@@ -99,7 +100,7 @@ def test_the_picture_has_a_panel_for_each_number_and_marks_who_differs(
     assert "<img" in to_html(paired)
     empty = rl.average_limits(rl.Limits(record_id="r", relation="", results=()))
     with pytest.raises(ArgumentError, match="nothing to draw"):
-        rl.viz.limits_by_editor(LimitsComparison(editors=("a",), averages=(empty,)))
+        rl.viz.limits_by_editor(LimitsComparison(editors=("a",), edited=("a",), averages=(empty,)))
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,8 @@ def _examples() -> dict[str, Stored]:
             rl.LimitsAverage(limits=(limits,)),
             rl.LimitsComparison(
                 editors=("a", "b"),
-                averages=(rl.LimitsAverage(limits=(limits,)), None),
+                edited=("a",),
+                averages=(rl.LimitsAverage(limits=(limits,)),),
                 failures=(("b", "1", "no edit"),),
             ),
             score,
