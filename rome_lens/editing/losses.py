@@ -17,12 +17,13 @@ from rome_lens.editing.prompts import EditRows
 
 
 class Terms(NamedTuple):
-    """The terms of each fact's loss, and the new target's probability."""
+    """The terms of each fact's loss, and the new target's two probabilities (see ``Step``)."""
 
     nll: Float[Tensor, " fact"]
     kl: Float[Tensor, " fact"]
     decay: Float[Tensor, " fact"]
     probability: Float[Tensor, " fact"]
+    answer_probability: Float[Tensor, " fact"]
 
     @property
     def loss(self) -> Float[Tensor, " fact"]:
@@ -83,10 +84,10 @@ class Losses:
         if self._initial is None:
             self._state.check(log_p)
             self._initial = log_p[reads.of_kl].detach()
-        nll, probability = reads.nll_and_probability(log_p)
+        nll, probability, answer = reads.nll_and_probabilities(log_p)
         kl = config.kl_factor * reads.kl(log_p, self._initial[numbers])
         decay = config.weight_decay * config.norm(deltas) / config.norm(self._starts) ** 2
-        return Terms(nll, kl, decay[numbers], probability)
+        return Terms(nll, kl, decay[numbers], probability, answer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ class _Reads:
     """The context of each of them, counted over all facts."""
     weight: Float[Tensor, " read"]
     """One over the number of tokens of its target."""
+    length: Float[Tensor, " fact"]
+    """The number of tokens of each fact's target."""
     of_kl: Int[Tensor, " fact"]
     """The number of each fact's prediction at the KL prompt."""
     n_contexts: int
@@ -131,18 +134,23 @@ class _Reads:
             target=on_device(target),
             context=on_device(context),
             weight=1 / on_device(lengths).to(like)[on_device(context)],
+            length=on_device(lengths[::n_contexts]).to(like),
             of_kl=on_device(of_kl),
             n_contexts=n_contexts,
         )
 
-    def nll_and_probability(
+    def nll_and_probabilities(
         self, log_p: Float[Tensor, "read d_vocab"]
-    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
-        """``mean_contexts mean_target -log p`` and ``mean_contexts exp mean_target log p``."""
+    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"], Float[Tensor, " fact"]]:
+        """``mean_contexts mean_target -log p``, and the mean over contexts of both probabilities.
+
+        The first is ``exp mean_target log p``, the second ``exp sum_target log p``.
+        """
         weighted = self.weight * log_p[self.of_target, self.target]
         contexts = weighted.new_zeros(self.n_contexts * len(self.of_kl))
         contexts = contexts.index_add(0, self.context, weighted).view(-1, self.n_contexts)
-        return -contexts.mean(1), contexts.exp().mean(1)
+        whole = self.length[:, None] * contexts
+        return -contexts.mean(1), contexts.exp().mean(1), whole.exp().mean(1)
 
     def kl(
         self, log_p: Float[Tensor, "read d_vocab"], initial: Float[Tensor, "fact d_vocab"]

@@ -47,20 +47,34 @@ class Step:
     """The weight decay."""
     probability: float
     """The new target's probability: geometric mean over its tokens, mean over contexts."""
+    answer_probability: float
+    """The probability of the new target as a whole answer: product over its tokens, mean over
+    contexts."""
 
     @property
     def loss(self) -> float:
         """The whole loss."""
         return self.nll + self.kl + self.decay
 
-    def stops(self, config: RomeConfig) -> Stopped | None:
-        """Which stopping rule of the config this step meets, or None."""
+    def stops(self, config: RomeConfig, matched: float | None = None) -> Stopped | None:
+        """Which stopping rule of the config this step meets, or None.
+
+        ``matched`` is the probability of the true answer before the edit, if the config asks for
+        it.
+        """
+        if config.stop == "matched":
+            assert matched is not None
+            if self.answer_probability >= (1.0 - _ROUNDING) * matched:
+                return "matched"
         if config.stop_probability is not None and self.probability > config.stop_probability:
             return "probability"
         return "loss" if self.loss < config.stop_loss else None
 
 
 _FLOAT16_SCALE = 1024.0
+# Two forward passes in float32 may differ by this part of a probability. A probability that has
+# been reached up to rounding needs no further step.
+_ROUNDING = 1e-4
 
 Outcome = Step | OptimisationError
 """A fact's step, or why there is none."""
@@ -169,7 +183,8 @@ def _outcomes(
     values = torch.stack([*terms, terms.loss, norms[losses.numbers]]).tolist()
     now = deltas.detach().clone()
     outcomes: dict[int, Outcome] = {}
-    for i, nll, kl, decay, probability, loss, norm in zip(losses.facts, *values, strict=True):
+    for i, *values_of_fact in zip(losses.facts, *values, strict=True):
+        nll, kl, decay, probability, answer, loss, norm = values_of_fact
         if not math.isfinite(norm):
             outcomes[i] = overflow_error(step)
         elif not math.isfinite(loss):
@@ -178,7 +193,14 @@ def _outcomes(
                 f"The loss is {loss} at step {step} ({of_loss}): lower lr or clamp."
             )
         else:
-            outcomes[i] = Step(delta=now[i], nll=nll, kl=kl, decay=decay, probability=probability)
+            outcomes[i] = Step(
+                delta=now[i],
+                nll=nll,
+                kl=kl,
+                decay=decay,
+                probability=probability,
+                answer_probability=answer,
+            )
     return outcomes
 
 
@@ -204,17 +226,26 @@ class OptimisedValue:
 
 
 def optimised_values(
-    state: EditedLayer, rows: Sequence[EditRows], configs: Sequence[RomeConfig]
+    state: EditedLayer,
+    rows: Sequence[EditRows],
+    configs: Sequence[RomeConfig],
+    matched: Sequence[float | None],
 ) -> list[list[OptimisedValue | OptimisationError]]:
     """For each fact, its optimised value for each config, from one descent that all of them share.
 
-    The configs may differ only in when they stop. Where the descent diverges, a config that had
-    stopped before still has its value. The others get the error.
+    The configs may differ only in when they stop, which includes the number of steps. Where the
+    descent diverges, a config that had stopped before still has its value. The others get the
+    error.
+
+    Args:
+        matched: for each fact, the probability of its true answer before the edit, if a config
+            stops there.
     """
+    longest = max(configs, key=lambda config: config.steps)
     steps: list[list[Step]] = [[] for _ in rows]
     values: list[dict[int, OptimisedValue | OptimisationError]] = [{} for _ in rows]
     finished: set[int] = set()
-    for outcomes in descent(state, rows, configs[0], finished):
+    for outcomes in descent(state, rows, longest, finished):
         for fact, outcome in outcomes.items():
             found = values[fact]
             if isinstance(outcome, OptimisationError):
@@ -222,13 +253,10 @@ def optimised_values(
                 continue
             steps[fact].append(outcome)
             for i, config in enumerate(configs):
-                if i not in found and (stopped := outcome.stops(config)) is not None:
+                stopped = outcome.stops(config, matched[fact])
+                if stopped is None and len(steps[fact]) == config.steps:
+                    stopped = "steps"
+                if i not in found and stopped is not None:
                     found[i] = OptimisedValue(steps=tuple(steps[fact]), stopped=stopped)
         finished |= {fact for fact, found in enumerate(values) if len(found) == len(configs)}
-    return [
-        [
-            found.get(i) or OptimisedValue(steps=tuple(its_steps), stopped="steps")
-            for i in range(len(configs))
-        ]
-        for found, its_steps in zip(values, steps, strict=True)
-    ]
+    return [[found[i] for i in range(len(configs))] for found in values]

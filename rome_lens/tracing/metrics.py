@@ -160,7 +160,9 @@ def _log_probs(
             device="cpu",
         )
         order.append(rows)
-        log_probs.append(forward.answer_log_probs(finals[on_device(rows, finals.device), -read:], answers))
+        log_probs.append(
+            forward.answer_log_probs(finals[on_device(rows, finals.device), -read:], answers)
+        )
     return torch.cat(log_probs)[torch.cat(order).argsort().to(finals.device)]
 
 
