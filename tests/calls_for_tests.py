@@ -65,6 +65,12 @@ def _rome(**options: Any) -> Call:
     return call
 
 
+def _trace_with_partners(b: Bench) -> Any:
+    facts = [rl.Fact("{} lives in the city of", subject=name, target=name) for name in ("A", "B")]
+    noise = rl.Counterfactuals.among(b.model, facts)
+    return rl.causal_trace(b.model, noise.contrasted(facts)[0], noise=noise, require_correct=False)
+
+
 def _applied(b: Bench) -> Any:
     with b.edit.applied(b.model):
         logits = rl.answer_log_probs(b.model, [(b.fact.text, b.fact.target)])
@@ -112,9 +118,7 @@ CALLS: dict[str, Call] = {
     "causal_trace, attn": _trace(component="attn"),
     "causal_trace, kl": _trace(metric="kl"),
     "causal_trace, noising": _trace(component="mlp", direction="noising", metric="log_prob"),
-    "causal_trace, partners": lambda b: rl.trace_facts(
-        b.model, b.records[:2], noise=rl.Counterfactuals.among(b.model, b.records[:2])
-    ),
+    "causal_trace, partners": _trace_with_partners,
     "attribution_trace, noising": lambda b: rl.attribution_trace(
         b.model, b.fact, samples=2, direction="noising", metric="logit_difference"
     ),
@@ -153,6 +157,14 @@ CALLS: dict[str, Call] = {
     "compare_value": lambda b: rl.compare_value(
         b.model, b.edit, ["Hugo Kessler"], texts=rl.data.texts()[:24]
     ),
+    "compare_limits": lambda b: rl.compare_limits(
+        b.model,
+        b.records[:1],
+        [_editor(b), rl.NullEditor(editor=_editor(b))],
+        texts=["It rained."],
+        samples=0,
+        new_tokens=0,
+    ),
     "edit_firing": lambda b: rl.edit_firing(b.model, b.edit, b.fact.text),
     "edit_firings": lambda b: rl.edit_firings(b.model, b.edit, [b.fact.text, "It rained."]),
     "evaluate": lambda b: rl.evaluate(b.model, b.edit, b.record, generate=4),
@@ -171,12 +183,29 @@ CALLS: dict[str, Call] = {
         config=FEWER,
         contexts=CONTEXTS,
     ),
+    "null_edit": lambda b: rl.null_edit(
+        b.model,
+        b.fact,
+        layer=LAYER,
+        statistics=b.statistics,
+        contexts=CONTEXTS,
+        config=FEWER,
+    ),
     "random_contexts": lambda b: rl.random_contexts(b.model, prefixes=2),
     "rome": _rome(),
     "rome, r-rome": _rome(variant="r-rome", config=rl.RomeConfig(steps=2, norms="centred")),
     "rome_batch": lambda b: rl.rome_batch(
         b.model,
         b.records[:2],
+        layer=LAYER,
+        statistics=b.statistics,
+        contexts=CONTEXTS,
+        config=FEWER,
+    ),
+    "rome, matched": _rome(config=rl.RomeConfig(steps=2, stop="matched")),
+    "rome_path": lambda b: rl.rome_path(
+        b.model,
+        b.fact,
         layer=LAYER,
         statistics=b.statistics,
         contexts=CONTEXTS,

@@ -13,6 +13,7 @@ from rome_lens.results import Stored
 KNOWN = 0.1
 """Least probability at which the unedited model is said to know an answer."""
 _DIGITS = 4
+_RENAMED = {"dominance": "overfit"}
 _COLUMNS = (
     "kind",
     "prompt",
@@ -224,12 +225,15 @@ class CheckResult(Stored):
 def matching_name(name: str, checks: Sequence[str]) -> str:
     """The check of this name, or of its function's: ``"bleed_over"`` for ``"bleed-over"``.
 
+    The name that a check had in an older version works too.
+
     Raises:
         UnknownNameError: there is no check of this name.
     """
-    for check in checks:
-        if check.replace("_", "-") == name.replace("_", "-"):
-            return check
+    for wanted in (name, _RENAMED.get(name, name)):
+        for check in checks:
+            if check.replace("_", "-") == wanted.replace("_", "-"):
+                return check
     raise UnknownNameError(f"There is no check {name!r}; there are {list(checks)}.")
 
 

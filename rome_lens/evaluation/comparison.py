@@ -146,7 +146,7 @@ def compare_editors(
     """
     generate, seed = whole_number("generate", generate, least=0), whole_number("seed", seed)
     cases = [with_new_target(record) for record in as_records(records)]
-    by_name = _by_name(editors)
+    by_name = editors_by_name(editors)
     for case in cases:
         encode(model, case.fact, prepend_bos=prepend_bos)
         check_prompts(model, case, prepend_bos=prepend_bos)
@@ -216,7 +216,12 @@ def finished_evaluations(store: Store, names: Sequence[str]) -> tuple[Evaluation
     return tuple(each for each in found if each is not None)
 
 
-def _by_name(editors: Iterable[_Editor]) -> dict[str, _Editor]:
+def editors_by_name(editors: Iterable[_Editor]) -> dict[str, _Editor]:
+    """The editors by their names in a table.
+
+    Raises:
+        ArgumentError: there is none, one has no name, or two have the same.
+    """
     listed = list(editors)
     names = [getattr(editor, "name", None) for editor in listed]
     if not listed or not all(isinstance(name, str) and name for name in names):

@@ -127,7 +127,8 @@ def _whole_runs(
     """For each fact, the model ready to run later layers, the activations, and the logits read."""
     longest = max(grids, key=lambda cells: cells.length)
     names = [EMBED, *_state_names(model, longest).values()]
-    forward = PartialForward(model, longest.tokens, keep=names, read=len(longest.answer.tokens))
+    read = len(longest.answer.tokens)
+    forward = PartialForward(model, longest.tokens, keep=names, read=read, check="past")
     if len(grids) == 1:
         kept = {name: value[0] for name, value in forward.kept.items()}
         yield forward, kept, forward.read_logits

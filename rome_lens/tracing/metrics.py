@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rome_lens.errors import ArgumentError
-from rome_lens.forward.memory import rows_per_batch
+from rome_lens.forward.memory import on_device, rows_per_batch
 from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import log_probabilities
 from rome_lens.forward.tokens import FactTokens, ScoredAnswer
@@ -136,7 +136,7 @@ def row_scores(
     order, scores = [], []
     for number in owners.unique().tolist():
         reading, rows = readings[number], (owners == number).nonzero()[:, 0]
-        streams = finals[rows.to(finals.device), -reading.read :]
+        streams = finals[on_device(rows, finals.device), -reading.read :]
         most = rows_per_batch(12 * forward.model.cfg.d_vocab * reading.read, finals.device)
         order.append(rows)
         scores += [reading.scores(_logits(forward, some)) for some in streams.split(most)]
@@ -160,7 +160,9 @@ def _log_probs(
             device="cpu",
         )
         order.append(rows)
-        log_probs.append(forward.answer_log_probs(finals[rows.to(finals.device), -read:], answers))
+        log_probs.append(
+            forward.answer_log_probs(finals[on_device(rows, finals.device), -read:], answers)
+        )
     return torch.cat(log_probs)[torch.cat(order).argsort().to(finals.device)]
 
 

@@ -7,6 +7,7 @@ which every result calls.
 import html
 
 from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.comparison import LimitsComparison
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
 from rome_lens.editing.edit import Edit
@@ -25,6 +26,7 @@ from rome_lens.sweeps.results import Sweep
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.results import CausalTrace, SeveredTrace
 from rome_lens.viz.check_plots import limits
+from rome_lens.viz.comparison_plots import limits_by_editor
 from rome_lens.viz.html import figure_html, firing
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.sweep_plots import sweep
@@ -139,3 +141,11 @@ def _(result: LimitsAverage) -> str:
     if not any(result.of(name) for name in result.checks):
         return tables
     return tables + figure_html(limits(result), alt="Effect and control of every check, by fact")
+
+
+@to_html.register
+def _(result: LimitsComparison) -> str:
+    table = str(result.table().to_html())
+    if not result.numbers:
+        return table
+    return table + figure_html(limits_by_editor(result), alt="Every check, by editor")

@@ -229,7 +229,7 @@ def test_a_bare_fact_has_limits_and_without_other_text_no_fidelity(
     options: dict[str, Any] = {"texts": [], "samples": 0, "new_tokens": 0}
     found = rl.check_records(one_toy, records[0].fact, editor, **options)
     asked = [name for name in found.checks if found.effect(name) is not None]
-    assert (asked, editor.made) == (["essence"], 1)
+    assert (asked, editor.made) == (["overfit", "essence"], 1)
     assert found.table().loc["fidelity", "effect"] == "not asked"
 
 

@@ -145,6 +145,12 @@ def _examples() -> dict[str, Stored]:
             check,
             limits,
             rl.LimitsAverage(limits=(limits,)),
+            rl.LimitsComparison(
+                editors=("a", "b"),
+                edited=("a",),
+                averages=(rl.LimitsAverage(limits=(limits,)),),
+                failures=(("b", "1", "no edit"),),
+            ),
             score,
             rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",)),
             rl.LayerSweep(
