@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.overfit import Overfit
 from rome_lens.checks.limits import Limits
@@ -248,9 +249,17 @@ def compare_limits(
     store = Store(directory, identity="" if directory is None else model_identity(model))
     averages: dict[str, LimitsAverage] = {}
     failures: list[tuple[str, str, str]] = []
+    unedited: UneditedTexts = {}  # the same for all editors
     for name, editor in by_name.items():
         found = limits_or_errors(
-            model, cases, editor, store, settings, stop_at_error=False, progress=progress
+            model,
+            cases,
+            editor,
+            store,
+            settings,
+            unedited=unedited,
+            stop_at_error=False,
+            progress=progress,
         )
         limits = [each for each in found if isinstance(each, Limits)]
         if limits:

@@ -174,6 +174,37 @@ def test_every_editor_is_checked_on_every_record_and_a_failure_stops_no_other_ed
     assert LimitsComparison.load(path).table().equals(found.table())
 
 
+def test_the_unedited_model_writes_its_texts_once_for_all_editors(
+    one_toy: Any,
+    toy_record: rl.data.Record,
+    toy_statistics: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = dataclasses.replace(toy_record, exemplars=toy_record.exemplars[:1])
+    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
+    editors = [rome, dataclasses.replace(rome, variant="r-rome", name="r-ROME")]
+    rows: list[int] = []
+    generate = one_toy.generate
+
+    def counting(tokens: Any, **options: Any) -> Any:
+        rows.append(len(tokens))
+        return generate(tokens, **options)
+
+    monkeypatch.setattr(one_toy, "generate", counting)
+    options: dict[str, Any] = {**QUICK, "samples": 1}
+    together = rl.compare_limits(one_toy, record, editors, **options)
+    prompts = len(record.open_prompts)
+    # A greedy and a sampled text of each prompt: about the subject and the exemplar, then edited.
+    assert rows == [2 * 3 * prompts, 2 * prompts]
+    for editor in editors:
+        alone = rl.check_records(one_toy, record, editor, **options)
+        found = together[editor.name]
+        for kind in ("greedy", "sampled"):
+            for name in ("true target, before", "new target, after", "new target, before"):
+                number = ("overfit", f"{kind}: {name}")
+                assert found.measure(*number).mean == alone.measure(*number).mean
+
+
 def test_what_cannot_be_compared_is_refused(
     one_toy: Any, records: list[rl.data.Record], toy_statistics: Any
 ) -> None:

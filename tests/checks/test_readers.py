@@ -262,6 +262,9 @@ def test_overfit_compares_the_new_target_after_with_the_true_one_before() -> Non
     for kind, value in where_true.items():
         found = result[f"{kind}: new target, for subjects where it is true"].mean
         assert found == pytest.approx(value), kind
+    starts = {"asked": 0.03, "loud": 0.03, "greedy": 0.0, "sampled": 0.0}
+    for kind, value in starts.items():
+        assert result[f"{kind}: new target, before"].mean == pytest.approx(value), kind
     for words in ("0.700 for Paris before, 0.950 for Rome after", "p(right answer) -0.350"):
         assert words in result.reading
 
