@@ -230,10 +230,11 @@ def compare_limits(
         >>> rome = rl.RomeEditor(statistics=C, contexts=["{}"])
         >>> editors = [rome, rl.NullEditor(editor=rome)]
         >>> compared = rl.compare_limits(model, records, editors, samples=0, new_tokens=0)
-        >>> round(compared.mean("ROME", "direction").mean, 1)
-        0.0
-        >>> round(compared.difference("null edit", "overfit").mean, 2)
-        0.0
+        >>> forward = "change of p(new target), forward"
+        >>> round(compared.mean("ROME", "direction", forward).mean, 1)
+        1.0
+        >>> round(compared.difference("null edit", "direction", forward).mean, 1)
+        -1.0
     """
     by_name = editors_by_name(editors)
     cases = [with_new_target(record) for record in as_records(records)]

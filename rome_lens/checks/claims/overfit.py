@@ -103,8 +103,10 @@ def overfit(
         >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
         >>> result = rl.checks.overfit(model, edit, record, samples=0)
         >>> (row,) = [row for row in result.rows if row.kind == "asked"]
-        >>> round(row.before, 2), round(row.after, 2), round(result.effect.mean, 2)
-        (1.0, 0.98, -0.02)
+        >>> row.answer, round(row.before, 2), round(row.after, 2)
+        ('Pralec -> Ondavel', 0.99, 0.99)
+        >>> result["loud: over"].mean  # and where another subject is asked about?
+        1.0
     """
     check = Overfit(samples=samples, new_tokens=new_tokens, seed=seed)
     return run_check(check, model, edit, record, prepend_bos)
