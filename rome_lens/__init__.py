@@ -75,13 +75,14 @@ from rome_lens.evaluation import (
 )
 from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.keys import KeyStatistics, collect_key_statistics
-from rome_lens.localisation import LayerSweep, layer_sweep
+from rome_lens.localisation import EditTrace, LayerSweep, layer_sweep, trace_edit
 from rome_lens.models import ModelSource, load_model
 from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
     Counterfactual,
+    Counterfactuals,
     GaussianNoise,
     MultivariateGaussianNoise,
     Replacement,
@@ -108,10 +109,12 @@ __all__ = [
     "Comparison",
     "CounterFactRecord",
     "Counterfactual",
+    "Counterfactuals",
     "Edit",
     "EditFiring",
     "EditSetting",
     "EditSweep",
+    "EditTrace",
     "Edits",
     "Evaluation",
     "Fact",
@@ -187,6 +190,7 @@ __all__ = [
     "sweep",
     "sweep_edits",
     "top_answers",
+    "trace_edit",
     "trace_facts",
     "viz",
 ]

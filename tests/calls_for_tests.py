@@ -110,6 +110,14 @@ CALLS: dict[str, Call] = {
     "causal_trace": _trace(),
     "causal_trace, mlp": _trace(component="mlp", window=2),
     "causal_trace, attn": _trace(component="attn"),
+    "causal_trace, kl": _trace(metric="kl"),
+    "causal_trace, noising": _trace(component="mlp", direction="noising", metric="log_prob"),
+    "causal_trace, partners": lambda b: rl.trace_facts(
+        b.model, b.records[:2], noise=rl.Counterfactuals.among(b.model, b.records[:2])
+    ),
+    "attribution_trace, noising": lambda b: rl.attribution_trace(
+        b.model, b.fact, samples=2, direction="noising", metric="logit_difference"
+    ),
     "causal_trace, uniform": _trace(rl.UniformNoise()),
     "causal_trace, Student": _trace(rl.StudentTNoise()),
     "causal_trace, multivariate": _trace(rl.MultivariateGaussianNoise()),
@@ -220,6 +228,10 @@ CALLS: dict[str, Call] = {
         contexts=CONTEXTS,
     ),
     "top_answers": lambda b: rl.top_answers(b.model, [b.fact.text, "It rained"]),
+    "trace_edit": lambda b: rl.trace_edit(b.model, b.edit),
+    "trace_edit, noising": lambda b: rl.trace_edit(
+        b.model, b.edit, b.records[1].fact, component="mlp", direction="noising"
+    ),
     "trace_facts": lambda b: rl.trace_facts(b.model, b.records[:2], samples=2),
     "Edits.kept": lambda b: rl.Edits(edits=tuple(b.edits[:2])).kept(b.model),
 }

@@ -92,9 +92,11 @@ class LimitsComparison(Stored):
         return [number for number in every if any(self._by_record(e, *number) for e in self.edited)]
 
     def mean(self, editor: str, check: str, number: str = EFFECT) -> Average | None:
-        """The mean over facts of an editor's number; None if no fact has it."""
-        values = list(self._by_record(editor, check, number).values())
-        return average(values) if values else None
+        """The mean over facts of an editor's number, clustered by relation.
+
+        None if no fact has it.
+        """
+        return _clustered(list(self._by_record(editor, check, number).values()))
 
     def difference(
         self, editor: str, check: str, number: str = EFFECT, *, minus: str | None = None
@@ -105,15 +107,21 @@ class LimitsComparison(Stored):
             minus: the other editor; None takes the first.
 
         Returns:
-            The mean over the facts for which both have the number; None if there is none.
+            The mean over the facts for which both have the number, clustered by relation; None if
+            there is none.
 
         Raises:
             UnknownNameError: there is no editor or no check of this name.
         """
         own = self._by_record(editor, check, number)
         other = self._by_record(self.editors[0] if minus is None else minus, check, number)
-        differences = [own[record] - other[record] for record in own if record in other]
-        return average(differences) if differences else None
+        return _clustered(
+            [
+                (relation, value - other[record][1])
+                for record, (relation, value) in own.items()
+                if record in other
+            ]
+        )
 
     def table(self) -> pd.DataFrame:
         """A table of text with a row for each number and a column for each editor.
@@ -161,19 +169,24 @@ class LimitsComparison(Stored):
         asked = [result for editor in self.edited for result in self[editor].of(check)]
         return asked[0].effect_is if asked else number
 
-    def _by_record(self, editor: str, check: str, number: str) -> dict[str, float]:
-        """An editor's number of each fact that has it, by the record's id."""
+    def _by_record(self, editor: str, check: str, number: str) -> dict[str, tuple[str, float]]:
+        """The relation and an editor's number of each fact that has it, by the record's id."""
         average = self._average(editor)
         if average is None:
             return {}
         name = matching_name(check, average.checks)
-        found = {
-            limits.record_id: _value(result, number)
+        return {
+            limits.record_id: (limits.relation, value)
             for limits in average.limits
             for result in limits.results
-            if result.name == name
+            if result.name == name and (value := _value(result, number)) is not None
         }
-        return {record: value for record, value in found.items() if value is not None}
+
+
+def _clustered(numbers: Sequence[tuple[str, float]]) -> Average | None:
+    """The average of numbers of facts, each with its relation; None if there is none."""
+    relations, values = zip(*numbers, strict=True) if numbers else ((), ())
+    return average(values, relations) if values else None
 
 
 def _value(result: CheckResult, number: str) -> float | None:

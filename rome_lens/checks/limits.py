@@ -26,6 +26,7 @@ from rome_lens.checks.result import (
 )
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
+from rome_lens.data.relations import relation_of
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
@@ -38,7 +39,7 @@ class Limits(Stored):
     record_id: str
     """The record's ``id``."""
     relation: str
-    """The record's relation."""
+    """The record's relation; its prompt, if the relation has no name."""
     results: tuple[CheckResult, ...]
     """One result for each check, in the order of the README's table."""
     edit: str = ""
@@ -200,7 +201,7 @@ def limits_of(
     ]
     return Limits(
         record_id=str(record.id),
-        relation=record.relation,
+        relation=relation_of(record),
         edit=getattr(edit, "made_with", "") or repr(edit),
         model_fingerprint=getattr(edit, "model_fingerprint", None),
         results=(

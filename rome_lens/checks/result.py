@@ -167,6 +167,16 @@ class CheckResult(Stored):
         return _average(row.control for row in self.rows if row.effect is not None)
 
     @property
+    def before(self) -> Average | None:
+        """The average of ``before`` over the prompts that are asked."""
+        return _average(row.before for row in self.rows if row.effect is not None)
+
+    @property
+    def after(self) -> Average | None:
+        """The average of ``after`` over the prompts that are asked."""
+        return _average(row.after for row in self.rows if row.effect is not None)
+
+    @property
     def firing_correlation(self) -> float | None:
         """Spearman's correlation of ``|firing|`` with ``kl`` over the prompts; None below five."""
         return firing_correlation(self.rows)

@@ -25,7 +25,7 @@ from rome_lens.editing.rome_key import mapped_key, mean_key
 from rome_lens.editing.value_optimisation import OptimisedValue, optimised_values
 from rome_lens.forward.memory import bytes_per_batch
 from rome_lens.forward.partial import ResumeError
-from rome_lens.forward.runs import differentiable, differentiating
+from rome_lens.forward.runs import differentiable, differentiating, weights_laid_out
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.models.door import visits_model
@@ -149,14 +149,15 @@ def rank_one_edits(
             matched = {
                 i: p_true_answer(model, facts[i], contexts, prepend_bos, null=null) for i in rows
             }
-        for batch in _batches(model, rows, layer):
-            batch_rows, its_matched = [rows[i] for i in batch], [matched[i] for i in batch]
-            optimised = _optimised(model, batch_rows, layer, moments, configs, its_matched)
-            for i, (states, solved, values) in zip(batch, optimised, strict=True):
-                found[i] = [
-                    _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
-                    for each in zip(solved, values, moments, choices, configs, strict=True)
-                ]
+        with weights_laid_out(model):
+            for batch in _batches(model, rows, layer):
+                batch_rows, its_matched = [rows[i] for i in batch], [matched[i] for i in batch]
+                optimised = _optimised(model, batch_rows, layer, moments, configs, its_matched)
+                for i, (states, solved, values) in zip(batch, optimised, strict=True):
+                    found[i] = [
+                        _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
+                        for each in zip(solved, values, moments, choices, configs, strict=True)
+                    ]
     return found
 
 

@@ -20,16 +20,17 @@ import math
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.editing.config import RomeConfig, Stopped
 from rome_lens.editing.edited_layer import EditedLayer
-from rome_lens.editing.optimiser import OptimisationError, adam_step, overflow_error
+from rome_lens.editing.losses import Losses, Terms
+from rome_lens.editing.optimiser import OptimisationError, adam_step, gradient_of, overflow_error
 from rome_lens.editing.prompts import EditRows
+from rome_lens.forward.recorded import Recorded, can_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,9 @@ def descent(
     """Steps of Adam on the loss above, from ``delta = 0``, for several facts side by side.
 
     Each step runs only the layers after the edited one, on the positions that the change reaches,
-    and unembeds only the positions that the losses read.
+    and unembeds only the positions that the losses read. On a GPU, the second step is recorded, and
+    later ones repeat its kernels. A model with a caller's hooks is not recorded, because they would
+    not run.
 
     Args:
         state: the edited layer on the rows of the facts.
@@ -108,50 +111,50 @@ def descent(
     deltas = torch.zeros_like(starts, requires_grad=True)
     optimiser = torch.optim.Adam([deltas], lr=config.lr)
     norms = torch.zeros_like(bounds)
-    running, layer_rows, reads = list(range(len(rows))), state.rows, _Reads.of(rows, starts)
-    scale = _FLOAT16_SCALE if layer_rows.stream.dtype == torch.float16 else 1.0
-    initial: Tensor | None = None
+    scale = _FLOAT16_SCALE if state.rows.stream.dtype == torch.float16 else 1.0
+    losses = Losses(state, rows, config, starts)
+    recordable = state.rows.pasts is not None and can_record(starts.device)
+    recorded: Recorded | None = None
     failed: set[int] = set()
+
+    def with_gradient(at: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            terms = losses(at)
+        return *terms, gradient_of(terms.loss.sum(), at, scale=scale)
+
     for step in range(config.steps):
-        going_on = [i for i in running if i not in finished and i not in failed]
+        going_on = [i for i in losses.facts if i not in finished and i not in failed]
         if not going_on:
             return
-        if going_on != running:
-            running, layer_rows = going_on, state.rows.of_facts(going_on)
-            reads = _Reads.of([rows[i] for i in running], starts)
-        with torch.enable_grad():
-            log_p = state.log_probs(deltas[running], layer_rows)
-            if initial is None:
-                state.check(log_p)
-                initial = log_p[reads.of_kl].detach()
-            kl = config.kl_factor * reads.kl(log_p, initial[running])
-            decay = config.weight_decay * config.norm(deltas) / config.norm(starts) ** 2
-            nll, probability, answer = reads.nll_and_probabilities(log_p)
-            terms = _Terms(nll, kl, decay[running], probability, answer)
-        outcomes = _outcomes(step, running, terms, deltas, norms)
+        # A recording serves until half of its facts need no further step.
+        most = len(losses.facts) // 2 if recorded else len(losses.facts) - 1
+        if len(going_on) <= most:
+            losses, recorded = losses.of_facts(going_on), None
+        if recordable and recorded is None and step > 0:
+            try:
+                recorded = Recorded(with_gradient, deltas)
+            except RuntimeError:  # the model does something that only Python can repeat
+                recordable = False
+        gradient: Tensor | None = None
+        if recorded is None:
+            with torch.enable_grad():
+                terms = losses(deltas)
+        else:
+            *found, gradient = recorded(deltas)
+            terms = Terms(*found)
+        outcomes = _outcomes(step, losses, terms, deltas, norms)
+        outcomes = {i: outcomes[i] for i in going_on}
         failed |= {i for i, each in outcomes.items() if isinstance(each, OptimisationError)}
         yield outcomes
         if step < config.steps - 1:
+            if gradient is None:
+                gradient = gradient_of(terms.loss.sum(), deltas, scale=scale)
             try:
-                adam_step(optimiser, deltas, terms.loss.sum(), step + 1, scale=scale)
+                adam_step(optimiser, deltas, gradient, step + 1)
             except OptimisationError as error:
-                yield dict.fromkeys(running, error.with_traceback(None))
+                yield dict.fromkeys(going_on, error.with_traceback(None))
                 return
             norms = _clamp(deltas, config, bounds)
-
-
-class _Terms(NamedTuple):
-    """The terms of each fact's loss, and the new target's two probabilities (see Step)."""
-
-    nll: Float[Tensor, " fact"]
-    kl: Float[Tensor, " fact"]
-    decay: Float[Tensor, " fact"]
-    probability: Float[Tensor, " fact"]
-    answer_probability: Float[Tensor, " fact"]
-
-    @property
-    def loss(self) -> Float[Tensor, " fact"]:
-        return self.nll + self.kl + self.decay
 
 
 @torch.no_grad()
@@ -171,16 +174,17 @@ def _clamp(
 @torch.no_grad()
 def _outcomes(
     step: int,
-    facts: Sequence[int],
-    terms: _Terms,
+    losses: Losses,
+    terms: Terms,
     deltas: Float[Tensor, "fact d_model"],
     norms: Float[Tensor, " fact"],
 ) -> dict[int, Outcome]:
     """The steps of the facts. This is the one place where a step waits for the device."""
-    values = torch.stack([*terms, terms.loss, norms[list(facts)]]).tolist()
+    values = torch.stack([*terms, terms.loss, norms[losses.numbers]]).tolist()
     now = deltas.detach().clone()
     outcomes: dict[int, Outcome] = {}
-    for i, nll, kl, decay, probability, answer, loss, norm in zip(facts, *values, strict=True):
+    for i, *values_of_fact in zip(losses.facts, *values, strict=True):
+        nll, kl, decay, probability, answer, loss, norm = values_of_fact
         if not math.isfinite(norm):
             outcomes[i] = overflow_error(step)
         elif not math.isfinite(loss):
@@ -198,76 +202,6 @@ def _outcomes(
                 answer_probability=answer,
             )
     return outcomes
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reads:
-    """What the losses take from the log probabilities that :meth:`EditedLayer.log_probs` returns.
-
-    Those of a fact are the predictions of the target's tokens, context by context, and then that of
-    the KL prompt.
-    """
-
-    of_target: Int[Tensor, " read"]
-    """The numbers of the predictions of a target token."""
-    target: Int[Tensor, " read"]
-    """The token that each of them predicts."""
-    context: Int[Tensor, " read"]
-    """The context of each of them, counted over all facts."""
-    weight: Float[Tensor, " read"]
-    """One over the number of tokens of its target."""
-    length: Float[Tensor, " fact"]
-    """The number of tokens of each fact's target."""
-    of_kl: Int[Tensor, " fact"]
-    """The number of each fact's prediction at the KL prompt."""
-    n_contexts: int
-    """The number of contexts of each fact."""
-
-    @classmethod
-    def of(cls, rows: Sequence[EditRows], like: Tensor) -> "_Reads":
-        """For the predictions of these facts, on the device and in the precision of ``like``."""
-        n_contexts = len(rows[0].target_positions)
-        of_target, target, lengths, of_kl = [list[int]() for _ in range(4)]
-        for each in rows:
-            first, count = len(of_target) + len(of_kl), each.target_positions.numel()
-            of_target += range(first, first + count)
-            target += each.target.tolist() * n_contexts
-            lengths += [len(each.target)] * n_contexts
-            of_kl.append(first + count)
-
-        def on_device(numbers: Sequence[int]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.long, device=like.device)
-
-        context = [i for i, length in enumerate(lengths) for _ in range(length)]
-        return cls(
-            of_target=on_device(of_target),
-            target=on_device(target),
-            context=on_device(context),
-            weight=1 / on_device(lengths).to(like)[on_device(context)],
-            length=on_device(lengths[::n_contexts]).to(like),
-            of_kl=on_device(of_kl),
-            n_contexts=n_contexts,
-        )
-
-    def nll_and_probabilities(
-        self, log_p: Float[Tensor, "read d_vocab"]
-    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"], Float[Tensor, " fact"]]:
-        """``mean_contexts mean_target -log p``, and the mean over contexts of both probabilities.
-
-        The first is ``exp mean_target log p``, the second ``exp sum_target log p``.
-        """
-        weighted = self.weight * log_p[self.of_target, self.target]
-        contexts = weighted.new_zeros(self.n_contexts * len(self.of_kl))
-        contexts = contexts.index_add(0, self.context, weighted).view(-1, self.n_contexts)
-        whole = self.length[:, None] * contexts
-        return -contexts.mean(1), contexts.exp().mean(1), whole.exp().mean(1)
-
-    def kl(
-        self, log_p: Float[Tensor, "read d_vocab"], initial: Float[Tensor, "fact d_vocab"]
-    ) -> Float[Tensor, " fact"]:
-        """``KL(p || p_0)`` at the KL prompts, in nats, from ``log p_0``."""
-        at_kl = log_p[self.of_kl]
-        return (at_kl.exp() * (at_kl - initial)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

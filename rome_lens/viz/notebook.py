@@ -17,6 +17,7 @@ from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.evaluation.settings_sweep import EditSweep
 from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.localisation.edit_trace import EditTrace
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.variance import VarianceExplained, variance_table
 from rome_lens.results import to_html
@@ -34,6 +35,12 @@ from rome_lens.viz.trace_plots import averages, heads, severed, trace
 @to_html.register
 def _(result: CausalTrace) -> str:
     return figure_html(heads(result) if result.heads else trace(result))
+
+
+@to_html.register
+def _(result: EditTrace) -> str:
+    figure = heads(result) if result.heads else trace(result)
+    return f"{figure_html(figure)}<p>{html.escape(result.reading)}</p>"
 
 
 @to_html.register

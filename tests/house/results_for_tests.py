@@ -92,6 +92,9 @@ def _examples() -> dict[str, Stored]:
                 held_noise="",
                 **trace,
             ),
+            rl.EditTrace(
+                component="attn", window=1, edited_layers=(1,), firing=(0.0, 1.0), **trace
+            ),
             NotKnown(message="The model says 'London'."),
             Failure(error="FactError: there is nothing to edit", final=True),
             rl.TraceAverage(
