@@ -173,9 +173,9 @@ def trace_together(
     *,
     noise: Noise | Tensor,
     samples: int,
-    direction: Direction,
     prepend_bos: bool | None,
     require_correct: bool,
+    direction: Direction = "denoising",
     progress: bool = False,
 ) -> list[CausalTrace | Exception]:
     """The traces of several facts, whose cells share forward passes.
