@@ -24,7 +24,9 @@ from rome_lens.checks.claims.direction import direction
 from rome_lens.checks.claims.dominance import dominance
 from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
+from rome_lens.checks.claims.generalisation import generalisation
 from rome_lens.checks.claims.localisation import localisation
+from rome_lens.checks.claims.specificity import specificity
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
@@ -46,5 +48,7 @@ __all__ = [
     "dominance",
     "essence",
     "fidelity",
+    "generalisation",
     "localisation",
+    "specificity",
 ]

@@ -41,6 +41,8 @@ class Answered:
     """The edit's strongest firing within the prompt; None if the edit has no key."""
     fires_at: str | None = None
     """The token at which it fires most strongly."""
+    added: float | None = None
+    """The norm of what the edit adds there, ``|u . k| ||v||``."""
 
     @property
     def p_before(self) -> float:
@@ -141,6 +143,7 @@ def prompt_row(
     control_prompt: str | None = None,
     control: float | None = None,
     known: bool | None = None,
+    identified: bool | None = None,
 ) -> CheckRow:
     """The row of an answered question: its probabilities, or with ``in_nats`` their logarithms."""
     return CheckRow(
@@ -153,9 +156,11 @@ def prompt_row(
         control_prompt=control_prompt,
         control=control,
         known=known,
+        identified=identified,
         kl=answered.kl,
         firing=answered.firing,
         fires_at=answered.fires_at,
+        added=answered.added,
         rank_before=answered.rank_before,
         rank_after=answered.rank_after,
     )

@@ -34,6 +34,8 @@ class Continuations:
     """Tokens of each continuation."""
     seed: int
     """Seed of the draws, which are the same without and with the edit."""
+    top_k: int = 5
+    """Every token is drawn from this many likeliest ones; 1 is greedy."""
 
 
 def before_and_after(
@@ -109,6 +111,7 @@ def continuations(
             model,
             [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
             new_tokens=wanted.new_tokens,
+            top_k=wanted.top_k,
             seeds=[crc32(f"{wanted.seed} {each[i][0]} {each[i][2]}".encode()) for i in some],
             marks=[numbers[i] for i in some],
             hooks_of_rows=hooks_of_rows,
@@ -202,9 +205,9 @@ def _first_telling(model: LensModel, ids: Sequence[int], other: Sequence[int]) -
 
 
 def _answered(
-    prompt: str, answer: str, before: _Read, after: _Read, firing: tuple[float, str] | None
+    prompt: str, answer: str, before: _Read, after: _Read, firing: tuple[float, str, float] | None
 ) -> Answered:
-    strongest, fires_at = firing or (None, None)
+    strongest, fires_at, added = firing or (None, None, None)
     return Answered(
         prompt=prompt,
         answer=answer,
@@ -216,13 +219,16 @@ def _answered(
         tokens=before.tokens,
         firing=strongest,
         fires_at=fires_at,
+        added=added,
     )
 
 
 def _strongest_firings(
     model: LensModel, edit: Any, prompts: Sequence[str], prepend_bos: bool | None
-) -> dict[str, tuple[float, str]]:
-    """For each prompt, the firing of the largest size and its token. Empty if the edit has no key.
+) -> dict[str, tuple[float, str, float]]:
+    """For each prompt, the firing of the largest size, its token, and the norm of what is added.
+
+    Empty if the edit has no key.
 
     A BOS token at the start is left out, because its key is the same in every prompt.
     """
@@ -230,7 +236,9 @@ def _strongest_firings(
         return {}
     firings = edit_firings(model, edit, prompts, prepend_bos=prepend_bos)
     bos = starts_with_bos(model, prepend_bos)
-    return {
-        each.text: strongest_firing(each, start=int(bos or begins_with_bos(model, each.text)))
-        for each in firings
-    }
+    found = {}
+    for each in firings:
+        start = int(bos or begins_with_bos(model, each.text))
+        value, token = strongest_firing(each, start=start)
+        found[each.text] = (value, token, abs(value * each.scale) * float(edit.v.norm()))
+    return found

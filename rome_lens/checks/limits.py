@@ -16,6 +16,8 @@ from rome_lens.checks.claims.direction import Direction
 from rome_lens.checks.claims.dominance import Dominance
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity, other_texts
+from rome_lens.checks.claims.generalisation import Generalisation
+from rome_lens.checks.claims.specificity import Specificity
 from rome_lens.checks.result import (
     CheckResult,
     average_cells,
@@ -28,6 +30,8 @@ from rome_lens.data.record_type import Record
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
+
+_ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -120,7 +124,8 @@ def check_limits(
             fit the model's context. Texts that name the edited subject are left out, and counted.
         samples: continuations of each open prompt in :func:`rome_lens.checks.dominance`; 0 samples
             none.
-        new_tokens: length of what the model writes in fidelity; 0 writes nothing.
+        new_tokens: length of what the model writes in fidelity; 0 writes nothing. In generalisation
+            it writes as much, but at most 8 tokens.
         seed: seed of all draws.
         prepend_bos: whether prompts start with a BOS token; None takes the model's own default.
 
@@ -149,12 +154,14 @@ def check_limits(
     record = checked_record(edit, record)
     read, left_out = other_texts(model, edit, record, texts, prepend_bos)
     checks: list[Check] = [
+        Generalisation(new_tokens=min(new_tokens, _ANSWER_TOKENS)),
         Direction(),
         Association(),
         Description(),
         Dominance(samples=samples, seed=seed),
         BleedOver(),
         Consequence(),
+        Specificity(seed=seed),
         Essence(seed=seed),
         Fidelity(
             others=tuple(several("others", others, "a list of edits of other facts")),

@@ -15,9 +15,9 @@ import rome_lens as rl
 from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
 from rome_lens.checks.asking import Continuations, before_and_after, continuations
-from rome_lens.checks.claims.association import holds_last_word
 from rome_lens.checks.claims.dominance import _share_naming
 from rome_lens.checks.claims.essence import random_direction
+from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]

@@ -13,13 +13,14 @@ from rome_lens.checks import CheckResult, CheckRow
 from rome_lens.checks.answered import Answered, Answers, PromptAnswer
 from rome_lens.checks.asking import strongest_firing
 from rome_lens.checks.check import Check
-from rome_lens.checks.claims.association import Association, Description, holds_last_word
+from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
 from rome_lens.checks.claims.consequence import Consequence
 from rome_lens.checks.claims.direction import Direction
 from rome_lens.checks.claims.dominance import Dominance
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity
+from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.intervals import average
 
 CHECKS: list[Check] = [
