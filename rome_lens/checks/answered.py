@@ -37,6 +37,14 @@ class Answered:
     """``KL(before || after)`` of the next token's distribution after the prompt, in nats."""
     tokens: int
     """Number of tokens in the answer."""
+    written_before: bool = False
+    """Whether the unedited model writes the answer by itself.
+
+    Greedy decoding begins with the answer's tokens exactly if each of them is the likeliest one
+    after those before it, so nothing has to be generated.
+    """
+    written_after: bool = False
+    """The same with the edit."""
     firing: float | None = None
     """The edit's strongest firing within the prompt; None if the edit has no key."""
     fires_at: str | None = None

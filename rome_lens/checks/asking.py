@@ -34,8 +34,6 @@ class Continuations:
     """Tokens of each continuation."""
     seed: int
     """Seed of the draws, which are the same without and with the edit."""
-    top_k: int = 5
-    """Every token is drawn from this many likeliest ones; 1 is greedy."""
 
 
 def before_and_after(
@@ -111,7 +109,6 @@ def continuations(
             model,
             [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
             new_tokens=wanted.new_tokens,
-            top_k=wanted.top_k,
             seeds=[crc32(f"{wanted.seed} {each[i][0]} {each[i][2]}".encode()) for i in some],
             marks=[numbers[i] for i in some],
             hooks_of_rows=hooks_of_rows,
@@ -148,6 +145,7 @@ def _job_key(job: _Job) -> _Job:
 class _Read:
     log_p: float
     rank: int
+    written: bool
     tokens: int
     next_token: Float[Tensor, " d_vocab"]
 
@@ -180,7 +178,8 @@ def _read_jobs(
             other = () if rival is None else continuation(model, prompt, rival)
             first = _first_telling(model, ids.tolist(), other)
             rank = 1 + int((log_p[first] > log_p[first, ids[first]]).sum())
-            return _Read(float(chosen.sum()), rank, len(ids), next_token[number, prompt])
+            written = bool((log_p.argmax(-1) == ids).all())
+            return _Read(float(chosen.sum()), rank, written, len(ids), next_token[number, prompt])
 
         found = read_answers(
             model,
@@ -215,6 +214,8 @@ def _answered(
         after=after.log_p,
         rank_before=before.rank,
         rank_after=after.rank,
+        written_before=before.written,
+        written_after=after.written,
         kl=kl_divergence(before.next_token, after.next_token),
         tokens=before.tokens,
         firing=strongest,

@@ -31,8 +31,6 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 
-_ANSWER_TOKENS = 8
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Limits(Stored):
@@ -124,8 +122,7 @@ def check_limits(
             fit the model's context. Texts that name the edited subject are left out, and counted.
         samples: continuations of each open prompt in :func:`rome_lens.checks.dominance`; 0 samples
             none.
-        new_tokens: length of what the model writes in fidelity; 0 writes nothing. In generalisation
-            it writes as much, but at most 8 tokens.
+        new_tokens: length of what the model writes in fidelity; 0 writes nothing.
         seed: seed of all draws.
         prepend_bos: whether prompts start with a BOS token; None takes the model's own default.
 
@@ -145,7 +142,7 @@ def check_limits(
         >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
         >>> limits = rl.check_limits(model, edit, record, samples=0, new_tokens=0)
         >>> [result.name for result in limits.results if result.asked]
-        ['direction', 'association', 'description', 'dominance', 'bleed-over', ...]
+        ['generalisation', 'direction', 'association', 'description', 'dominance', ...]
         >>> round(limits["association"].effect.mean, 2)  # an alias keeps nothing of the edit
         0.0
         >>> round(limits["description"]["share kept, description with the name"].mean, 1)
@@ -154,7 +151,7 @@ def check_limits(
     record = checked_record(edit, record)
     read, left_out = other_texts(model, edit, record, texts, prepend_bos)
     checks: list[Check] = [
-        Generalisation(new_tokens=min(new_tokens, _ANSWER_TOKENS)),
+        Generalisation(),
         Direction(),
         Association(),
         Description(),

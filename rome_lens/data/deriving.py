@@ -41,6 +41,7 @@ def words_in_slot(fact: Fact, prompt: str) -> str | None:
 
     Example:
         >>> import rome_lens as rl
+        >>> from rome_lens.data.deriving import words_in_slot
         >>> fact = rl.data.record("eiffel-tower").fact
         >>> words_in_slot(fact, "The Louvre is located in the city of")
         'The Louvre'

@@ -108,7 +108,7 @@ def test_rows_are_the_plain_probabilities(
                 assert row.after == pytest.approx(
                     value(plain_p(toy, row.prompt, now)), rel=1e-3, abs=1e-7
                 )
-    assert len(seen) == 12
+    assert len(seen) == 17
 
 
 def test_the_questions_of_all_checks_are_asked_in_one_batch(
@@ -302,7 +302,7 @@ def test_what_a_record_lacks_is_not_asked(
     cases = [
         (fact, quick, {"essence"}),  # the toy's context is too short for the default texts
         (fact, {**quick, "texts": TEXTS}, {"essence", "fidelity"}),
-        (counterfact, quick, {"bleed-over", "essence", "fidelity"}),
+        (counterfact, quick, {"generalisation", "bleed-over", "essence", "fidelity"}),
     ]
     for its_record, options, expected in cases:
         limits = rl.check_limits(one_toy, edit, its_record, **options)

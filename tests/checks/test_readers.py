@@ -20,16 +20,20 @@ from rome_lens.checks.claims.direction import Direction
 from rome_lens.checks.claims.dominance import Dominance
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity
+from rome_lens.checks.claims.generalisation import Generalisation
+from rome_lens.checks.claims.specificity import Specificity
 from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.intervals import average
 
 CHECKS: list[Check] = [
+    Generalisation(),
     Direction(),
     Association(),
     Description(),
     Dominance(samples=0),
     BleedOver(),
     Consequence(),
+    Specificity(),
     Essence(),
     Fidelity(texts=("It was raining.",), new_tokens=0),
 ]

@@ -257,7 +257,7 @@ def test_every_control_has_its_prompts() -> None:
     def law(record: Record) -> bool:
         return (
             record.primary is not None
-            and len(record.naming_prompts) == 2
+            and len(record.naming_prompts) == 3
             and len(record.other_relations) >= 2
             and len(record.false_consequences) >= 1
             and len(record.decoys.other_answer) >= 2

@@ -38,7 +38,7 @@ def association(
     Control: ``p(o | alias)`` in the unedited model, which tells whether the model knows the fact
     under the alias (``effect_where_known``). That does not show that it knows who is meant.
     ``effect_where_identified`` is the mean over aliases for which the unedited model gives the
-    subject after a naming prompt, such as "La Tour Eiffel is better known as", with a probability
+    subject after a naming prompt, such as "La Tour Eiffel is another name of", with a probability
     of at least 0.1.
 
     The result also has the same share in ``log p``. If the edit does not hold for the subject

@@ -236,6 +236,9 @@ def _reading(
             f"The unedited model knows the fact (p >= {KNOWN}) for {', '.join(known)}, "
             f"where the share is {result.effect_where_known.mean:+.3f}"
         )
+    if any(row.identified is not None for row in own):
+        named = [name for name, row in zip(names, own, strict=True) if row.identified]
+        reading += f". It knows who is meant by {', '.join(named) or 'none of them'}"
     if all(row.firing is not None for row in own):
         strongest = max(own, key=lambda row: abs(row.firing or 0.0))
         reading += (

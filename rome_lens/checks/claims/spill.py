@@ -43,6 +43,7 @@ def verdict_of(kept: float, decoys: Sequence[float]) -> Verdict:
             followed.
 
     Example:
+        >>> from rome_lens.checks.claims.spill import verdict_of
         >>> verdict_of(0.8, [0.1, 0.0]), verdict_of(0.5, [0.4]), verdict_of(0.02, [0.3])
         ('followed', 'spilled', 'not kept')
     """
