@@ -12,6 +12,9 @@ with a baseline that runs in the same process, on the same weights and the same 
   the same, and scaled up to the whole grid.
 * edit: the plain optimisation in the model's own precision. Every step runs the whole model on all
   rows, all positions and all logits, and lets autograd find what depends on the value.
+* many facts: traces of fifty facts in shared passes, against one call of ``causal_trace`` for each;
+  and eight edits by ``rome_batch``, against one call of ``rome`` for each. The single calls are
+  timed on some of the facts and scaled up.
 * key statistics: the plain sum. Every batch runs the whole model and adds ``K^T K`` in float64 with
   one matrix product.
 * toy: the same call on the CPU. Here the largest difference between the two is what counts.
@@ -46,12 +49,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import rome_lens as rl
+from rome_lens.forward.tokens import encode
+from rome_lens.tracing.causal import trace_together
+from rome_lens.tracing.cells import grid
+from rome_lens.tracing.passes import pass_size
 
 SAMPLES, SEED, ROUNDS, STEPS = 10, 0, 3, 20
 KINDS = {"resid": ("resid", 1), "MLP window 10": ("mlp", 10)}
 FACT = rl.Fact(
     "{} lives in the city of the", subject="Wanda Brandt", target="Pralec", new_target="Ondavel"
 )
+TRACED, EDITED, ALONE = 50, 8, 5  # facts side by side, and single calls that are timed
+BEFORE = ("", "Yes, ", "It is well known that ", "As far as I know, ", "In those days, ")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 VIEWS = ("view", "reshape", "as_strided", "expand", "transpose", "permute", "slice", "select", "t")
 
@@ -457,6 +466,107 @@ def edit_row(bench: Bench, model: HookedTransformer, shape: Shape, contexts: Seq
     )
 
 
+def facts(count: int) -> list[rl.Fact]:
+    """Facts of several lengths, without asking whether a model knows them."""
+    known = [record.fact for record in rl.data.records(known_by="toy")]
+    return [
+        dataclasses.replace(fact, prompt=before + fact.prompt)
+        for before in BEFORE
+        for fact in known
+    ][:count]
+
+
+def many_traces_row(bench: Bench, model: HookedTransformer, name: str) -> Row:
+    """Traces of many facts in shared passes against one call for each."""
+    given, size = facts(TRACED), pass_size(model, batch_size=None)
+    options = {"component": "resid", "window": 1}
+    grids = [
+        grid(
+            model,
+            encode(model, fact),
+            **options,
+            layers=None,
+            positions=None,
+            heads=None,
+            answer="first_token",
+            size=size,
+        )
+        for fact in given
+    ]
+
+    def together() -> list[Any]:
+        return trace_together(
+            model,
+            given,
+            grids,
+            noise=rl.GaussianNoise(seed=SEED),
+            samples=SAMPLES,
+            prepend_bos=None,
+            require_correct=False,
+        )
+
+    def alone() -> list[rl.CausalTrace]:
+        chosen = given[:: len(given) // ALONE][:ALONE]
+        noise = rl.GaussianNoise(seed=SEED)
+        return [rl.causal_trace(model, f, noise=noise, require_correct=False) for f in chosen]
+
+    together(), alone()
+    operations = _operations(together)
+    slow, singles = bench.timed(alone)
+    seconds, found = min((bench.timed(together) for _ in range(2)), key=lambda each: each[0])
+    memory, chosen = bench.memory, found[:: len(given) // ALONE][:ALONE]
+    apart = max(
+        float((one.scores - other.scores).abs().max() / other.scores.abs().max())
+        for one, other in zip(chosen, singles, strict=True)
+    )
+    profile = bench.profile(together, f"{name} many traces")
+    bench.python_profile(together, f"{name} many traces")
+    return Row(
+        model=name,
+        work=f"trace of {len(given)} facts, resid",
+        seconds=seconds,
+        baseline=slow * len(given) / ALONE,
+        tflops=operations / seconds / 1e12,
+        memory=memory,
+        difference=apart,
+        launches=f"{profile.launches:,}",
+        waits=f"{profile.waits:,} / {profile.copies:,}" if bench.on_gpu else "",
+        busy=profile.busy / seconds if bench.on_gpu else None,
+        note=f"{1e3 * seconds / len(given):.0f} ms a fact; baseline: one call for each",
+    )
+
+
+def many_edits_row(
+    bench: Bench, model: HookedTransformer, shape: Shape, contexts: Sequence[str]
+) -> Row:
+    """Edits of several facts side by side against one call for each."""
+    options = {
+        "layer": shape.layer,
+        "statistics": rl.KeyStatistics.identity(model, layer=shape.layer),
+        "contexts": contexts,
+        "config": rl.RomeConfig(steps=STEPS, stop_loss=0.0),
+    }
+    given = facts(EDITED)
+    rl.rome_batch(model, given, **options)
+    seconds, found = bench.timed(lambda: rl.rome_batch(model, given, **options))
+    memory = bench.memory
+    slow, singles = bench.timed(lambda: [rl.rome(model, fact, **options) for fact in given[:2]])
+    apart = max(
+        float((one.delta - other.delta).abs().max() / other.delta.abs().max())
+        for one, other in zip(found, singles, strict=False)
+    )
+    bench.python_profile(lambda: rl.rome_batch(model, given, **options), f"{shape.name} many edits")
+    return Row(
+        model=shape.name,
+        work=f"{len(given)} edits, {STEPS} steps, {len(contexts)} contexts",
+        seconds=seconds,
+        baseline=slow * len(given) / 2,
+        memory=memory,
+        difference=apart,
+        note="baseline: one call for each",
+    )
+
+
 def token_batches(shape: Shape, sequences: int) -> list[torch.Tensor]:
     """Random ids ``[16, 128]``, none of them special."""
     generator = torch.Generator().manual_seed(SEED)
@@ -551,6 +661,9 @@ def shape_works(bench: Bench, shape: Shape, cells: int) -> Iterator[Work]:
     for kind in KINDS:
         yield f"trace, {kind}", lambda kind=kind: trace_row(bench, model, shape.name, kind, cells)
     yield "edit", lambda: edit_row(bench, model, shape, contexts)
+    yield "many edits", lambda: many_edits_row(bench, model, shape, contexts)
+    if shape.n_layers < 20:
+        yield "many traces", lambda: many_traces_row(bench, model, shape.name)
     if shape.like_gpt_j:
         yield "key statistics", lambda: statistics_row(bench, model, shape)
 

@@ -26,9 +26,11 @@ from rome_lens.checks import (
     CheckResult,
     Limits,
     LimitsAverage,
+    LimitsComparison,
     average_limits,
     check_limits,
     check_records,
+    compare_limits,
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
@@ -37,6 +39,7 @@ from rome_lens.editing import (
     Edits,
     FineTuning,
     InContext,
+    NullEditor,
     Preset,
     RankOneEdit,
     RomeConfig,
@@ -49,10 +52,12 @@ from rome_lens.editing import (
     export_hf,
     fine_tune,
     keep_edits,
+    null_edit,
     preset,
     random_contexts,
     rome,
     rome_batch,
+    rome_path,
     rome_sequence,
     row_hooks,
 )
@@ -70,13 +75,14 @@ from rome_lens.evaluation import (
 )
 from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.keys import KeyStatistics, collect_key_statistics
-from rome_lens.localisation import LayerSweep, layer_sweep
+from rome_lens.localisation import EditTrace, LayerSweep, layer_sweep, trace_edit
 from rome_lens.models import ModelSource, load_model
 from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
     Counterfactual,
+    Counterfactuals,
     GaussianNoise,
     MultivariateGaussianNoise,
     Replacement,
@@ -103,10 +109,12 @@ __all__ = [
     "Comparison",
     "CounterFactRecord",
     "Counterfactual",
+    "Counterfactuals",
     "Edit",
     "EditFiring",
     "EditSetting",
     "EditSweep",
+    "EditTrace",
     "Edits",
     "Evaluation",
     "Fact",
@@ -117,8 +125,10 @@ __all__ = [
     "LayerSweep",
     "Limits",
     "LimitsAverage",
+    "LimitsComparison",
     "ModelSource",
     "MultivariateGaussianNoise",
+    "NullEditor",
     "Preset",
     "RankOneEdit",
     "Replacement",
@@ -150,6 +160,7 @@ __all__ = [
     "choose_layer",
     "collect_key_statistics",
     "compare_editors",
+    "compare_limits",
     "data",
     "edit_firing",
     "edit_firings",
@@ -164,6 +175,7 @@ __all__ = [
     "limits_report",
     "load_model",
     "models",
+    "null_edit",
     "preset",
     "random_contexts",
     "read_counterfact",
@@ -171,12 +183,14 @@ __all__ = [
     "report",
     "rome",
     "rome_batch",
+    "rome_path",
     "rome_sequence",
     "row_hooks",
     "severed_trace",
     "sweep",
     "sweep_edits",
     "top_answers",
+    "trace_edit",
     "trace_facts",
     "viz",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``demo`` examines one edit, ``limits`` and ``sweep`` examine many.
+"""The command line: ``demo`` examines one edit, ``limits``, ``compare`` and ``sweep`` many.
 
 This module parses arguments and reports errors. ``commands/`` does the work.
 """
@@ -17,9 +17,11 @@ from rich.markup import escape
 
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
+from rome_lens.commands.compare import run_compare
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.limits import run_limits
 from rome_lens.commands.sweep import run_sweep
+from rome_lens.data.record_type import Record
 from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.version import __version__
 
@@ -114,32 +116,26 @@ def _parser() -> argparse.ArgumentParser:
     limits = commands.add_parser(
         "limits", help="edit many facts one by one, and check what each edit does not do"
     )
-    limits.add_argument(
-        "--records",
-        type=Path,
-        help="a file of records (default: the bundled records that the model may know)",
-    )
-    limits.add_argument(
-        "--only", nargs="+", metavar="ID", help="take only the records with these ids"
-    )
-    limits.add_argument(
-        "--every", type=int, default=1, metavar="N", help="take every N-th of these records"
-    )
-    limits.add_argument(
-        "--limit", type=int, metavar="N", help="take at most the first N of these records"
-    )
-    limits.add_argument(
-        "--directory",
-        type=Path,
-        help="keep finished edits and checks here; an interrupted run resumes from them",
-    )
     limits.set_defaults(out=Path("rome-lens-limits.html"), run=_limits)
+    compare = commands.add_parser(
+        "compare",
+        help="edit many facts with several editors, and compare what their edits do not do",
+    )
+    compare.add_argument(
+        "--editors",
+        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context and null edit, "
+        "with commas (default: all); the others are compared with the first",
+    )
+    compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
+    for command in (limits, compare):
+        _add_record_arguments(command)
     for command in (demo, limits):
         command.add_argument(
             "--layer",
             type=int,
             help="the layer to edit (default: the preset's, or one chosen from an MLP trace)",
         )
+    for command in (demo, limits, compare):
         command.add_argument(
             "--out", type=Path, help=f"the page to write (default: {command.get_default('out')})"
         )
@@ -147,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="trace and edit many facts at many layers; goes on after an interruption"
     )
     _add_sweep_arguments(sweep)
-    for command in (demo, limits, sweep):
+    for command in (demo, limits, compare, sweep):
         command.add_argument(
             "--model",
             default=DEFAULT_MODEL,
@@ -156,6 +152,28 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser
+
+
+def _add_record_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--records",
+        type=Path,
+        help="a file of records (default: the bundled records that the model may know)",
+    )
+    command.add_argument(
+        "--only", nargs="+", metavar="ID", help="take only the records with these ids"
+    )
+    command.add_argument(
+        "--every", type=int, default=1, metavar="N", help="take every N-th of these records"
+    )
+    command.add_argument(
+        "--limit", type=int, metavar="N", help="take at most the first N of these records"
+    )
+    command.add_argument(
+        "--directory",
+        type=Path,
+        help="keep finished edits and checks here; an interrupted run resumes from them",
+    )
 
 
 def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
@@ -197,12 +215,7 @@ def _limits(args: argparse.Namespace) -> None:
         raise ArgumentError(
             f"--out is {args.out}, expected a name that ends in .html (a page) or .md (tables)."
         )
-    for name, number in (("--limit", args.limit), ("--every", args.every)):
-        if number is not None and number < 1:
-            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
-    records = choose_records(args.model, args.records, args.only)[:: args.every][: args.limit]
-    if not records:
-        raise ArgumentError("No record is left: give another --records or --only.")
+    records = _chosen_records(args)
     run_limits(
         args.model,
         records,
@@ -211,6 +224,29 @@ def _limits(args: argparse.Namespace) -> None:
         out=args.out,
         progress=not args.quiet,
     )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".md":
+        raise ArgumentError(f"--out is {args.out}, expected a name that ends in .md, for a table.")
+    run_compare(
+        args.model,
+        _chosen_records(args),
+        editors=None if args.editors is None else args.editors.split(","),
+        directory=args.directory,
+        out=args.out,
+        progress=not args.quiet,
+    )
+
+
+def _chosen_records(args: argparse.Namespace) -> list[Record]:
+    for name, number in (("--limit", args.limit), ("--every", args.every)):
+        if number is not None and number < 1:
+            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
+    records = choose_records(args.model, args.records, args.only)[:: args.every][: args.limit]
+    if not records:
+        raise ArgumentError("No record is left: give another --records or --only.")
+    return records
 
 
 def _sweep(args: argparse.Namespace) -> int:

@@ -102,7 +102,10 @@ def main() -> None:
             some = rl.TracedFacts(traces=traced.traces[: args.previews], unknown=())
             print(
                 "rank correlation of attribution patching:",
-                average(correlations(model, some, noise, args.samples)),
+                average(
+                    correlations(model, some, noise, args.samples),
+                    [trace.fact.prompt for trace in some],
+                ),
             )
         print("strongest role in the first half of the layers, facts:", strongest_roles(traced))
     args.out.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,14 @@ CALLS: dict[str, Call] = {
     "causal_trace": _trace(),
     "causal_trace, mlp": _trace(component="mlp", window=2),
     "causal_trace, attn": _trace(component="attn"),
+    "causal_trace, kl": _trace(metric="kl"),
+    "causal_trace, noising": _trace(component="mlp", direction="noising", metric="log_prob"),
+    "causal_trace, partners": lambda b: rl.trace_facts(
+        b.model, b.records[:2], noise=rl.Counterfactuals.among(b.model, b.records[:2])
+    ),
+    "attribution_trace, noising": lambda b: rl.attribution_trace(
+        b.model, b.fact, samples=2, direction="noising", metric="logit_difference"
+    ),
     "causal_trace, uniform": _trace(rl.UniformNoise()),
     "causal_trace, Student": _trace(rl.StudentTNoise()),
     "causal_trace, multivariate": _trace(rl.MultivariateGaussianNoise()),
@@ -142,6 +150,14 @@ CALLS: dict[str, Call] = {
     "compare_editors": lambda b: rl.compare_editors(
         b.model, b.records[:1], [rl.Unedited(), rl.InContext(), _editor(b)], generate=0
     ),
+    "compare_limits": lambda b: rl.compare_limits(
+        b.model,
+        b.records[:1],
+        [_editor(b), rl.NullEditor(editor=_editor(b))],
+        texts=["It rained."],
+        samples=0,
+        new_tokens=0,
+    ),
     "edit_firing": lambda b: rl.edit_firing(b.model, b.edit, b.fact.text),
     "edit_firings": lambda b: rl.edit_firings(b.model, b.edit, [b.fact.text, "It rained."]),
     "evaluate": lambda b: rl.evaluate(b.model, b.edit, b.record, generate=4),
@@ -160,12 +176,29 @@ CALLS: dict[str, Call] = {
         config=FEWER,
         contexts=CONTEXTS,
     ),
+    "null_edit": lambda b: rl.null_edit(
+        b.model,
+        b.fact,
+        layer=LAYER,
+        statistics=b.statistics,
+        contexts=CONTEXTS,
+        config=FEWER,
+    ),
     "random_contexts": lambda b: rl.random_contexts(b.model, prefixes=2),
     "rome": _rome(),
     "rome, r-rome": _rome(variant="r-rome", config=rl.RomeConfig(steps=2, norms="centred")),
     "rome_batch": lambda b: rl.rome_batch(
         b.model,
         b.records[:2],
+        layer=LAYER,
+        statistics=b.statistics,
+        contexts=CONTEXTS,
+        config=FEWER,
+    ),
+    "rome, matched": _rome(config=rl.RomeConfig(steps=2, stop="matched")),
+    "rome_path": lambda b: rl.rome_path(
+        b.model,
+        b.fact,
         layer=LAYER,
         statistics=b.statistics,
         contexts=CONTEXTS,
@@ -195,6 +228,10 @@ CALLS: dict[str, Call] = {
         contexts=CONTEXTS,
     ),
     "top_answers": lambda b: rl.top_answers(b.model, [b.fact.text, "It rained"]),
+    "trace_edit": lambda b: rl.trace_edit(b.model, b.edit),
+    "trace_edit, noising": lambda b: rl.trace_edit(
+        b.model, b.edit, b.records[1].fact, component="mlp", direction="noising"
+    ),
     "trace_facts": lambda b: rl.trace_facts(b.model, b.records[:2], samples=2),
     "Edits.kept": lambda b: rl.Edits(edits=tuple(b.edits[:2])).kept(b.model),
 }

@@ -11,6 +11,7 @@ asked in one batch, without and with the edit. Each check then reads the answers
 * ``claims/``: one file for each claim, with the questions and the reader of its check.
 * ``limits.py``: all checks of one edit.
 * ``average.py``, ``many_facts.py``: the checks of many edits, averaged over facts.
+* ``comparison.py``: editors side by side on the same facts.
 * ``check.py``: what a check is, and how checks are run.
 * ``asking.py``: asks the model.
 * ``answered.py``, ``result.py``: what a check reads, and what it returns.
@@ -21,27 +22,33 @@ from rome_lens.checks.claims.association import association, description
 from rome_lens.checks.claims.bleed_over import bleed_over
 from rome_lens.checks.claims.consequence import consequence
 from rome_lens.checks.claims.direction import direction
-from rome_lens.checks.claims.dominance import dominance
 from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
 from rome_lens.checks.claims.generalisation import generalisation
 from rome_lens.checks.claims.localisation import localisation
+from rome_lens.checks.claims.overfit import overfit
 from rome_lens.checks.claims.specificity import specificity
+from rome_lens.checks.comparison import LimitsComparison, compare_limits
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
+
+dominance = overfit
+"""The name of :func:`overfit` in version 0.1, which asked less."""
 
 __all__ = [
     "CheckResult",
     "CheckRow",
     "Limits",
     "LimitsAverage",
+    "LimitsComparison",
     "Measure",
     "association",
     "average_limits",
     "bleed_over",
     "check_limits",
     "check_records",
+    "compare_limits",
     "consequence",
     "description",
     "direction",
@@ -50,5 +57,6 @@ __all__ = [
     "fidelity",
     "generalisation",
     "localisation",
+    "overfit",
     "specificity",
 ]

@@ -29,11 +29,13 @@ class Continuations:
     after: Sequence[str]
     """Prompts to continue with the edit."""
     samples: int
-    """Continuations of each prompt."""
+    """Sampled continuations of each prompt."""
     new_tokens: int
     """Tokens of each continuation."""
     seed: int
     """Seed of the draws, which are the same without and with the edit."""
+    greedy: bool = False
+    """Whether the first text of each prompt is a greedy one, in addition to the samples."""
 
 
 def before_and_after(
@@ -101,7 +103,8 @@ def continuations(
             *((prompt, True) for prompt in wanted.after),
         ]
     )
-    each = [(prompt, edited, k) for prompt, edited in asked for k in range(wanted.samples)]
+    draws: list[int | None] = [*([None] if wanted.greedy else []), *range(wanted.samples)]
+    each = [(prompt, edited, draw) for prompt, edited in asked for draw in draws]
     numbers = [numbered.numbers[edited] for _, edited, _ in each]
     texts = [""] * len(each)
     for some, hooks_of_rows in numbered.together(numbers):
@@ -109,15 +112,20 @@ def continuations(
             model,
             [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
             new_tokens=wanted.new_tokens,
-            seeds=[crc32(f"{wanted.seed} {each[i][0]} {each[i][2]}".encode()) for i in some],
+            seeds=[_seed(wanted, each[i][0], each[i][2]) for i in some],
             marks=[numbers[i] for i in some],
             hooks_of_rows=hooks_of_rows,
             prepend_bos=prepend_bos,
         )
         for i, text in zip(some, written, strict=True):
             texts[i] = text
-    n = wanted.samples
+    n = len(draws)
     return {key: texts[i * n : (i + 1) * n] for i, key in enumerate(asked)}
+
+
+def _seed(wanted: Continuations, prompt: str, draw: int | None) -> int | None:
+    """The seed of one continuation; None for the greedy one."""
+    return None if draw is None else crc32(f"{wanted.seed} {prompt} {draw}".encode())
 
 
 def kl_divergence(p: Float[Tensor, " d_vocab"], q: Float[Tensor, " d_vocab"]) -> float:

@@ -1,36 +1,45 @@
 """Averages of the checks over the edits of many facts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from rome_lens.arguments import one_of, whole_number
 from rome_lens.checks.claims.fidelity import OTHER_EDITS, Fidelity
+from rome_lens.checks.firing_by_kind import firing_by_kind
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import (
     CheckResult,
-    CheckRow,
     average_cells,
-    firing_correlation,
     matching_name,
 )
 from rome_lens.errors import ArgumentError
-from rome_lens.intervals import FEWEST, Average, average, average_correlation, share
+from rome_lens.intervals import (
+    Average,
+    average,
+    average_correlation,
+    share,
+)
 from rome_lens.models.fingerprints import exact
 from rome_lens.results import Stored
 
-Averaged = Literal["effect", "effect_where_known", "control"]
+Averaged = Literal["effect", "effect_where_known", "control", "before", "after"]
 """The numbers of a check that are averaged over facts."""
-_AVERAGED: tuple[Averaged, ...] = get_args(Averaged)
+_IN_TABLE: tuple[Averaged, ...] = ("effect", "effect_where_known", "control")
 _RESAMPLES = 200
+_Number = tuple[str, float]
+"""A number of a fact, and the fact's relation."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LimitsAverage(Stored):
-    """The limits of many facts, and their averages over facts. All intervals are over facts."""
+    """The limits of many facts, and their averages over facts.
+
+    All intervals are over facts and clustered by relation (:func:`rome_lens.intervals.average`).
+    """
 
     limits: tuple[Limits, ...]
     """The limits of each fact's edit."""
@@ -62,21 +71,64 @@ class LimitsAverage(Stored):
         return [result for result in self._results(check) if result.asked]
 
     def effect(self, check: str, which: Averaged = "effect") -> Average | None:
-        """The mean over facts of a check's effect, of its effect where known, or of its control.
+        """The mean over facts of a check's effect, effect where known, control, before or after.
 
         None if no fact has it. It is also None for fidelity's control: each fact's control is the
         effect of the other facts' edits, so its mean would be the effect itself.
 
         Raises:
             UnknownNameError: there is no check of this name.
-            ArgumentError: ``which`` is none of the three.
+            ArgumentError: ``which`` is none of them.
         """
         one_of("which", which, Averaged)
-        asked = self.of(check)
-        if which == "control" and check == Fidelity.name:
-            return None
-        values = [value.mean for result in asked if (value := getattr(result, which)) is not None]
-        return average(values) if values else None
+        return _clustered(list(self._numbers(check, which).values()))
+
+    def difference(
+        self,
+        check: str,
+        which: Averaged = "effect",
+        *,
+        minus: Averaged | None = None,
+        of: str | None = None,
+        other: "LimitsAverage | None" = None,
+    ) -> Average | None:
+        """The mean over facts of one number minus another number of the same fact.
+
+        It compares effect and control, two checks, or two editors. The numbers of a fact go up and
+        down together, so the interval of their difference tells more than the two intervals do.
+
+        Args:
+            check, which: the number that the other one is subtracted from.
+            minus: which number is subtracted. None takes the control of the same check; if another
+                check or other limits are given, it takes ``which``.
+            of: the check that it is a number of. None takes the same check.
+            other: the limits that it is taken from, such as those of another editor's edits of the
+                same records. None takes these.
+
+        Returns:
+            The mean over the facts that have both numbers; None if there is none. Facts are the
+            same if their records have the same id and relation.
+
+        Raises:
+            UnknownNameError: there is no check of this name.
+            ArgumentError: ``which`` or ``minus`` is no number of a check.
+
+        Example:
+            ``average.difference("association")`` is effect minus control,
+            ``average.difference("direction", "after", minus="before")`` what the edit changed, and
+            ``average.difference("association", other=other_average)`` one editor minus another.
+        """
+        same = of is None and other is None
+        minus = ("control" if same else which) if minus is None else minus
+        first = self._numbers(check, which)
+        second = (other or self)._numbers(check if of is None else of, minus)
+        return _clustered(
+            [
+                (relation, value - second[fact][1])
+                for fact, (relation, value) in first.items()
+                if fact in second
+            ]
+        )
 
     def measure(self, check: str, name: str) -> Average | None:
         """The mean over facts of one of a check's further numbers.
@@ -86,18 +138,31 @@ class LimitsAverage(Stored):
         Raises:
             UnknownNameError: there is no check of this name.
         """
-        found = [m for result in self._results(check) for m in result.further if m.name == name]
+        own_name = matching_name(check, self.checks)
+        found = [
+            (each.relation, measure)
+            for each in self.limits
+            for result in each.results
+            if result.name == own_name
+            for measure in result.further
+            if measure.name == name
+        ]
         if not found or name.endswith(OTHER_EDITS):
             return None
-        means = [measure.average.mean for measure in found]
-        return (share if all(measure.share for measure in found) else average)(means)
+        mean = share if all(measure.share for _, measure in found) else average
+        return mean(
+            [measure.average.mean for _, measure in found], [relation for relation, _ in found]
+        )
 
     @property
     def firing_correlation(self) -> Average | None:
         """The mean over facts of :attr:`Limits.firing_correlation`."""
-        return average_correlation(
-            [value for each in self.limits if (value := each.firing_correlation) is not None]
-        )
+        found = [
+            (each.relation, value)
+            for each in self.limits
+            if (value := each.firing_correlation) is not None
+        ]
+        return average_correlation([value for _, value in found], [each for each, _ in found])
 
     def firing(self, *, seed: int = 0) -> pd.DataFrame:
         """Spearman's correlation of ``|firing|`` with KL, one line for each kind of prompt.
@@ -106,42 +171,39 @@ class LimitsAverage(Stored):
         that matters is which kinds contain the subject. Within one kind, this does not matter. The
         correlation of a kind is over its prompts of all facts. A kind whose prompts all fire alike,
         because all of them or none of them contain the subject, has no correlation. The 95 %
-        interval is a bootstrap over facts.
+        interval is a bootstrap over relations.
 
         Args:
             seed: seed of the bootstrap.
         """
         seed = whole_number("seed", seed, least=0)
-        kinds: dict[tuple[str, str], list[list[CheckRow]]] = {}
-        for result in (result for each in self.limits for result in each.results):
-            for kind in dict.fromkeys(
-                row.kind for row in result.rows if row.firing is not None and row.kl is not None
-            ):
-                rows = [row for row in result.rows if row.kind == kind]
-                kinds.setdefault((result.name, kind), []).append(rows)
-        lines = []
-        for (check, kind), by_fact in kinds.items():
-            found = _resampled_correlation(by_fact, np.random.default_rng(seed))
-            prompts = sum(len(rows) for rows in by_fact)
-            lines.append([check, kind, prompts, str(found or "all fire alike"), len(by_fact)])
-        return pd.DataFrame(
-            lines, columns=["check", "prompts of kind", "prompts", "firing and KL", "facts"]
-        ).set_index("check")
+        return firing_by_kind(self.limits, seed)
 
     def table(self) -> pd.DataFrame:
-        """One line for each check: facts, prompts, effect, effect where known, and control."""
+        """One line for each check: facts, prompts, effect, effect where known, and control.
+
+        The last column is effect minus control, paired by fact.
+        """
         return pd.DataFrame([self._line(name) for name in self.checks]).set_index("check")
 
     def _line(self, name: str) -> dict[str, object]:
         asked = self.of(name)
         effect, where_known, control = average_cells(
-            [self.effect(name, which) for which in _AVERAGED], asked
+            [self.effect(name, which) for which in _IN_TABLE], asked
         )
         if name == Fidelity.name and asked:
             control = "by fact"
         correlations = [
-            value for result in asked if (value := result.firing_correlation) is not None
+            (each.relation, value)
+            for each in self.limits
+            for result in each.results
+            if result.name == name
+            and result.asked
+            and (value := result.firing_correlation) is not None
         ]
+        firing = average_correlation(
+            [value for _, value in correlations], [each for each, _ in correlations]
+        )
         return {
             "check": name,
             "facts": len(asked),
@@ -152,7 +214,8 @@ class LimitsAverage(Stored):
             "facts known": sum(r.effect_where_known is not None for r in asked) or "",
             "control is": asked[0].control_is if asked else "",
             "control": control,
-            "firing and KL": str(average_correlation(correlations) or ""),
+            "effect - control": str(self.difference(name) or ""),
+            "firing and KL": str(firing or ""),
         }
 
     def further(self) -> pd.DataFrame:
@@ -177,6 +240,24 @@ class LimitsAverage(Stored):
             frames.append(frame)
         rows = [row for frame in frames for row in frame.to_dict("records")]
         return pd.DataFrame(rows, columns=frames[0].columns)
+
+    def _numbers(self, check: str, which: Averaged) -> dict[tuple[Hashable, ...], "_Number"]:
+        """By fact: its relation, and one of the numbers of a check, where it has one."""
+        one_of("which", which, Averaged)
+        name = matching_name(check, self.checks)
+        if which == "control" and name == Fidelity.name:
+            return {}
+        repeats: Counter[tuple[str, str]] = Counter()
+        found: dict[tuple[Hashable, ...], _Number] = {}
+        for each in self.limits:
+            fact = (each.record_id, each.relation)
+            repeats[fact] += 1
+            for result in each.results:
+                value = getattr(result, which) if result.name == name and result.asked else None
+                if value is not None:
+                    key = (*fact, repeats[fact])
+                    found[key] = (each.relation, value.mean)
+        return found
 
     def _results(self, check: str) -> list[CheckResult]:
         name = matching_name(check, self.checks)
@@ -205,29 +286,7 @@ def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
     return LimitsAverage(limits=each)
 
 
-def _resampled_correlation(
-    by_fact: Sequence[Sequence[CheckRow]], generator: np.random.Generator
-) -> Average | None:
-    """The correlation over the rows of all facts, with a bootstrap interval over facts."""
-    whole = firing_correlation(_pooled_rows(by_fact))
-    if whole is None:
-        return None
-    count = len(by_fact)
-    plain = Average(mean=whole, low=None, high=None, count=count)
-    if count < FEWEST:
-        return plain
-    draws = [
-        firing_correlation(
-            _pooled_rows([by_fact[i] for i in generator.integers(count, size=count)])
-        )
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile([each for each in draws if each is not None], [2.5, 97.5]).tolist()
-    return replace(plain, low=min(whole, low), high=max(whole, high))
-
-
-def _pooled_rows(by_fact: Iterable[Sequence[CheckRow]]) -> list[CheckRow]:
-    """All rows; the rows of a fact that was drawn twice count twice."""
-    return [
-        replace(row, prompt=f"{i} {row.prompt}") for i, rows in enumerate(by_fact) for row in rows
-    ]
+def _clustered(numbers: Sequence[_Number]) -> Average | None:
+    """The average of numbers of facts, clustered by relation; None if there is none."""
+    relations, values = zip(*numbers, strict=True) if numbers else ((), ())
+    return average(values, relations) if values else None

@@ -34,6 +34,10 @@ class Check(ABC):
     lacks: ClassVar[str] = "the record has no prompts for it"
     """What is missing if the check has no questions, such as ``"the record has no aliases"``."""
 
+    def of_edit(self, edit: Any, record: Record) -> "Check":
+        """The check itself, or one with what it must know of the edit."""
+        return self
+
     @abstractmethod
     def questions(self, record: Record) -> list[PromptAnswer]:
         """The questions about this record. Without any, the result is "not asked"."""
@@ -72,6 +76,7 @@ def run_checks(
         ModelError: as for :func:`rome_lens.checks.asking.before_and_after`.
     """
     record = checked_record(edit, record)
+    checks = [check.of_edit(edit, record) for check in checks]
     edits = [[edit, *check.control_edits(edit, record)] for check in checks]
     questions = [check.questions(record) for check in checks]
     asked = [

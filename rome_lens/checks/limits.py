@@ -13,10 +13,10 @@ from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
 from rome_lens.checks.claims.consequence import Consequence
 from rome_lens.checks.claims.direction import Direction
-from rome_lens.checks.claims.dominance import Dominance
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity, other_texts
 from rome_lens.checks.claims.generalisation import Generalisation
+from rome_lens.checks.claims.overfit import Overfit
 from rome_lens.checks.claims.specificity import Specificity
 from rome_lens.checks.result import (
     CheckResult,
@@ -27,6 +27,7 @@ from rome_lens.checks.result import (
 )
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
+from rome_lens.data.relations import relation_of
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
@@ -39,7 +40,7 @@ class Limits(Stored):
     record_id: str
     """The record's ``id``."""
     relation: str
-    """The record's relation."""
+    """The record's relation; its prompt, if the relation has no name."""
     results: tuple[CheckResult, ...]
     """One result for each check, in the order of the README's table."""
     edit: str = ""
@@ -108,7 +109,8 @@ def check_limits(
 
     The questions of all checks are asked in one batch, without and with the edit. The weights stay
     untouched. Hooks that the caller has on stay on, and are part of both. A check whose prompts the
-    record lacks is "not asked"; a bare fact has prompts for :func:`rome_lens.checks.essence` only.
+    record lacks is "not asked"; a bare fact has prompts for :func:`rome_lens.checks.overfit` and
+    :func:`rome_lens.checks.essence` only.
 
     Whether tracing tells where to edit takes many facts and layers. Of one edit it is "not asked":
     call :func:`rome_lens.checks.localisation` with the result of :func:`rome_lens.layer_sweep`.
@@ -120,8 +122,8 @@ def check_limits(
         others: edits of other facts, the control of :func:`rome_lens.checks.fidelity`.
         texts: other texts for fidelity to read. None takes those of ``rl.data.held_texts()`` that
             fit the model's context. Texts that name the edited subject are left out, and counted.
-        samples: continuations of each open prompt in :func:`rome_lens.checks.dominance`; 0 samples
-            none.
+        samples: sampled continuations of each open prompt in :func:`rome_lens.checks.overfit`, in
+            addition to a greedy one; 0 writes nothing.
         new_tokens: length of what the model writes in fidelity; 0 writes nothing.
         seed: seed of all draws.
         prepend_bos: whether prompts start with a BOS token; None takes the model's own default.
@@ -142,7 +144,7 @@ def check_limits(
         >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
         >>> limits = rl.check_limits(model, edit, record, samples=0, new_tokens=0)
         >>> [result.name for result in limits.results if result.asked]
-        ['generalisation', 'direction', 'association', 'description', 'dominance', ...]
+        ['generalisation', 'direction', 'association', 'description', 'overfit', ...]
         >>> round(limits["association"].effect.mean, 2)  # an alias keeps nothing of the edit
         0.0
         >>> round(limits["description"]["share kept, description with the name"].mean, 1)
@@ -155,7 +157,7 @@ def check_limits(
         Direction(),
         Association(),
         Description(),
-        Dominance(samples=samples, seed=seed),
+        Overfit(samples=samples, seed=seed),
         BleedOver(),
         Consequence(),
         Specificity(seed=seed),
@@ -170,7 +172,7 @@ def check_limits(
     ]
     return Limits(
         record_id=str(record.id),
-        relation=record.relation,
+        relation=relation_of(record),
         edit=getattr(edit, "made_with", "") or repr(edit),
         model_fingerprint=getattr(edit, "model_fingerprint", None),
         results=(

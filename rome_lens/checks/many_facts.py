@@ -1,7 +1,7 @@
 """The limits of the edits of many facts. Finished edits and checks are kept on disk."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.data.bundled import held_texts
-from rome_lens.data.facts import Fact
+from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.editors import edits_or_errors
+from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
@@ -86,34 +87,83 @@ def check_records(
         )
     for record in cases:
         encode(model, record.fact, prepend_bos=prepend_bos)
-    samples = whole_number("samples", samples, least=0)
-    new_tokens = whole_number("new_tokens", new_tokens, least=0)
-    seed = whole_number("seed", seed)
-    texts = None if texts is None else several_texts("texts", texts)
-    for text in texts or ():
-        text_question(text)
-    store = Store(directory, identity="" if directory is None else model_identity(model))
-    names = [store.name(editor, record.fact) for record in cases]
-    edits = _edits(model, editor, [record.fact for record in cases], store, names, progress)
-    read_texts = tuple(held_texts() if texts is None else texts)
-    settings = (editor, read_texts, samples, new_tokens, seed, prepend_bos)
-    check = partial(
-        check_limits,
-        texts=texts,
-        samples=samples,
-        new_tokens=new_tokens,
-        seed=seed,
-        prepend_bos=prepend_bos,
+    settings = LimitsSettings(
+        texts=texts, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
     )
-    limits = [
-        _get_or_make(
-            store, Limits, store.name(*settings, record), partial(check, model, edit, record)
-        )
-        for record, edit in zip(
-            tqdm(cases, desc="checks", disable=not progress), edits, strict=True
-        )
-    ]
-    return average_limits(_with_other_edits(limits))
+    store = Store(directory, identity="" if directory is None else model_identity(model))
+    found = limits_or_errors(
+        model, cases, editor, store, settings, stop_at_error=True, progress=progress
+    )
+    return average_limits([each for each in found if isinstance(each, Limits)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsSettings:
+    """The arguments of :func:`rome_lens.check_limits` that all facts share.
+
+    Raises:
+        ArgumentError: a number is out of range, or ``texts`` is a single text.
+        FactError: a text is a single word.
+    """
+
+    texts: Sequence[str] | None
+    """Other texts to read; None takes the bundled ones."""
+    samples: int
+    """Sampled continuations of each open prompt."""
+    new_tokens: int
+    """Length of what the model writes in fidelity."""
+    seed: int
+    """Seed of all draws."""
+    prepend_bos: bool | None
+    """Whether the questions start with a BOS token."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "new_tokens"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
+        if self.texts is not None:
+            object.__setattr__(self, "texts", several_texts("texts", self.texts))
+        for text in self.texts or ():
+            text_question(text)
+
+    def stored_as(self) -> tuple[object, ...]:
+        """What a stored result depends on."""
+        read = tuple(held_texts() if self.texts is None else self.texts)
+        return (read, self.samples, self.new_tokens, self.seed, self.prepend_bos)
+
+
+def limits_or_errors(
+    model: LensModel,
+    cases: Sequence[Record],
+    editor: Callable[[Any, Any], Any],
+    store: Store,
+    settings: LimitsSettings,
+    *,
+    stop_at_error: bool,
+    progress: bool,
+) -> list[Limits | FactError | OptimisationError]:
+    """The limits of each record's edit, or why there is no edit. The store keeps each at once.
+
+    With ``stop_at_error``, the error of a fact that cannot be edited is raised instead. Facts whose
+    limits are in the store are not edited again. The edits of the other facts are the control of
+    fidelity.
+    """
+    stored_as = [store.name(editor, *settings.stored_as(), record) for record in cases]
+    missing = [i for i, name in enumerate(stored_as) if not store.has(Limits, name)]
+    facts = [cases[i].fact for i in missing]
+    names = [store.name(editor, fact) for fact in facts]
+    made_edits = _edits(model, editor, facts, store, names, stop_at_error, progress)
+    edits = dict(zip(missing, made_edits, strict=True))
+    found: list[Any] = []
+    for i, record in enumerate(tqdm(cases, desc="checks", disable=not progress)):
+        edit = edits.get(i)
+        if isinstance(edit, FactError | OptimisationError):
+            found.append(edit)
+            continue
+        check = partial(check_limits, model, edit, record, **asdict(settings))
+        found.append(_get_or_make(store, Limits, stored_as[i], check))
+    made = iter(_with_other_edits([each for each in found if isinstance(each, Limits)]))
+    return [next(made) if isinstance(each, Limits) else each for each in found]
 
 
 def _edits(
@@ -122,9 +172,10 @@ def _edits(
     facts: Sequence[Fact],
     store: Store,
     names: Sequence[str],
+    stop_at_error: bool,
     progress: bool,
 ) -> list[Any]:
-    """The edit of each fact, from the store or newly made.
+    """The edit of each fact, from the store or newly made, or the error where there is none.
 
     Edits are made in batches, and every batch is stored as soon as it is finished.
 
@@ -141,9 +192,9 @@ def _edits(
                 if isinstance(edit, RankOneEdit):
                     store.add(names[i], edit)
                 edits[i] = edit
-            for edit in made:  # raised once the others are kept
-                if isinstance(edit, Exception):
-                    raise edit
+            for edit in made:
+                if stop_at_error and isinstance(edit, Exception):
+                    raise edit  # once the others are kept
             bar.update(len(batch))
     return edits
 

@@ -13,6 +13,7 @@ from rome_lens.results import Stored
 KNOWN = 0.1
 """Least probability at which the unedited model is said to know an answer."""
 _DIGITS = 4
+_RENAMED = {"dominance": "overfit"}
 _COLUMNS = (
     "kind",
     "prompt",
@@ -179,6 +180,16 @@ class CheckResult(Stored):
         return _average(row.control for row in self.rows if row.effect is not None)
 
     @property
+    def before(self) -> Average | None:
+        """The average of ``before`` over the prompts that are asked."""
+        return _average(row.before for row in self.rows if row.effect is not None)
+
+    @property
+    def after(self) -> Average | None:
+        """The average of ``after`` over the prompts that are asked."""
+        return _average(row.after for row in self.rows if row.effect is not None)
+
+    @property
     def firing_correlation(self) -> float | None:
         """Spearman's correlation of ``|firing|`` with ``kl`` over the prompts; None below five."""
         return firing_correlation(self.rows)
@@ -230,12 +241,15 @@ class CheckResult(Stored):
 def matching_name(name: str, checks: Sequence[str]) -> str:
     """The check of this name, or of its function's: ``"bleed_over"`` for ``"bleed-over"``.
 
+    The name that a check had in an older version works too.
+
     Raises:
         UnknownNameError: there is no check of this name.
     """
-    for check in checks:
-        if check.replace("_", "-") == name.replace("_", "-"):
-            return check
+    for wanted in (name, _RENAMED.get(name, name)):
+        for check in checks:
+            if check.replace("_", "-") == wanted.replace("_", "-"):
+                return check
     raise UnknownNameError(f"There is no check {name!r}; there are {list(checks)}.")
 
 

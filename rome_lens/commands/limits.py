@@ -26,7 +26,7 @@ def run_limits(
     model = rl.load_model(model_name)
     if layer is not None:
         rl.models.check_layer(model, layer)
-    records = _known_records(model, model_name, records)
+    records = known_records(model, model_name, records)
     suggested = 0
     if layer is None and model_name not in PRESETS:
         trace = rl.causal_trace(
@@ -55,7 +55,7 @@ def run_limits(
     say(f"\nReport: {page.resolve()}")
 
 
-def _known_records(model: LensModel, model_name: str, records: Sequence[Record]) -> list[Record]:
+def known_records(model: LensModel, model_name: str, records: Sequence[Record]) -> list[Record]:
     """The records whose facts the model knows; the others are named."""
     knows = rl.knows(model, [record.fact for record in records], prepend_bos=choose_bos(model_name))
     unknown = [str(record.id) for record, known in zip(records, knows, strict=True) if not known]

@@ -5,7 +5,7 @@
   the shapes of the entries; ``entries.py`` and ``fields.py`` open files and check what they hold.
 * ``whole_words.py``: where a subject stands in a text.
 * ``questions.py``: the parts of a record. ``deriving.py``: decoys from other records.
-* ``bundled.py``: the bundled records and texts. ``relations.py``: what a relation's records share.
+* ``bundled.py``: the bundled records and texts. ``completing.py``: what a relation's records share.
 """
 
 from rome_lens.data.bundled import (

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args, overload
 
 from rome_lens.arguments import whole_number
+from rome_lens.data.completing import with_relation
 from rome_lens.data.deriving import with_decoys
 from rome_lens.data.facts import SLOT
 from rome_lens.data.record_type import Half, Record, RecordError
 from rome_lens.data.records_file import read_records
-from rome_lens.data.relations import with_relation
 
 _HERE = Path(__file__).parent
 FILES = (_HERE / "records.json", _HERE / "toy" / "records.json")

@@ -29,13 +29,21 @@ Other ways from a fact to an edit:
 from rome_lens.editing.config import RomeConfig
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.edit import Edit, LayerEdit, applied_edits, keep_edits
-from rome_lens.editing.editors import Editor, FineTuning, InContext, RomeEditor, Unedited
+from rome_lens.editing.editors import (
+    Editor,
+    FineTuning,
+    InContext,
+    NullEditor,
+    RomeEditor,
+    Unedited,
+)
 from rome_lens.editing.export import export_hf
 from rome_lens.editing.fine_tuning import fine_tune
 from rome_lens.editing.firing import EditFiring, edit_firing, edit_firings
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import Preset, preset
 from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.reference_edits import null_edit, rome_path
 from rome_lens.editing.rome_method import rome, rome_batch
 from rome_lens.editing.rows import row_hooks
 from rome_lens.editing.sequences import Edits, rome_sequence
@@ -49,6 +57,7 @@ __all__ = [
     "FineTuning",
     "InContext",
     "LayerEdit",
+    "NullEditor",
     "OptimisationError",
     "Preset",
     "RankOneEdit",
@@ -62,10 +71,12 @@ __all__ = [
     "export_hf",
     "fine_tune",
     "keep_edits",
+    "null_edit",
     "preset",
     "random_contexts",
     "rome",
     "rome_batch",
+    "rome_path",
     "rome_sequence",
     "row_hooks",
 ]

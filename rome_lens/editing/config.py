@@ -12,7 +12,8 @@ from rome_lens.errors import ArgumentError
 
 Variant = Literal["rome", "r-rome"]
 Norms = Literal["plain", "centred"]
-Stopped = Literal["loss", "probability", "steps"]
+Stop = Literal["matched"]
+Stopped = Literal["loss", "probability", "matched", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,17 @@ class RomeConfig:
     probability of 0.99 and more makes the edited model more confident in the new target than it
     ever was in any answer (over-optimisation).
     """
+    stop: Stop | None = None
+    """``"matched"`` stops at the first step at which the new target is as likely as the true one
+    was in the unedited model.
+
+    Both are probabilities of whole answers, averaged over the contexts. Such an edit is a reference
+    for over-optimisation (:func:`rome_lens.checks.overfit`): at the fact's own prompt it is as
+    confident as the model was, so what it is over by elsewhere is no matter of a late stop. A step
+    of Adam is large, so the first one that reaches the probability may exceed it: a lower ``lr``
+    with more ``steps`` comes closer. ``stop_loss`` still applies. This cannot be combined with
+    ``stop_probability``, which is the same for every fact.
+    """
     ridge: float = 0.0
     """Add ``ridge * mean(diag C) * I`` to ``C``. With 0, ``C`` itself is inverted."""
     norms: Norms = "plain"
@@ -77,6 +89,14 @@ class RomeConfig:
         if not self.clamp > 0.0:
             raise ArgumentError(f"clamp is {self.clamp}, expected a number above 0.")
         one_of("norms", self.norms, Norms)
+        if self.stop is not None:
+            one_of("stop", self.stop, Stop)
+            if self.stop_probability is not None:
+                raise ArgumentError(
+                    f"stop is {self.stop!r} and stop_probability is {self.stop_probability}. Give "
+                    "one of the two: the probability at which each optimisation stops is either "
+                    "that of the fact's true target or a fixed number."
+                )
 
     def norm(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
         """``||x||`` of each vector, or ``||x - mean(x)||`` with centred norms."""

@@ -117,7 +117,7 @@ class EditedLayer:
         batch = RowBatch.of(rows)
         row, reads = batch.compared()
         read = batch.reads[1][reads]
-        forward = PartialForward(model, batch.tokens[row], read=read, check=False)
+        forward = PartialForward(model, batch.tokens[row], read=read, check="none")
         states = None
         if later_positions and forward.has_past:
             merged = batch.merged()

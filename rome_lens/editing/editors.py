@@ -11,6 +11,7 @@ from rome_lens.editing.fine_tuning import fine_tune
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rank_one_edit import RankOneEdit
+from rome_lens.editing.reference_edits import null_edit, null_edits
 from rome_lens.editing.rome_method import rome, rome_batch
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.keys.statistics import KeyStatistics
@@ -27,6 +28,7 @@ class ActsByHooks(Protocol):
         """The hooks, for ``run_with_hooks(tokens, fwd_hooks=...)``."""
 
 
+@runtime_checkable
 class Editor(Protocol):
     """Makes an edit from a model and a fact, and has a name for the table of results."""
 
@@ -139,16 +141,18 @@ class RomeEditor:
     @visits_model
     def __call__(self, model: LensModel, fact: Fact | Record) -> RankOneEdit:
         """The rank-one edit."""
-        return rome(model, fact, **self._options())
+        return rome(model, fact, **self.options)
 
     @visits_model
     def edit_many(
         self, model: LensModel, facts: Iterable[Fact | Record]
     ) -> list[RankOneEdit | FactError | OptimisationError]:
         """The rank-one edit of each fact, made side by side, or the error where there is none."""
-        return rome_batch(model, facts, **self._options(), on_error="return")
+        return rome_batch(model, facts, **self.options, on_error="return")
 
-    def _options(self) -> dict[str, Any]:
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`rome_lens.rome`."""
         return {
             "layer": self.statistics.layer if self.layer is None else self.layer,
             "statistics": self.statistics,
@@ -157,6 +161,31 @@ class RomeEditor:
             "variant": self.variant,
             "prepend_bos": self.prepend_bos,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullEditor:
+    """Rewrites each fact's true target as itself, with the settings of another editor.
+
+    The scores and checks of its edits show what the method changes even if the fact does not.
+    """
+
+    editor: RomeEditor
+    """The editor whose settings are taken."""
+    name: str = "null edit"
+    """The name in the table."""
+
+    @visits_model
+    def __call__(self, model: LensModel, fact: Fact | Record) -> RankOneEdit:
+        """The null edit (:func:`rome_lens.null_edit`)."""
+        return null_edit(model, fact, **self.editor.options)
+
+    @visits_model
+    def edit_many(
+        self, model: LensModel, facts: Iterable[Fact | Record]
+    ) -> list[RankOneEdit | FactError | OptimisationError]:
+        """The null edit of each fact, made side by side, or the error where there is none."""
+        return null_edits(model, [as_fact(fact) for fact in facts], **self.editor.options)
 
 
 def edits_or_errors(

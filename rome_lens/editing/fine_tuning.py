@@ -12,7 +12,7 @@ from rome_lens.arguments import real_number, templates, whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
 from rome_lens.editing.new_target import refuse_what_is_said_already
-from rome_lens.editing.optimiser import OptimisationError, adam_step, overflow_error
+from rome_lens.editing.optimiser import OptimisationError, adam_step, gradient_of, overflow_error
 from rome_lens.editing.prompts import ContextRows
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import ArgumentError
@@ -177,7 +177,7 @@ def _optimise(
                 )
             if losses[-1] < STOP_LOSS or step == steps:
                 break
-            adam_step(optimiser, delta, loss, step + 1)
+            adam_step(optimiser, delta, gradient_of(loss, delta), step + 1)
             if not math.isfinite(float(delta.detach().norm())):
                 raise overflow_error(step + 1)
             with torch.no_grad():

@@ -1,12 +1,18 @@
 """Settings for editing known models, chosen by a sweep over records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rome_lens import data
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
-from rome_lens.editing.editors import FineTuning, RomeEditor
+from rome_lens.editing.editors import (
+    Editor,
+    FineTuning,
+    InContext,
+    NullEditor,
+    RomeEditor,
+)
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
@@ -95,6 +101,42 @@ class Preset:
             prepend_bos=self.prepend_bos,
             name=f"ROME, preset {self.model}",
         )
+
+    @visits_model
+    def editors(
+        self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
+    ) -> list[Editor]:
+        """The preset and what it is compared with, for :func:`rome_lens.compare_limits`.
+
+        All of them edit the preset's layer. Those of ROME's kind share contexts and, apart from
+        ``"C = I"``, key statistics.
+
+        * ``"preset"``: the preset itself.
+        * ``"original"``: the original's hyperparameters, ``RomeConfig()``.
+        * ``"matched"``: the preset, stopped where the new target is as likely as the true one was.
+        * ``"r-ROME"``: the preset with one key in both places.
+        * ``"C = I"``: the preset without key statistics, as EasyEdit runs ROME by default.
+        * ``"FT+L"``: constrained fine-tuning.
+        * ``"in context"``: the new fact as a sentence before each prompt. It is the positive
+          control: where even this has no effect, a check could not see one.
+        * ``"null edit"``: the original's settings with the true target as the new one. What it
+          changes is due to the optimisation alone. The preset's would mostly change nothing,
+          because its optimisation stops at once where the true target is likely.
+        """
+        own = replace(self.editor(model, cache=cache, progress=progress), name="preset")
+        original = replace(own, config=RomeConfig(), variant="rome", name="original")
+        matched = replace(self.config, stop_probability=None, stop="matched")
+        identity = KeyStatistics.identity(model, layer=self.layer)
+        return [
+            own,
+            original,
+            replace(own, config=matched, name="matched"),
+            replace(own, variant="r-rome", name="r-ROME"),
+            replace(own, statistics=identity, name="C = I"),
+            self.fine_tuning,
+            InContext(),
+            NullEditor(editor=original),
+        ]
 
 
 PRESETS = {

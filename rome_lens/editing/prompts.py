@@ -49,7 +49,7 @@ class ContextRows:
             )
         target = encode(model, fact, prepend_bos=prepend_bos).new_answer
         prompts = [
-            encode(model, _in_context(model, fact, context), prepend_bos=prepend_bos)
+            encode(model, in_context(model, fact, context), prepend_bos=prepend_bos)
             for context in contexts
         ]
         last = torch.tensor(
@@ -126,7 +126,12 @@ def check_has_new_target(fact: Fact) -> None:
         raise FactError(f"The fact {fact.text!r} has no new target: Fact(..., new_target='Rome').")
 
 
-def _in_context(model: LensModel, fact: Fact, context: str) -> Fact:
+def in_context(model: LensModel, fact: Fact, context: str) -> Fact:
+    """The fact with its prompt in a context, and without a new target.
+
+    Raises:
+        FactError: the context does not have exactly one ``{}``.
+    """
     if context.count(SLOT) != 1:
         raise FactError(
             f"The context {context!r} has {context.count(SLOT)} slots {{}}, expected one for the "

@@ -194,13 +194,9 @@ def rome_batch(
         ['Ondavel', 'Lusiba', 'Helsby']
     """
     one_of("on_error", on_error, OnError)
-    layer, given = check_layer(model, layer), as_facts(facts)
-    if not isinstance(config, RomeConfig):
-        raise ArgumentError(
-            f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1)."
-        )
+    layer, given, config = check_layer(model, layer), as_facts(facts), checked_config(config)
     choice = Choice(
-        statistics=_of_layer(statistics, layer),
+        statistics=statistics_of(statistics, layer),
         variant=variant,
         stop_probability=config.stop_probability,
     )
@@ -221,10 +217,27 @@ def rome_batch(
     return edits
 
 
-def _of_layer(
+def checked_config(config: object) -> RomeConfig:
+    """The config itself, if it is one.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not isinstance(config, RomeConfig):
+        raise ArgumentError(
+            f"config is {config!r}, expected a RomeConfig, such as RomeConfig(lr=0.1)."
+        )
+    return config
+
+
+def statistics_of(
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None, layer: int
 ) -> KeyStatistics | None:
-    """The layer's statistics, from statistics that may come as a mapping by layer."""
+    """The layer's statistics, from statistics that may come as a mapping by layer.
+
+    Raises:
+        StatisticsError: the mapping lacks the layer, or there is something else.
+    """
     if isinstance(statistics, Mapping):
         if layer not in statistics:
             raise StatisticsError(

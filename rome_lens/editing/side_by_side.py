@@ -15,6 +15,7 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.edited_layer import EditedLayer, SubjectStates
+from rome_lens.editing.matched import p_true_answer
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import EditRows, check_has_new_target
@@ -24,7 +25,7 @@ from rome_lens.editing.rome_key import mapped_key, mean_key
 from rome_lens.editing.value_optimisation import OptimisedValue, optimised_values
 from rome_lens.forward.memory import bytes_per_batch
 from rome_lens.forward.partial import ResumeError
-from rome_lens.forward.runs import differentiable, differentiating
+from rome_lens.forward.runs import differentiable, differentiating, weights_laid_out
 from rome_lens.forward.tokens import FactTokens, encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.models.door import visits_model
@@ -68,6 +69,13 @@ class Choice:
     """Which key the edit maps to the value."""
     stop_probability: float | None = None
     """As in :class:`RomeConfig`."""
+    steps: int | None = None
+    """As in :class:`RomeConfig`. None takes the config's."""
+
+    def config(self, shared: RomeConfig) -> RomeConfig:
+        """The hyperparameters of the edit, from those that all edits share."""
+        steps = shared.steps if self.steps is None else self.steps
+        return replace(shared, stop_probability=self.stop_probability, steps=steps)
 
     def check(self, model: LensModel, layer: int) -> KeyStatistics:
         """The statistics, if they fit the model.
@@ -97,6 +105,7 @@ def rank_one_edits(
     config: RomeConfig = RomeConfig(),
     prepend_bos: bool | None = None,
     stop_at_error: bool = False,
+    null: bool = False,
 ) -> list[FactEdits]:
     """For each fact, the edit that :func:`rome_lens.rome` gives for each choice.
 
@@ -104,11 +113,14 @@ def rank_one_edits(
     raise an OptimisationError, that error takes the edit's place. A choice whose optimisation had
     stopped before it diverged keeps its edit. Where it would raise a FactError, that error takes
     the place of all of the fact's edits, or is raised with ``stop_at_error``.
+
+    With ``null``, the edits are null edits: the facts' new targets are what the model says already.
     """
     layer = check_layer(model, layer)
     w_out(model, layer)
     moments = [choice.check(model, layer) for choice in choices]
-    found = _facts_to_edit(model, facts, layer, config, prepend_bos)
+    configs = [choice.config(config) for choice in choices]
+    found = _facts_to_edit(model, facts, layer, config, prepend_bos, null)
     if stop_at_error:
         _raise_first(found)
     chosen = [i for i, each in enumerate(found) if each is None]
@@ -130,16 +142,22 @@ def rank_one_edits(
             found[i] = error
     if stop_at_error:
         _raise_first(found)
-    configs = [replace(config, stop_probability=choice.stop_probability) for choice in choices]
     with differentiating(model):
         model = differentiable(model)
-        for batch in _batches(model, rows, layer):
-            optimised = _optimised(model, [rows[i] for i in batch], layer, moments, configs)
-            for i, (states, solved, values) in zip(batch, optimised, strict=True):
-                found[i] = [
-                    _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
-                    for each in zip(solved, values, moments, choices, configs, strict=True)
-                ]
+        matched: dict[int, float | None] = dict.fromkeys(rows)
+        if config.stop == "matched":
+            matched = {
+                i: p_true_answer(model, facts[i], contexts, prepend_bos, null=null) for i in rows
+            }
+        with weights_laid_out(model):
+            for batch in _batches(model, rows, layer):
+                batch_rows, its_matched = [rows[i] for i in batch], [matched[i] for i in batch]
+                optimised = _optimised(model, batch_rows, layer, moments, configs, its_matched)
+                for i, (states, solved, values) in zip(batch, optimised, strict=True):
+                    found[i] = [
+                        _rank_one(model, layer, states, *each, fact=facts[i], **made_from)
+                        for each in zip(solved, values, moments, choices, configs, strict=True)
+                    ]
     return found
 
 
@@ -149,6 +167,7 @@ def _optimised(
     layer: int,
     moments: Sequence[KeyStatistics],
     configs: Sequence[RomeConfig],
+    matched: Sequence[float | None],
     *,
     later_positions: bool = True,
 ) -> list[tuple[SubjectStates, list[Tensor], list[OptimisedValue | OptimisationError]]]:
@@ -157,11 +176,11 @@ def _optimised(
     # C is solved first: a singular one is then refused before the long part.
     solved = [_solved(states, moments, configs[0]) for states in state.subjects]
     try:
-        values = optimised_values(state, rows, configs)
+        values = optimised_values(state, rows, configs, matched)
     except ResumeError:
         if state.rows.pasts is None:
             raise
-        return _optimised(model, rows, layer, moments, configs, later_positions=False)
+        return _optimised(model, rows, layer, moments, configs, matched, later_positions=False)
     return list(zip(state.subjects, solved, values, strict=True))
 
 
@@ -171,6 +190,7 @@ def _facts_to_edit(
     layer: int,
     config: RomeConfig,
     prepend_bos: bool | None,
+    null: bool,
 ) -> list[Any]:
     """None for each fact that can be edited, and the error for any other one."""
     found: list[FactError | None] = []
@@ -178,7 +198,8 @@ def _facts_to_edit(
         try:
             check_has_new_target(fact)
             bare = encode(model, fact, prepend_bos=prepend_bos)
-            refuse_what_is_said_already(model, fact, bare)
+            if not null:
+                refuse_what_is_said_already(model, fact, bare)
             _warn(model, fact, bare, layer, config)
             found.append(None)
         except FactError as error:

@@ -20,16 +20,17 @@ import math
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.editing.config import RomeConfig, Stopped
 from rome_lens.editing.edited_layer import EditedLayer
-from rome_lens.editing.optimiser import OptimisationError, adam_step, overflow_error
+from rome_lens.editing.losses import Losses, Terms
+from rome_lens.editing.optimiser import OptimisationError, adam_step, gradient_of, overflow_error
 from rome_lens.editing.prompts import EditRows
+from rome_lens.forward.recorded import Recorded, can_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +47,34 @@ class Step:
     """The weight decay."""
     probability: float
     """The new target's probability: geometric mean over its tokens, mean over contexts."""
+    answer_probability: float
+    """The probability of the new target as a whole answer: product over its tokens, mean over
+    contexts."""
 
     @property
     def loss(self) -> float:
         """The whole loss."""
         return self.nll + self.kl + self.decay
 
-    def stops(self, config: RomeConfig) -> Stopped | None:
-        """Which stopping rule of the config this step meets, or None."""
+    def stops(self, config: RomeConfig, matched: float | None = None) -> Stopped | None:
+        """Which stopping rule of the config this step meets, or None.
+
+        ``matched`` is the probability of the true answer before the edit, if the config asks for
+        it.
+        """
+        if config.stop == "matched":
+            assert matched is not None
+            if self.answer_probability >= (1.0 - _ROUNDING) * matched:
+                return "matched"
         if config.stop_probability is not None and self.probability > config.stop_probability:
             return "probability"
         return "loss" if self.loss < config.stop_loss else None
 
 
 _FLOAT16_SCALE = 1024.0
+# Two forward passes in float32 may differ by this part of a probability. A probability that has
+# been reached up to rounding needs no further step.
+_ROUNDING = 1e-4
 
 Outcome = Step | OptimisationError
 """A fact's step, or why there is none."""
@@ -74,7 +89,9 @@ def descent(
     """Steps of Adam on the loss above, from ``delta = 0``, for several facts side by side.
 
     Each step runs only the layers after the edited one, on the positions that the change reaches,
-    and unembeds only the positions that the losses read.
+    and unembeds only the positions that the losses read. On a GPU, the second step is recorded, and
+    later ones repeat its kernels. A model with a caller's hooks is not recorded, because they would
+    not run.
 
     Args:
         state: the edited layer on the rows of the facts.
@@ -94,49 +111,50 @@ def descent(
     deltas = torch.zeros_like(starts, requires_grad=True)
     optimiser = torch.optim.Adam([deltas], lr=config.lr)
     norms = torch.zeros_like(bounds)
-    running, layer_rows, reads = list(range(len(rows))), state.rows, _Reads.of(rows, starts)
-    scale = _FLOAT16_SCALE if layer_rows.stream.dtype == torch.float16 else 1.0
-    initial: Tensor | None = None
+    scale = _FLOAT16_SCALE if state.rows.stream.dtype == torch.float16 else 1.0
+    losses = Losses(state, rows, config, starts)
+    recordable = state.rows.pasts is not None and can_record(starts.device)
+    recorded: Recorded | None = None
     failed: set[int] = set()
+
+    def with_gradient(at: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            terms = losses(at)
+        return *terms, gradient_of(terms.loss.sum(), at, scale=scale)
+
     for step in range(config.steps):
-        going_on = [i for i in running if i not in finished and i not in failed]
+        going_on = [i for i in losses.facts if i not in finished and i not in failed]
         if not going_on:
             return
-        if going_on != running:
-            running, layer_rows = going_on, state.rows.of_facts(going_on)
-            reads = _Reads.of([rows[i] for i in running], starts)
-        with torch.enable_grad():
-            log_p = state.log_probs(deltas[running], layer_rows)
-            if initial is None:
-                state.check(log_p)
-                initial = log_p[reads.of_kl].detach()
-            kl = config.kl_factor * reads.kl(log_p, initial[running])
-            decay = config.weight_decay * config.norm(deltas) / config.norm(starts) ** 2
-            nll, probability = reads.nll_and_probability(log_p)
-            terms = _Terms(nll, kl, decay[running], probability)
-        outcomes = _outcomes(step, running, terms, deltas, norms)
+        # A recording serves until half of its facts need no further step.
+        most = len(losses.facts) // 2 if recorded else len(losses.facts) - 1
+        if len(going_on) <= most:
+            losses, recorded = losses.of_facts(going_on), None
+        if recordable and recorded is None and step > 0:
+            try:
+                recorded = Recorded(with_gradient, deltas)
+            except RuntimeError:  # the model does something that only Python can repeat
+                recordable = False
+        gradient: Tensor | None = None
+        if recorded is None:
+            with torch.enable_grad():
+                terms = losses(deltas)
+        else:
+            *found, gradient = recorded(deltas)
+            terms = Terms(*found)
+        outcomes = _outcomes(step, losses, terms, deltas, norms)
+        outcomes = {i: outcomes[i] for i in going_on}
         failed |= {i for i, each in outcomes.items() if isinstance(each, OptimisationError)}
         yield outcomes
         if step < config.steps - 1:
+            if gradient is None:
+                gradient = gradient_of(terms.loss.sum(), deltas, scale=scale)
             try:
-                adam_step(optimiser, deltas, terms.loss.sum(), step + 1, scale=scale)
+                adam_step(optimiser, deltas, gradient, step + 1)
             except OptimisationError as error:
-                yield dict.fromkeys(running, error.with_traceback(None))
+                yield dict.fromkeys(going_on, error.with_traceback(None))
                 return
             norms = _clamp(deltas, config, bounds)
-
-
-class _Terms(NamedTuple):
-    """The terms of each fact's loss, and the new target's probability."""
-
-    nll: Float[Tensor, " fact"]
-    kl: Float[Tensor, " fact"]
-    decay: Float[Tensor, " fact"]
-    probability: Float[Tensor, " fact"]
-
-    @property
-    def loss(self) -> Float[Tensor, " fact"]:
-        return self.nll + self.kl + self.decay
 
 
 @torch.no_grad()
@@ -156,16 +174,17 @@ def _clamp(
 @torch.no_grad()
 def _outcomes(
     step: int,
-    facts: Sequence[int],
-    terms: _Terms,
+    losses: Losses,
+    terms: Terms,
     deltas: Float[Tensor, "fact d_model"],
     norms: Float[Tensor, " fact"],
 ) -> dict[int, Outcome]:
     """The steps of the facts. This is the one place where a step waits for the device."""
-    values = torch.stack([*terms, terms.loss, norms[list(facts)]]).tolist()
+    values = torch.stack([*terms, terms.loss, norms[losses.numbers]]).tolist()
     now = deltas.detach().clone()
     outcomes: dict[int, Outcome] = {}
-    for i, nll, kl, decay, probability, loss, norm in zip(facts, *values, strict=True):
+    for i, *values_of_fact in zip(losses.facts, *values, strict=True):
+        nll, kl, decay, probability, answer, loss, norm = values_of_fact
         if not math.isfinite(norm):
             outcomes[i] = overflow_error(step)
         elif not math.isfinite(loss):
@@ -174,71 +193,15 @@ def _outcomes(
                 f"The loss is {loss} at step {step} ({of_loss}): lower lr or clamp."
             )
         else:
-            outcomes[i] = Step(delta=now[i], nll=nll, kl=kl, decay=decay, probability=probability)
+            outcomes[i] = Step(
+                delta=now[i],
+                nll=nll,
+                kl=kl,
+                decay=decay,
+                probability=probability,
+                answer_probability=answer,
+            )
     return outcomes
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reads:
-    """What the losses take from the log probabilities that :meth:`EditedLayer.log_probs` returns.
-
-    Those of a fact are the predictions of the target's tokens, context by context, and then that of
-    the KL prompt.
-    """
-
-    of_target: Int[Tensor, " read"]
-    """The numbers of the predictions of a target token."""
-    target: Int[Tensor, " read"]
-    """The token that each of them predicts."""
-    context: Int[Tensor, " read"]
-    """The context of each of them, counted over all facts."""
-    weight: Float[Tensor, " read"]
-    """One over the number of tokens of its target."""
-    of_kl: Int[Tensor, " fact"]
-    """The number of each fact's prediction at the KL prompt."""
-    n_contexts: int
-    """The number of contexts of each fact."""
-
-    @classmethod
-    def of(cls, rows: Sequence[EditRows], like: Tensor) -> "_Reads":
-        """For the predictions of these facts, on the device and in the precision of ``like``."""
-        n_contexts = len(rows[0].target_positions)
-        of_target, target, lengths, of_kl = [list[int]() for _ in range(4)]
-        for each in rows:
-            first, count = len(of_target) + len(of_kl), each.target_positions.numel()
-            of_target += range(first, first + count)
-            target += each.target.tolist() * n_contexts
-            lengths += [len(each.target)] * n_contexts
-            of_kl.append(first + count)
-
-        def on_device(numbers: Sequence[int]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.long, device=like.device)
-
-        context = [i for i, length in enumerate(lengths) for _ in range(length)]
-        return cls(
-            of_target=on_device(of_target),
-            target=on_device(target),
-            context=on_device(context),
-            weight=1 / on_device(lengths).to(like)[on_device(context)],
-            of_kl=on_device(of_kl),
-            n_contexts=n_contexts,
-        )
-
-    def nll_and_probability(
-        self, log_p: Float[Tensor, "read d_vocab"]
-    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
-        """``mean_contexts mean_target -log p`` and ``mean_contexts exp mean_target log p``."""
-        weighted = self.weight * log_p[self.of_target, self.target]
-        contexts = weighted.new_zeros(self.n_contexts * len(self.of_kl))
-        contexts = contexts.index_add(0, self.context, weighted).view(-1, self.n_contexts)
-        return -contexts.mean(1), contexts.exp().mean(1)
-
-    def kl(
-        self, log_p: Float[Tensor, "read d_vocab"], initial: Float[Tensor, "fact d_vocab"]
-    ) -> Float[Tensor, " fact"]:
-        """``KL(p || p_0)`` at the KL prompts, in nats, from ``log p_0``."""
-        at_kl = log_p[self.of_kl]
-        return (at_kl.exp() * (at_kl - initial)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,17 +226,26 @@ class OptimisedValue:
 
 
 def optimised_values(
-    state: EditedLayer, rows: Sequence[EditRows], configs: Sequence[RomeConfig]
+    state: EditedLayer,
+    rows: Sequence[EditRows],
+    configs: Sequence[RomeConfig],
+    matched: Sequence[float | None],
 ) -> list[list[OptimisedValue | OptimisationError]]:
     """For each fact, its optimised value for each config, from one descent that all of them share.
 
-    The configs may differ only in when they stop. Where the descent diverges, a config that had
-    stopped before still has its value. The others get the error.
+    The configs may differ only in when they stop, which includes the number of steps. Where the
+    descent diverges, a config that had stopped before still has its value. The others get the
+    error.
+
+    Args:
+        matched: for each fact, the probability of its true answer before the edit, if a config
+            stops there.
     """
+    longest = max(configs, key=lambda config: config.steps)
     steps: list[list[Step]] = [[] for _ in rows]
     values: list[dict[int, OptimisedValue | OptimisationError]] = [{} for _ in rows]
     finished: set[int] = set()
-    for outcomes in descent(state, rows, configs[0], finished):
+    for outcomes in descent(state, rows, longest, finished):
         for fact, outcome in outcomes.items():
             found = values[fact]
             if isinstance(outcome, OptimisationError):
@@ -281,13 +253,10 @@ def optimised_values(
                 continue
             steps[fact].append(outcome)
             for i, config in enumerate(configs):
-                if i not in found and (stopped := outcome.stops(config)) is not None:
+                stopped = outcome.stops(config, matched[fact])
+                if stopped is None and len(steps[fact]) == config.steps:
+                    stopped = "steps"
+                if i not in found and stopped is not None:
                     found[i] = OptimisedValue(steps=tuple(steps[fact]), stopped=stopped)
         finished |= {fact for fact, found in enumerate(values) if len(found) == len(configs)}
-    return [
-        [
-            found.get(i) or OptimisedValue(steps=tuple(its_steps), stopped="steps")
-            for i in range(len(configs))
-        ]
-        for found, its_steps in zip(values, steps, strict=True)
-    ]
+    return [[found[i] for i in range(len(configs))] for found in values]

@@ -17,6 +17,7 @@ from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.editors import edits_or_errors
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.errors import ArgumentError
+from rome_lens.evaluation.differences import difference_table
 from rome_lens.evaluation.evaluating import check_prompts, evaluate_all
 from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, markdown, score_table
@@ -39,20 +40,44 @@ class Comparison(Result):
     """By editor, in the order of the records, without the records whose edit failed."""
     failures: Mapping[str, tuple[tuple[Fact, str], ...]] = field(default_factory=dict)
     """By editor: each fact whose edit failed, with the error's message."""
-    seed: int = 0
-    """The seed of the bootstrap of S."""
 
     @property
     def scores(self) -> tuple[Scores, ...]:
         """The averages over the records, one entry for each editor."""
         return tuple(
-            Scores.of(each, editor=name, seed=self.seed, failed=len(self.failures.get(name, ())))
+            Scores.of(each, editor=name, failed=len(self.failures.get(name, ())))
             for name, each in self.evaluations.items()
         )
 
     def table(self) -> pd.DataFrame:
         """A table of text with a row for each editor and a column for each score."""
         return score_table(self.scores)
+
+    def differences(self, baseline: str | None = None) -> pd.DataFrame:
+        """Each editor's scores minus those of one editor, paired by record.
+
+        Only records that both editors were scored on count. Their scores go up and down together,
+        so the interval of the difference is mostly narrower than the intervals of the two scores
+        suggest: whether two editors differ is read here, not from whether intervals overlap.
+
+        Args:
+            baseline: the name of the editor that is subtracted. None takes the first one.
+
+        Returns:
+            A table of text with a row for each other editor and a column for each score. Intervals
+            are clustered by relation (:func:`rome_lens.intervals.average`). ``records`` counts the
+            records of both.
+
+        Raises:
+            ArgumentError: there is no editor of this name, or no other one.
+        """
+        names = list(self.evaluations)
+        baseline = names[0] if baseline is None else baseline
+        if baseline not in names or len(names) < 2:
+            raise ArgumentError(
+                f"baseline is {baseline!r}, expected one of several editors; there are {names}."
+            )
+        return difference_table(self.evaluations, baseline)
 
     def to_markdown(self) -> str:
         """The table as Markdown."""
@@ -121,7 +146,7 @@ def compare_editors(
     """
     generate, seed = whole_number("generate", generate, least=0), whole_number("seed", seed)
     cases = [with_new_target(record) for record in as_records(records)]
-    by_name = _by_name(editors)
+    by_name = editors_by_name(editors)
     for case in cases:
         encode(model, case.fact, prepend_bos=prepend_bos)
         check_prompts(model, case, prepend_bos=prepend_bos)
@@ -162,7 +187,6 @@ def compare_editors(
             for name in by_name
         },
         failures=failures,
-        seed=seed,
     )
 
 
@@ -192,7 +216,12 @@ def finished_evaluations(store: Store, names: Sequence[str]) -> tuple[Evaluation
     return tuple(each for each in found if each is not None)
 
 
-def _by_name(editors: Iterable[_Editor]) -> dict[str, _Editor]:
+def editors_by_name(editors: Iterable[_Editor]) -> dict[str, _Editor]:
+    """The editors by their names in a table.
+
+    Raises:
+        ArgumentError: there is none, one has no name, or two have the same.
+    """
     listed = list(editors)
     names = [getattr(editor, "name", None) for editor in listed]
     if not listed or not all(isinstance(name, str) and name for name in names):

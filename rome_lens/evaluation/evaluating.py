@@ -11,6 +11,7 @@ from zlib import crc32
 from rome_lens.arguments import several, whole_number
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.data.relations import relation_of
 from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact, prefixed
@@ -274,4 +275,5 @@ def _evaluation(
         RS=tfidf_similarity(texts, references) if texts and references else None,
         texts=tuple(texts),
         continued=_prompts_to_continue(case)[0] if texts else None,
+        relation=relation_of(case),
     )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rome_lens.data.facts import Fact
 from rome_lens.data.joining import preceded
 from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.editing.reference_edits import is_null_edit
 from rome_lens.editing.rows import row_hooks
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import first_hook_after_edits, has_hooks_where_edits_add
@@ -126,8 +127,9 @@ def prefixed(edit: Any, prompt: str) -> str:
 def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
     """Check that an edit which names its fact changes the record's fact.
 
-    If only the prompt differs, the edit may be of the same relation in other words or of another
-    relation. That gives a warning.
+    A null edit rewrites the true target of the record's fact, and goes with the record too. If only
+    the prompt differs, the edit may be of the same relation in other words or of another relation.
+    That gives a warning.
 
     Raises:
         ArgumentError: the edit has another subject or another new target.
@@ -138,6 +140,8 @@ def check_same_fact(edit: Any, fact: Fact, name: object) -> None:
         fact.subject,
         fact.new_target,
     ):
+        return
+    if is_null_edit(edit, fact):
         return
     if (edited.subject, edited.new_target) == (fact.subject, fact.new_target):
         warn(

@@ -77,6 +77,9 @@ class Evaluation(Stored):
     continued: str | None = None
     """Which prompts were continued: ``"generation prompts"`` or else ``"paraphrases"`` or else
     ``"rewrite prompt"``, whichever the record has. None if no text was generated."""
+    relation: str = ""
+    """The fact's relation, by which averages are clustered. Empty in a file of an older version:
+    each such fact is a cluster of its own."""
 
     @property
     def ES(self) -> float | None:

@@ -4,20 +4,19 @@ Source: Meng et al. 2022, section 3.3 and its appendix on metrics.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.results import Evaluation, harmonic_mean
-from rome_lens.intervals import FEWEST, Average, average, share
+from rome_lens.intervals import Average, average, share, share_from_influence
 from rome_lens.results import Result
 
 NAMES = ("S", "ES", "PS", "NS", "EM", "PM", "NM", "GE", "RS")
 SHARES = ("ES", "PS", "NS")
-_DRAWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,15 +25,13 @@ class Scores(Result):
 
     A score that no record has prompts for is None.
 
-    Every score but S is the mean of the records' scores (:class:`Evaluation`), with a Student-t
-    interval. The shares ES, PS and NS have the interval of :func:`rome_lens.intervals.share`.
+    Every score but S is the mean of the records' scores (:class:`Evaluation`). Intervals are
+    clustered by the records' relations: those of :func:`rome_lens.intervals.share` for the shares
+    ES, PS and NS, and those of :func:`rome_lens.intervals.average` for the others.
 
-    S is the harmonic mean of the means ES, PS and NS. It is not a mean over records, so its
-    interval comes from a Bayesian bootstrap: S of the means weighted by ``w ~ Dirichlet(1, ...,
-    1)``. The lower end is the 2.5th percentile with one complete failure added to the records. The
-    upper end is the 97.5th percentile with one complete success added. If S were a single share of
-    successes, these would be the ends of Clopper and Pearson's exact interval. Records that all
-    agree also have an interval of some width (Gaffke 2005).
+    S is the harmonic mean of the means ES, PS and NS. It is not a mean over records. Its interval
+    is that of a share which varies as S does to first order in the records' weights (the delta
+    method). Records that all agree also have an interval of some width.
     """
 
     editor: str
@@ -69,14 +66,13 @@ class Scores(Result):
 
     @classmethod
     def of(
-        cls, evaluations: Sequence[Evaluation], *, editor: str = "", seed: int = 0, failed: int = 0
+        cls, evaluations: Sequence[Evaluation], *, editor: str = "", failed: int = 0
     ) -> "Scores":
         """Average some evaluations.
 
         Args:
             evaluations: one for each record.
             editor: the editor's name.
-            seed: the seed of the bootstrap of S.
             failed: the number of further records whose edit failed.
 
         Raises:
@@ -86,14 +82,19 @@ class Scores(Result):
             raise ArgumentError("There is no evaluation to average: give at least one.")
         means = {}
         for name in NAMES[1:]:
-            values = [value for each in evaluations if (value := getattr(each, name)) is not None]
-            means[name] = (share if name in SHARES else average)(values) if values else None
+            asked = [each for each in evaluations if getattr(each, name) is not None]
+            mean = share if name in SHARES else average
+            means[name] = (
+                mean([getattr(each, name) for each in asked], [each.relation for each in asked])
+                if asked
+                else None
+            )
         return cls(
             editor=editor,
             records=len(evaluations),
             failed=failed,
             already=sum(each.already for each in evaluations),
-            S=_s_with_interval(evaluations, seed),
+            S=_s_with_interval(evaluations),
             **means,
         )
 
@@ -153,35 +154,39 @@ def markdown(table: pd.DataFrame) -> str:
     )
 
 
-def _s_with_interval(evaluations: Sequence[Evaluation], seed: int) -> Average | None:
+def _s_with_interval(evaluations: Sequence[Evaluation]) -> Average | None:
     """S with its interval; see :class:`Scores`."""
-    if not evaluations:
+    found = s_influence(evaluations)
+    if found is None:
         return None
+    mean, influence, asked = found
+    return replace(
+        share_from_influence(mean, influence.tolist(), [each.relation for each in evaluations]),
+        count=asked,
+    )
+
+
+def s_influence(
+    evaluations: Sequence[Evaluation],
+) -> tuple[float, Float[np.ndarray, " record"], int] | None:
+    """S, each record's influence on it, and how many records its rarest score is asked of.
+
+    With the means ``m_j`` of the three scores over the ``n_j`` of ``n`` records that they are asked
+    of, and ``x_ij`` the scores of record ``i``:
+
+        influence_i = S^2 / 3 sum_j (n / n_j) (x_ij - m_j) / m_j^2.
+
+    The result is None if a score is asked of no record. If a mean is 0, so is S, and only the
+    scores with that mean count.
+    """
     values = np.array([[each.ES, each.PS, each.NS] for each in evaluations], dtype=np.float64)
-    asked = ~np.isnan(values)
+    asked = ~np.isnan(values).reshape(-1, 3)
     if not asked.any(0).all():
         return None
-    values = np.where(asked, values, 0.0)
-    mean = harmonic_mean((values.sum(0) / asked.sum(0)).tolist())
-    assert mean is not None
-    fewest = int(asked.sum(0).min())
-    if fewest < FEWEST:
-        return Average(mean=mean, low=None, high=None, count=fewest)
-    generator = np.random.default_rng(seed)
-    low = np.percentile(_bootstrap_of_s(values, asked, 0.0, generator), 2.5)
-    high = np.percentile(_bootstrap_of_s(values, asked, 1.0, generator), 97.5)
-    return Average(mean=mean, low=min(mean, float(low)), high=max(mean, float(high)), count=fewest)
-
-
-def _bootstrap_of_s(
-    values: Float[np.ndarray, "record 3"],
-    asked: Bool[np.ndarray, "record 3"],
-    added: float,
-    generator: np.random.Generator,
-) -> Float[np.ndarray, " draw"]:
-    """Draws of S with random weights on the records and on one more, whose scores are ``added``."""
-    weights = generator.standard_exponential((_DRAWS, len(values) + 1))
-    sums = weights @ np.concatenate([values, np.full((1, 3), added)])
-    means = sums / (weights @ np.concatenate([asked, np.ones((1, 3))]))
-    with np.errstate(divide="ignore"):
-        return np.asarray(3.0 / (1.0 / means).sum(1))
+    count = asked.sum(0)
+    means = np.where(asked, values, 0.0).sum(0) / count
+    s = harmonic_mean(means.tolist())
+    assert s is not None
+    slopes = np.where(means == 0, 1.0, 0.0) if s == 0.0 else (s / means) ** 2
+    deviations = np.where(asked, values - means, 0.0) * (len(values) / count)
+    return s, (deviations * slopes / 3.0).sum(1), int(count.min())

@@ -55,8 +55,6 @@ class EditSweep(Result):
     """By setting, in the order of the records, without the records whose edit failed."""
     failures: Mapping[EditSetting, tuple[tuple[Fact, str], ...]] = field(default_factory=dict)
     """By setting: each fact whose edit failed, with the error's message."""
-    seed: int = 0
-    """The seed of the bootstrap of S."""
 
     @property
     def scores(self) -> dict[EditSetting, Scores]:
@@ -65,7 +63,6 @@ class EditSweep(Result):
             setting: Scores.of(
                 each,
                 editor=str(setting),
-                seed=self.seed,
                 failed=len(self.failures.get(setting, ())),
             )
             for setting, each in self.evaluations.items()

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rome_lens.forward.memory import on_device
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPast:
@@ -28,7 +30,7 @@ class LayerPast:
 
     def rows(self, rows: Int[Tensor, " row"]) -> "LayerPast":
         """The past of some rows."""
-        rows = rows.to(self.attn_k.device)
+        rows = on_device(rows, self.attn_k.device)
         return LayerPast(
             attn_k=self.attn_k[rows],
             attn_v=self.attn_v[rows],
@@ -71,10 +73,11 @@ class Past:
         ``before`` may be another position for each of the rows.
         """
         attn_k, attn_v = self.attn_k[layer], self.attn_v[layer]
+        rows = on_device(rows, attn_k.device)
         if isinstance(before, int):
             return LayerPast(attn_k=attn_k[rows, :before], attn_v=attn_v[rows, :before])
         width = int(before.max())
-        lengths, rows = before.to(attn_k.device), rows.to(attn_k.device)
+        lengths = on_device(before, attn_k.device)
         positions = torch.arange(width, device=attn_k.device) - width + lengths[:, None]
         at = (rows[:, None], positions.clamp(min=0))
         return LayerPast(attn_k=attn_k[at], attn_v=attn_v[at], lengths=lengths)

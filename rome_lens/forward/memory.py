@@ -6,6 +6,7 @@ and depend on the device. They decide only how work is cut into pieces.
 """
 
 import torch
+from torch import Tensor
 
 # What the second cache of one core holds. With 8 MiB, log probabilities took up to 1.2 times
 # as long.
@@ -45,6 +46,17 @@ def bytes_per_slice(device: torch.device) -> int:
 def rows_per_batch(bytes_per_row: int, device: torch.device) -> int:
     """How many rows of a size fit :func:`bytes_per_batch`, at least one."""
     return max(1, bytes_per_batch(device) // max(1, bytes_per_row))
+
+
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers that were computed on the CPU, such as indices, on the model's device.
+
+    An ordinary copy to a GPU waits until the GPU has done all its work. This one does not.
+    """
+    on_a_gpu = device.type == "cuda" and torch.cuda.is_available()
+    if not on_a_gpu or numbers.device.type != "cpu":
+        return numbers.to(device)
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _gpu_memory(device: torch.device) -> tuple[int, int] | None:

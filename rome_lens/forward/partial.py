@@ -5,7 +5,7 @@ Where the earlier positions stay as they are, only the later positions are run.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,9 @@ from rome_lens.models.hook_names import (
 )
 from rome_lens.models.lens import LensModel, ModelError, at_least_float32, device, unembedding
 
+Check = Literal["all", "past", "none"]
+"""Which resumed results a :class:`PartialForward` compares with the model's own."""
+
 
 class ResumeError(ModelError):
     """What the later layers alone give is not what the whole model gives."""
@@ -45,15 +48,16 @@ class PartialForward:
     returns None in the place of the past. It does so too while the caller has hooks on the model,
     because those may act on a position by its number.
 
-    With ``check=False`` nothing is compared. The caller must then compare what it computes, with
-    :meth:`check_log_probs`.
+    With ``check="none"`` nothing is compared. The caller must then compare what it computes, with
+    :meth:`check_log_probs`. With ``check="past"`` only what is resumed from a past is compared,
+    where there is one. The caller must then resume from it.
 
     Args:
         tokens: one sequence of the length that is to be run.
         keep: names of hook points whose activations in the full run are stored in ``kept``.
         read: the positions whose logits in the full run are stored in ``read_logits``, or a number
             of last positions.
-        check: whether to compare the resumed results.
+        check: which resumed results are compared.
 
     Raises:
         ModelError: the model's logits are not finite.
@@ -68,7 +72,7 @@ class PartialForward:
         *,
         keep: Sequence[str] = (),
         read: int | Int[Tensor, " read"] = 1,
-        check: bool = True,
+        check: Check = "all",
     ) -> None:
         self.model = model
         self.kept: dict[str, Tensor] = {}
@@ -98,8 +102,8 @@ class PartialForward:
                 arguments
             )
             self._check_is_finite()
-            if check:
-                self._check(tokens, streams[0])
+            if check != "none":
+                self._check(tokens, streams[0], check)
 
     def _check_is_finite(self) -> None:
         logits = self.read_logits[-1]
@@ -124,45 +128,56 @@ class PartialForward:
         if not error <= allowed:
             raise ResumeError(_misses(error))
 
-    def _check(self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]) -> None:
+    def _check(
+        self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"], check: Check
+    ) -> None:
         """Compare resumed log probabilities of some tokens with the model's own."""
+        if self._has_past:
+            errors, allowed = self._errors(self._resumed_from_a_past(tokens, stream))
+            self._has_past = self._has_past and bool((errors <= allowed).all())
+        if check == "all" or not self._has_past:
+            errors, allowed = self._errors([self.resume(stream, 0)[:, -1:]])
+            if not errors[0] <= allowed:
+                raise ResumeError(_misses(float(errors[0])))
+
+    def _errors(
+        self, finals: Sequence[Float[Tensor, "1 1 d_model"]]
+    ) -> tuple[Float[Tensor, " way"], float]:
+        """How far each of these last streams misses the model's own log probabilities.
+
+        And how far it may.
+        """
         logits = self.read_logits[-1]
-        finals = torch.cat(self._resumed_in_every_way(tokens, stream))
         compared = _compared_tokens(logits)
         expected = logits[compared] - logits.logsumexp(-1)
-        resumed = self._log_probs(finals, compared.expand(len(finals), 1, -1))[:, 0]
-        errors = (resumed - expected).abs().amax(1)
-        allowed = agreement(stream.dtype) * max(1.0, float(expected.abs().max()))
-        if not errors[0] <= allowed:
-            raise ResumeError(_misses(float(errors[0])))
-        self._has_past = self._has_past and bool((errors <= allowed).all())
+        streams = torch.cat([*finals])
+        resumed = self._log_probs(streams, compared.expand(len(streams), 1, -1))[:, 0]
+        allowed = agreement(self._dtype) * max(1.0, float(expected.abs().max()))
+        return (resumed - expected).abs().amax(1), allowed
 
-    def _resumed_in_every_way(
+    def _resumed_from_a_past(
         self, tokens: Int[Tensor, " pos"], stream: Float[Tensor, "1 pos d_model"]
     ) -> list[Float[Tensor, "1 1 d_model"]]:
-        """The last stream at the last position, computed in every way that is to be compared.
+        """The last stream at the last position, in every way that needs a past.
 
-        The first way resumes on all positions. Where there is a past, the second is a run, the
-        third resumes on the later half, and the fourth resumes rows with pasts of different
-        lengths. The pasts come from a run with other later tokens. So where earlier positions read
-        later ones, the results differ, and there is no past.
+        The first is a run that keeps it, the second resumes on the later half, and the third
+        resumes rows with pasts of different lengths. The pasts come from a run with other later
+        tokens. So where earlier positions read later ones, the results differ, and there is no
+        past.
         """
-        finals = [self.resume(stream, 0)[:, -1:]]
-        if not self._has_past:
-            return finals
         half = len(tokens) // 2
         other = torch.cat([tokens[:half], (tokens[half:] + 1) % self.model.cfg.d_vocab])
         streams, past = self.run(torch.stack([tokens, other]))
-        self._has_past = past is not None
+        final = streams[-1][:1, -1:]
         if past is None:
-            return finals
+            self._has_past = False
+            return [final]
         row = torch.ones(1, dtype=torch.long, device="cpu")
         later = self.resume(
             stream[:, half:], 0, past=lambda layer: past.at(layer, before=half, rows=row)
         )
         return [
-            *finals,
-            streams[-1][:1, -1:],
+            final,
             later[:, -1:],
             *self._resumed_in_padded_rows(stream, past, (half // 2, half)),
         ]
@@ -177,6 +192,11 @@ class PartialForward:
         finals = self.resume(padded, 0, past=lambda layer: past.at(layer, before=before, rows=rows))
         last = [self._length - 1 - start for start in starts]
         return [final[None, at : at + 1] for final, at in zip(finals, last, strict=True)]
+
+    @property
+    def length(self) -> int:
+        """The number of tokens of the sequences that are run."""
+        return self._length
 
     @property
     def has_past(self) -> bool:

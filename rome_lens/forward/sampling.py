@@ -21,7 +21,7 @@ from rome_lens.forward.runs import (
 )
 from rome_lens.forward.tokens import pad_right, token_ids
 from rome_lens.models.door import visits_model
-from rome_lens.models.hook_names import Hook, has_hooks
+from rome_lens.models.hook_names import Hook, has_hooks_of_others
 from rome_lens.models.lens import LensModel, at_least_float32, device
 from rome_lens.models.visits import Temporary
 
@@ -80,7 +80,7 @@ def sample_continuations(
     prompts: Sequence[str],
     *,
     new_tokens: int,
-    seeds: Sequence[int],
+    seeds: Sequence[int | None],
     top_k: int = 5,
     hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]] | None = None,
     marks: Sequence[int] | None = None,
@@ -95,7 +95,7 @@ def sample_continuations(
 
     Args:
         new_tokens: how many tokens to write after each prompt.
-        seeds: one seed per prompt.
+        seeds: one seed per prompt. None takes the most likely token each time.
         hooks_of_rows: a function from the marks of a batch's rows to the hooks of that batch.
         marks: one number per prompt, such as that of the edit it is continued under.
         prepend_bos: whether a BOS token comes first. None means the model's default.
@@ -221,12 +221,15 @@ def _uses_cache(model: LensModel) -> bool:
     """Whether generation uses a key-value cache.
 
     It does not while the caller has hooks on the model, because those may act on a position by its
-    number. All positions are then run for each new token.
+    number. All positions are then run for each new token. The hooks of edits do not do that.
     """
-    return backend_of(model).can_generate_from_cache() and not has_hooks(model)
+    return backend_of(model).can_generate_from_cache() and not has_hooks_of_others(model)
 
 
-def _uniform(count: int, seed: int) -> Float[Tensor, " token"]:
+def _uniform(count: int, seed: int | None) -> Float[Tensor, " token"]:
+    """Numbers from 0 to 1. Zeros, which always choose the most likely token, without a seed."""
+    if seed is None:
+        return torch.zeros(count, dtype=torch.float64, device="cpu")
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 

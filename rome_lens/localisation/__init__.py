@@ -2,16 +2,20 @@
 
 * ``sweep_over_layers.py``: ``layer_sweep``, which traces and edits facts at every layer.
   ``results.py``: what it returns.
+* ``edit_trace.py``: ``trace_edit``, the path by which an edit reaches the answer.
 * ``variance.py``: how much of an edit's success the layer and the trace explain.
 """
 
+from rome_lens.localisation.edit_trace import EditTrace, trace_edit
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.sweep_over_layers import layer_sweep
 from rome_lens.localisation.variance import VarianceExplained, explain_variance
 
 __all__ = [
+    "EditTrace",
     "LayerSweep",
     "VarianceExplained",
     "explain_variance",
     "layer_sweep",
+    "trace_edit",
 ]

@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.arguments import one_of
+from rome_lens.errors import ArgumentError
 from rome_lens.intervals import average, share
 from rome_lens.localisation.variance import SuccessMeasure, VarianceExplained, explain_variance
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
-from rome_lens.tracing.results import Position
+from rome_lens.tracing.positions import Position
 
 MEASURES: tuple[SuccessMeasure, ...] = get_args(SuccessMeasure)
 _SHARES = ("ES", "PS", "NS", "S")
@@ -67,6 +68,17 @@ class LayerSweep(Stored):
     """How the edits were made, as text."""
     model_fingerprint: str
     """The fingerprint of the model."""
+    relations: tuple[str, ...] = ()
+    """The relation of each fact, by which intervals are clustered. Empty in a file of an older
+    version: each fact is a cluster of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relations and len(self.relations) != len(self.names):
+            raise ArgumentError(
+                f"There are {len(self.relations)} relations, expected one for each of "
+                f"{len(self.names)} facts."
+            )
 
     def __repr__(self) -> str:
         return (
@@ -97,9 +109,9 @@ class LayerSweep(Stored):
 
         The last R^2 is never below the first. To judge what the effect adds, it is compared with
         what it adds when each fact gets the whole row of effects of a randomly drawn fact.
-        Intervals come from a bootstrap over facts. The result also answers the question of a user
-        with one fact: whether the layer with the fact's largest effect is as good as the fact's
-        best layer.
+        Intervals come from a bootstrap over relations. The result also answers the question of a
+        user with one fact: whether the layer with the fact's largest effect is as good as the
+        fact's best layer.
 
         Args:
             measure: the measure of success.
@@ -114,8 +126,22 @@ class LayerSweep(Stored):
         """
         success = self.success(measure).numpy()
         return explain_variance(
-            self.effects.numpy(), success, measure=measure, shuffles=shuffles, seed=seed
+            self.effects.numpy(),
+            success,
+            measure=measure,
+            relations=self.relations or None,
+            shuffles=shuffles,
+            seed=seed,
         )
+
+    def clusters(
+        self, success: Float[Tensor, "fact layer"] | None = None
+    ) -> tuple[str, ...] | None:
+        """The relation of each fact; given a measure, of the facts that :func:`asked` keeps."""
+        if not self.relations or success is None:
+            return self.relations or None
+        kept = (~success.isnan().any(1)).tolist()
+        return tuple(each for each, keep in zip(self.relations, kept, strict=True) if keep)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per fact and layer: effect, total effect, and each measure of success."""
@@ -135,16 +161,20 @@ class LayerSweep(Stored):
     def table(self) -> pd.DataFrame:
         """One row per layer: mean effect and mean success over the facts, with 95 % intervals.
 
+        Intervals are clustered by relation.
+
         Measures that no record has prompts for are left out. S is the mean of the facts' own S. It
         is not the S of :class:`Scores`, which is the harmonic mean of means.
         """
         frame = pd.DataFrame(index=pd.Index(self.layers, name="layer"))
-        frame["effect"] = [str(average(column.tolist())) for column in self.effects.T]
+        clusters = self.clusters()
+        frame["effect"] = [str(average(column.tolist(), clusters)) for column in self.effects.T]
         for measure in MEASURES:
             success = asked(self.success(measure))
             if len(success):
                 mean = share if measure in _SHARES else average
-                frame[measure] = [str(mean(column.tolist())) for column in success.T]
+                clusters = self.clusters(self.success(measure))
+                frame[measure] = [str(mean(column.tolist(), clusters)) for column in success.T]
         return frame
 
 

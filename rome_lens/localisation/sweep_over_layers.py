@@ -14,6 +14,7 @@ import torch
 from rome_lens.arguments import templates
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
+from rome_lens.data.relations import relation_of
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.prompts import EditRows
@@ -30,7 +31,7 @@ from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.tracing.many_facts import TracedFacts, trace_facts
 from rome_lens.tracing.noise import GaussianNoise, Noise
-from rome_lens.tracing.results import Position
+from rome_lens.tracing.positions import Position
 
 
 @visits_model
@@ -158,6 +159,7 @@ def layer_sweep(
         edits=f"{variant}, {config}, {len(contexts)} contexts, statistics: "
         f"{by_layer[chosen[0]].source}",
         model_fingerprint=fingerprint(model),
+        relations=tuple(relation_of(record) for record in records if record.fact in known),
         **_effects(traced),
         **_successes(sweep, chosen),
     )

@@ -4,7 +4,7 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?"
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,15 @@ from jaxtyping import Bool, Float, Int
 
 from rome_lens.arguments import whole_number
 from rome_lens.errors import ArgumentError
-from rome_lens.intervals import FEWEST, Average, average_correlation, share
+from rome_lens.intervals import (
+    FEWEST,
+    Average,
+    Clusters,
+    average,
+    average_correlation,
+    cluster_rows,
+    share,
+)
 from rome_lens.results import Result
 
 SuccessMeasure = Literal["EM", "PM", "NM", "ES", "PS", "NS", "S"]
@@ -30,9 +38,10 @@ _ROUNDING = 1e-12
 class VarianceExplained(Result):
     """R^2 of edits' success over facts and layers, and how well tracing finds the best layers.
 
-    Each R^2 has a 95 % interval from a bootstrap over facts, because the cells of one fact are not
-    independent. All R^2 are None where all successes are equal, because there is nothing to explain
-    then.
+    Each R^2 has a 95 % interval from a bootstrap over relations, because neither the cells of a
+    fact nor the facts of a relation are independent. Other intervals are clustered by relation, too
+    (:func:`rome_lens.intervals.average`). All R^2 are None where all successes are equal, because
+    there is nothing to explain then.
     """
 
     measure: SuccessMeasure
@@ -69,6 +78,8 @@ class VarianceExplained(Result):
     """The same share for the layer with the best mean over all other facts."""
     random_near: Average
     """The same share for a layer drawn at random."""
+    traced_minus_layer: Average
+    """``traced_near - layer_near``, paired by fact: what a fact's own trace gains."""
 
     @property
     def reading(self) -> str:
@@ -113,18 +124,21 @@ def explain_variance(
     success: Float[np.ndarray, "fact layer"],
     *,
     measure: SuccessMeasure,
+    relations: Clusters = None,
     shuffles: int = 200,
     seed: int = 0,
 ) -> VarianceExplained:
     """The result of :meth:`LayerSweep.variance_explained`, from arrays.
 
-    Facts whose success has a NaN are left out.
+    Facts whose success has a NaN are left out. ``relations`` holds the relation of each fact.
 
     Raises:
         ArgumentError: fewer than two facts or layers are left, or ``shuffles`` is below 1.
     """
     known = ~np.isnan(success).any(1)
     effects, success = effects[known].astype(np.float64), success[known].astype(np.float64)
+    if relations is not None:
+        relations = [each for each, kept in zip(relations, known, strict=True) if kept]
     facts, layers = success.shape
     if facts < 2 or layers < 2:
         raise ArgumentError(
@@ -135,15 +149,17 @@ def explain_variance(
     seed = whole_number("seed", seed, least=0)
     near = success >= success.max(1, keepdims=True) - NEAR
     others = (success.sum(0) - success) / (facts - 1)
+    traced, best = _at(near, effects.argmax(1)), _at(near, others.argmax(1))
     return VarianceExplained(
         measure=measure,
         facts=facts,
         layers=layers,
-        rank_correlation=_rank_correlation(effects, success),
-        traced_near=_share_at(near, effects.argmax(1)),
-        layer_near=_share_at(near, others.argmax(1)),
-        random_near=share(near.mean(1).tolist()),
-        **_regressed(effects, success, shuffles, np.random.default_rng(seed)),
+        rank_correlation=_rank_correlation(effects, success, relations),
+        traced_near=share(traced, relations),
+        layer_near=share(best, relations),
+        random_near=share(near.mean(1).tolist(), relations),
+        traced_minus_layer=average([a - b for a, b in zip(traced, best, strict=True)], relations),
+        **_regressed(effects, success, relations, shuffles, np.random.default_rng(seed)),
     )
 
 
@@ -202,6 +218,7 @@ def _line(
 def _regressed(
     effects: Float[np.ndarray, "fact layer"],
     success: Float[np.ndarray, "fact layer"],
+    relations: Clusters,
     shuffles: int,
     random: np.random.Generator,
 ) -> dict[str, Any]:
@@ -213,13 +230,18 @@ def _regressed(
     shuffled = [regression(effects[random.permutation(facts)], success) for _ in range(shuffles)]
     control = np.array([each.added for each in shuffled if each is not None])
     draws = []
-    for _ in range(_RESAMPLES if facts >= FEWEST else 0):
-        some = random.integers(facts, size=facts)
+    clusters = [np.array(rows) for rows in cluster_rows(relations, facts)]
+    count = len(clusters)
+    for _ in range(_RESAMPLES if count >= FEWEST else 0):
+        some = np.concatenate([clusters[i] for i in random.integers(count, size=count)])
         draws.append(regression(effects[some], success[some]))
     resampled = np.array([each for each in draws if each is not None]).reshape(-1, len(fit))
     return {
         **{
-            name: _with_range(fit[i], resampled[:, i], facts)
+            name: replace(
+                _with_range(fit[i], resampled[:, i], facts),
+                clusters=None if count == facts else count,
+            )
             for i, name in enumerate(Regression._fields)
         },
         "shuffled": _with_range(float(control.mean()), control, shuffles),
@@ -236,20 +258,24 @@ def _with_range(value: float, draws: Float[np.ndarray, " draw"], count: int) -> 
 
 
 def _rank_correlation(
-    effects: Float[np.ndarray, "fact layer"], success: Float[np.ndarray, "fact layer"]
+    effects: Float[np.ndarray, "fact layer"],
+    success: Float[np.ndarray, "fact layer"],
+    relations: Clusters,
 ) -> Average | None:
     """Spearman's correlation over layers, averaged over facts. The interval is cut to [-1, 1]."""
     correlations = [
-        float(scipy.stats.spearmanr(x, y).statistic)
-        for x, y in zip(effects, success, strict=True)
+        (float(scipy.stats.spearmanr(x, y).statistic), relation)
+        for x, y, relation in zip(
+            effects, success, [None] * len(effects) if relations is None else relations, strict=True
+        )
         if np.ptp(x) > _EQUAL and np.ptp(y) > _EQUAL
     ]
-    return average_correlation(correlations)
+    return average_correlation([each for each, _ in correlations], [of for _, of in correlations])
 
 
-def _share_at(near: Bool[np.ndarray, "fact layer"], layers: Int[np.ndarray, " fact"]) -> Average:
-    """The share of facts whose chosen layer is near the best one."""
-    return share(near[np.arange(len(near)), layers].astype(float).tolist())
+def _at(near: Bool[np.ndarray, "fact layer"], layers: Int[np.ndarray, " fact"]) -> list[float]:
+    """For each fact, 1 if its chosen layer is near the best one."""
+    return [float(each) for each in near[np.arange(len(near)), layers]]
 
 
 def variance_table(rows: Sequence[VarianceExplained]) -> pd.DataFrame:
@@ -269,6 +295,7 @@ def variance_table(rows: Sequence[VarianceExplained]) -> pd.DataFrame:
             "near the best: traced": str(each.traced_near),
             "best on average": str(each.layer_near),
             "random": str(each.random_near),
+            "traced - best on average": str(each.traced_minus_layer),
             "facts": each.facts,
         }
         for each in rows

@@ -71,6 +71,16 @@ def has_hooks(model: LensModel, *, points: tuple[str, ...] = ("",)) -> bool:
 
 
 @visits_model
+def has_hooks_of_others(model: LensModel) -> bool:
+    """Whether the model has hooks that neither TransformerLens nor this package has put on.
+
+    The hooks of edits are this package's. They act on each position by what is there.
+    """
+    handles = (handle for point in hook_points(model).values() for handle in point.fwd_hooks)
+    return any(not is_wiring(handle) and not is_ours(handle) for handle in handles)
+
+
+@visits_model
 def has_hooks_after_blocks(model: LensModel) -> bool:
     """Whether the caller has hooks on the final norm or on the unembedding.
 

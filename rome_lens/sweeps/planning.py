@@ -23,7 +23,7 @@ from rome_lens.sweeps.units import Job, Plan, Stage
 from rome_lens.tracing.cells import check_options
 from rome_lens.tracing.corruption import sample_count
 from rome_lens.tracing.many_facts import check_noise
-from rome_lens.tracing.results import NamedPosition, Position
+from rome_lens.tracing.positions import NamedPosition, Position
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 

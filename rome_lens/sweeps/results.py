@@ -94,9 +94,8 @@ class Sweep(Result):
     def table(self) -> pd.DataFrame:
         """A row for each editor and layer: facts, known ones, errors, and means with intervals.
 
-        A mean is over the facts that have a number, with a 95 % interval. Measures that no fact has
-        are left out. S is
-        the mean of the facts' own S.
+        A mean is over the facts that have a number, with a 95 % interval that is clustered
+        by relation. Measures that no fact has are left out. S is the mean of the facts' own S.
         """
         lines = []
         for (editor, layer), rows in self.rows.groupby(_KEY, sort=False):
@@ -105,9 +104,10 @@ class Sweep(Result):
                 line["known"] = int(rows.known.sum())
             line["errors"] = int((rows.error != "").sum())
             for name in self.measures:
-                values = rows[name].dropna().tolist()
+                measured = rows[rows[name].notna()]
                 mean = share if name in _SHARES else average
-                line[name] = str(mean(values)) if values else ""
+                found = measured[name].tolist()
+                line[name] = str(mean(found, relations(measured))) if found else ""
             lines.append(line)
         return pd.DataFrame(lines).set_index(_KEY[0])
 
@@ -147,6 +147,7 @@ class Sweep(Result):
             **fields,
             edits=f"{editor}: {settings['editors'][editor]}, {len(settings['contexts'])} contexts",
             model_fingerprint=str(rows.model_fingerprint.iloc[0]),
+            relations=tuple(relations(known.drop_duplicates("id"))),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -178,6 +179,11 @@ class Sweep(Result):
         if missing:
             raise StorageError(f"{path} is not the table of a sweep: it lacks {sorted(missing)}.")
         return cls(rows=rows)
+
+
+def relations(rows: pd.DataFrame) -> list[str]:
+    """The relation of each row's fact; its prompt, if the relation has no name."""
+    return [str(name or prompt) for name, prompt in zip(rows.relation, rows.prompt, strict=True)]
 
 
 def _matrix(rows: pd.DataFrame, name: str) -> Tensor:

@@ -27,7 +27,7 @@ from rome_lens.sweeps.stages import perform
 from rome_lens.sweeps.units import Job, Plan, Stage, Units
 from rome_lens.sweeps.workers import Submits, processes, return_free_memory, run_jobs
 from rome_lens.tracing.noise import GaussianNoise, Noise
-from rome_lens.tracing.results import Position
+from rome_lens.tracing.positions import Position
 
 
 def sweep(

@@ -24,7 +24,8 @@ from rome_lens.stores import Store
 from rome_lens.sweeps.editors import SweepEditor
 from rome_lens.tracing.many_facts import NotKnown
 from rome_lens.tracing.noise import Noise
-from rome_lens.tracing.results import CausalTrace, Position
+from rome_lens.tracing.positions import Position
+from rome_lens.tracing.results import CausalTrace
 
 Stage = Literal["trace", "edit", "evaluate", "limits"]
 KINDS: Mapping[Stage, tuple[type[Stored], ...]] = {

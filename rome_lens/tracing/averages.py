@@ -3,21 +3,23 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rome_lens.arguments import one_of, several
+from rome_lens.data.relations import relation_of
 from rome_lens.errors import ArgumentError
-from rome_lens.intervals import FEWEST, Average, average, half_width
+from rome_lens.intervals import FEWEST, Average, average, cluster_rows, half_width
 from rome_lens.models.fingerprints import exact
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
 from rome_lens.tracing.many_facts import TracedFacts
-from rome_lens.tracing.results import CausalTrace
+from rome_lens.tracing.results import CausalTrace, Direction
 
 Role = Literal[
     "first subject", "middle subject", "last subject", "first subsequent", "further", "last"
@@ -44,9 +46,9 @@ class TraceAverage(Stored):
     fact_effects: Float[Tensor, "fact layer role"]
     """Each fact's indirect effects, averaged over its tokens of a role; NaN where it has none."""
     clean_scores: Float[Tensor, " fact"]
-    """Each fact's probability of the answer in the clean run."""
+    """Each fact's score in the clean run."""
     corrupted_scores: Float[Tensor, " fact"]
-    """Each fact's probability of the answer in the corrupted runs."""
+    """Each fact's score in the corrupted runs."""
     subjects: tuple[str, ...]
     """The subjects of the averaged facts, in order."""
     unknown: tuple[str, ...]
@@ -57,6 +59,21 @@ class TraceAverage(Stored):
     """The corruption, as text."""
     model_fingerprint: str
     """The fingerprint of the traced model."""
+    relations: tuple[str, ...] = ()
+    """The prompt of each fact without its subject. It stands for the relation, by which intervals
+    are clustered. Empty in a file of an older version: each fact is a cluster of its own."""
+    metric: str = "probability"
+    """What the scores are; see :data:`rome_lens.tracing.metrics.MetricName`."""
+    direction: Direction = "denoising"
+    """The direction of the traces. In noising, an indirect effect is ``clean - score``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relations and len(self.relations) != len(self.subjects):
+            raise ArgumentError(
+                f"There are {len(self.relations)} relations, expected one for each of "
+                f"{len(self.subjects)} facts."
+            )
 
     def __repr__(self) -> str:
         return (
@@ -72,17 +89,17 @@ class TraceAverage(Stored):
     @property
     def total_effect(self) -> Average:
         """The average total effect (ATE), ``E[clean - corrupted]``."""
-        return average((self.clean_scores - self.corrupted_scores).tolist())
+        return average((self.clean_scores - self.corrupted_scores).tolist(), self.clusters)
 
     @property
     def clean(self) -> Average:
-        """The average probability of the answer in the clean run."""
-        return average(self.clean_scores.tolist())
+        """The average score of the clean run."""
+        return average(self.clean_scores.tolist(), self.clusters)
 
     @property
     def corrupted(self) -> Average:
-        """The average probability of the answer in the corrupted runs."""
-        return average(self.corrupted_scores.tolist())
+        """The average score of the corrupted runs."""
+        return average(self.corrupted_scores.tolist(), self.clusters)
 
     @property
     def indirect_effects(self) -> Float[Tensor, "layer role"]:
@@ -94,12 +111,15 @@ class TraceAverage(Stored):
 
     @property
     def half_widths(self) -> Float[Tensor, "layer role"]:
-        """Half the width of each AIE's 95 % Student-t interval over facts; NaN below five facts."""
+        """Half the width of each AIE's 95 % interval over facts, clustered by relation.
+
+        NaN below five relations; see :func:`rome_lens.intervals.half_width`.
+        """
         columns = []
         for column in range(len(self.roles)):
-            effects = self.of_role(column)
-            if len(effects) >= FEWEST:
-                columns.append(half_width(effects))
+            effects, clusters = self.of_role(column), self.clusters_of_role(column)
+            if len(effects) and len(cluster_rows(clusters, len(effects))) >= FEWEST:
+                columns.append(half_width(effects, clusters))
             else:
                 columns.append(torch.full_like(self.fact_effects[0, :, column], math.nan))
         return torch.stack(columns, dim=1)
@@ -136,8 +156,20 @@ class TraceAverage(Stored):
 
     def of_role(self, role: int) -> Float[Tensor, "fact layer"]:
         """The effects of the facts that have a token of the role ``roles[role]``."""
-        effects = self.fact_effects[:, :, role]
-        return effects[~effects[:, 0].isnan()]
+        return self.fact_effects[self._has_role(role), :, role]
+
+    def clusters_of_role(self, role: int) -> tuple[str, ...] | None:
+        """The relations of these facts; None if they are not known."""
+        kept = self._has_role(role).tolist()
+        return tuple(compress(self.relations, kept)) or None
+
+    @property
+    def clusters(self) -> tuple[str, ...] | None:
+        """The relation of each fact; None if it is not known."""
+        return self.relations or None
+
+    def _has_role(self, role: int) -> Bool[Tensor, " fact"]:
+        return ~self.fact_effects[:, 0, role].isnan()
 
 
 def roles_of(subject: tuple[int, int], length: int) -> dict[Role, list[int]]:
@@ -224,6 +256,9 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         samples=len(first.corrupted_samples),
         noise=first.noise,
         model_fingerprint=first.model_fingerprint,
+        relations=tuple(relation_of(trace.fact) for trace in averaged),
+        metric=first.metric,
+        direction=first.direction,
     )
 
 
@@ -258,7 +293,8 @@ def _check_alike(traces: Sequence[CausalTrace]) -> None:
 def _check_options(trace: CausalTrace, first: CausalTrace) -> None:
     # A trace of an older version does not say how its answer was scored.
     scoring = "answer_tokens" if first.scoring is None else "scoring"
-    for name in ("component", "window", "layers", "noise", scoring, "model_fingerprint"):
+    names = ("component", "window", "layers", "noise", scoring, "metric", "direction")
+    for name in (*names, "model_fingerprint"):
         own, expected = getattr(trace, name), getattr(first, name)
         if name == "model_fingerprint":  # older versions stored less of it
             own, expected = exact(own), exact(expected)

@@ -4,34 +4,37 @@ The plain method runs the whole model once for each cell (layer, position). ``re
 the same with far less work.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
+from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
-from rome_lens.models.hook_names import Component
+from rome_lens.models.hook_names import Component, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_clean
-from rome_lens.tracing.corrupted_run import run_corrupted
+from rome_lens.tracing.corrupted_run import CorruptedRun, run_corrupted
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
+from rome_lens.tracing.metrics import Metric
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.passes import packed, pass_size
 from rome_lens.tracing.restoring import Restorer
-from rome_lens.tracing.results import CausalTrace
+from rome_lens.tracing.results import CausalTrace, Direction
 from rome_lens.tracing.scoring import (
     cell_scores,
     common_fields,
     progress_bar,
-    run_probabilities,
+    run_scores,
 )
 
 
@@ -48,6 +51,8 @@ def causal_trace(
     positions: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
     answer: Answer = "first_token",
+    metric: Metric = "probability",
+    direction: Direction = "denoising",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -83,6 +88,15 @@ def causal_trace(
             differ, given the tokens before it. If that token is white space alone, as before
             numbers in some tokenizers, the whole answer is scored. The trace's ``answer`` and
             ``given`` show what was scored.
+        metric: what is scored instead of the probability: ``"log_prob"``, ``"logit_difference"``
+            (the target's logit minus the new target's), ``"kl"`` (``-KL(clean || run)``), or a
+            function from logits ``[row, d_vocab]`` at the last position to one number for each row;
+            see :data:`rome_lens.tracing.metrics.MetricName`.
+        direction: ``"denoising"`` restores a clean state in corrupted runs, as the study does, and
+            asks whether it is sufficient. ``"noising"`` puts the state of a corrupted run into the
+            clean run, and asks whether the clean state is necessary: ``scores`` are then those of
+            the clean run with the cell corrupted, and an indirect effect is what the cell takes
+            away from ``clean``.
         prepend_bos: whether the prompt starts with BOS; None takes the model's default.
         batch_size: maximum rows per forward pass (one row is one noise sample of one cell). This
             bounds the memory; it does not change the scores beyond rounding. The check of the model
@@ -104,7 +118,7 @@ def causal_trace(
             which. At most one forward pass is run before that.
 
     Source: Meng et al. 2022, section 2.1 and appendix B.1 (single states; windows of 10 for MLP and
-    attention).
+    attention). Zhang and Nanda 2023 (metrics); Heimersheim and Nanda 2024 (noising, denoising).
 
     Example:
         >>> import rome_lens as rl
@@ -133,6 +147,7 @@ def causal_trace(
         heads=heads,
         answer=answer,
         size=pass_size(model, batch_size=batch_size),
+        metric=metric,
     )
     [trace] = trace_together(
         model,
@@ -140,6 +155,7 @@ def causal_trace(
         [cells],
         noise=noise,
         samples=samples,
+        direction=direction,
         prepend_bos=prepend_bos,
         require_correct=require_correct,
         progress=progress,
@@ -157,6 +173,7 @@ def trace_together(
     *,
     noise: Noise | Tensor,
     samples: int,
+    direction: Direction,
     prepend_bos: bool | None,
     require_correct: bool,
     progress: bool = False,
@@ -166,7 +183,8 @@ def trace_together(
     Args:
         facts: the facts to trace.
         grids: the cells of each fact. All grids have the same component, window and pass size.
-        noise, samples, prepend_bos, require_correct, progress: as for :func:`causal_trace`.
+        noise, samples, direction, prepend_bos, require_correct, progress: as for
+            :func:`causal_trace`.
 
     Returns:
         For each fact its trace, or the error that concerns this fact alone.
@@ -174,6 +192,7 @@ def trace_together(
     Raises:
         ModelError: the model's forward pass cannot be resumed from a layer.
     """
+    one_of("direction", direction, Direction)
     outcomes: dict[int, CausalTrace | Exception] = {}
     subjects: list[_Subject] = []
     with evaluating(model), weights_laid_out(model), torch.no_grad():
@@ -190,12 +209,13 @@ def trace_together(
                 outcomes[i] = error
             else:
                 subjects.append(_Subject(number=i, cells=grids[i], clean=clean, noise=drawn))
-        _score(subjects, progress=progress)
+        _score(subjects, direction, progress=progress)
         model_fingerprint = fingerprint(model)
     for each in subjects:
         outcomes[each.number] = CausalTrace(
             component=each.cells.component,
             window=each.cells.window,
+            direction=direction,
             heads=each.cells.heads or (),
             corrupted_samples=torch.cat(each.corrupted),
             sample_scores=torch.cat(each.scores),
@@ -218,7 +238,7 @@ class _Subject:
     scores: list[Float[Tensor, "_sample _layer _pos ..."]] = field(default_factory=list)
 
 
-def _score(subjects: Sequence[_Subject], *, progress: bool) -> None:
+def _score(subjects: Sequence[_Subject], direction: Direction, *, progress: bool) -> None:
     """Run the subjects' cells, as many noise samples together as one pass takes."""
     parts = [
         (subject, noise)
@@ -236,14 +256,44 @@ def _score(subjects: Sequence[_Subject], *, progress: bool) -> None:
         for batch in packed(parts, [len(noise) for _, noise in parts], most):
             owners = [subject for subject, _ in batch]
             forward = owners[0].clean.forward
+            states: dict[str, Tensor] = {}
+            names = [component_hook(component, layer) for layer in owners[0].clean.states]
             run = run_corrupted(
                 forward,
                 [subject.clean for subject in owners],
                 [corrupted_embeddings(subject.clean, noise) for subject, noise in batch],
+                hooks=capture_hooks(names, states) if direction == "noising" else (),
             )
-            corrupted = run_probabilities(forward, run)
-            restorer = Restorer(forward, component, run)
-            scores = cell_scores(restorer, [owner.cells for owner in owners], corrupted, bar)
-            for owner, low, high in zip(owners, corrupted, scores, strict=True):
+            corrupted = run_scores(forward, run)
+            for owner, low in zip(owners, corrupted, strict=True):
                 owner.corrupted.append(low.cpu())
+            if direction == "noising":
+                owners = [owner for owner, low in zip(owners, corrupted, strict=True) for _ in low]
+                run = _clean_rows(forward, [owner.clean for owner in owners], names, states)
+            base = corrupted if direction == "denoising" else run_scores(forward, run)
+            restorer = Restorer(forward, component, run)
+            scores = cell_scores(restorer, [owner.cells for owner in owners], base, bar)
+            for owner, high in zip(owners, scores, strict=True):
                 owner.scores.append(high)
+
+
+def _clean_rows(
+    forward: PartialForward,
+    cleans: Sequence[CleanRun],
+    names: Sequence[str],
+    states: Mapping[str, Float[Tensor, "row pos ..."]],
+) -> CorruptedRun:
+    """The clean run as the one that states are put into, a row for each corrupted run.
+
+    Each row is a fact of its own, whose states are those of its corrupted run.
+    """
+    rows = [
+        replace(
+            clean,
+            states={
+                layer: states[name][row, : len(clean.tokens)] for layer, name in enumerate(names)
+            },
+        )
+        for row, clean in enumerate(cleans)
+    ]
+    return run_corrupted(forward, rows, [clean.embeddings[None] for clean in cleans])

@@ -13,6 +13,7 @@ from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import Answer, FactTokens, ScoredAnswer, scored_answer
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, check_has_mlp, named_layers
+from rome_lens.tracing.metrics import Metric, Reading, reading_of
 from rome_lens.tracing.passes import PassSize
 
 Place = tuple[int, int] | tuple[int, int, int]
@@ -53,6 +54,8 @@ class Grid:
     """The chosen heads for component ``"z"``; None for the others."""
     size: PassSize
     """How large a forward pass may be."""
+    reading: Reading
+    """How runs are scored."""
     n_layers: int
     """The number of the model's layers."""
 
@@ -147,6 +150,7 @@ def grid(
     heads: Iterable[int] | None,
     answer: Answer,
     size: PassSize,
+    metric: Metric = "probability",
 ) -> Grid:
     """The cells of a fact's trace, from its options.
 
@@ -156,11 +160,13 @@ def grid(
     check_options(model, component=component, window=window)
     chosen_layers = named_layers(model, layers)
     chosen_heads = _chosen_heads(model, component, heads)
+    scored = scored_answer(model, encoded, answer)
     return Grid(
         component=component,
         window=whole_number("window", window),
         encoded=encoded,
-        answer=scored_answer(model, encoded, answer),
+        answer=scored,
+        reading=reading_of(metric, encoded, scored),
         layers=chosen_layers,
         positions=_chosen_positions(positions, len(encoded.tokens)),
         heads=chosen_heads,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,12 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.forward.answers import answer_distributions
 from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
-from rome_lens.forward.runs import finite_logits, log_probabilities
+from rome_lens.forward.runs import finite_logits
 from rome_lens.forward.tokens import FactTokens, pad_right
 from rome_lens.models.hook_names import EMBED, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel, ModelError
 from rome_lens.tracing.cells import Grid
+from rome_lens.tracing.metrics import Reading
 from rome_lens.tracing.passes import packed
 
 
@@ -38,8 +39,10 @@ class CleanRun:
     """The output of ``hook_embed`` for ``tokens``."""
     states: dict[int, Tensor]
     """The clean outputs of the traced component, by layer."""
-    probability: float
-    """The probability of the answer."""
+    reading: Reading
+    """How runs are scored."""
+    score: float
+    """The score of the clean run, such as the probability of the answer."""
     forward: PartialForward
     """The model, ready to run from any layer on."""
 
@@ -80,13 +83,20 @@ def run_clean(
         error: FactNotKnownError | ModelError | None = _not_finite(facts[i], logits)
         if error is None and require_correct and cells.scores_whole_answer:
             error = _not_known(model, facts[i], logits.log_softmax(-1), answer)
-        outcomes[i] = error or CleanRun(
+        if error is not None:
+            outcomes[i] = error
+            continue
+        reading = cells.reading
+        if reading.metric == "kl":
+            reading = replace(reading, clean=logits.log_softmax(-1))
+        outcomes[i] = CleanRun(
             encoded=cells.encoded,
             tokens=cells.tokens,
             answer=answer,
             embeddings=kept[EMBED],
             states={layer: kept[name] for layer, name in _state_names(model, cells).items()},
-            probability=_probability(logits, answer),
+            reading=reading,
+            score=_score(reading, logits),
             forward=forward,
         )
     return [outcomes[i] for i in range(len(grids))]
@@ -117,7 +127,8 @@ def _whole_runs(
     """For each fact, the model ready to run later layers, the activations, and the logits read."""
     longest = max(grids, key=lambda cells: cells.length)
     names = [EMBED, *_state_names(model, longest).values()]
-    forward = PartialForward(model, longest.tokens, keep=names, read=len(longest.answer.tokens))
+    read = len(longest.answer.tokens)
+    forward = PartialForward(model, longest.tokens, keep=names, read=read, check="past")
     if len(grids) == 1:
         kept = {name: value[0] for name, value in forward.kept.items()}
         yield forward, kept, forward.read_logits
@@ -142,10 +153,11 @@ def _state_names(model: LensModel, cells: Grid) -> dict[int, str]:
     return {layer: component_hook(cells.component, layer) for layer in range(model.cfg.n_layers)}
 
 
-def _probability(logits: Float[Tensor, "read d_vocab"], answer: Sequence[int]) -> float:
-    log_p = log_probabilities(logits, torch.tensor(answer, dtype=torch.long, device="cpu")).sum()
-    # The product over a long answer would underflow float32.
-    return float(log_p.exp()) if len(answer) == 1 else math.exp(float(log_p))
+def _score(reading: Reading, logits: Float[Tensor, "read d_vocab"]) -> float:
+    if reading.metric == "probability" and reading.read > 1:
+        # The product over a long answer would underflow float32.
+        return math.exp(float(replace(reading, metric="log_prob").scores(logits[None])))
+    return float(reading.scores(logits[None]))
 
 
 def _not_finite(fact: Fact, logits: Float[Tensor, "read d_vocab"]) -> ModelError | None:

@@ -24,9 +24,11 @@ from rome_lens.tracing.causal import trace_together
 from rome_lens.tracing.cells import Grid, check_options, grid
 from rome_lens.tracing.clean_run import FactNotKnownError
 from rome_lens.tracing.corruption import Replacement, check_kind, sample_count
+from rome_lens.tracing.metrics import Metric, check_metric, metric_text
 from rome_lens.tracing.noise import GaussianNoise, Noise
 from rome_lens.tracing.passes import PassSize, packed, pass_size
-from rome_lens.tracing.results import CausalTrace, Position, position_of
+from rome_lens.tracing.positions import Position, position_of
+from rome_lens.tracing.results import CausalTrace, Direction
 
 _PASSES_PER_BATCH = 16
 
@@ -70,6 +72,8 @@ def trace_facts(
     layers: Iterable[int] | None = None,
     at: Position | None = None,
     answer: Answer = "first_token",
+    metric: Metric = "probability",
+    direction: Direction = "denoising",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     batch_bytes: int | None = None,
@@ -93,8 +97,9 @@ def trace_facts(
         batch_bytes: bytes that the largest tensor of a forward pass may take; None takes a share of
             a GPU's memory. Facts are traced together, and this bounds how many share a pass. It
             changes scores by rounding only. On a CPU, passes are smaller in any case.
-        component, window, noise, samples, answer, prepend_bos, batch_size: as for
-            :func:`causal_trace`. ``noise`` cannot be a tensor, because a tensor fits one subject.
+        component, window, noise, samples, answer, metric, direction, prepend_bos, batch_size: as
+            for :func:`causal_trace`. ``noise`` cannot be a tensor, because a tensor fits one
+            subject. With a directory, a metric that is a function must be defined in a module.
 
     Returns:
         The traces, and the facts that the model does not know.
@@ -123,12 +128,22 @@ def trace_facts(
     check_options(model, component=component, window=window)
     size = pass_size(model, batch_size=batch_size, batch_bytes=batch_bytes)
     one_of("answer", answer, Answer)
+    one_of("direction", direction, Direction)
+    _check_named(metric, stored=directory is not None)
     layers = None if layers is None else named_layers(model, layers)
     encoded = {fact: encode(model, fact, prepend_bos=prepend_bos) for fact in given}
     scored = {fact: scored_answer(model, encoded[fact], answer) for fact in given}
     # A new target matters only by the tokens that tell the target from it.
     keys = {
-        fact: (fact.prompt, fact.subject, fact.target, fact.joiner, scored[fact]) for fact in given
+        fact: (
+            fact.prompt,
+            fact.subject,
+            fact.target,
+            fact.joiner,
+            scored[fact],
+            *([fact.new_target] if metric == "logit_difference" else []),
+        )
+        for fact in given
     }
     chosen = list({key: fact for fact, key in keys.items()}.values())
     positions = {fact: _positions(encoded[fact], at) for fact in chosen}
@@ -144,6 +159,8 @@ def trace_facts(
         "answer": answer,
         "prepend_bos": starts_with_bos(model, prepend_bos),
     }
+    if metric != "probability" or direction != "denoising":  # older directories have neither
+        settings |= {"metric": metric_text(metric), "direction": direction}
     store = _store(model, directory, settings)
     names = {fact: store.name(*keys[fact]) for fact in chosen}
 
@@ -161,6 +178,7 @@ def trace_facts(
             heads=None,
             answer=answer,
             size=size,
+            metric=metric,
         )
         for fact in chosen
         if stored(fact) is None
@@ -169,7 +187,7 @@ def trace_facts(
     with bar, weights_laid_out(model):
         bar.update(len(chosen) - len(pending))
         for batch in _batches(pending, sample_count(samples), size):
-            for fact, outcome in _trace_batch(model, batch, noise, samples, prepend_bos):
+            for fact, outcome in _trace_batch(model, batch, noise, samples, direction, prepend_bos):
                 store.add(names[fact], outcome)
                 bar.update()
     traces, unknown = [], []
@@ -200,6 +218,7 @@ def _trace_batch(
     grids: Mapping[Fact, Grid],
     noise: Noise,
     samples: int,
+    direction: Direction,
     prepend_bos: bool | None,
 ) -> Iterator[tuple[Fact, CausalTrace | NotKnown]]:
     """The outcomes of several facts that are traced together.
@@ -214,6 +233,7 @@ def _trace_batch(
             list(grids.values()),
             noise=noise,
             samples=samples,
+            direction=direction,
             prepend_bos=prepend_bos,
             require_correct=True,
         )
@@ -222,7 +242,9 @@ def _trace_batch(
             raise
         # It may concern one fact only: the others are traced before it is raised again.
         for fact in facts:
-            yield from _trace_batch(model, {fact: grids[fact]}, noise, samples, prepend_bos)
+            yield from _trace_batch(
+                model, {fact: grids[fact]}, noise, samples, direction, prepend_bos
+            )
         return
     errors = []
     for fact, outcome in zip(facts, outcomes, strict=True):
@@ -250,6 +272,17 @@ def check_noise(noise: object, *, stored: bool) -> None:
             f"noise is {noise!r}, which does not name its settings, so a later run could not tell "
             "whether they are the same. Give its class a __repr__ that names them (a dataclass has "
             "one), or leave out the directory."
+        )
+
+
+def _check_named(metric: Metric, *, stored: bool) -> None:
+    """Refuse a wrong metric, and one that a later run could not recognise."""
+    check_metric(metric)
+    text = metric_text(metric)
+    if stored and any(mark in text for mark in ("<lambda>", "<locals>", " at 0x")):
+        raise ArgumentError(
+            f"metric is {text}, which a later run could not recognise. Define the function in a "
+            "module, or leave out the directory."
         )
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.forward.kv_cache import LayerPast
+from rome_lens.forward.memory import on_device
 from rome_lens.forward.partial import PartialForward
 from rome_lens.models.hook_names import Component, Hook, component_hook
 from rome_lens.tracing.branches import Branch, Rows, consecutive, distinct, longs, order
@@ -113,7 +114,7 @@ class Restorer:
             if old:
                 if len(old) > len(rows.branches):
                     parents = rows.of(branch.before(layer) for branch in old)
-                    stream = stream[parents.to(self._device)]
+                    stream = stream[on_device(parents, self._device)]
                 stream = self._run_block(layer, stream, self._rows(old))
             new = [branch for branch in branches if branch.start == layer]
             if new:
@@ -134,7 +135,7 @@ class Restorer:
             self._running = rows
             return self._restore(after, layer)
         alone, states = self._alone[layer]
-        after[:, 0] = states[alone.of(rows.branches).to(self._device)]
+        after[:, 0] = states[on_device(alone.of(rows.branches), self._device)]
         return after
 
     def _run_alone(self, cells: Sequence[Cell], size: PassSize) -> None:
@@ -160,7 +161,7 @@ class Restorer:
         if self.run.past is not None:
             first = self._shared_first(rows, stream.shape[1])
             before = rows.pos if first is None else first
-            past = self.run.past.at(layer, before=before, rows=rows.run.to(self._device))
+            past = self.run.past.at(layer, before=before, rows=rows.run)
         return self.forward.block(layer, stream, past)
 
     def hooks(self) -> list[Hook]:
@@ -268,4 +269,4 @@ class Restorer:
 
     def _moved(self, *indices: Int[Tensor, "..."]) -> tuple[Tensor, ...]:
         """Indices, which are computed on the CPU, on the model's device."""
-        return tuple(index.to(self._device) for index in indices)
+        return tuple(on_device(index, self._device) for index in indices)

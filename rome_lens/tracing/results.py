@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import pandas as pd
 import scipy
@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.arguments import whole_number
 from rome_lens.data.facts import Fact
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import Answer
 from rome_lens.intervals import half_width
 from rome_lens.models.hook_names import Component
 from rome_lens.results import Stored
+from rome_lens.tracing.positions import Position, position_of
 
-NamedPosition = Literal["subject_first", "subject_last", "last"]
-Position = NamedPosition | int
-"""A position in a prompt: by name, or by number. Negative numbers count from the end."""
+Direction = Literal["denoising", "noising"]
+"""Which state is put into which run. Denoising restores a clean state in a corrupted run: is it
+sufficient? Noising puts a corrupted state into the clean run: is it necessary?"""
 Severed = Literal["mlp", "attn", "both"]
 """The modules that a severed trace keeps corrupted."""
 HeldLayers = Literal["later", "all"]
@@ -30,7 +30,10 @@ HeldLayers = Literal["later", "all"]
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Trace(Stored):
-    """The probability of the answer for every cell. All kinds of trace have these fields."""
+    """The score of the answer for every cell. All kinds of trace have these fields.
+
+    The score is the answer's probability, unless ``metric`` names another one.
+    """
 
     axes: ClassVar[Mapping[str, str]] = {"layer": "layers", "pos": "positions"}
 
@@ -47,11 +50,11 @@ class Trace(Stored):
     answer: str
     """What is scored: one token of the answer, or the whole answer."""
     clean: float
-    """The probability of the answer in the clean run."""
+    """The score of the clean run."""
     corrupted_samples: Float[Tensor, " sample"]
-    """The probability of the answer in each corrupted run."""
+    """The score of each corrupted run."""
     sample_scores: Float[Tensor, "sample layer pos *head"]
-    """The probability of the answer in each corrupted run with the cell restored."""
+    """The score of each run with the cell restored or, in noising, corrupted."""
     noise: str
     """The corruption, as text."""
     model_fingerprint: str
@@ -62,6 +65,10 @@ class Trace(Stored):
     """The part of the answer that stands before the scored tokens. It follows the prompt."""
     scoring: Answer | None = None
     """The option ``answer`` of the trace. None in a file of an older version."""
+    metric: str = "probability"
+    """What the scores are, by the name of the metric or of its function."""
+    direction: Direction = "denoising"
+    """Whether a clean state was put into corrupted runs, or a corrupted one into the clean run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +80,8 @@ class Trace(Stored):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self._what}, {self.fact.text!r} -> {self.answer!r}, "
+            f"{type(self).__name__}({self._what}{self._how}, {self.fact.text!r} -> "
+            f"{self.answer!r}, "
             f"clean={self.clean:.3f}, corrupted={self.corrupted:.3f}, "
             f"{len(self.layers)} layers x {len(self.positions)} positions)"
         )
@@ -83,13 +91,18 @@ class Trace(Stored):
         return "'resid'"
 
     @property
+    def _how(self) -> str:
+        metric = "" if self.metric == "probability" else f", {self.metric}"
+        return metric + ("" if self.direction == "denoising" else f", {self.direction}")
+
+    @property
     def scores(self) -> Float[Tensor, "layer pos *head"]:
-        """The answer's probability with the cell restored, averaged over the samples."""
+        """The score with the cell restored or corrupted, averaged over the samples."""
         return self.sample_scores.mean(0)
 
     @property
     def corrupted(self) -> float:
-        """The answer's probability in the corrupted run, averaged over the samples."""
+        """The score of the corrupted run, averaged over the samples."""
         return float(self.corrupted_samples.mean())
 
     @property
@@ -99,7 +112,10 @@ class Trace(Stored):
 
     @property
     def indirect_effects(self) -> Float[Tensor, "layer pos *head"]:
-        """``scores - corrupted`` (Meng et al. 2022, section 2.1)."""
+        """``scores - corrupted`` (Meng et al. 2022, section 2.1); in noising, ``clean - scores``.
+
+        In both directions it is the part of the total effect that the cell accounts for.
+        """
         return self._sample_effects.mean(0)
 
     @property
@@ -113,11 +129,25 @@ class Trace(Stored):
 
     @property
     def _sample_effects(self) -> Float[Tensor, "sample layer pos *head"]:
+        if self.direction == "noising":
+            return self.clean - self.sample_scores
         corrupted = self.corrupted_samples.view(-1, *(1 for _ in self.sample_scores.shape[1:]))
         return self.sample_scores - corrupted
 
+    @property
+    def intervals(self) -> Float[Tensor, "end layer pos *head"]:
+        """The low and the high end of each indirect effect's 95 % interval over the noise samples.
+
+        They say how far the effect depends on the draw of the noise, not how far it holds for other
+        facts. NaN for a single sample.
+        """
+        effects, half = self.indirect_effects, self.half_widths
+        return torch.stack([effects - half, effects + half])
+
     def peak(self, at: Position | None = None) -> tuple[int, ...]:
-        """``(layer, pos)`` of the highest score; ``(layer, pos, head)`` for a trace of ``"z"``.
+        """``(layer, pos)`` of the cell that matters most; ``(layer, pos, head)`` for ``"z"``.
+
+        It has the highest score or, in noising, the lowest.
 
         Args:
             at: look at this position only: a number, ``"subject_first"``, ``"subject_last"`` or
@@ -133,7 +163,8 @@ class Trace(Stored):
                 f"{list(self.positions)}."
             )
         columns = [i for i, pos in enumerate(self.positions) if wanted is None or pos == wanted]
-        scores = self.scores[:, columns]
+        sign = -1.0 if self.direction == "noising" else 1.0
+        scores = sign * self.scores[:, columns]
         layer, column, *head = (int(i) for i in torch.unravel_index(scores.argmax(), scores.shape))
         return self.layers[layer], self.positions[columns[column]], *(self._heads[i] for i in head)
 
@@ -234,8 +265,8 @@ class SeveredTrace(Trace):
 class AttributionTrace(CausalTrace):
     """The result of :func:`attribution_trace`: scores estimated to first order.
 
-    A score is the corrupted probability plus the estimated effect. It may lie outside the range
-    from 0 to 1.
+    A score is that of the corrupted run plus the estimated effect or, in noising, that of the clean
+    run minus it. A probability may lie outside the range from 0 to 1.
     """
 
     def rank_correlation(self, exact: CausalTrace) -> float:
@@ -277,6 +308,8 @@ class AttributionTrace(CausalTrace):
             "subject",
             "answer",
             "noise",
+            "metric",
+            "direction",
             "model_fingerprint",
         ):
             if getattr(self, name) != getattr(exact, name):
@@ -285,31 +318,6 @@ class AttributionTrace(CausalTrace):
                     f"{getattr(self, name)!r}. A correlation compares the same cells: trace both "
                     "with the same options."
                 )
-
-
-def position_of(at: Position, subject: tuple[int, int], length: int) -> int:
-    """The number of a position, counted from the start.
-
-    Args:
-        at: ``"subject_first"``, ``"subject_last"``, ``"last"``, or a number. Negative numbers count
-            from the end.
-        subject: the half-open span of the subject's tokens.
-        length: the number of the prompt's tokens.
-
-    Raises:
-        ArgumentError: the name is unknown; the number is not a whole number, or is outside the
-            prompt.
-    """
-    named = {"subject_first": subject[0], "subject_last": subject[1] - 1, "last": length - 1}
-    if isinstance(at, str) and at not in named:
-        known = ", ".join(map(repr, get_args(NamedPosition)))
-        raise ArgumentError(f"at is {at!r}, expected one of {known}, a number, or None.")
-    pos = named[at] if isinstance(at, str) else whole_number("at", at)
-    if not -length <= pos < length:
-        raise ArgumentError(
-            f"Position {pos} is outside the prompt, which has {length} tokens (0 to {length - 1})."
-        )
-    return pos % length
 
 
 def choose_layer(trace: CausalTrace) -> int:
@@ -336,4 +344,4 @@ def choose_layer(trace: CausalTrace) -> int:
             f"The traced positions {list(trace.positions)} include no token of the subject, which "
             f"is at {trace.subject}."
         )
-    return trace.layers[int(trace.scores[:, columns].amax(1).argmax())]
+    return trace.layers[int(trace.indirect_effects[:, columns].amax(1).argmax())]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
@@ -14,14 +14,14 @@ from rome_lens.data.facts import Fact
 from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
 from rome_lens.models.lens import LensModel
+from rome_lens.tracing.branches import longs
 from rome_lens.tracing.cells import Grid
 from rome_lens.tracing.clean_run import CleanRun
 from rome_lens.tracing.corrupted_run import CorruptedRun
 from rome_lens.tracing.corruption import noise_text
+from rome_lens.tracing.metrics import metric_text, row_scores
 from rome_lens.tracing.noise import Noise
 from rome_lens.tracing.restoring import Restorer
-
-_NO_TOKEN = -1
 
 
 def common_fields(
@@ -43,7 +43,8 @@ def common_fields(
         "answer_tokens": len(cells.answer.tokens),
         "given": model.tokenizer.decode(list(cells.answer.given)),
         "scoring": cells.answer.scoring,
-        "clean": clean.probability,
+        "metric": metric_text(cells.reading.metric),
+        "clean": clean.score,
         "noise": noise_text(noise),
         "model_fingerprint": model_fingerprint,
     }
@@ -65,8 +66,8 @@ def cell_scores(
         for number, grid in enumerate(grids)
         for place, cell in grid.cells(causal=run.past is not None, run=number).items()
     ]
-    answers = _answers(run)
-    read = answers.shape[1]
+    readings = [fact.reading for fact in run.facts]
+    read = max(reading.read for reading in readings)
     # Many cells at once, because each product reads the weights of the whole vocabulary.
     rows_per_product = max(1, size.values // (read * run.streams[0].shape[-1]))
     found: list[tuple[list[int], Tensor]] = []
@@ -74,9 +75,10 @@ def cell_scores(
 
     def unembed() -> None:
         indices = [i for batch, _ in waiting for i in batch]
-        numbers = [cells[i][1].run for i in indices for _ in range(run.samples[cells[i][1].run])]
+        own = [cells[i][1].run for i in indices]
+        owners = longs(own).repeat_interleave(longs(run.samples[number] for number in own))
         finals = torch.cat([final for _, final in waiting])
-        found.append((indices, answer_probabilities(restorer.forward, finals, answers[numbers])))
+        found.append((indices, row_scores(restorer.forward, readings, finals, owners)))
         waiting.clear()
 
     with hooks_on(restorer.forward.model, restorer.hooks()):
@@ -103,45 +105,16 @@ def cell_scores(
     return scores
 
 
-def run_probabilities(
-    forward: PartialForward, run: CorruptedRun
-) -> tuple[Float[Tensor, " _sample"], ...]:
-    """The answer's probability in a corrupted run as it is, for each fact."""
-    answers = _answers(run)
-    read = answers.shape[1]
+def run_scores(forward: PartialForward, run: CorruptedRun) -> tuple[Float[Tensor, " _sample"], ...]:
+    """The scores of a corrupted run as it is, for each fact."""
+    readings = [fact.reading for fact in run.facts]
+    read = max(reading.read for reading in readings)
     finals = [
         pad(rows[:, : len(fact.tokens)], (0, 0, read, 0))[:, -read:]
         for fact, rows in zip(run.facts, run.streams[-1].split(run.samples), strict=True)
     ]
-    samples = torch.tensor(run.samples, dtype=torch.long, device="cpu")
-    rows = torch.cat(finals), answers.repeat_interleave(samples, dim=0)
-    return answer_probabilities(forward, *rows).split(run.samples)
-
-
-def answer_probabilities(
-    forward: PartialForward,
-    finals: Float[Tensor, "row read d_model"],
-    answers: Int[Tensor, "row read"],
-) -> Float[Tensor, " row"]:
-    """The probability of each row's answer, read from the last positions of final streams.
-
-    Rows of ``answers`` that are shorter than others begin with ``-1``.
-    """
-    lengths = (answers != _NO_TOKEN).sum(1)
-    order, probabilities = [], []
-    for read in sorted(set(lengths.tolist())):
-        rows = (lengths == read).nonzero()[:, 0]
-        stream = finals[rows.to(finals.device), -read:]
-        order.append(rows)
-        probabilities.append(forward.answer_log_probs(stream, answers[rows, -read:]).exp())
-    return torch.cat(probabilities)[torch.cat(order).argsort().to(finals.device)]
-
-
-def _answers(run: CorruptedRun) -> Int[Tensor, "fact read"]:
-    """The scored tokens of each fact. Shorter answers begin with ``-1``."""
-    read = max(len(fact.answer) for fact in run.facts)
-    padded = [[_NO_TOKEN] * (read - len(fact.answer)) + list(fact.answer) for fact in run.facts]
-    return torch.tensor(padded, dtype=torch.long, device="cpu")
+    owners = longs(range(len(readings))).repeat_interleave(longs(run.samples))
+    return row_scores(forward, readings, torch.cat(finals), owners).split(run.samples)
 
 
 def progress_bar(description: str, total: int, *, progress: bool) -> tqdm:

@@ -21,6 +21,7 @@ from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_one
 from rome_lens.tracing.corrupted_run import CorruptedRun, run_corrupted
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise, noise_text
+from rome_lens.tracing.metrics import Metric
 from rome_lens.tracing.noise import GaussianNoise, Noise, NoiseError
 from rome_lens.tracing.passes import pass_size
 from rome_lens.tracing.restoring import Restorer
@@ -29,7 +30,7 @@ from rome_lens.tracing.scoring import (
     cell_scores,
     common_fields,
     progress_bar,
-    run_probabilities,
+    run_scores,
 )
 
 _MODULES: dict[Severed, tuple[Component, ...]] = {
@@ -52,6 +53,7 @@ def severed_trace(
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
     answer: Answer = "first_token",
+    metric: Metric = "probability",
     prepend_bos: bool | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -74,7 +76,7 @@ def severed_trace(
             layer. The two agree unless ``held_noise`` is given, because up to the restored layer
             nothing differs from the corrupted run.
         positions: None takes the last token of the subject, as the study does.
-        samples, layers, answer, prepend_bos, batch_size, progress, require_correct: as for
+        samples, layers, answer, metric, prepend_bos, batch_size, progress, require_correct: as for
             :func:`causal_trace`.
 
     Returns:
@@ -112,6 +114,7 @@ def severed_trace(
         positions=[encoded.subject_last] if positions is None else positions,
         heads=None,
         answer=answer,
+        metric=metric,
         size=pass_size(model, batch_size=batch_size),
     )
     with evaluating(model), weights_laid_out(model), torch.no_grad():
@@ -158,16 +161,16 @@ def _scores(
 ) -> tuple[
     Float[Tensor, " sample"], Float[Tensor, "sample layer pos"], Float[Tensor, "sample layer pos"]
 ]:
-    """The corrupted probabilities, the ordinary scores, and those with severed modules held."""
+    """The corrupted scores, the ordinary scores, and those with severed modules held."""
     forward = clean.forward
     run = run_corrupted(forward, [clean], [corrupted_embeddings(clean, noise)])
-    corrupted = run_probabilities(forward, run)
+    corrupted = run_scores(forward, run)
     [ordinary] = cell_scores(Restorer(forward, "resid", run), [cells], corrupted, bar)
     columns = []
     for pos in cells.positions:
         base = run if held_layers == "later" else _run_with_held(clean, noise, held, pos)
         restorer = Restorer(forward, "resid", base, held=held)
-        unrestored = run_probabilities(forward, base)
+        unrestored = run_scores(forward, base)
         columns += cell_scores(restorer, [cells.at(pos)], unrestored, bar)
     return corrupted[0], ordinary, torch.cat(columns, dim=2)
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
-from rome_lens.intervals import half_width
+from rome_lens.intervals import Clusters, cluster_rows, half_width
 
 COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "z": "Oranges"}
 NAMES = {
@@ -40,13 +40,14 @@ def band(
     colour: str,
     fewest: int = 2,
     style: str = "-",
+    clusters: Clusters = None,
 ) -> None:
-    """Draw the mean over samples as a line, with its 95 % interval if there are enough samples."""
+    """Draw the mean over samples as a line, with its 95 % interval if there are enough clusters."""
     if not len(samples):
         return
-    mean, half = samples.mean(0), half_width(samples)
+    mean, half = samples.mean(0), half_width(samples, clusters)
     axes.plot(x, mean, style, color=colour, label=label, linewidth=1.2)
-    if len(samples) >= fewest:
+    if len(cluster_rows(clusters, len(samples))) >= fewest:
         axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
 
 

@@ -14,9 +14,9 @@ from rome_lens.viz.axes import NAMES, band, layer_label
 def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
     """Draw the success of edits and the effect of restoring by layer, and against each other.
 
-    The panels on the left show means over the facts, with 95 % intervals if there are five facts or
-    more. The panel on the right shows a point for each fact and layer. Its title gives the R² of
-    the measure; :meth:`LayerSweep.variance_explained` has the intervals and the control.
+    The panels on the left show means over the facts, with 95 % intervals if there are five
+    relations or more. The panel on the right shows a point for each fact and layer. Its title gives
+    the R² of the measure; :meth:`LayerSweep.variance_explained` has the intervals and the control.
 
     Raises:
         ArgumentError: the measure is unknown, or no record has prompts for it.
@@ -30,10 +30,26 @@ def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
     x = list(range(len(result.layers)))
     colours: dict[SuccessMeasure, str] = {"EM": "tab:blue", "NM": "tab:orange"}
     for name, colour in {**colours, measure: colours.get(measure, "tab:red")}.items():
-        band(above, x, asked(result.success(name)), label=name, colour=colour, fewest=FEWEST)
+        band(
+            above,
+            x,
+            asked(result.success(name)),
+            label=name,
+            colour=colour,
+            fewest=FEWEST,
+            clusters=result.clusters(result.success(name)),
+        )
     above.set_ylabel("success of the edit")
     above.legend(fontsize=7)
-    band(below, x, result.effects, label="effect", colour="tab:green", fewest=FEWEST)
+    band(
+        below,
+        x,
+        result.effects,
+        label="effect",
+        colour="tab:green",
+        fewest=FEWEST,
+        clusters=result.clusters(),
+    )
     below.set_ylabel("indirect effect")
     for axes in (above, below):
         axes.axhline(0.0, color="grey", linewidth=0.5)

@@ -7,6 +7,7 @@ which every result calls.
 import html
 
 from rome_lens.checks.average import LimitsAverage
+from rome_lens.checks.comparison import LimitsComparison
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
 from rome_lens.editing.edit import Edit
@@ -16,6 +17,7 @@ from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.evaluation.settings_sweep import EditSweep
 from rome_lens.keys.statistics import KeyStatistics
+from rome_lens.localisation.edit_trace import EditTrace
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.variance import VarianceExplained, variance_table
 from rome_lens.results import to_html
@@ -23,6 +25,7 @@ from rome_lens.sweeps.results import Sweep
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.results import CausalTrace, SeveredTrace
 from rome_lens.viz.check_plots import limits
+from rome_lens.viz.comparison_plots import limits_by_editor
 from rome_lens.viz.html import figure_html, firing
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.sweep_plots import sweep
@@ -32,6 +35,12 @@ from rome_lens.viz.trace_plots import averages, heads, severed, trace
 @to_html.register
 def _(result: CausalTrace) -> str:
     return figure_html(heads(result) if result.heads else trace(result))
+
+
+@to_html.register
+def _(result: EditTrace) -> str:
+    figure = heads(result) if result.heads else trace(result)
+    return f"{figure_html(figure)}<p>{html.escape(result.reading)}</p>"
 
 
 @to_html.register
@@ -124,3 +133,11 @@ def _(result: LimitsAverage) -> str:
     if not any(result.of(name) for name in result.checks):
         return tables
     return tables + figure_html(limits(result), alt="Effect and control of every check, by fact")
+
+
+@to_html.register
+def _(result: LimitsComparison) -> str:
+    table = str(result.table().to_html())
+    if not result.numbers:
+        return table
+    return table + figure_html(limits_by_editor(result), alt="Every check, by editor")

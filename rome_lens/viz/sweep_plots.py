@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
-from rome_lens.sweeps.results import Sweep
+from rome_lens.sweeps.results import Sweep, relations
 from rome_lens.viz.axes import band, layer_label
 
 _MAGNITUDES = ("EM", "PM", "NM")
@@ -22,8 +22,8 @@ _COLOURS = [f"C{i}" for i in range(10)]
 def sweep(result: Sweep, *measures: str) -> Figure:
     """Draw measures of a sweep by layer, a panel for each measure and a line for each editor.
 
-    Lines are means over the facts that have a number at every layer, with 95 % intervals if there
-    are five such facts or more.
+    Lines are means over the facts that have a number at every layer, with 95 % intervals if
+    they are of five relations or more.
 
     Args:
         measures: columns of the sweep's rows, such as ``"ES"`` or ``"direction effect"``. Without
@@ -66,14 +66,16 @@ def _draw(axes: Axes, result: Sweep, name: str) -> None:
     # What a trace finds is the same for all editors.
     editors = result.editors[:1] if name == "effect" else result.editors
     for i, editor in enumerate(editors):
+        values, clusters = _by_layer(result, name, editor)
         band(
             axes,
             x,
-            _by_layer(result, name, editor),
+            values,
             label=editor,
             colour="grey" if name == "effect" else _COLOURS[i % len(_COLOURS)],
             fewest=FEWEST,
             style=_STYLES[i % len(_STYLES)],  # two editors may agree, and both lines be one
+            clusters=clusters,
         )
     axes.axhline(0.0, color="grey", linewidth=0.5)
     if name in _MAGNITUDES:
@@ -86,8 +88,12 @@ def _draw(axes: Axes, result: Sweep, name: str) -> None:
     axes.set_xlabel("restored layer" if name == "effect" else "edited layer", fontsize=8)
 
 
-def _by_layer(result: Sweep, name: str, editor: str) -> Tensor:
-    """A measure of one editor, ``[fact, layer]``, of the facts that have it at every layer."""
+def _by_layer(result: Sweep, name: str, editor: str) -> tuple[Tensor, list[str]]:
+    """A measure of one editor, ``[fact, layer]``, and the facts' relations.
+
+    It is of the facts that have the measure at every layer.
+    """
     rows = result.rows[result.rows.editor == editor]
     table = rows.pivot(index="id", columns="layer", values=name).dropna()
-    return torch.tensor(table.to_numpy(dtype="float64"), dtype=torch.float64, device="cpu")
+    values = torch.tensor(table.to_numpy(dtype="float64"), dtype=torch.float64, device="cpu")
+    return values, relations(rows.drop_duplicates("id").set_index("id").loc[table.index])

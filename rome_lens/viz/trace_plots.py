@@ -5,17 +5,21 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from rome_lens.errors import ArgumentError
+from rome_lens.intervals import FEWEST
+from rome_lens.localisation.edit_trace import EditTrace
 from rome_lens.tracing.averages import TraceAverage
-from rome_lens.tracing.results import CausalTrace, Position, SeveredTrace
+from rome_lens.tracing.positions import Position
+from rome_lens.tracing.results import CausalTrace, SeveredTrace, Trace
 from rome_lens.viz.axes import COLOURS, NAMES, band, layer_label, layer_ticks, visible
 
 
 def trace(result: CausalTrace) -> Figure:
     """Draw a trace as a heatmap with a row for each token and a column for each layer.
 
-    The colour is the probability of the answer with that state restored. The scale starts at the
-    corrupted run's probability. The subject's tokens carry a star. In a trace of single heads, each
-    cell shows its best head; see :func:`heads`.
+    The colour is the score, such as the answer's probability, with that state restored. The scale
+    starts at the corrupted run's score. In noising, it ends at the clean run's score, and dark
+    cells are those that take most away from it. The subject's tokens carry a star. In a trace of
+    single heads, each cell shows its best head; see :func:`heads`.
 
     Example:
         >>> import rome_lens as rl
@@ -25,16 +29,16 @@ def trace(result: CausalTrace) -> Figure:
         >>> figure.axes[0].get_xlabel()
         'restored layer'
     """
-    scores = (result.scores.amax(2) if result.heads else result.scores).T.numpy()
+    best = result.scores.amin if result.direction == "noising" else result.scores.amax
+    scores = (best(2) if result.heads else result.scores).T.numpy()
     figure = Figure(
         figsize=(1.9 + 0.32 * len(result.layers), 1.5 + 0.27 * len(result.positions)),
         layout="constrained",
     )
     axes = figure.add_subplot()
-    top = max(float(scores.max()), result.corrupted + 1e-6)
-    image = axes.pcolormesh(
-        scores, cmap=COLOURS[result.component], vmin=min(result.corrupted, top), vmax=top
-    )
+    low, high = _ends(result)
+    colours = COLOURS[result.component] + ("" if result.direction == "denoising" else "_r")
+    image = axes.pcolormesh(scores, cmap=colours, vmin=low, vmax=high)
     axes.invert_yaxis()
     start, end = result.subject
     labels = [
@@ -44,13 +48,32 @@ def trace(result: CausalTrace) -> Figure:
     axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
     layer_ticks(axes, result.layers)
     axes.set_xlabel(layer_label(result.window))
+    full, empty = _run_names(result)
     axes.set_title(
-        f"{NAMES[result.component]}: clean {result.clean:.2f}, corrupted {result.corrupted:.3f}",
+        f"{NAMES[result.component]}: {full} {result.clean:.2f}, {empty} {result.corrupted:.3f}",
         fontsize=9,
     )
     bar = figure.colorbar(image, ax=axes)
-    bar.set_label(f"p({result.answer.strip()})", parse_math=False)
+    bar.set_label(_score_label(result), parse_math=False)
     return figure
+
+
+def _ends(result: CausalTrace) -> tuple[float, float]:
+    """The ends of the colour scale: the unchanged run's score, and the strongest cell's."""
+    if result.direction == "noising":
+        return min(float(result.scores.min()), result.clean - 1e-6), result.clean
+    top = max(float(result.scores.max()), result.corrupted + 1e-6)
+    return min(result.corrupted, top), top
+
+
+def _run_names(result: CausalTrace) -> tuple[str, str]:
+    """What the two runs of a trace are called."""
+    return ("edited", "unedited") if isinstance(result, EditTrace) else ("clean", "corrupted")
+
+
+def _score_label(result: Trace) -> str:
+    answer = result.answer.strip()
+    return f"p({answer})" if result.metric == "probability" else f"{result.metric} of {answer}"
 
 
 def heads(result: CausalTrace, at: Position | None = None) -> Figure:
@@ -75,8 +98,9 @@ def heads(result: CausalTrace, at: Position | None = None) -> Figure:
         layout="constrained",
     )
     axes = figure.add_subplot()
-    top = max(float(scores.max()), result.corrupted + 1e-6)
-    image = axes.pcolormesh(scores, cmap=COLOURS["z"], vmin=min(result.corrupted, top), vmax=top)
+    low, high = _ends(result)
+    colours = COLOURS["z"] + ("" if result.direction == "denoising" else "_r")
+    image = axes.pcolormesh(scores, cmap=colours, vmin=low, vmax=high)
     axes.invert_yaxis()
     axes.set_yticks(
         [i + 0.5 for i in range(len(result.heads))], [str(head) for head in result.heads]
@@ -85,7 +109,7 @@ def heads(result: CausalTrace, at: Position | None = None) -> Figure:
     layer_ticks(axes, result.layers)
     axes.set_xlabel(layer_label(1))
     axes.set_title(f"{NAMES['z']} at {visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
-    figure.colorbar(image, ax=axes).set_label(f"p({result.answer.strip()})", parse_math=False)
+    figure.colorbar(image, ax=axes).set_label(_score_label(result), parse_math=False)
     return figure
 
 
@@ -118,7 +142,7 @@ def severed(result: SeveredTrace) -> Figure:
             x[:: max(1, len(x) // 12)], [str(i) for i in result.layers[:: max(1, len(x) // 12)]]
         )
         axes.set_xlabel("restored layer")
-        axes.set_ylabel(f"indirect effect on p({result.answer.strip()})", parse_math=False)
+        axes.set_ylabel(f"indirect effect on {_score_label(result)}", parse_math=False)
         axes.set_title(f"at {visible(result.labels[pos])!r}", fontsize=9, parse_math=False)
         axes.legend(fontsize=7)
     return figure
@@ -128,7 +152,8 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
     """Draw indirect effects averaged over facts, in one column for each result.
 
     The upper panel is a heatmap of roles and layers. The lower panel shows the first, middle and
-    last subject tokens and the prompt's last token by layer, with 95 % intervals over facts.
+    last subject tokens and the prompt's last token by layer, with 95 % intervals over facts
+    if they are of five relations or more.
 
     Raises:
         ArgumentError: there is no result.
@@ -160,7 +185,15 @@ def averages(results: Sequence[TraceAverage]) -> Figure:
             ("last", "tab:red"),
         ):
             column = result.roles.index(role)
-            band(below, x, result.of_role(column), label=role, colour=colour)
+            band(
+                below,
+                x,
+                result.of_role(column),
+                label=role,
+                colour=colour,
+                fewest=FEWEST,
+                clusters=result.clusters_of_role(column),
+            )
         below.axhline(0.0, color="grey", linewidth=0.5)
         step = max(1, len(x) // 9)
         below.set_xticks(x[::step], [str(i) for i in result.layers[::step]])

@@ -15,8 +15,8 @@ import rome_lens as rl
 from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
 from rome_lens.checks.asking import Continuations, before_and_after, continuations
-from rome_lens.checks.claims.dominance import _share_naming
 from rome_lens.checks.claims.essence import random_direction
+from rome_lens.checks.claims.overfit import share_naming
 from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 
@@ -96,10 +96,12 @@ def test_rows_are_the_plain_probabilities(
         for row in {row.kind: row for row in reversed(result.rows)}.values():
             if row.kind in ("essence", "text", "generation", "sentence"):
                 continue
+            if row.kind.startswith(("greedy", "sampled")):
+                continue
             seen.add(row.kind)
             assert (row.rank_after is None) is (row.answer.startswith("("))
-            dominant = row.kind == "open prompt"
-            old, now = (target, new) if dominant else (row.answer, row.answer)
+            compared = row.kind in ("asked", "loud")
+            old, now = (target, new) if compared else (row.answer, row.answer)
             value = math.log if "nats" in result.measured else float
             assert row.before == pytest.approx(
                 value(plain_p(toy, row.prompt, old)), rel=1e-3, abs=1e-7
@@ -108,7 +110,7 @@ def test_rows_are_the_plain_probabilities(
                 assert row.after == pytest.approx(
                     value(plain_p(toy, row.prompt, now)), rel=1e-3, abs=1e-7
                 )
-    assert len(seen) == 17
+    assert len(seen) == 19
 
 
 def test_the_questions_of_all_checks_are_asked_in_one_batch(
@@ -131,7 +133,7 @@ def test_a_check_alone_finds_what_it_finds_among_the_others(
     others = [toy_edit]
     limits = rl.check_limits(one_toy, edit, record, others=others, **QUICK)
     fidelity = {"others": others, "texts": TEXTS, "new_tokens": 0}
-    options = {"dominance": {"samples": 0}, "fidelity": fidelity}
+    options = {"overfit": {"samples": 0}, "fidelity": fidelity}
     for result in limits.results[:-1]:
         name = result.name.replace("-", "_")
         alone = getattr(rl.checks, name)(one_toy, edit, record, **options.get(name, {}))
@@ -184,10 +186,11 @@ def test_an_edit_that_changes_nothing_has_no_effect(
     nothing = dataclasses.replace(edit, v=torch.zeros_like(edit.v), value=None)
     limits = rl.check_limits(one_toy, nothing, record, texts=TEXTS, samples=1, new_tokens=2)
     for result in limits.results:
-        if result.name == "dominance":
-            assert result["change of p(new target)"].mean == 0.0
-            names = "continuations that name the new target, {}"
-            assert result[names.format("before")] == result[names.format("after")]
+        if result.name == "overfit":
+            # The new target after is what it was before, and not what the true one was.
+            assert all(row.kl in (0.0, None) for row in result.rows)
+            assert all(row.change == 0.0 for row in result.rows if "right" in row.kind)
+            assert (result["asked: over"].mean, result["asked: under"].mean) == (0.0, 1.0)
         elif result.asked:
             assert result.effect.mean == 0.0, result.name
             assert all(row.kl in (0.0, None) for row in result.rows)
@@ -300,9 +303,10 @@ def test_what_a_record_lacks_is_not_asked(
     )
     quick = {"samples": 1, "new_tokens": 2}
     cases = [
-        (fact, quick, {"essence"}),  # the toy's context is too short for the default texts
-        (fact, {**quick, "texts": TEXTS}, {"essence", "fidelity"}),
-        (counterfact, quick, {"generalisation", "bleed-over", "essence", "fidelity"}),
+        # The toy's context is too short for the default texts.
+        (fact, quick, {"overfit", "essence"}),
+        (fact, {**quick, "texts": TEXTS}, {"overfit", "essence", "fidelity"}),
+        (counterfact, quick, {"generalisation", "overfit", "bleed-over", "essence", "fidelity"}),
     ]
     for its_record, options, expected in cases:
         limits = rl.check_limits(one_toy, edit, its_record, **options)
@@ -316,7 +320,7 @@ def test_what_a_record_lacks_is_not_asked(
         effects = limits.table().set_index("check").loc[[r.name for r in lacking], "effect"]
         assert set(effects) == {"not asked"}
         assert len(limits.to_frame()) == sum(len(result.rows) for result in limits.results)
-    for name in ("direction", "association", "description", "dominance", "bleed_over"):
+    for name in ("direction", "association", "description", "consequence", "bleed_over"):
         assert not getattr(rl.checks, name)(one_toy, edit, fact).asked
 
 
@@ -469,7 +473,7 @@ def test_a_hook_on_a_position_by_its_number_stays_on_while_sampling(
     forward = next(row for row in found["direction"].rows if row.kind == "forward")
     assert forward.before == pytest.approx(math.log(hooked), rel=1e-3)
     assert abs(unsaid - before) > 0.1
-    assert found["dominance"]["continuations that name the new target, after"].count == 1
+    assert found["overfit"]["sampled: new target, after"].count == 1
     assert sum(row.kind == "generation" for row in found["fidelity"].rows) == 1
 
 
@@ -499,12 +503,12 @@ def test_wrong_arguments_are_refused_with_what_was_expected(
         (model, edit, toy_record, "its own record"),
         (model, elsewhere, record, "other weights"),
     ]
-    checks = (rl.check_limits, rl.checks.direction, rl.checks.dominance, rl.checks.fidelity)
+    checks = (rl.check_limits, rl.checks.direction, rl.checks.overfit, rl.checks.fidelity)
     cases = [(check, args, {}, message) for check in checks for *args, message in calls]
     ours = (model, edit, record)
     cases += [
-        (rl.checks.dominance, ours, {"samples": -1}, "samples is -1"),
-        (rl.checks.dominance, ours, {"new_tokens": 0}, "new_tokens is 0"),
+        (rl.checks.overfit, ours, {"samples": -1}, "samples is -1"),
+        (rl.checks.overfit, ours, {"new_tokens": 0}, "new_tokens is 0"),
         (rl.check_limits, ours, {"samples": 1.5}, "samples is 1.5"),
         (rl.checks.fidelity, ours, {"new_tokens": -1}, "new_tokens is -1"),
         (rl.checks.fidelity, ours, {"texts": ["word"]}, "'word', expected several words"),
@@ -717,8 +721,8 @@ def test_prompts_that_read_alike_and_join_otherwise_are_two_questions(
     assert consequence["forward"] == pytest.approx(bare, abs=1e-3)
     forward = [row.before for row in results["direction"].rows if row.kind == "forward"]
     assert forward == pytest.approx([bare], abs=1e-3)
-    said = results["dominance"]["p(new target), after"].mean
-    assert said == pytest.approx(math.exp(spaced), rel=1e-3)
+    said = results["overfit"]["asked: new target, after"].mean
+    assert said == pytest.approx(math.exp(bare), rel=1e-3)
 
 
 def test_ranks_are_those_of_the_token_that_tells_the_two_answers_apart(
@@ -727,9 +731,7 @@ def test_ranks_are_those_of_the_token_that_tells_the_two_answers_apart(
     fact = rl.Fact(
         record.fact.prompt, subject=record.fact.subject, target="1945", new_target="1066"
     )
-    own = rl.data.Record(id=1, fact=fact, open_prompts=(fact.prompt,))
-    result = rl.checks.dominance(one_toy, None, own, samples=0)
-    (row,) = result.rows
+    (row,) = rl.checks.overfit(one_toy, None, fact, samples=0).rows
     for answer, given, rank in (("945", " 1", row.rank_before), ("066", " 1", row.rank_after)):
         ids = one_toy.to_tokens(fact.text + given)
         with torch.no_grad():
@@ -759,8 +761,8 @@ def test_a_bos_token_in_the_prompts_changes_no_check(
 
 
 def test_continuations_that_name_a_target_are_found_in_scripts_without_spaces() -> None:
-    assert _share_naming(["法国的首都是罗马。", "首都罗马很大", "Romania"], "罗马") == 2 / 3
-    assert _share_naming(["in Rome.", "Romania"], "Rome") == 1 / 2
+    assert share_naming(["罗马"], ["法国的首都是罗马。", "首都罗马很大", "Romania"]) == 2 / 3
+    assert share_naming(["Rome"], ["in Rome.", "Romania"]) == 1 / 2
 
 
 def test_a_name_that_holds_the_subject_is_found_in_scripts_without_spaces() -> None:

@@ -229,7 +229,7 @@ def test_a_bare_fact_has_limits_and_without_other_text_no_fidelity(
     options: dict[str, Any] = {"texts": [], "samples": 0, "new_tokens": 0}
     found = rl.check_records(one_toy, records[0].fact, editor, **options)
     asked = [name for name in found.checks if found.effect(name) is not None]
-    assert (asked, editor.made) == (["essence"], 1)
+    assert (asked, editor.made) == (["overfit", "essence"], 1)
     assert found.table().loc["fidelity", "effect"] == "not asked"
 
 
@@ -369,3 +369,50 @@ def test_a_model_knows_what_it_answers(one_toy: Any, records: Any) -> None:
     fact = records[0].fact
     wrong = rl.Fact(fact.prompt, subject=fact.subject, target=str(fact.new_target))
     assert rl.knows(one_toy, [fact, wrong]) == [True, False]
+
+
+def of_relation(limits: Limits, number: int, relation: str) -> Limits:
+    return dataclasses.replace(limits, record_id=f"{number}", relation=relation)
+
+
+def test_averages_are_clustered_by_relation() -> None:
+    effects = [0.1, 0.1, 0.4, 0.4, 0.2, 0.2, 0.9, 0.9, 0.3, 0.3, 0.7, 0.7]
+    relations = [f"relation {i // 2}" for i in range(12)]
+    some = [
+        of_relation(made_up([effect]), i, relation)
+        for i, (effect, relation) in enumerate(zip(effects, relations, strict=True))
+    ]
+    found = rl.average_limits(some)
+    expected = average(effects, relations)
+    assert found.effect("direction") == expected
+    assert found.measure("direction", "twice").mean == pytest.approx(2 * expected.mean)
+    for number in (found.effect("direction"), found.measure("direction", "twice")):
+        assert number.clusters == 6
+    # Two facts of a relation agree, so that they are worth one.
+    assert expected.high - expected.low == pytest.approx(
+        average(effects[::2]).high - average(effects[::2]).low
+    )
+    few = rl.average_limits(some[:8]).effect("direction")
+    assert str(few) == "0.400 (n = 8 in 4 clusters, too few for an interval)"
+
+
+def test_differences_are_paired_by_fact() -> None:
+    effects = [0.1, 0.5, 0.2, 0.9, 0.4, 0.7, 0.3, 0.8]
+    gained = [0.10, 0.11, 0.12, 0.10, 0.09, 0.11, 0.10, 0.12]
+    one = rl.average_limits([of_relation(made_up([e]), i, str(i)) for i, e in enumerate(effects)])
+    more = [
+        of_relation(made_up([e + g]), i, str(i))
+        for i, (e, g) in enumerate(zip(effects, gained, strict=True))
+    ]
+    other = rl.average_limits([*more[::-1], of_relation(made_up([9.0]), 99, "99")])
+    found = other.difference("direction", other=one)
+    assert found.mean == pytest.approx(average(gained).mean)
+    assert (found.count, found.high - found.low < 0.03) == (8, True)
+    control = one.difference("direction")
+    assert control.mean == pytest.approx(-average(effects).mean)
+    assert one.table().loc["direction", "effect - control"] == str(control)
+    change = one.difference("direction", "after", minus="before")
+    assert change.mean == pytest.approx(average(effects).mean)
+    assert one.difference("direction", minus="effect_where_known") is None
+    with pytest.raises(KeyError, match="no check 'bleeding'"):
+        one.difference("direction", of="bleeding")

@@ -17,12 +17,13 @@ from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
 from rome_lens.checks.claims.consequence import Consequence
 from rome_lens.checks.claims.direction import Direction
-from rome_lens.checks.claims.dominance import Dominance
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity
 from rome_lens.checks.claims.generalisation import Generalisation
+from rome_lens.checks.claims.overfit import Overfit
 from rome_lens.checks.claims.specificity import Specificity
 from rome_lens.checks.claims.spill import holds_last_word
+from rome_lens.data.families import family, names_one_of, two_families
 from rome_lens.intervals import average
 
 CHECKS: list[Check] = [
@@ -30,7 +31,7 @@ CHECKS: list[Check] = [
     Direction(),
     Association(),
     Description(),
-    Dominance(samples=0),
+    Overfit(samples=0),
     BleedOver(),
     Consequence(),
     Specificity(),
@@ -93,8 +94,9 @@ def test_a_check_reads_the_questions_that_it_asks_and_no_others() -> None:
     assert min(asked.values()) >= 4
 
 
-def test_a_bare_fact_has_questions_of_essence_alone_and_texts_of_fidelity() -> None:
-    assert [check.name for check in CHECKS if check.questions(BARE)] == ["essence", "fidelity"]
+def test_a_bare_fact_has_questions_of_overfit_and_essence_and_texts_of_fidelity() -> None:
+    asked = [check.name for check in CHECKS if check.questions(BARE)]
+    assert asked == ["overfit", "essence", "fidelity"]
     assert not Fidelity(texts=()).questions(BARE)
     assert len({check.lacks for check in CHECKS}) == len(CHECKS)  # each says what is missing
 
@@ -181,41 +183,130 @@ def test_bleed_over_leaves_out_neighbours_of_which_the_new_target_is_true() -> N
     assert "another answer than the new target" in BleedOver.lacks
 
 
-def test_dominance_compares_the_new_target_after_with_the_true_one_before() -> None:
-    record = dataclasses.replace(BARE, open_prompts=("{} has",), exemplars=("The Forum", "Ostia"))
-    told = {
-        ("The Eiffel Tower has", "Rome"): (0.01, 0.7),
-        ("The Eiffel Tower has", "Paris"): (0.4, 0.1),
-        ("The Forum has", "Rome"): (0.6, 0.6),
-        ("Ostia has", "Rome"): (0.2, 0.2),
-    }
-    written = {
-        ("The Eiffel Tower has", False): ["a lift. Paris is old", "Parisian charm"],
-        ("The Eiffel Tower has", True): ["Rome", "seen Rome, and Paris"],
-        ("The Forum has", False): ["Romeo", "Rome."],
-        ("Ostia has", False): ["fallen", "risen"],
-    }
-    result = Dominance().read(record, answers(told, continuations=written))
-    assert result.effect.mean == pytest.approx(0.7 - 0.4)
-    assert result.control.mean == pytest.approx((0.6 + 0.2) / 2 - 0.4)
-    assert (result.rows[0].before, result.rows[0].after) == pytest.approx((0.4, 0.7))
-    names = "continuations that name the {} target, {}"
-    shares = {
-        ("true", "before"): 0.5,
-        ("true", "after"): 0.5,
-        ("new", "before"): 0.0,
-        ("new", "after"): 1.0,
-        ("new", "for subjects where it is true"): 0.25,
-    }
-    found = {key: result[names.format(*key)].mean for key in shares}
-    assert found == shares
-    assert "50% of sampled continuations named Paris before, and 100% name Rome after" in (
-        result.reading
+LOUD = "The Eiffel Tower is famous. Big Ben is in"
+NEIGHBOURS = (
+    rl.data.Question(prompt="Big Ben is in", target="London"),
+    rl.data.Question(prompt="The Louvre is in", target="Paris"),
+    rl.data.Question(prompt="The Forum is in", target="Rome"),
+    rl.data.Question(prompt="Unlike Rome, Berlin is in", target="Germany"),
+)
+
+
+def overfit_of(
+    asked: tuple[float, float], loud: tuple[float, float], texts: Mapping[bool, list[str]] | None
+) -> CheckResult:
+    """The result for p(true) before and p(new) after in each way; the first text is greedy."""
+    record = dataclasses.replace(
+        BARE,
+        open_prompts=("{} has",),
+        exemplars=("The Forum", "Ostia"),
+        neighborhood=NEIGHBOURS,
     )
-    wanted = Dominance(samples=2).wanted_texts(record)
-    assert {(prompt, False) for prompt in wanted.before} | {
-        (prompt, True) for prompt in wanted.after
-    } == set(written)
+    check = Overfit(samples=2)
+    told = {
+        (FACT.text, "Paris"): (asked[0], 0.02),
+        (FACT.text, "Rome"): (0.03, asked[1]),
+        (LOUD, "Paris"): (loud[0], 0.02),
+        (LOUD, "Rome"): (0.03, loud[1]),
+        (LOUD, "London"): (0.6, 0.25),
+        ("The Forum is in", "Rome"): (0.8, 0.9),
+        ("Ostia is in", "Rome"): (0.4, 0.9),
+        ("The Forum is famous. Big Ben is in", "Rome"): (0.3, 0.9),
+        ("Ostia is famous. Big Ben is in", "Rome"): (0.1, 0.9),
+    }
+    assert set(check.questions(record)) == set(told)
+    written = {}
+    if texts is not None:
+        written = {("The Eiffel Tower has", edited): its for edited, its in texts.items()}
+        written |= {
+            ("The Forum has", False): ["fallen", "Romeo", "Rome."],
+            ("Ostia has", False): ["Rome", "fallen", "risen"],
+        }
+        wanted = check.wanted_texts(record)
+        assert (wanted.greedy, wanted.samples, wanted.new_tokens) == (True, 2, 40)
+        keys = [(p, False) for p in wanted.before] + [(p, True) for p in wanted.after]
+        assert set(keys) == set(written)
+    return check.read(record, answers(told, continuations=written))
+
+
+def test_overfit_compares_the_new_target_after_with_the_true_one_before() -> None:
+    result = overfit_of(
+        (0.7, 0.95),
+        (0.1, 0.05),
+        {
+            False: ["Paris", "a French lift", "Parisian charm near Paris"],
+            True: ["a Roman view", "seen Rome", "an Italian in Paris"],
+        },
+    )
+    assert result.effect.mean == pytest.approx(0.25)
+    assert result.control.mean == pytest.approx((0.8 + 0.4) / 2 - 0.7)
+    assert result["loud: difference"].mean == pytest.approx(-0.05)
+    assert result["loud: |difference|"].mean == pytest.approx(0.05)
+    assert result["loud: change of p(right answer)"].mean == pytest.approx(0.25 - 0.6)
+    pairs = {
+        "greedy": (1.0, 0.0),
+        "greedy, family": (1.0, 1.0),
+        "sampled": (0.5, 0.5),
+        "sampled, family": (1.0, 1.0),
+    }
+    for kind, pair in pairs.items():
+        found = [
+            result[f"{kind}: {of}"].mean for of in ("true target, before", "new target, after")
+        ]
+        assert tuple(found) == pair, kind
+    verdicts = {
+        "asked": (1.0, 0.0),
+        "loud": (0.0, 1.0),
+        "greedy": (0.0, 1.0),
+        "greedy, family": (0.0, 0.0),
+        "sampled": (0.0, 0.0),
+    }
+    for kind, verdict in verdicts.items():
+        assert (result[f"{kind}: over"].mean, result[f"{kind}: under"].mean) == verdict, kind
+    where_true = {"asked": 0.6, "loud": 0.2, "greedy": 0.5, "sampled": 0.25}
+    for kind, value in where_true.items():
+        found = result[f"{kind}: new target, for subjects where it is true"].mean
+        assert found == pytest.approx(value), kind
+    for words in ("0.700 for Paris before, 0.950 for Rome after", "p(right answer) -0.350"):
+        assert words in result.reading
+
+
+def test_a_mean_of_zero_does_not_hide_an_edit_that_is_over_at_one_fact_and_under_at_another() -> (
+    None
+):
+    results = [overfit_of(asked, (0.1, 0.1), None) for asked in ((0.25, 0.5), (0.32, 0.07))]
+    limits = [rl.Limits(record_id="", relation="", results=(each,)) for each in results]
+    found = rl.average_limits(limits)
+    assert found.effect("dominance").mean == pytest.approx(0.0)  # the older name
+    for name, value in {"difference": 0.0, "|difference|": 0.25, "over": 0.5, "under": 0.5}.items():
+        assert found.measure("overfit", f"asked: {name}").mean == pytest.approx(value)
+        assert found.measure("overfit", f"loud: {name}").mean == 0.0
+
+
+def test_families_leave_out_what_does_not_tell_the_targets_apart() -> None:
+    assert two_families("Rome", "Florence") == (
+        ["Rome", "Roman", "Romans", "Italians"],
+        ["Florence", "Florentine", "Florentines", "Tuscany", "Tuscan"],
+    )
+    assert "Hungary" in two_families("Budapest", "Vienna")[0]
+    assert "Hungary" not in two_families("Budapest", "Vienna", prompt="Hungary is")[0]
+    for first, second in (("Paris", "French"), ("French", "Paris")):
+        words = two_families(first, second)
+        assert (words[0][0], words[1][0]) == (first, second)
+        assert not set(words[0]) & set(words[1])
+    assert names_one_of(["guitar", "guitars"], "Guitars are loud")
+    assert not names_one_of(["Turkey"], "they ate turkey")
+
+
+def test_every_target_of_the_bundled_records_has_a_family_of_other_words() -> None:
+    targets = {
+        target
+        for record in rl.data.records()
+        if "toy" not in record.known_by
+        for target in (record.fact.target, record.fact.new_target)
+    }
+    assert {target for target in targets if not family(target)} == set()
+    assert {target for target in targets if target in family(target)} == set()
 
 
 def test_consequence_has_the_subjects_of_which_it_is_true_as_its_control() -> None:

@@ -3,11 +3,11 @@
 import pytest
 
 from rome_lens import data
+from rome_lens.data.completing import with_relation
 from rome_lens.data.deriving import words_in_slot
 from rome_lens.data.facts import Fact
 from rome_lens.data.questions import Decoys
 from rome_lens.data.record_type import Question, Record, RecordError
-from rome_lens.data.relations import with_relation
 
 PROMPT = "{} is in the city of"
 

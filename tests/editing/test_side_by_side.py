@@ -47,6 +47,85 @@ def test_facts_of_any_length_are_edited_as_if_each_were_alone(model_class: str) 
             )
 
 
+def test_a_recorded_step_gives_the_edits_of_steps_in_python(
+    one_toy: Any, toy_records: list[rl.data.Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording goes on with facts that have stopped, until half of them have."""
+    facts = [record.fact for record in toy_records[:4]]
+    options: dict[str, Any] = {
+        "layer": 2,
+        "statistics": rl.KeyStatistics.identity(one_toy, layer=2),
+        "contexts": CONTEXTS,
+        "config": rl.RomeConfig(steps=12, stop_probability=0.3),
+    }
+    in_python = rl.rome_batch(one_toy, facts, **options)
+    recordings: list[list[int]] = []
+
+    class OnTheCPU:
+        """Keeps one input and one set of outputs, as a recording on a GPU does."""
+
+        def __init__(self, function: Any, like: torch.Tensor) -> None:
+            self.function, self.given = function, like.detach().clone().requires_grad_()
+            self.results = tuple(each.detach() for each in function(self.given))
+            recordings.append([len(self.results[0])])
+
+        def __call__(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            self.given.data.copy_(given.detach())
+            for result, new in zip(self.results, self.function(self.given), strict=True):
+                result.copy_(new.detach())
+            recordings[-1].append(len(self.results[0]))
+            return self.results
+
+    monkeypatch.setattr(value_optimisation, "can_record", lambda device: True)
+    monkeypatch.setattr(value_optimisation, "Recorded", OnTheCPU)
+    recorded = rl.rome_batch(one_toy, facts, **options)
+    assert len({len(edit.losses) for edit in in_python}) > 1
+    assert recordings[0][0] == len(facts)
+    assert len(recordings) > 1
+    for found, expected in zip(recorded, in_python, strict=True):
+        assert found.stopped == expected.stopped
+        torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.delta, expected.delta, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU records the steps of an edit")
+def test_a_recorded_step_on_a_gpu_gives_the_edits_of_steps_in_python(
+    toy_records: list[rl.data.Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = rl.load_model("toy", device="cuda")
+    facts = [record.fact for record in toy_records[:4]]
+    options: dict[str, Any] = {
+        "layer": 2,
+        "statistics": rl.KeyStatistics.identity(toy, layer=2),
+        "contexts": CONTEXTS,
+        "config": rl.RomeConfig(steps=12, stop_probability=0.3),
+    }
+    recorded = rl.rome_batch(toy, facts, **options)
+    monkeypatch.setattr(value_optimisation, "can_record", lambda device: False)
+    for found, expected in zip(recorded, rl.rome_batch(toy, facts, **options), strict=True):
+        torch.testing.assert_close(found.losses, expected.losses, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.delta, expected.delta, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_steps_cannot_be_recorded_is_edited_in_python(
+    one_toy: Any, toy_records: list[rl.data.Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(function: Any, like: torch.Tensor) -> Any:
+        function(like.detach().clone().requires_grad_())
+        raise RuntimeError("a copy from the CPU cannot be recorded")
+
+    options: dict[str, Any] = {
+        "layer": 2,
+        "statistics": rl.KeyStatistics.identity(one_toy, layer=2),
+        "contexts": CONTEXTS,
+        "config": rl.RomeConfig(steps=3),
+    }
+    expected = rl.rome(one_toy, toy_records[0].fact, **options)
+    monkeypatch.setattr(value_optimisation, "can_record", lambda device: True)
+    monkeypatch.setattr(value_optimisation, "Recorded", refused)
+    assert torch.equal(rl.rome(one_toy, toy_records[0].fact, **options).delta, expected.delta)
+
+
 def test_a_fact_that_cannot_be_edited_stops_no_other_one(
     one_toy: Any, toy_records: list[rl.data.Record]
 ) -> None:

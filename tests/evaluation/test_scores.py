@@ -1,15 +1,16 @@
 """Averages of scores over records, their intervals and their tables, by hand and without a
 model."""
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 
 import rome_lens as rl
+from rome_lens.evaluation.differences import difference, pairs_of
 from rome_lens.evaluation.results import PromptScore, harmonic_mean
-from rome_lens.evaluation.scores import markdown, score_table
+from rome_lens.evaluation.scores import markdown, s_influence, score_table
 from rome_lens.intervals import share
 
 
@@ -91,20 +92,80 @@ def test_the_interval_of_s_misses_at_neither_end_more_often_than_it_says() -> No
     assert sum(each.low > truth for each in found) <= 3  # type: ignore[union-attr, operator]
 
 
-def test_the_interval_of_s_comes_from_its_seed_and_holds_s_where_prompts_are_missing() -> None:
+def test_the_interval_of_s_holds_s_where_prompts_are_missing() -> None:
     some = (
         [made(1, [True, False], [True] * 4)] * 4
         + [made(1, [True], [])] * 3
         + [made(0, [True], [True, False])] * 5
     )
-    found = rl.Scores.of(some, seed=3).S
+    found = rl.Scores.of(some).S
     assert found is not None
     assert found.low is not None
     assert found.high is not None
     assert found.count == 9
     assert found.low < found.mean < found.high
-    assert found == rl.Scores.of(some, seed=3).S
-    assert found != rl.Scores.of(some, seed=4).S
+
+
+def test_the_influence_of_a_record_on_s_is_its_derivative() -> None:
+    some = [
+        made(1, [True, False], [True, True]),
+        made(1, [True], []),
+        made(0, [True], [True, False]),
+        made(1, [False, True], [False]),
+    ]
+    found = s_influence(some)
+    assert found is not None
+    s, influence, asked = found
+    assert (asked, influence.sum()) == (3, pytest.approx(0.0))
+    # A record counts a little more: 1001 times, where the others count 1000 times.
+    for i, each in enumerate(some):
+        more, _, _ = s_influence(some * 1000 + [each])  # type: ignore[misc]
+        assert (more - s) * 4000 == pytest.approx(influence[i], abs=2e-3)
+
+
+def test_records_of_one_relation_count_as_one_cluster() -> None:
+    some = [made(1, [True], [True])] * 20 + [made(0, [False], [False])] * 4
+    alone = rl.Scores.of(some)
+    together = rl.Scores.of([replace(each, relation=str(i // 4)) for i, each in enumerate(some)])
+    for name in ("S", "ES"):
+        own, clustered = getattr(alone, name), getattr(together, name)
+        assert own.mean == clustered.mean
+        assert clustered.high - clustered.low > 1.5 * (own.high - own.low)
+        assert (own.clusters, clustered.clusters) == (None, 6)
+
+
+def test_the_difference_of_two_editors_is_paired_by_record() -> None:
+    """Both editors fail on the hard records, so they differ less than their intervals suggest."""
+    generator = np.random.default_rng(0)
+    hard = generator.random(40) < 0.5
+    good = [
+        replace(made(1, [not h, True], [True]), case_id=i, relation=str(i % 10))
+        for i, h in enumerate(hard)
+    ]
+    poor = [
+        replace(made(1, [not h, i % 4 > 0], [True]), case_id=i, relation=str(i % 10))
+        for i, h in enumerate(hard)
+    ]
+    comparison = rl.Comparison(
+        evaluations={"good": tuple(good[::-1]), "poor": tuple(poor), "few": tuple(poor[:30])}
+    )
+    table = comparison.differences("poor")
+    assert list(table.index) == ["good - poor", "few - poor"]
+    assert table.records.tolist() == [40, 30]
+    assert table.loc["good - poor", "ES"] == "0.000 (n = 40 in 10 clusters, all equal)"
+    assert table.loc["few - poor", "PS"] == "0.000 (n = 30 in 10 clusters, all equal)"
+    found = difference(pairs_of(good, poor), "PS")
+    assert found is not None
+    assert found.mean == pytest.approx(0.125)
+    low = rl.Scores.of(good).PS.low  # type: ignore[union-attr]
+    assert low < rl.Scores.of(poor).PS.high  # type: ignore[operator, union-attr]
+    assert found.low > 0.0  # type: ignore[operator]
+    of_s = difference(pairs_of(good, poor), "S")
+    assert of_s is not None
+    assert of_s.mean == pytest.approx(rl.Scores.of(good).S.mean - rl.Scores.of(poor).S.mean)  # type: ignore[union-attr]
+    assert comparison.differences().index[0] == "poor - good"
+    with pytest.raises(ValueError, match="'best', expected one of several editors"):
+        comparison.differences("best")
 
 
 def test_tables_show_means_intervals_and_what_was_not_asked() -> None:
@@ -123,15 +184,12 @@ def test_tables_show_means_intervals_and_what_was_not_asked() -> None:
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 
-def test_the_interval_of_a_share_is_agresti_and_coulls_and_stays_inside() -> None:
+def test_the_interval_of_independent_successes_is_clopper_and_pearsons() -> None:
     for successes, count in ((187, 187), (0, 20), (13, 20)):
         found = share([1.0] * successes + [0.0] * (count - successes))
-        n, p = count + 4, (successes + 2) / (count + 4)
-        half = float(scipy.stats.t.ppf(0.975, n - 1)) * math.sqrt(p * (1 - p) / (n - 1))
+        exact = scipy.stats.binomtest(successes, count).proportion_ci(method="exact")
         assert found.mean == successes / count
-        assert found.low == pytest.approx(max(0.0, p - half))
-        assert found.high == pytest.approx(min(1.0, p + half))
-        assert 0.0 <= found.low < found.high <= 1.0
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
 
 
 def test_a_share_outside_its_bounds_is_refused() -> None:

@@ -92,6 +92,9 @@ def _examples() -> dict[str, Stored]:
                 held_noise="",
                 **trace,
             ),
+            rl.EditTrace(
+                component="attn", window=1, edited_layers=(1,), firing=(0.0, 1.0), **trace
+            ),
             NotKnown(message="The model says 'London'."),
             Failure(error="FactError: there is nothing to edit", final=True),
             rl.TraceAverage(
@@ -119,6 +122,12 @@ def _examples() -> dict[str, Stored]:
             check,
             limits,
             rl.LimitsAverage(limits=(limits,)),
+            rl.LimitsComparison(
+                editors=("a", "b"),
+                edited=("a",),
+                averages=(rl.LimitsAverage(limits=(limits,)),),
+                failures=(("b", "1", "no edit"),),
+            ),
             score,
             rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",)),
             rl.LayerSweep(

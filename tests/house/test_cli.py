@@ -134,7 +134,7 @@ def test_every_check_is_read_out(demo: Run) -> None:
     limits = words(demo.out.split("4. What the edit does not do")[1])
     page = words(demo.page.read_text(encoding="utf-8"))
     names = (
-        "direction|association|description|dominance|bleed-over|consequence|essence|fidelity|"
+        "direction|association|description|overfit|bleed-over|consequence|essence|fidelity|"
         "localisation"
     )
     readings = re.findall(rf"(?<!random )(?:{names}): (.*?\?) ", limits)
@@ -378,7 +378,7 @@ def limits(cache: Path, short_records: Path) -> Run:
 def test_the_limits_of_several_edits_are_printed_and_written(limits: Run) -> None:
     assert (limits.status, limits.err) == (0, "")
     assert "What 2 edits of toy at layer 1 do not do" in limits.out
-    names = "direction association description dominance bleed-over consequence essence fidelity"
+    names = "direction association description overfit bleed-over consequence essence fidelity"
     assert [name for name in names.split() if f"\n{name} (" not in limits.out] == []
     assert limits.page.read_text(encoding="utf-8").count("<details><summary>") >= 2
     kept = (path.name.split("-")[0] for path in (limits.page.parent / "kept").glob("*.safetensors"))
@@ -393,6 +393,31 @@ def test_a_second_run_resumes_from_the_directory_and_writes_the_tables(
     again = limits_of(short_records, tables)
     assert again.out.replace(str(tables), "") == limits.out.replace(str(limits.page), "")
     assert "| direction |" in tables.read_text(encoding="utf-8")
+
+
+def test_editors_are_compared_and_table_and_picture_are_written(
+    cache: Path, short_records: Path, tmp_path: Path
+) -> None:
+    def compared(*more: str, out: str = "table.md") -> Run:
+        page = tmp_path / out
+        options = ("--records", str(short_records), "--limit", "1", "--quiet", *more)
+        named = ("--model", "toy", *options, "--out", str(page))
+        return run(*named, page=page, command="compare")
+
+    done = compared("--editors", "preset,null edit")
+    assert (done.status, done.err) == (0, "")
+    assert "What edits of 1 facts of toy do not do" in done.out
+    assert re.search(r"\n  null edit: \S+ .*; minus preset: \S+", done.out)
+    assert "| overfit |" in done.page.read_text(encoding="utf-8")
+    assert done.page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    refused = {
+        "--editors names 'presets', expected some of preset, original": ("--editors", "presets"),
+        "--every is 0": ("--every", "0"),
+    }
+    for message, options in refused.items():
+        failed = compared(*options)
+        assert (failed.status, message in failed.err) == (2, True), failed.err
+    assert "ends in .md" in compared(out="table.html").err
 
 
 def test_a_user_s_own_file_is_checked_and_unknown_facts_are_left_out(

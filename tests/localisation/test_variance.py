@@ -1,6 +1,7 @@
 """How much of the edits' success the layer and the trace explain."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,35 @@ def test_one_fact_or_one_layer_has_nothing_to_compare() -> None:
     for shape in ((1, 3), (3, 1)):
         with pytest.raises(ValueError, match="at least two of both"):
             explain_variance(noise(*shape), noise(*shape), measure="EM")
+
+
+def test_intervals_are_clustered_by_relation() -> None:
+    """Copies of a fact within its relation say nothing new."""
+    effects, success = noise(6, 8), noise(6, 8, 1)
+    copied = [np.repeat(each, 4, axis=0) for each in (effects, success)]
+    relations = [f"relation {i // 4}" for i in range(24)]
+    alone = explain_variance(effects, success, measure="EM")
+    found = explain_variance(*copied, measure="EM", relations=relations)
+    unaware = explain_variance(*copied, measure="EM")
+    for name in ("layer", "added", "rank_correlation"):
+        own, clustered, narrow = (getattr(each, name) for each in (alone, found, unaware))
+        assert clustered.high - clustered.low == pytest.approx(own.high - own.low, rel=0.25)
+        assert narrow.high - narrow.low < 0.7 * (clustered.high - clustered.low)
+        assert clustered.clusters == 6
+    few = explain_variance(*copied, measure="EM", relations=["a", "b", "c", "d"] * 6)
+    assert (few.layer.low, few.rank_correlation.low) == (None, None)
+    assert found.traced_minus_layer.mean == pytest.approx(
+        found.traced_near.mean - found.layer_near.mean
+    )
+
+
+def test_a_sweep_s_intervals_know_the_relations_of_its_facts() -> None:
+    plain = a_sweep(12)
+    plain = replace(plain, S=plain.S.abs())
+    sweep = replace(plain, relations=tuple(f"{i % 6}" for i in range(12)))
+    assert sweep.table().effect.iloc[0] != plain.table().effect.iloc[0]
+    assert sweep.variance_explained("EM").layer.clusters == 6
+    # Some records lack paraphrases, and their relations must fall out with them.
+    assert sweep.variance_explained("PM").layer.count == len(sweep.clusters(sweep.PM))
+    with pytest.raises(ValueError, match="There are 2 relations, expected one for each of 12"):
+        replace(plain, relations=("a", "b"))

@@ -1,6 +1,6 @@
 """Averages over facts: roles, effects, intervals."""
 
-import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from test_causal import not_refused
 
 import rome_lens as rl
 from rome_lens.errors import ArgumentError
+from rome_lens.intervals import half_width
 from rome_lens.tracing.averages import ROLES, roles_of
 from rome_lens.tracing.many_facts import TracedFacts
 
@@ -53,19 +54,27 @@ def test_each_position_has_one_role() -> None:
         assert positions == list(range(subject[0], length))
 
 
-def test_averages_are_those_of_a_plain_loop() -> None:
+@pytest.mark.parametrize("clustered", [False, True])
+def test_averages_are_those_of_a_plain_loop(clustered: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    spans = [(0, 3), (1, 2), (1, 5), (0, 2), (2, 4), (1, 4), (1, 3)]
+    spans = [(0, 3), (1, 2), (1, 5), (0, 2), (2, 4), (1, 4), (1, 3), (0, 4), (0, 3), (1, 4)]
     traces = [
-        trace(f"S{i}", torch.rand((4, 8), generator=generator), span, corrupted=0.05 * i)
+        trace(
+            f"S{i}",
+            torch.rand((4, 8), generator=generator),
+            span,
+            corrupted=0.05 * i,
+            fact=rl.Fact(f"{{}} {i // 2 if clustered else i}", subject=f"S{i}", target="Paris"),
+        )
         for i, span in enumerate(spans)
     ]
     average = rl.average_traces(traces)
     for column, role in enumerate(ROLES):
-        rows = []
+        rows, relations = [], []
         for each in traces:
             positions = roles_of(each.subject, 8)[role]
             if positions:
+                relations.append(each.fact.prompt)
                 rows.append(
                     sum(each.scores[:, pos] for pos in positions) / len(positions) - each.corrupted
                 )
@@ -75,15 +84,13 @@ def test_averages_are_those_of_a_plain_loop() -> None:
             average.indirect_effects[:, column].float(), mean, atol=1e-6, rtol=0.0
         )
         half = average.half_widths[:, column]
-        if len(rows) < 5:
+        if len(set(relations)) < 5:
             assert half.isnan().all()
         else:
-            values = torch.stack(rows).double()
-            t = {5: 2.7764, 6: 2.5706, 7: 2.4469}[len(rows)]
-            torch.testing.assert_close(
-                half, t * values.std(0) / math.sqrt(len(rows)), atol=1e-4, rtol=1e-3
-            )
-    assert average.total_effect.mean == pytest.approx(0.9 - 0.05 * 3)
+            expected = half_width(torch.stack(rows).double(), relations)
+            torch.testing.assert_close(half, expected, atol=1e-6, rtol=1e-5)
+    assert average.total_effect.mean == pytest.approx(0.9 - 0.05 * 4.5)
+    assert average.total_effect.clusters == (5 if clustered else None)
     assert average.total_effect.low < average.total_effect.mean
     assert average.peak("last") == int(average.indirect_effects[:, -1].argmax())
 
@@ -166,7 +173,10 @@ def test_the_toy_s_sites_show_on_average(one_toy: Any, toy_records: list[rl.data
     assert float(effects["last"][-1]) > 0.7
     between = max(float(effects[role][:3].max()) for role in ("first subsequent", "further"))
     assert float(effects["last subject"][:3].max()) > 5 * between
-    assert average.total_effect.low > 0.5
+    assert average.total_effect.mean > 0.5
+    # All of the toy's facts are of a few relations, which cannot tell how much relations differ.
+    assert average.total_effect.low is None
+    assert replace(average, relations=()).total_effect.low > 0.5
 
 
 def test_a_single_trace_is_not_several(

@@ -254,3 +254,14 @@ def test_a_token_that_looks_like_html_is_shown_as_it_reads() -> None:
 def test_a_token_cannot_end_the_script_that_shows_it() -> None:
     page = Page(viz.tokens(["</script><img src=x onerror=alert(1)>"], [1.0]).source)
     assert sorted(set(page.names())) == ["div", "script"]
+
+
+def test_a_trace_of_another_metric_and_direction_says_so(one_toy: Any, toy_record: Any) -> None:
+    result = rl.causal_trace(one_toy, toy_record, metric="log_prob", direction="noising", samples=2)
+    axes, bar = rl.viz.trace(result).axes
+    assert bar.get_ylabel() == f"log_prob of {result.answer.strip()}"
+    image = axes.collections[0]
+    assert image.get_clim() == (pytest.approx(float(result.scores.min())), result.clean)
+    # Dark cells are those that matter, in both directions.
+    darkness = [1.0 - sum(image.cmap(x)[:3]) / 3 for x in (0.0, 1.0)]
+    assert darkness[0] > darkness[1]

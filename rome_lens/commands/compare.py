@@ -1,0 +1,66 @@
+"""``rome-lens compare``: what the edits of several editors do not do, on the same facts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import rome_lens as rl
+from rome_lens.commands.choices import unrelated_texts
+from rome_lens.commands.console import heading, say
+from rome_lens.commands.limits import known_records
+from rome_lens.data.record_type import Record
+from rome_lens.errors import ArgumentError
+from rome_lens.models.gguf import cache_root
+from rome_lens.storage import whole_or_nothing
+
+
+def run_compare(
+    model_name: str,
+    records: Sequence[Record],
+    *,
+    editors: Sequence[str] | None,
+    directory: Path | None,
+    out: Path,
+    progress: bool,
+) -> None:
+    """Edit each record's fact with each editor, check the edits, write table and picture.
+
+    Raises:
+        ArgumentError: the model has no preset, or there is no editor of a name.
+    """
+    preset = rl.preset(model_name)
+    model = rl.load_model(model_name)
+    chosen = preset.editors(model, cache=cache_root() / "keys", progress=progress)
+    if editors is not None:
+        by_name = {editor.name: editor for editor in chosen}
+        if unknown := [name for name in editors if name not in by_name]:
+            raise ArgumentError(
+                f"--editors names {unknown[0]!r}, expected some of {', '.join(by_name)}."
+            )
+        chosen = [by_name[name] for name in editors]
+    records = known_records(model, model_name, records)
+    compared = rl.compare_limits(
+        model,
+        records,
+        chosen,
+        texts=unrelated_texts(model_name, records),
+        prepend_bos=preset.prepend_bos,
+        directory=directory,
+        progress=progress,
+    )
+    heading(f"What edits of {len(records)} facts of {model_name} do not do, by editor")
+    for check, number in compared.numbers:
+        say(f"\n{check}: {compared.words(check, number)}")
+        for editor in compared.editors:
+            mean = compared.mean(editor, check, number)
+            difference = compared.difference(editor, check, number)
+            line = f"  {editor}: {mean or 'not asked'}"
+            if editor != compared.editors[0] and difference is not None:
+                line += f"; minus {compared.editors[0]}: {difference}"
+            say(line)
+    for editor, record, message in compared.failures:
+        say(f"{editor} made no edit of {record}: {message}")
+    with whole_or_nothing(out) as unfinished:
+        unfinished.write_text(compared.to_markdown() + "\n", encoding="utf-8")
+    picture = out.with_suffix(".png")
+    rl.viz.limits_by_editor(compared).savefig(picture, dpi=150)
+    say(f"\nTable: {out.resolve()}\nPicture: {picture.resolve()}")

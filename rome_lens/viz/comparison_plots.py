@@ -1,0 +1,67 @@
+"""The figure of editors side by side."""
+
+import textwrap
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rome_lens.checks.comparison import EFFECT, LimitsComparison
+from rome_lens.errors import ArgumentError
+
+_COLUMNS = 3
+
+
+def limits_by_editor(result: LimitsComparison) -> Figure:
+    """Draw a panel for each number of each check, with a line for each editor.
+
+    Marks are means over facts and bars are their 95 % intervals, from five facts on. Stars mark
+    editors whose paired difference from the first has an interval without zero. The grey line is
+    the first editor's mean.
+
+    Raises:
+        ArgumentError: no check was asked.
+    """
+    numbers = result.numbers
+    if not numbers:
+        raise ArgumentError(
+            "No check was asked, so there is nothing to draw: use records with more prompts."
+        )
+    columns = min(_COLUMNS, len(numbers))
+    lines = -(-len(numbers) // columns)
+    height = 0.7 + 0.2 * len(result.editors)
+    figure = Figure(figsize=(3.6 * columns, 0.4 + height * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for i, (axes, (check, number)) in enumerate(zip(panels, numbers, strict=False)):
+        _draw(axes, result, check, number, named=i % columns == 0)
+    for axes in panels[len(numbers) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _draw(axes: Axes, result: LimitsComparison, check: str, number: str, *, named: bool) -> None:
+    axes.axvline(0.0, color="black", linewidth=0.5)
+    for y, editor in enumerate(result.editors):
+        mean = result.mean(editor, check, number)
+        if mean is None:
+            continue
+        if y == 0:
+            axes.axvline(mean.mean, color="grey", linewidth=0.8, alpha=0.7)
+        if mean.low is not None and mean.high is not None:
+            axes.plot([mean.low, mean.high], [y, y], color="tab:blue", linewidth=2, alpha=0.5)
+        difference = result.difference(editor, check, number)
+        differs = (
+            difference is not None
+            and difference.low is not None
+            and difference.high is not None
+            and not difference.low <= 0.0 <= difference.high
+        )
+        mark, size = ("*", 9) if y and differs else ("o", 5)
+        axes.plot([mean.mean], [y], mark, color="tab:blue", markersize=size)
+    names = result.editors if named else [""] * len(result.editors)
+    axes.set_yticks(range(len(result.editors)), names, fontsize=7)
+    axes.set_ylim(len(result.editors) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=7)
+    title = check if number == EFFECT else f"{check}, {number}"
+    axes.set_title(title, fontsize=8, loc="left")
+    words = result.words(check, number)
+    axes.set_xlabel("" if words == number else textwrap.fill(words, 52), fontsize=6)
