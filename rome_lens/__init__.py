@@ -75,7 +75,14 @@ from rome_lens.evaluation import (
 )
 from rome_lens.forward import TopAnswers, answer_log_probs, knows, top_answers
 from rome_lens.keys import KeyStatistics, collect_key_statistics
-from rome_lens.localisation import EditTrace, LayerSweep, layer_sweep, trace_edit
+from rome_lens.localisation import (
+    EditTrace,
+    LayerSweep,
+    ValueComparison,
+    compare_value,
+    layer_sweep,
+    trace_edit,
+)
 from rome_lens.models import ModelSource, load_model
 from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
@@ -146,6 +153,7 @@ __all__ = [
     "TracedFacts",
     "Unedited",
     "UniformNoise",
+    "ValueComparison",
     "WeightEdit",
     "__version__",
     "answer_log_probs",
@@ -161,6 +169,7 @@ __all__ = [
     "collect_key_statistics",
     "compare_editors",
     "compare_limits",
+    "compare_value",
     "data",
     "edit_firing",
     "edit_firings",

@@ -65,6 +65,12 @@ def _rome(**options: Any) -> Call:
     return call
 
 
+def _trace_with_partners(b: Bench) -> Any:
+    facts = [rl.Fact("{} lives in the city of", subject=name, target=name) for name in ("A", "B")]
+    noise = rl.Counterfactuals.among(b.model, facts)
+    return rl.causal_trace(b.model, noise.contrasted(facts)[0], noise=noise, require_correct=False)
+
+
 def _applied(b: Bench) -> Any:
     with b.edit.applied(b.model):
         logits = rl.answer_log_probs(b.model, [(b.fact.text, b.fact.target)])
@@ -112,9 +118,7 @@ CALLS: dict[str, Call] = {
     "causal_trace, attn": _trace(component="attn"),
     "causal_trace, kl": _trace(metric="kl"),
     "causal_trace, noising": _trace(component="mlp", direction="noising", metric="log_prob"),
-    "causal_trace, partners": lambda b: rl.trace_facts(
-        b.model, b.records[:2], noise=rl.Counterfactuals.among(b.model, b.records[:2])
-    ),
+    "causal_trace, partners": _trace_with_partners,
     "attribution_trace, noising": lambda b: rl.attribution_trace(
         b.model, b.fact, samples=2, direction="noising", metric="logit_difference"
     ),
@@ -149,6 +153,9 @@ CALLS: dict[str, Call] = {
     ),
     "compare_editors": lambda b: rl.compare_editors(
         b.model, b.records[:1], [rl.Unedited(), rl.InContext(), _editor(b)], generate=0
+    ),
+    "compare_value": lambda b: rl.compare_value(
+        b.model, b.edit, ["Hugo Kessler"], texts=rl.data.texts()[:24]
     ),
     "compare_limits": lambda b: rl.compare_limits(
         b.model,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import torch
@@ -36,6 +36,10 @@ class Continuations:
     """Seed of the draws, which are the same without and with the edit."""
     greedy: bool = False
     """Whether the first text of each prompt is a greedy one, in addition to the samples."""
+
+
+UneditedTexts: TypeAlias = dict[tuple[str, int | None, int], str]
+"""Texts of one model without an edit, by prompt, seed and number of tokens."""
 
 
 def before_and_after(
@@ -93,9 +97,18 @@ def before_and_after(
 
 
 def continuations(
-    model: LensModel, edit: Any, wanted: Continuations, *, prepend_bos: bool | None = None
+    model: LensModel,
+    edit: Any,
+    wanted: Continuations,
+    *,
+    unedited: UneditedTexts | None = None,
+    prepend_bos: bool | None = None,
 ) -> dict[tuple[str, bool], list[str]]:
-    """The continuations of each prompt, by prompt and whether the edit was on."""
+    """The continuations of each prompt, by prompt and whether the edit was on.
+
+    Texts without the edit that are in ``unedited`` are not written again, and new ones are added.
+    """
+    unedited = {} if unedited is None else unedited
     numbered = NumberedEdits(model, [None, edit])
     asked = dict.fromkeys(
         [
@@ -104,23 +117,35 @@ def continuations(
         ]
     )
     draws: list[int | None] = [*([None] if wanted.greedy else []), *range(wanted.samples)]
-    each = [(prompt, edited, draw) for prompt, edited in asked for draw in draws]
-    numbers = [numbered.numbers[edited] for _, edited, _ in each]
-    texts = [""] * len(each)
+    each = [
+        (prompt, edited, _seed(wanted, prompt, draw)) for prompt, edited in asked for draw in draws
+    ]
+    missing = [
+        i
+        for i, (prompt, edited, seed) in enumerate(each)
+        if edited or (prompt, seed, wanted.new_tokens) not in unedited
+    ]
+    texts: dict[int, str] = {}
+    numbers = [numbered.numbers[each[i][1]] for i in missing]
     for some, hooks_of_rows in numbered.together(numbers):
+        own = [each[missing[k]] for k in some]
         written = sample_continuations(
             model,
-            [prefixed(edit, each[i][0]) if each[i][1] else each[i][0] for i in some],
+            [prefixed(edit, prompt) if edited else prompt for prompt, edited, _ in own],
             new_tokens=wanted.new_tokens,
-            seeds=[_seed(wanted, each[i][0], each[i][2]) for i in some],
-            marks=[numbers[i] for i in some],
+            seeds=[seed for _, _, seed in own],
+            marks=[numbers[k] for k in some],
             hooks_of_rows=hooks_of_rows,
             prepend_bos=prepend_bos,
         )
-        for i, text in zip(some, written, strict=True):
-            texts[i] = text
+        texts |= {missing[k]: text for k, text in zip(some, written, strict=True)}
+    for i, (prompt, edited, seed) in enumerate(each):
+        key = (prompt, seed, wanted.new_tokens)
+        if edited:
+            continue
+        texts[i] = unedited.setdefault(key, texts.get(i, ""))
     n = len(draws)
-    return {key: texts[i * n : (i + 1) * n] for i, key in enumerate(asked)}
+    return {key: [texts[k] for k in range(i * n, (i + 1) * n)] for i, key in enumerate(asked)}
 
 
 def _seed(wanted: Continuations, prompt: str, draw: int | None) -> int | None:

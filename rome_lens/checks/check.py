@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from rome_lens.checks.answered import Answers, PromptAnswer
-from rome_lens.checks.asking import Continuations, before_and_after, continuations
+from rome_lens.checks.asking import (
+    Continuations,
+    UneditedTexts,
+    before_and_after,
+    continuations,
+)
 from rome_lens.checks.result import CheckResult, Measure, not_asked
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_record, with_new_target
@@ -65,9 +70,12 @@ def run_checks(
     edit: Any,
     record: Fact | Record,
     *,
+    unedited: UneditedTexts | None = None,
     prepend_bos: bool | None = None,
 ) -> list[CheckResult]:
     """The result of every check. The questions of all checks are asked together.
+
+    ``unedited`` holds texts of this model, see :func:`rome_lens.checks.asking.continuations`.
 
     Raises:
         ArgumentError: the edit is not an edit, or the record is not a record; the record is about
@@ -97,7 +105,9 @@ def run_checks(
             answered=own,
             under_controls=under_controls,
             continuations=(
-                continuations(model, edit, wanted, prepend_bos=prepend_bos) if wanted else {}
+                continuations(model, edit, wanted, unedited=unedited, prepend_bos=prepend_bos)
+                if wanted
+                else {}
             ),
             measures=check.measures(model, edit, prepend_bos),
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import SAME, BleedOver
@@ -259,10 +260,11 @@ def compare_limits(
         >>> rome = rl.RomeEditor(statistics=C, contexts=["{}"])
         >>> editors = [rome, rl.NullEditor(editor=rome)]
         >>> compared = rl.compare_limits(model, records, editors, samples=0, new_tokens=0)
-        >>> round(compared.mean("ROME", "direction").mean, 1)
-        0.0
-        >>> round(compared.difference("null edit", "overfit").mean, 2)
-        0.0
+        >>> forward = "change of p(new target), forward"
+        >>> round(compared.mean("ROME", "direction", forward).mean, 1)
+        1.0
+        >>> round(compared.difference("null edit", "direction", forward).mean, 1)
+        -1.0
     """
     by_name = editors_by_name(editors)
     cases = [with_new_target(record) for record in as_records(records)]
@@ -278,9 +280,17 @@ def compare_limits(
     store = Store(directory, identity="" if directory is None else model_identity(model))
     averages: dict[str, LimitsAverage] = {}
     failures: list[tuple[str, str, str]] = []
+    unedited: UneditedTexts = {}  # the same for all editors
     for name, editor in by_name.items():
         found = limits_or_errors(
-            model, cases, editor, store, settings, stop_at_error=False, progress=progress
+            model,
+            cases,
+            editor,
+            store,
+            settings,
+            unedited=unedited,
+            stop_at_error=False,
+            progress=progress,
         )
         limits = [each for each in found if isinstance(each, Limits)]
         if limits:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rome_lens.arguments import several
+from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.check import Check, checked_record, run_checks
 from rome_lens.checks.claims import localisation
 from rome_lens.checks.claims.association import Association, Description
@@ -150,6 +151,38 @@ def check_limits(
         >>> round(limits["description"]["share kept, description with the name"].mean, 1)
         1.0
     """
+    return limits_of(
+        model,
+        edit,
+        record,
+        others=others,
+        texts=texts,
+        samples=samples,
+        new_tokens=new_tokens,
+        seed=seed,
+        prepend_bos=prepend_bos,
+        unedited={},
+    )
+
+
+def limits_of(
+    model: LensModel,
+    edit: Any,
+    record: Fact | Record,
+    *,
+    others: Sequence[Any] = (),
+    texts: Sequence[str] | None,
+    samples: int,
+    new_tokens: int,
+    seed: int,
+    prepend_bos: bool | None,
+    unedited: UneditedTexts,
+) -> Limits:
+    """What :func:`check_limits` returns, with texts of the unedited model that are known already.
+
+    Args:
+        unedited: texts of this model with the same ``prepend_bos``. New ones are added.
+    """
     record = checked_record(edit, record)
     read, left_out = other_texts(model, edit, record, texts, prepend_bos)
     checks: list[Check] = [
@@ -176,7 +209,7 @@ def check_limits(
         edit=getattr(edit, "made_with", "") or repr(edit),
         model_fingerprint=getattr(edit, "model_fingerprint", None),
         results=(
-            *run_checks(checks, model, edit, record, prepend_bos=prepend_bos),
+            *run_checks(checks, model, edit, record, unedited=unedited, prepend_bos=prepend_bos),
             not_asked(
                 localisation.NAME,
                 localisation.ASKS,

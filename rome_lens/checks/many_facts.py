@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from rome_lens.arguments import texts as several_texts
 from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import text_question
+from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
-from rome_lens.checks.limits import Limits, check_limits
+from rome_lens.checks.limits import Limits, limits_of
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
@@ -92,7 +93,7 @@ def check_records(
     )
     store = Store(directory, identity="" if directory is None else model_identity(model))
     found = limits_or_errors(
-        model, cases, editor, store, settings, stop_at_error=True, progress=progress
+        model, cases, editor, store, settings, unedited={}, stop_at_error=True, progress=progress
     )
     return average_limits([each for each in found if isinstance(each, Limits)])
 
@@ -139,6 +140,7 @@ def limits_or_errors(
     store: Store,
     settings: LimitsSettings,
     *,
+    unedited: UneditedTexts,
     stop_at_error: bool,
     progress: bool,
 ) -> list[Limits | FactError | OptimisationError]:
@@ -146,7 +148,7 @@ def limits_or_errors(
 
     With ``stop_at_error``, the error of a fact that cannot be edited is raised instead. Facts whose
     limits are in the store are not edited again. The edits of the other facts are the control of
-    fidelity.
+    fidelity. Texts of the unedited model are taken from ``unedited``, and new ones are added.
     """
     stored_as = [store.name(editor, *settings.stored_as(), record) for record in cases]
     missing = [i for i, name in enumerate(stored_as) if not store.has(Limits, name)]
@@ -160,7 +162,7 @@ def limits_or_errors(
         if isinstance(edit, FactError | OptimisationError):
             found.append(edit)
             continue
-        check = partial(check_limits, model, edit, record, **asdict(settings))
+        check = partial(limits_of, model, edit, record, **asdict(settings), unedited=unedited)
         found.append(_get_or_make(store, Limits, stored_as[i], check))
     made = iter(_with_other_edits([each for each in found if isinstance(each, Limits)]))
     return [next(made) if isinstance(each, Limits) else each for each in found]

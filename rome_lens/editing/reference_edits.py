@@ -164,9 +164,10 @@ def rome_path(
         >>> model = rl.load_model("toy")
         >>> fact = rl.data.records(known_by="toy")[0].fact
         >>> C = rl.KeyStatistics.identity(model, layer=2)
-        >>> path = rl.rome_path(model, fact, layer=2, statistics=C, contexts=["{}"])
-        >>> [(edit.config["steps"], round(edit.probability, 2)) for edit in path[::3]]
-        [(1, 0.0), (4, 0.22), (7, 0.96)]
+        >>> options = {"layer": 2, "statistics": C, "contexts": ["{}"]}
+        >>> path = rl.rome_path(model, fact, **options, steps=[1, 3, 5])
+        >>> [(edit.config["steps"], round(edit.probability, 2)) for edit in path]
+        [(1, 0.0), (3, 0.07), (5, 0.95)]
     """
     layer, fact, config = check_layer(model, layer), as_fact(fact), checked_config(config)
     wanted = _checked_steps(steps, config)

@@ -1,7 +1,7 @@
 """Pictures and pages of results. Functions return figures or HTML, and run no model.
 
 * ``trace_plots.py``, ``layer_plots.py``, ``sweep_plots.py``, ``check_plots.py``,
-  ``comparison_plots.py``, ``dose_plots.py``: figures.
+  ``comparison_plots.py``, ``dose_plots.py``, ``value_plots.py``: figures.
   ``axes.py``: what they share.
 * ``html.py``: coloured tokens, and figures as HTML. ``page.py``: whole pages.
 * ``notebook.py``: what a notebook shows for each type of result.
@@ -15,6 +15,7 @@ from rome_lens.viz.html import Html, figure_html, firing, tokens, trace_tokens
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.trace_plots import averages, heads, severed, trace
+from rome_lens.viz.value_plots import values
 
 __all__ = [
     "Html",
@@ -31,4 +32,5 @@ __all__ = [
     "tokens",
     "trace",
     "trace_tokens",
+    "values",
 ]

@@ -18,6 +18,7 @@ from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.evaluation.settings_sweep import EditSweep
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.localisation.edit_trace import EditTrace
+from rome_lens.localisation.edit_value import ValueComparison
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.variance import VarianceExplained, variance_table
 from rome_lens.results import to_html
@@ -30,6 +31,7 @@ from rome_lens.viz.html import figure_html, firing
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.trace_plots import averages, heads, severed, trace
+from rome_lens.viz.value_plots import values
 
 
 @to_html.register
@@ -41,6 +43,12 @@ def _(result: CausalTrace) -> str:
 def _(result: EditTrace) -> str:
     figure = heads(result) if result.heads else trace(result)
     return f"{figure_html(figure)}<p>{html.escape(result.reading)}</p>"
+
+
+@to_html.register
+def _(result: ValueComparison) -> str:
+    table = result.to_frame().to_html(index=False, float_format="{:.3f}".format)
+    return f"{figure_html(values(result))}<p>{html.escape(result.reading)}</p>{table}"
 
 
 @to_html.register

@@ -267,6 +267,9 @@ def test_overfit_compares_the_new_target_after_with_the_true_one_before() -> Non
     for kind, value in where_true.items():
         found = result[f"{kind}: new target, for subjects where it is true"].mean
         assert found == pytest.approx(value), kind
+    starts = {"asked": 0.03, "loud": 0.03, "greedy": 0.0, "sampled": 0.0}
+    for kind, value in starts.items():
+        assert result[f"{kind}: new target, before"].mean == pytest.approx(value), kind
     for words in ("0.700 for Paris before, 0.950 for Rome after", "p(right answer) -0.350"):
         assert words in result.reading
 
@@ -277,7 +280,10 @@ def test_a_mean_of_zero_does_not_hide_an_edit_that_is_over_at_one_fact_and_under
     results = [overfit_of(asked, (0.1, 0.1), None) for asked in ((0.25, 0.5), (0.32, 0.07))]
     limits = [rl.Limits(record_id="", relation="", results=(each,)) for each in results]
     found = rl.average_limits(limits)
-    assert found.effect("dominance").mean == pytest.approx(0.0)  # the older name
+    # The older name.
+    assert found.effect("dominance").mean == pytest.approx(0.0)
+    assert rl.checks.dominance is rl.checks.overfit
+    assert limits[0]["dominance"] is results[0]
     for name, value in {"difference": 0.0, "|difference|": 0.25, "over": 0.5, "under": 0.5}.items():
         assert found.measure("overfit", f"asked: {name}").mean == pytest.approx(value)
         assert found.measure("overfit", f"loud: {name}").mean == 0.0

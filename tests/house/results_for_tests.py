@@ -95,6 +95,29 @@ def _examples() -> dict[str, Stored]:
             rl.EditTrace(
                 component="attn", window=1, edited_layers=(1,), firing=(0.0, 1.0), **trace
             ),
+            rl.ValueComparison(
+                names=("edited", "unedited", "edited, active part", "edited, dormant part", "A"),
+                **dict.fromkeys(
+                    (
+                        "norms",
+                        "cosines",
+                        "change_cosines",
+                        "lens",
+                        "new_probabilities",
+                        "true_probabilities",
+                        "dormant_shares",
+                    ),
+                    random(5),
+                ),
+                active=3,
+                d_model=8,
+                variance=0.99,
+                held_dormant=0.01,
+                tokens=100,
+                layer=1,
+                fact=FACT,
+                model_fingerprint="",
+            ),
             NotKnown(message="The model says 'London'."),
             Failure(error="FactError: there is nothing to edit", final=True),
             rl.TraceAverage(

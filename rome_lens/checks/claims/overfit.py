@@ -62,7 +62,8 @@ def overfit(
       numbers also count texts with a related word, such as "Roman" or "Italy"
       (:mod:`rome_lens.data.families`).
 
-    Each way of asking has a mean difference, a mean ``|difference|``, and the shares of prompts
+    Each way of asking has both sides of the comparison, what the new target had before the edit,
+    a mean difference, a mean ``|difference|``, and the shares of prompts
     that are over and under by more than 0.01. A mean alone would hide an edit that is over at one
     fact and under at another. For one edit the shares are over its prompts; an average over facts
     (:func:`rome_lens.average_limits`) shows the share of facts.
@@ -102,8 +103,10 @@ def overfit(
         >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
         >>> result = rl.checks.overfit(model, edit, record, samples=0)
         >>> (row,) = [row for row in result.rows if row.kind == "asked"]
-        >>> round(row.before, 2), round(row.after, 2), round(result.effect.mean, 2)
-        (1.0, 0.98, -0.02)
+        >>> row.answer, round(row.before, 2), round(row.after, 2)
+        ('Pralec -> Ondavel', 0.99, 0.99)
+        >>> result["loud: over"].mean  # and where another subject is asked about?
+        1.0
     """
     check = Overfit(samples=samples, new_tokens=new_tokens, seed=seed)
     return run_check(check, model, edit, record, prepend_bos)
@@ -201,6 +204,7 @@ class Overfit(Check):
             ),
             further=(
                 *_differences(compared),
+                *_new_before(sides, answers, [prompt for prompt, _ in loud]),
                 *make_measures({LOUD_ANSWER: [each.p_change for each in right]}),
                 *_where_true(sides, answers, exemplars),
             ),
@@ -320,6 +324,23 @@ def _differences(rows: Sequence[CheckRow]) -> tuple[Measure, ...]:
             {f"{kind}: {name}": its for name, its in shares.items()}, share=True
         )
     return tuple(measures)
+
+
+def _new_before(sides: _Sides, answers: Answers, loud: Sequence[str]) -> tuple[Measure, ...]:
+    """The new target in the unedited model, about the subject: what the edit starts from."""
+    written = [
+        answers.continuations[prompt, False]
+        for prompt in (sides.record.texts_to_continue if answers.continuations else ())
+    ]
+    values = {
+        "asked": [answers[sides.record.fact.text, sides.new].p_before],
+        "loud": [answers[prompt, sides.new].p_before for prompt in loud],
+        "greedy": [share_naming([sides.new], texts[:1]) for texts in written],
+        "sampled": [share_naming([sides.new], texts[1:]) for texts in written],
+    }
+    return make_measures(
+        {f"{kind}: new target, before": its for kind, its in values.items()}, share=True
+    )
 
 
 def _where_true(
