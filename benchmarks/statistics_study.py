@@ -18,13 +18,21 @@ from rome_lens.keys.statistics import StatisticsError
 from rome_lens.models.gguf import cache_root
 
 
-def sources(model: rl.models.LensModel, layer: int) -> dict[str, rl.KeyStatistics]:
+def sources(
+    model: rl.models.LensModel, layer: int, prepend_bos: bool | None
+) -> dict[str, rl.KeyStatistics]:
     """Key statistics by source and number of tokens."""
     texts, names, cache = rl.data.texts(), rl.data.name_texts(), cache_root() / "keys"
 
     def collect(some: list[str], count: int | None = None) -> rl.KeyStatistics:
         return rl.collect_key_statistics(
-            model, layer=layer, texts=some, max_tokens=count, max_length=1024, cache=cache
+            model,
+            layer=layer,
+            texts=some,
+            max_tokens=count,
+            max_length=1024,
+            prepend_bos=prepend_bos,
+            cache=cache,
         )
 
     found = {"C = I": rl.KeyStatistics.identity(model, layer=layer)}
@@ -67,12 +75,14 @@ def main() -> None:
         model,
         rl.read_counterfact(args.records)[:: args.every],
         statistics={
-            name: {preset.layer: each} for name, each in sources(model, preset.layer).items()
+            name: {preset.layer: each}
+            for name, each in sources(model, preset.layer, preset.prepend_bos).items()
         },
         stop_probabilities=[preset.config.stop_probability],
         variants=[preset.variant],
         config=preset.config,
         contexts=preset.contexts(model),
+        prepend_bos=preset.prepend_bos,
         directory=args.directory,
         progress=True,
     )

@@ -36,7 +36,7 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
             rome,
             config=rl.RomeConfig(),
             variant="rome",
-            contexts=rl.random_contexts(model),
+            contexts=rl.random_contexts(model, prepend_bos=preset.prepend_bos),
             name="ROME, original's hyperparameters",
         ),
         "r-rome": replace(rome, variant="r-rome", name="r-ROME, otherwise the preset"),
@@ -54,7 +54,7 @@ def editors(model: Any, preset: rl.Preset, names: list[str]) -> list[Any]:
 def fine_tunings(preset: rl.Preset, bounds: list[float]) -> list[rl.FineTuning]:
     """FT+L at the preset's layer within each bound, with a rate that reaches it in one step."""
     return [
-        rl.FineTuning(layer=preset.layer, norm_constraint=b, lr=b, name=f"FT+L, bound {b:g}")
+        replace(preset.fine_tuning, norm_constraint=b, lr=b, name=f"FT+L, bound {b:g}")
         for b in bounds
     ]
 
@@ -110,6 +110,7 @@ def main() -> None:
         records,
         fine_tunings(preset, args.bounds) or editors(model, preset, args.editors),
         generate=args.generate,
+        prepend_bos=preset.prepend_bos,
         directory=args.directory,
         progress=True,
     )

@@ -56,6 +56,7 @@ def main() -> None:
             layer=layers,
             texts=preset.texts,
             max_length=1024,
+            prepend_bos=preset.prepend_bos,
             cache=cache_root() / "keys",
             progress=True,
         ),
@@ -65,6 +66,7 @@ def main() -> None:
         window=args.window,
         noise=rl.GaussianNoise(subjects=subjects).fitted(model),
         samples=args.samples,
+        prepend_bos=preset.prepend_bos,
         directory=args.directory,
         progress=True,
     )

@@ -19,8 +19,12 @@ from rome_lens.models.gguf import cache_root
 
 
 def read_records(path: Path | None, model: str) -> list[rl.data.Record]:
-    """The file's records, or the bundled ones that the model knows."""
-    return rl.data.records(known_by=model) if path is None else rl.read_counterfact(path)
+    """The file's records, or the bundled ones of the development half that the model knows."""
+    return (
+        rl.data.records(known_by=model, half="development")
+        if path is None
+        else rl.read_counterfact(path)
+    )
 
 
 def main() -> None:
@@ -43,16 +47,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = rl.load_model(args.model)
     records = read_records(args.records, args.model)[args.offset :: args.every]
-    texts = rl.preset(args.model).texts
+    preset = rl.preset(args.model)
     statistics = rl.collect_key_statistics(
         model,
         layer=args.layers,
-        texts=texts,
+        texts=preset.texts,
         max_length=1024,
+        prepend_bos=preset.prepend_bos,
         cache=cache_root() / "keys",
         progress=True,
     )
-    contexts = rl.random_contexts(model, prefixes=args.prefixes)
+    contexts = rl.random_contexts(model, prefixes=args.prefixes, prepend_bos=preset.prepend_bos)
     for clamp in args.clamps:
         sweep = rl.sweep_edits(
             model,
@@ -62,6 +67,7 @@ def main() -> None:
             variants=args.variants,
             config=rl.RomeConfig(clamp=clamp),
             contexts=contexts,
+            prepend_bos=preset.prepend_bos,
             directory=args.directory,
             progress=True,
         )

@@ -24,8 +24,10 @@ from rome_lens.checks.claims.consequence import consequence
 from rome_lens.checks.claims.direction import direction
 from rome_lens.checks.claims.essence import essence
 from rome_lens.checks.claims.fidelity import fidelity
+from rome_lens.checks.claims.generalisation import generalisation
 from rome_lens.checks.claims.localisation import localisation
 from rome_lens.checks.claims.overfit import overfit
+from rome_lens.checks.claims.specificity import specificity
 from rome_lens.checks.comparison import LimitsComparison, compare_limits
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.many_facts import check_records
@@ -53,6 +55,8 @@ __all__ = [
     "dominance",
     "essence",
     "fidelity",
+    "generalisation",
     "localisation",
     "overfit",
+    "specificity",
 ]

@@ -37,10 +37,20 @@ class Answered:
     """``KL(before || after)`` of the next token's distribution after the prompt, in nats."""
     tokens: int
     """Number of tokens in the answer."""
+    written_before: bool = False
+    """Whether the unedited model writes the answer by itself.
+
+    Greedy decoding begins with the answer's tokens exactly if each of them is the likeliest one
+    after those before it, so nothing has to be generated.
+    """
+    written_after: bool = False
+    """The same with the edit."""
     firing: float | None = None
     """The edit's strongest firing within the prompt; None if the edit has no key."""
     fires_at: str | None = None
     """The token at which it fires most strongly."""
+    added: float | None = None
+    """The norm of what the edit adds there, ``|u . k| ||v||``."""
 
     @property
     def p_before(self) -> float:
@@ -141,6 +151,7 @@ def prompt_row(
     control_prompt: str | None = None,
     control: float | None = None,
     known: bool | None = None,
+    identified: bool | None = None,
 ) -> CheckRow:
     """The row of an answered question: its probabilities, or with ``in_nats`` their logarithms."""
     return CheckRow(
@@ -153,9 +164,11 @@ def prompt_row(
         control_prompt=control_prompt,
         control=control,
         known=known,
+        identified=identified,
         kl=answered.kl,
         firing=answered.firing,
         fires_at=answered.fires_at,
+        added=answered.added,
         rank_before=answered.rank_before,
         rank_after=answered.rank_after,
     )

@@ -178,6 +178,7 @@ def _job_key(job: _Job) -> _Job:
 class _Read:
     log_p: float
     rank: int
+    written: bool
     tokens: int
     next_token: Float[Tensor, " d_vocab"]
 
@@ -210,7 +211,8 @@ def _read_jobs(
             other = () if rival is None else continuation(model, prompt, rival)
             first = _first_telling(model, ids.tolist(), other)
             rank = 1 + int((log_p[first] > log_p[first, ids[first]]).sum())
-            return _Read(float(chosen.sum()), rank, len(ids), next_token[number, prompt])
+            written = bool((log_p.argmax(-1) == ids).all())
+            return _Read(float(chosen.sum()), rank, written, len(ids), next_token[number, prompt])
 
         found = read_answers(
             model,
@@ -235,9 +237,9 @@ def _first_telling(model: LensModel, ids: Sequence[int], other: Sequence[int]) -
 
 
 def _answered(
-    prompt: str, answer: str, before: _Read, after: _Read, firing: tuple[float, str] | None
+    prompt: str, answer: str, before: _Read, after: _Read, firing: tuple[float, str, float] | None
 ) -> Answered:
-    strongest, fires_at = firing or (None, None)
+    strongest, fires_at, added = firing or (None, None, None)
     return Answered(
         prompt=prompt,
         answer=answer,
@@ -245,17 +247,22 @@ def _answered(
         after=after.log_p,
         rank_before=before.rank,
         rank_after=after.rank,
+        written_before=before.written,
+        written_after=after.written,
         kl=kl_divergence(before.next_token, after.next_token),
         tokens=before.tokens,
         firing=strongest,
         fires_at=fires_at,
+        added=added,
     )
 
 
 def _strongest_firings(
     model: LensModel, edit: Any, prompts: Sequence[str], prepend_bos: bool | None
-) -> dict[str, tuple[float, str]]:
-    """For each prompt, the firing of the largest size and its token. Empty if the edit has no key.
+) -> dict[str, tuple[float, str, float]]:
+    """For each prompt, the firing of the largest size, its token, and the norm of what is added.
+
+    Empty if the edit has no key.
 
     A BOS token at the start is left out, because its key is the same in every prompt.
     """
@@ -263,7 +270,9 @@ def _strongest_firings(
         return {}
     firings = edit_firings(model, edit, prompts, prepend_bos=prepend_bos)
     bos = starts_with_bos(model, prepend_bos)
-    return {
-        each.text: strongest_firing(each, start=int(bos or begins_with_bos(model, each.text)))
-        for each in firings
-    }
+    found = {}
+    for each in firings:
+        start = int(bos or begins_with_bos(model, each.text))
+        value, token = strongest_firing(each, start=start)
+        found[each.text] = (value, token, abs(value * each.scale) * float(edit.v.norm()))
+    return found

@@ -14,7 +14,14 @@ import pandas as pd
 
 from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
+from rome_lens.checks.claims.association import Association, Description
+from rome_lens.checks.claims.bleed_over import SAME, BleedOver
+from rome_lens.checks.claims.consequence import CHANGE_OF_FALSE, Consequence
+from rome_lens.checks.claims.direction import Direction
+from rome_lens.checks.claims.generalisation import LONGER, PARAPHRASE, Generalisation
 from rome_lens.checks.claims.overfit import Overfit
+from rome_lens.checks.claims.specificity import PRESERVED, Specificity
+from rome_lens.checks.claims.spill import DECOY_KINDS
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.many_facts import LimitsSettings, limits_or_errors
 from rome_lens.checks.result import CheckResult, matching_name
@@ -33,7 +40,17 @@ from rome_lens.stores import Store
 
 EFFECT = "effect"
 """The number of a check that is its effect. Any other is the name of a further number."""
-_ALSO = {Overfit.name: ("loud: difference", "sampled: difference")}
+_MINUS_DECOYS = tuple(f"share kept minus {kind}" for kind in DECOY_KINDS)
+_ALSO = {
+    Generalisation.name: tuple(f"exact match, {kind}" for kind in (PARAPHRASE, LONGER)),
+    Direction.name: ("change of p(subject), reverse, minus another target",),
+    Association.name: (*_MINUS_DECOYS, "share kept where identified"),
+    Description.name: (*_MINUS_DECOYS, "share kept where identified"),
+    Overfit.name: ("loud: difference", "sampled: difference"),
+    BleedOver.name: (f"change of p(true answer), {SAME}",),
+    Consequence.name: (CHANGE_OF_FALSE,),
+    Specificity.name: (PRESERVED,),
+}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -84,8 +101,8 @@ class LimitsComparison(Stored):
     def numbers(self) -> list[tuple[str, str]]:
         """What the table shows, as pairs of a check and ``"effect"`` or a further number.
 
-        These are the effects of all checks that were asked of any edit, and of
-        :func:`rome_lens.checks.overfit` also what it finds in the other ways of asking.
+        These are the effects of all checks that were asked of any edit, and the further numbers
+        without which an effect may mislead, such as the share kept minus that of decoys.
         """
         checks = dict.fromkeys(name for editor in self.edited for name in self[editor].checks)
         every = [(check, name) for check in checks for name in (EFFECT, *_ALSO.get(check, ()))]

@@ -16,7 +16,9 @@ from rome_lens.checks.claims.consequence import Consequence
 from rome_lens.checks.claims.direction import Direction
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity, other_texts
+from rome_lens.checks.claims.generalisation import Generalisation
 from rome_lens.checks.claims.overfit import Overfit
+from rome_lens.checks.claims.specificity import Specificity
 from rome_lens.checks.result import (
     CheckResult,
     average_cells,
@@ -143,7 +145,7 @@ def check_limits(
         >>> edit = rl.rome(model, record, layer=2, statistics=C, contexts=["{}"])
         >>> limits = rl.check_limits(model, edit, record, samples=0, new_tokens=0)
         >>> [result.name for result in limits.results if result.asked]
-        ['direction', 'association', 'description', 'overfit', 'bleed-over', ...]
+        ['generalisation', 'direction', 'association', 'description', 'overfit', ...]
         >>> round(limits["association"].effect.mean, 2)  # an alias keeps nothing of the edit
         0.0
         >>> round(limits["description"]["share kept, description with the name"].mean, 1)
@@ -184,12 +186,14 @@ def limits_of(
     record = checked_record(edit, record)
     read, left_out = other_texts(model, edit, record, texts, prepend_bos)
     checks: list[Check] = [
+        Generalisation(),
         Direction(),
         Association(),
         Description(),
         Overfit(samples=samples, seed=seed),
         BleedOver(),
         Consequence(),
+        Specificity(seed=seed),
         Essence(seed=seed),
         Fidelity(
             others=tuple(several("others", others, "a list of edits of other facts")),

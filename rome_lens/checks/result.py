@@ -25,11 +25,13 @@ _COLUMNS = (
     "control_prompt",
     "control",
     "known",
+    "identified",
     "rank_before",
     "rank_after",
     "kl",
     "firing",
     "fires_at",
+    "added",
 )
 
 
@@ -39,8 +41,10 @@ class CheckRow(Stored):
 
     # The logarithm of an impossible answer is infinite. The ratio or difference of two such numbers
     # is undefined.
-    unbounded: ClassVar = frozenset({"before", "after", "effect", "control", "kl", "firing"})
-    undefined: ClassVar = frozenset({"effect", "control", "firing"})
+    unbounded: ClassVar = frozenset(
+        {"before", "after", "effect", "control", "kl", "firing", "added"}
+    )
+    undefined: ClassVar = frozenset({"effect", "control", "firing", "added"})
 
     kind: str
     """What the prompt is to the check, such as ``"alias"``."""
@@ -60,12 +64,16 @@ class CheckRow(Stored):
     """The number there; None if there is no such place."""
     known: bool | None = None
     """Whether the unedited model can do there what is asked (``p >= 0.1``), if that matters."""
+    identified: bool | None = None
+    """Whether the unedited model knows who is meant: ``p(subject) >= 0.1`` on a naming prompt."""
     kl: float | None = None
     """``KL(before || after)`` of the next token's distribution, in nats."""
     firing: float | None = None
     """The edit's strongest firing within the prompt; 1 is the firing on its own fact."""
     fires_at: str | None = None
     """The token at which it fires most strongly."""
+    added: float | None = None
+    """The norm of what the edit adds there, ``|u . k| ||v||``, by which edits can be compared."""
     rank_before: int | None = None
     """Rank of the answer's first token without the edit, 1 for the most likely, if there is one."""
     rank_after: int | None = None
@@ -162,6 +170,11 @@ class CheckResult(Stored):
         return _average(row.effect for row in self.rows if row.known)
 
     @property
+    def effect_where_identified(self) -> Average | None:
+        """The same over the prompts with ``identified``; None if there are none."""
+        return _average(row.effect for row in self.rows if row.identified)
+
+    @property
     def control(self) -> Average | None:
         """The average that tells whether the model could have done it at all, if there is one."""
         return _average(row.control for row in self.rows if row.effect is not None)
@@ -209,7 +222,7 @@ class CheckResult(Stored):
         return pd.DataFrame(values, columns=["check", *_COLUMNS])
 
     def table(self) -> pd.DataFrame:
-        """One line each for effect, effect where known, control, and every further number."""
+        """One line each for effect, effect where known (or identified), control, and all others."""
         effect, where_known, control = average_cells(
             [self.effect, self.effect_where_known, self.control], [self]
         )
@@ -218,6 +231,9 @@ class CheckResult(Stored):
             ["effect where known", self.effect_is, where_known],
             ["control", self.control_is, control],
         ]
+        if self.effect_where_identified is not None:
+            identified = str(self.effect_where_identified)
+            lines.insert(2, ["effect where identified", self.effect_is, identified])
         lines += [["further", measure.name, str(measure.average)] for measure in self.further]
         return pd.DataFrame(lines, columns=["number", "of", "mean"]).set_index("number")
 

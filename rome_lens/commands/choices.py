@@ -71,6 +71,12 @@ def trace_window(model: LensModel) -> int:
     return max(1, min(5, model.cfg.n_layers // 3))
 
 
+def choose_bos(model_name: str) -> bool | None:
+    """Whether the model reads text after a BOS token: as its preset says, or by its default."""
+    preset = PRESETS.get(model_name)
+    return None if preset is None else preset.prepend_bos
+
+
 def choose_preset(model_name: str, *, layer: int | None, suggested: int) -> Preset:
     """The model's preset, at ``layer`` if one is given.
 

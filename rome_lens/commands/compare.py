@@ -43,6 +43,7 @@ def run_compare(
         records,
         chosen,
         texts=unrelated_texts(model_name, records),
+        prepend_bos=preset.prepend_bos,
         directory=directory,
         progress=progress,
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 
 import rome_lens as rl
 from rome_lens.commands.choices import (
+    choose_bos,
     choose_preset,
     choose_record,
     trace_window,
@@ -30,7 +31,8 @@ def run_demo(
         rl.models.check_layer(model, layer)
 
     heading(f"1. Trace {fact.text!r} ({fact.target}) on {model_name}")
-    traces, suggested = _print_traces(model, record, progress=progress)
+    bos = choose_bos(model_name)
+    traces, suggested = _print_traces(model, record, bos, progress=progress)
     preset = choose_preset(model_name, layer=layer, suggested=suggested)
 
     heading(f"2. Edit layer {preset.layer}: {fact.target} -> {fact.new_target}")
@@ -44,12 +46,14 @@ def run_demo(
     )
 
     heading("3. Answers before and after")
-    answers = _answers(model, record, edit)
+    answers = _answers(model, record, edit, bos)
     console.print(_answers_table(answers))
 
     heading("4. What the edit does not do")
     texts = unrelated_texts(model_name, [record])
-    limits = rl.check_limits(model, edit, record, texts=texts, samples=2, new_tokens=20)
+    limits = rl.check_limits(
+        model, edit, record, texts=texts, samples=2, new_tokens=20, prepend_bos=bos
+    )
     _print_limits(limits)
     names = (*record.aliases, *record.descriptions)
     prompts = [fact.text, *record.paraphrases, *(fact.about(name).text for name in names)]
@@ -60,21 +64,26 @@ def run_demo(
         edit=edit,
         answers=answers,
         limits=limits,
-        firing=rl.edit_firings(model, edit, prompts),
+        firing=rl.edit_firings(model, edit, prompts, prepend_bos=bos),
     )
     say(f"\nReport: {page.resolve()}")
 
 
 def _print_traces(
-    model: LensModel, record: Record, *, progress: bool
+    model: LensModel, record: Record, prepend_bos: bool | None, *, progress: bool
 ) -> tuple[list[rl.CausalTrace], int]:
     """Print and return the traces of each component, and the layer that they suggest to edit."""
-    traces = [rl.causal_trace(model, record, progress=progress)]
+    traces = [rl.causal_trace(model, record, prepend_bos=prepend_bos, progress=progress)]
     console.print(_trace_table(traces[0]))
     window = trace_window(model)
     for component in ("mlp", "attn"):
         trace = rl.causal_trace(
-            model, record, component=component, window=window, progress=progress
+            model,
+            record,
+            component=component,
+            window=window,
+            prepend_bos=prepend_bos,
+            progress=progress,
         )
         traces.append(trace)
         layer, pos = trace.peak()
@@ -106,7 +115,9 @@ def _trace_table(trace: rl.CausalTrace) -> Table:
     return table
 
 
-def _answers(model: LensModel, record: Record, edit: rl.RankOneEdit) -> list[rl.BeforeAfter]:
+def _answers(
+    model: LensModel, record: Record, edit: rl.RankOneEdit, prepend_bos: bool | None
+) -> list[rl.BeforeAfter]:
     fact = record.fact
     asked = [
         ("fact", fact.text, fact.target),
@@ -114,8 +125,10 @@ def _answers(model: LensModel, record: Record, edit: rl.RankOneEdit) -> list[rl.
         *(("neighbour", each.prompt, each.target) for each in record.neighborhood[:4]),
     ]
     prompts = [prompt for _, prompt, _ in asked]
-    before = rl.top_answers(model, prompts, count=3)
-    after = rl.top_answers(model, prompts, count=3, fwd_hooks=edit.fwd_hooks(model))
+    before, after = (
+        rl.top_answers(model, prompts, count=3, fwd_hooks=hooks, prepend_bos=prepend_bos)
+        for hooks in ((), edit.fwd_hooks(model))
+    )
     return [
         rl.BeforeAfter(kind=kind, expected=expected, before=b, after=a)
         for (kind, _, expected), b, a in zip(asked, before, after, strict=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rome_lens as rl
-from rome_lens.commands.choices import choose_preset, trace_window, unrelated_texts
+from rome_lens.commands.choices import choose_bos, choose_preset, trace_window, unrelated_texts
 from rome_lens.commands.console import console, heading, say
 from rome_lens.data.record_type import Record
 from rome_lens.editing.presets import PRESETS
@@ -30,7 +30,12 @@ def run_limits(
     suggested = 0
     if layer is None and model_name not in PRESETS:
         trace = rl.causal_trace(
-            model, records[0], component="mlp", window=trace_window(model), progress=progress
+            model,
+            records[0],
+            component="mlp",
+            window=trace_window(model),
+            prepend_bos=choose_bos(model_name),
+            progress=progress,
         )
         suggested = rl.choose_layer(trace)
         say(f"Layer {suggested}, from the MLP trace of {records[0].fact.text!r}.")
@@ -40,6 +45,7 @@ def run_limits(
         records,
         preset.editor(model, cache=cache_root() / "keys", progress=progress),
         texts=unrelated_texts(model_name, records),
+        prepend_bos=preset.prepend_bos,
         directory=directory,
         progress=progress,
     )
@@ -51,7 +57,7 @@ def run_limits(
 
 def known_records(model: LensModel, model_name: str, records: Sequence[Record]) -> list[Record]:
     """The records whose facts the model knows; the others are named."""
-    knows = rl.knows(model, [record.fact for record in records])
+    knows = rl.knows(model, [record.fact for record in records], prepend_bos=choose_bos(model_name))
     unknown = [str(record.id) for record, known in zip(records, knows, strict=True) if not known]
     if unknown:
         say(f"Not known to {model_name}, left out: {', '.join(unknown)}")

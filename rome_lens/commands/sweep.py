@@ -51,6 +51,7 @@ def run_sweep(
         directory=directory,
         stages=chosen,
         window=trace_window(model),
+        prepend_bos=preset.prepend_bos,
         texts=unrelated_texts(model_name, records),
         workers=workers,
         progress=progress,
@@ -82,6 +83,7 @@ def _editing(
             layer=layers,
             texts=preset.texts,
             max_length=1024,
+            prepend_bos=preset.prepend_bos,
             cache=cache_root() / "keys",
             progress=progress,
         )

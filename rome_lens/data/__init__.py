@@ -4,7 +4,8 @@
 * ``fact_files.py``, ``records_file.py``, ``counterfact.py``: readers of files. ``shapes.py`` has
   the shapes of the entries; ``entries.py`` and ``fields.py`` open files and check what they hold.
 * ``whole_words.py``: where a subject stands in a text.
-* ``bundled.py``: the bundled records and texts.
+* ``questions.py``: the parts of a record. ``deriving.py``: decoys from other records.
+* ``bundled.py``: the bundled records and texts. ``completing.py``: what a relation's records share.
 """
 
 from rome_lens.data.bundled import (
@@ -18,10 +19,12 @@ from rome_lens.data.bundled import (
     texts,
 )
 from rome_lens.data.counterfact import CounterFactRecord, read_counterfact
+from rome_lens.data.deriving import with_decoys
 from rome_lens.data.entries import ReadList
 from rome_lens.data.fact_files import read_facts
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import (
+    Decoys,
     Question,
     Record,
     RecordError,
@@ -35,6 +38,7 @@ from rome_lens.data.records_file import read_records
 __all__ = [
     "FILES",
     "CounterFactRecord",
+    "Decoys",
     "Fact",
     "FactError",
     "Question",
@@ -55,4 +59,5 @@ __all__ = [
     "record",
     "records",
     "texts",
+    "with_decoys",
 ]

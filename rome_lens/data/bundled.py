@@ -4,26 +4,33 @@ import functools
 import json
 import random
 from pathlib import Path
-from typing import overload
+from typing import get_args, overload
 
 from rome_lens.arguments import whole_number
+from rome_lens.data.completing import with_relation
+from rome_lens.data.deriving import with_decoys
 from rome_lens.data.facts import SLOT
-from rome_lens.data.record_type import Record, RecordError
+from rome_lens.data.record_type import Half, Record, RecordError
 from rome_lens.data.records_file import read_records
 
 _HERE = Path(__file__).parent
 FILES = (_HERE / "records.json", _HERE / "toy" / "records.json")
 
 
-def records(*, known_by: str | None = None) -> list[Record]:
+def records(*, known_by: str | None = None, half: Half | None = None) -> list[Record]:
     """The bundled records: facts about the world, and the toy model's invented people.
+
+    ``records.json`` holds what is particular to a fact. What its relation says, and the decoys
+    that other records and neighbours make, are added here (:func:`with_decoys`).
 
     Args:
         known_by: keep only the records whose fact this model knows: ``"gemma-3-270m"``,
             ``"smollm2-135m"`` or ``"toy"``.
+        half: keep only the records of one half. The halves have no relation in common. Settings
+            are to be chosen on ``"development"``, and results to be reported of ``"report"``.
 
     Raises:
-        RecordError: no record is known by a model of this name.
+        RecordError: no record is known by a model of this name; the half is neither of the two.
 
     Example:
         >>> import rome_lens as rl
@@ -31,11 +38,15 @@ def records(*, known_by: str | None = None) -> list[Record]:
         131
         >>> len(rl.data.records(known_by="toy"))
         10
+        >>> {record.half for record in rl.data.records(half="report")}
+        {'report'}
     """
-    every = _every_record()
+    if half not in (None, *get_args(Half)):
+        raise RecordError(f"half is {half!r}, expected 'development', 'report' or None for both.")
+    every = [record for record in _every_record() if half in (None, record.half)]
     if known_by is None:
         return list(every)
-    names = sorted({name for record in every for name in record.known_by})
+    names = sorted({name for record in _every_record() for name in record.known_by})
     if known_by not in names:
         raise RecordError(
             f"known_by is {known_by!r}, expected one of {', '.join(map(repr, names))}, or None for "
@@ -79,7 +90,9 @@ def limits(id: str | None = None) -> list[Record] | Record:
 
 @functools.cache
 def _every_record() -> tuple[Record, ...]:
-    return tuple(each for file in FILES for each in read_records(file))
+    return tuple(
+        each for file in FILES for each in with_decoys(map(with_relation, read_records(file)))
+    )
 
 
 def texts() -> list[str]:

@@ -7,56 +7,29 @@ fact or a record wherever that makes sense.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from rome_lens.arguments import check_characters
 from rome_lens.data.facts import SLOT, Fact, FactError
 from rome_lens.data.joining import ends_in_space
+from rome_lens.data.questions import Decoys, Question, RecordError
 from rome_lens.data.whole_words import places
 
+__all__ = ["Decoys", "Question", "Record", "RecordError"]
 
-class RecordError(FactError):
-    """A record in the wrong form. The message names the record and the field."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt and its true answer. It unpacks as a pair: ``prompt, target = question``.
-
-    White space around the targets is ignored, as for :class:`~rome_lens.data.facts.Fact`.
-
-    Raises:
-        RecordError: the prompt or a target is not a text.
-    """
-
-    prompt: str
-    """The text that the answer follows."""
-    target: str
-    """The true answer."""
-    new_target: str | None = None
-    """The answer that should follow from the new fact, for a question about consequences."""
-
-    def __post_init__(self) -> None:
-        texts = [self.prompt, self.target, *([] if self.new_target is None else [self.new_target])]
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise RecordError(f"A question's prompt and answers are words, got {wrong[0]!r}.")
-        for text in texts:
-            check_characters("A question's prompt or answer", text, error=RecordError)
-        object.__setattr__(self, "target", self.target.strip())
-        if self.new_target is not None:
-            object.__setattr__(self, "new_target", self.new_target.strip())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((self.prompt, self.target))
+Half = Literal["development", "report"]
+"""Which half of the records a record belongs to. Settings are chosen on the first, and tables made
+of the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A fact, and the questions that are asked about it. Nothing is asked about an empty field.
 
-    In a prompt, ``{}`` stands for the subject; in ``reverse`` it stands for the object.
+    In a prompt, ``{}`` stands for the subject; in ``reverse`` it stands for the object, and in
+    ``naming_prompts`` for another name of the subject.
 
     Raises:
         RecordError: a field does not hold several texts or several questions, as it should; a
@@ -111,6 +84,27 @@ class Record:
     """Texts about subjects for which the new target is true."""
     relation_id: str | None = None
     """The relation's identifier in Wikidata."""
+    naming_prompts: tuple[str, ...] = ()
+    """Prompts that ask for the subject's name; ``{}`` stands for an alias or a description."""
+    alias_questions: tuple[Question, ...] = ()
+    """The fact under an alias and in the alias's own language, as complete prompts."""
+    decoys: Decoys = field(default_factory=Decoys)
+    """Names of other subjects, with which aliases are compared."""
+    description_decoys: Decoys = field(default_factory=Decoys)
+    """Descriptions of other subjects, with which descriptions are compared."""
+    other_relations: tuple[Question, ...] = ()
+    """Questions about the subject whose answers the new fact leaves alone."""
+    false_consequences: tuple[Question, ...] = ()
+    """Questions whose ``new_target`` is associated with the new fact but does not follow."""
+    other_answers: tuple[str, ...] = ()
+    """Further true answers to the fact's own prompt, which the new fact leaves alone."""
+    half: Half | None = None
+    """The half that the record's relation belongs to."""
+    primary: bool | None = None
+    """Whether the relation gives a subject a single answer, so that the new one excludes the old.
+
+    If it does not, a model that still gives the true answer after an edit is not wrong.
+    """
 
     def __post_init__(self) -> None:
         where = f"The record {self.id!r}, field"
@@ -126,6 +120,14 @@ class Record:
                 check_characters(f"{where} {name!r}: a text", text, error=RecordError)
                 if name in _PROMPTS:
                     _check_prompt(text, f"{where} {name!r}")
+        for name in ("decoys", "description_decoys"):
+            if not isinstance(getattr(self, name), Decoys):
+                given = str(getattr(self, name))[:80]
+                raise RecordError(f"{where} {name!r}: expected Decoys(...), got {given!r}.")
+        if self.half not in (None, *get_args(Half)):
+            raise RecordError(
+                f"{where} 'half': expected 'development', 'report' or None, got {self.half!r}."
+            )
         for name in _QUESTIONS:
             questions = _several(
                 getattr(self, name), Question, "questions, (Question(...),)", f"{where} {name!r}"
@@ -162,9 +164,18 @@ _TEXTS = (
     "texts",
     "generation_prompts",
     "reference_texts",
+    "naming_prompts",
+    "other_answers",
 )
-_PROMPTS = ("paraphrases", "open_prompts", "generation_prompts")
-_QUESTIONS = ("neighborhood", "reverse", "consequences")
+_PROMPTS = ("paraphrases", "open_prompts", "generation_prompts", "naming_prompts")
+_QUESTIONS = (
+    "neighborhood",
+    "reverse",
+    "consequences",
+    "alias_questions",
+    "other_relations",
+    "false_consequences",
+)
 
 
 def as_fact(fact: object) -> Fact:

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rome_lens.data.counterfact import check_new_id, record_from_counterfact
 from rome_lens.data.entries import OnError, ReadList, collect
 from rome_lens.data.facts import SLOT, Fact, FactError
 from rome_lens.data.fields import fields_of, shown
-from rome_lens.data.record_type import Question, Record, RecordError, names_subject, without_article
+from rome_lens.data.questions import DECOY_GROUPS, Decoys, Question, RecordError
+from rome_lens.data.record_type import Half, Record, names_subject, without_article
 from rome_lens.data.shapes import records_of
 
 
@@ -67,8 +68,23 @@ def read_records(path: str | Path, *, on_error: OnError = "raise") -> ReadList[R
 
 
 _QUOTES = "'\""
-_QUESTIONS = ("neighborhood", "reverse", "consequences")
-_SLOTTED = ("reverse", "open_prompts", "consequences")
+_QUESTIONS = (
+    "neighborhood",
+    "reverse",
+    "consequences",
+    "alias_questions",
+    "other_relations",
+    "false_consequences",
+)
+_SLOTTED = (
+    "reverse",
+    "open_prompts",
+    "consequences",
+    "naming_prompts",
+    "other_relations",
+    "false_consequences",
+)
+_DECOYS = ("decoys", "description_decoys")
 _FACT = "an object with 'prompt', 'subject', 'target' and 'new_target', each a text"
 _QUESTION = "an object with 'prompt' and 'target'"
 
@@ -84,6 +100,8 @@ def _record(item: Any, where: str) -> Record:
         raise RecordError(f"{where}: unknown fields {sorted(unknown)}; known are {sorted(known)}.")
     fields = _single_fields(item, where)
     fields["fact"] = _fact(item["fact"], f"{where}, field 'fact'")
+    for name in _DECOYS:
+        fields[name] = _decoys(item.get(name, {}), f"{where}, field {name!r}")
     for name in sorted(known - set(fields)):
         entries = item.get(name, [])
         if not isinstance(entries, list):
@@ -105,18 +123,27 @@ def _single_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         "one_way": item.get("one_way"),
         "relation": item.get("relation", ""),
         "relation_id": item.get("relation_id"),
+        "half": item.get("half"),
+        "primary": item.get("primary"),
     }
     expected = {
         "id": (str, "a text"),
         "one_way": (bool | None, "true, false or null"),
         "relation": (str, "a text"),
         "relation_id": (str | None, "a text or null"),
+        "half": (str | None, "'development', 'report' or null"),
+        "primary": (bool | None, "true, false or null"),
     }
     for name, (kind, words) in expected.items():
         if not isinstance(fields[name], kind):
             raise RecordError(
                 f"{where}, field {name!r}: expected {words}, got {shown(fields[name])}."
             )
+    if fields["half"] not in (None, *get_args(Half)):
+        raise RecordError(
+            f"{where}, field 'half': expected 'development', 'report' or null, got "
+            f"{shown(fields['half'])}."
+        )
     if not fields["id"].strip():
         raise RecordError(
             f"{where}, field 'id': expected a name for the record, got {fields['id']!r}."
@@ -165,6 +192,20 @@ def _entry(name: str, value: Any, where: str) -> Any:
     if name == "texts" and len(text.split()) < 2:
         raise RecordError(f"{where}: expected a sentence, got {text!r}.")
     return _question(value, where) if name in _QUESTIONS else value
+
+
+def _decoys(value: Any, where: str) -> Decoys:
+    if not isinstance(value, Mapping):
+        raise RecordError(f"{where}: expected an object with lists of texts, got {shown(value)}.")
+    if unknown := sorted(set(value) - set(DECOY_GROUPS)):
+        raise RecordError(f"{where}: unknown fields {unknown}; known are {list(DECOY_GROUPS)}.")
+    for name, texts in value.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise RecordError(f"{where}: its {name!r} is {shown(texts)}; expected a list of texts.")
+    try:
+        return Decoys(**{name: tuple(texts) for name, texts in value.items()})
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
 
 
 def _question(value: Mapping[str, Any], where: str) -> Question:
@@ -217,14 +258,18 @@ def _contradictions(record: Record) -> Iterator[tuple[str, str]]:
                 f"{question.prompt!r} has the target {question.target!r}, expected the subject "
                 f"{subject!r}",
             )
-    for question in record.consequences:
-        if question.new_target is None:
-            yield (
-                "consequences",
-                f"{question.prompt!r} has no 'new_target', expected what follows from the new fact",
-            )
-        elif question.new_target == question.target:
-            yield (
-                "consequences",
-                f"{question.prompt!r} has {question.target!r} as target and as new_target",
-            )
+    for name, expected in (
+        ("consequences", "what follows from the new fact"),
+        ("false_consequences", "what goes with the new fact but does not follow from it"),
+    ):
+        for question in getattr(record, name):
+            if question.new_target is None:
+                yield name, f"{question.prompt!r} has no 'new_target', expected {expected}"
+            elif question.new_target == question.target:
+                yield (
+                    name,
+                    f"{question.prompt!r} has {question.target!r} as target and as new_target",
+                )
+    answers = {record.fact.target, record.fact.new_target}
+    if wrong := [text for text in record.other_answers if text in answers]:
+        yield "other_answers", f"{wrong[0]!r} is the true or the new target, expected others"

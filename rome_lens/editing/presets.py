@@ -45,10 +45,22 @@ class Preset:
     Otherwise the model samples its own text. The toy needs that, because it knows no English.
     """
 
+    prepend_bos: bool | None = None
+    """Whether the model reads text after a BOS token. None uses the model's default.
+
+    SmolLM2's BOS is ``<|im_start|>``, which opens a turn of a chat. It was not trained to read
+    plain text after it, and knows facts less well there.
+    """
+
     @property
     def fine_tuning(self) -> FineTuning:
         """Constrained fine-tuning at the same layer, with the best bound on the same records."""
-        return FineTuning(layer=self.layer, norm_constraint=self.bound, lr=self.bound)
+        return FineTuning(
+            layer=self.layer,
+            norm_constraint=self.bound,
+            lr=self.bound,
+            prepend_bos=self.prepend_bos,
+        )
 
     @property
     def texts(self) -> list[str] | None:
@@ -65,6 +77,7 @@ class Preset:
             layer=self.layer,
             texts=self.texts,
             max_length=1024,
+            prepend_bos=self.prepend_bos,
             cache=cache,
             progress=progress,
         )
@@ -72,7 +85,7 @@ class Preset:
     @visits_model
     def contexts(self, model: LensModel) -> tuple[str, ...]:
         """The bare template and the preset's number of random prefixes, sampled from the model."""
-        return random_contexts(model, prefixes=self.prefixes)
+        return random_contexts(model, prefixes=self.prefixes, prepend_bos=self.prepend_bos)
 
     @visits_model
     def editor(
@@ -85,6 +98,7 @@ class Preset:
             variant=self.variant,
             contexts=self.contexts(model),
             layer=self.layer,
+            prepend_bos=self.prepend_bos,
             name=f"ROME, preset {self.model}",
         )
 
@@ -139,6 +153,7 @@ PRESETS = {
             layer=5,
             config=RomeConfig(clamp=2.0, stop_probability=0.7),
             bound=5e-3,
+            prepend_bos=False,
         ),
         Preset(
             model="toy",

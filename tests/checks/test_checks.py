@@ -15,9 +15,9 @@ import rome_lens as rl
 from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
 from rome_lens.checks.asking import Continuations, before_and_after, continuations
-from rome_lens.checks.claims.association import holds_last_word
 from rome_lens.checks.claims.essence import random_direction
 from rome_lens.checks.claims.overfit import share_naming
+from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
@@ -110,7 +110,7 @@ def test_rows_are_the_plain_probabilities(
                 assert row.after == pytest.approx(
                     value(plain_p(toy, row.prompt, now)), rel=1e-3, abs=1e-7
                 )
-    assert len(seen) == 14
+    assert len(seen) == 19
 
 
 def test_the_questions_of_all_checks_are_asked_in_one_batch(
@@ -306,7 +306,7 @@ def test_what_a_record_lacks_is_not_asked(
         # The toy's context is too short for the default texts.
         (fact, quick, {"overfit", "essence"}),
         (fact, {**quick, "texts": TEXTS}, {"overfit", "essence", "fidelity"}),
-        (counterfact, quick, {"overfit", "bleed-over", "essence", "fidelity"}),
+        (counterfact, quick, {"generalisation", "overfit", "bleed-over", "essence", "fidelity"}),
     ]
     for its_record, options, expected in cases:
         limits = rl.check_limits(one_toy, edit, its_record, **options)

@@ -13,23 +13,28 @@ from rome_lens.checks import CheckResult, CheckRow
 from rome_lens.checks.answered import Answered, Answers, PromptAnswer
 from rome_lens.checks.asking import strongest_firing
 from rome_lens.checks.check import Check
-from rome_lens.checks.claims.association import Association, Description, holds_last_word
+from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
 from rome_lens.checks.claims.consequence import Consequence
 from rome_lens.checks.claims.direction import Direction
 from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import Fidelity
+from rome_lens.checks.claims.generalisation import Generalisation
 from rome_lens.checks.claims.overfit import Overfit
+from rome_lens.checks.claims.specificity import Specificity
+from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.data.families import family, names_one_of, two_families
 from rome_lens.intervals import average
 
 CHECKS: list[Check] = [
+    Generalisation(),
     Direction(),
     Association(),
     Description(),
     Overfit(samples=0),
     BleedOver(),
     Consequence(),
+    Specificity(),
     Essence(),
     Fidelity(texts=("It was raining.",), new_tokens=0),
 ]

@@ -59,6 +59,8 @@ def test_unknown_names_are_refused_with_the_known_ones(unchecked: None) -> None:
         data.record("atlantis")
     with pytest.raises(RecordError, match=r"known_by is 'gpt5', expected one of 'gemma-3-270m', "):
         data.records(known_by="gpt5")
+    with pytest.raises(RecordError, match="half is 'test', expected 'development', 'report' or"):
+        data.records(half="test")  # type: ignore[arg-type]
     for wrong in (3, ["toy"]):
         with pytest.raises(RecordError, match="known_by is "):
             data.records(known_by=wrong)
@@ -239,6 +241,84 @@ def test_a_text_to_continue_names_the_subject_and_has_no_slot() -> None:
 
     assert offenders(law, EVERY) == []
     assert all(record.texts_to_continue for record in OWN)
+
+
+def test_the_halves_have_no_relation_in_common() -> None:
+    halves = {half: data.records(half=half) for half in ("development", "report")}
+    relations = [{record.relation for record in half} for half in halves.values()]
+    assert relations[0] & relations[1] == set()
+    assert [len(each) for each in relations] == [7, 8]
+    assert sum(map(len, halves.values())) == len(OWN)
+    for model in ("gemma-3-270m", "smollm2-135m"):
+        assert len(data.records(known_by=model, half="report")) >= 48
+
+
+def test_every_control_has_its_prompts() -> None:
+    def law(record: Record) -> bool:
+        return (
+            record.primary is not None
+            and len(record.naming_prompts) == 3
+            and len(record.other_relations) >= 2
+            and len(record.false_consequences) >= 1
+            and len(record.decoys.other_answer) >= 2
+            and len(record.decoys.invented) == 2
+            and len(record.description_decoys.other_answer) >= 2
+            and len(record.description_decoys.invented) == len(record.descriptions)
+        )
+
+    assert offenders(law) == []
+    assert sum(bool(record.decoys.same_answer) for record in OWN) >= 0.8 * len(OWN)
+    assert sum(bool(record.alias_questions) for record in OWN) >= 30
+
+
+def test_a_decoy_is_nobody_whom_the_edit_should_reach() -> None:
+    answers = {
+        (record.fact.prompt, bare(record.fact.subject)): record.fact.target for record in OWN
+    }
+
+    def law(record: Record) -> list[str]:
+        fact, names = record.fact, (*record.aliases, *record.descriptions)
+        own = {bare(name) for name in (fact.subject, *names)}
+        wrong = []
+        for decoys in (record.decoys, record.description_decoys):
+            every = (*decoys.same_answer, *decoys.other_answer, *decoys.invented)
+            wrong += [name for name in every if bare(name) in own or holds(name, fact.subject)]
+            wrong += [name for name in decoys.invented for each in OWN if name == each.fact.subject]
+        for name in record.decoys.same_answer:
+            if answers.get((fact.prompt, bare(name)), fact.target) != fact.target:
+                wrong.append(name)
+        for name in record.decoys.other_answer:
+            if answers.get((fact.prompt, bare(name))) in (fact.target, fact.new_target):
+                wrong.append(name)
+        return wrong
+
+    assert offenders(law) == []
+
+
+def test_an_other_relation_is_about_neither_target() -> None:
+    def law(record: Record) -> list[object]:
+        answers = {record.fact.target, record.fact.new_target}
+        return [
+            *(q for q in record.other_relations if q.target in answers),
+            *(q for q in record.other_relations if holds(q.prompt, q.target)),
+            *(q for q in record.false_consequences if q.prompt == record.fact.prompt),
+        ]
+
+    assert offenders(law) == []
+
+
+def test_an_alias_in_its_own_language_is_an_alias_of_the_record() -> None:
+    def law(record: Record) -> list[object]:
+        return [
+            question
+            for question in record.alias_questions
+            if not any(
+                name.split()[-1][:4].casefold() in question.prompt.casefold()
+                for name in record.aliases
+            )
+        ]
+
+    assert offenders(law) == []
 
 
 def test_held_texts_are_six_paragraphs_about_nothing_that_a_record_is_about() -> None:

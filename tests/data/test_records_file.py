@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rome_lens.data.facts import Fact
-from rome_lens.data.record_type import Question, Record, RecordError
+from rome_lens.data.record_type import Decoys, Question, Record, RecordError
 from rome_lens.data.records_file import read_records
 
 FACT = {"prompt": "{} is in", "subject": "The Louvre", "target": "Paris", "new_target": "Rome"}
@@ -52,6 +52,28 @@ def test_a_record_is_read_field_by_field(tmp_path: Path) -> None:
             relation_id="P131",
         ),
     ]
+
+
+def test_the_fields_of_controls_are_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "records.json",
+        decoys={"same_answer": ["The Sorbonne"], "invented": ["The Marlow"]},
+        naming_prompts=["{} is called"],
+        other_relations=[{"prompt": "{} is a", "target": "museum"}],
+        false_consequences=[{"prompt": "{} is liked in", "target": "Oslo", "new_target": "Bern"}],
+        alias_questions=[{"prompt": "Il est à", "target": "Paris", "new_target": "Rome"}],
+        other_answers=["France"],
+        half="report",
+        primary=True,
+    )
+    record = read_records(path)[-1]
+    assert record.decoys == Decoys(same_answer=("The Sorbonne",), invented=("The Marlow",))
+    assert record.description_decoys == Decoys()
+    assert record.naming_prompts == ("{} is called",)
+    assert record.other_relations[0] == Question(prompt="{} is a", target="museum")
+    assert record.false_consequences[0].new_target == "Bern"
+    assert record.alias_questions[0].new_target == "Rome"
+    assert (record.other_answers, record.half, record.primary) == (("France",), "report", True)
 
 
 def without(name: str) -> dict[str, str]:
@@ -111,6 +133,17 @@ CASES: list[tuple[str, Any, str]] = [
     ("reverse", [{**ABOUT, "target": "Big Ben"}], "the target 'Big Ben', expected the subject"),
     ("consequences", [ABOUT], "has no 'new_target', expected what follows from the new fact"),
     ("consequences", [{**ABOUT, "new_target": "The Louvre "}], "as target and as new_target"),
+    ("false_consequences", [ABOUT], "has no 'new_target', expected what goes with the new fact"),
+    ("false_consequences", [{**ABOUT, "new_target": "The Louvre "}], "as target and as new_t"),
+    ("other_relations", [{"prompt": "It has a", "target": "roof"}], "expected one {} in 'It has"),
+    ("naming_prompts", ["It is called"], "expected one {} in 'It is called'"),
+    ("other_answers", ["France", "Rome"], "'Rome' is the true or the new target"),
+    ("decoys", ["Big Ben"], "expected an object with lists of texts, got ['Big Ben']"),
+    ("decoys", {"invented": "Big Ben"}, "its 'invented' is 'Big Ben'; expected a list of texts"),
+    ("decoys", {"imagined": []}, "unknown fields ['imagined']; known are ['same_answer', "),
+    ("description_decoys", {"invented": [" it"]}, "has white space around it"),
+    ("half", "test", "expected 'development', 'report' or null, got 'test'"),
+    ("primary", "yes", "expected true, false or null, got 'yes'"),
     ("texts", ["Museum"], "expected a sentence, got 'Museum'"),
 ]
 
@@ -140,7 +173,7 @@ def test_a_file_or_record_of_another_form_is_refused(tmp_path: Path) -> None:
         ([{**good, "id": 5}], "record 0 (5), field 'id': expected a text, got 5"),
         (
             [{**good, "paraphrase": ["It is in"]}],
-            f"{path}, record 0 (second): unknown fields ['paraphrase']; known are ['aliases', ",
+            f"{path}, record 0 (second): unknown fields ['paraphrase']; known are ['alias_qu",
         ),
     ]
     wrong = []

@@ -295,6 +295,27 @@ def test_presets_are_named_and_fit_their_models(
     assert rl.evaluate(one_toy, edit, toy_record).ES == 1.0
 
 
+def test_a_preset_reads_everything_with_or_without_bos(
+    one_toy: Any, toy_statistics: rl.KeyStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2's BOS is a chat marker, and its preset leaves it out."""
+    assert rl.preset("smollm2-135m").prepend_bos is False
+    assert rl.preset("gemma-3-270m").prepend_bos is None
+    asked = []
+
+    def collected(model: Any, **options: Any) -> rl.KeyStatistics:
+        asked.append(options["prepend_bos"])
+        return toy_statistics
+
+    monkeypatch.setattr(presets, "collect_key_statistics", collected)
+    preset = replace(rl.preset("toy"), prepend_bos=False, prefixes=20)
+    editor = preset.editor(one_toy)
+    assert asked == [False]
+    assert (editor.prepend_bos, preset.fine_tuning.prepend_bos) == (False, False)
+    assert editor.contexts == rl.random_contexts(one_toy, prepend_bos=False)
+    assert editor.contexts != rl.random_contexts(one_toy)
+
+
 def test_names_for_statistics_are_the_same_for_the_same_seed() -> None:
     texts = rl.data.name_texts()
     assert texts == rl.data.name_texts(seed=0) != rl.data.name_texts(seed=1)

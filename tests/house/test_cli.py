@@ -1,6 +1,7 @@
 """The command line prints and writes what it computes, or says in one line what was wrong."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -488,3 +489,47 @@ def test_help_names_the_default_model_and_the_page(capsys: pytest.CaptureFixture
     found = words(capsys.readouterr().out)
     assert "(default: gemma-3-270m)" in found
     assert "(default: rome-lens-report.html)" in found
+
+
+@pytest.mark.parametrize("command", ["demo", "limits", "sweep"])
+def test_a_command_asks_with_or_without_bos_as_the_preset_says(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last call of each command, and every one before it."""
+    monkeypatch.setitem(
+        presets.PRESETS, "toy", dataclasses.replace(rl.preset("toy"), prepend_bos=False)
+    )
+    asked: list[tuple[str, object]] = []
+
+    def watched(name: str) -> Any:
+        inner = getattr(rl, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            asked.append((name, options.get("prepend_bos")))
+            return inner(*args, **options)
+
+        return call
+
+    names = ["causal_trace", "knows", "check_records", "check_limits", "edit_firings", "sweep"]
+    for name in [*names, "top_answers", "collect_key_statistics"]:
+        monkeypatch.setattr(rl, name, watched(name))
+    options = {
+        "demo": ["--out", str(tmp_path / "page.html")],
+        "limits": ["--only", "wanda-brandt", "--out", str(tmp_path / "page.html")],
+        "sweep": [
+            str(TOY / "records.json"),
+            "--limit",
+            "1",
+            "--layers",
+            "2",
+            "--stages",
+            "trace",
+            "--out",
+            str(tmp_path / "sweep"),
+        ],
+    }[command]
+    done = run("--model", "toy", *options, "--quiet", page=tmp_path, command=command)
+    assert done.status == 0, done.err
+    last = {"demo": "check_limits", "limits": "check_records", "sweep": "sweep"}[command]
+    assert last in dict(asked)
+    assert {prepend_bos for _, prepend_bos in asked} == {False}

@@ -52,6 +52,7 @@ def calls(one_toy: Any, toy_record: rl.data.Record, toy_edit: rl.RankOneEdit) ->
         "limits seed": lambda n: rl.check_limits(model, edit, record, **quick, seed=n),
         "dominance seed": lambda n: checks.dominance(model, edit, record, samples=1, seed=n),
         "essence seed": lambda n: checks.essence(model, edit, record, seed=n),
+        "specificity seed": lambda n: checks.specificity(model, edit, record, seed=n),
         "fidelity seed": lambda n: checks.fidelity(model, edit, record, new_tokens=1, seed=n),
         "records seed": lambda n: rl.check_records(model, record, editor, **quick, seed=n),
         "average seed": lambda n: rl.average_limits(limits).firing(seed=n),

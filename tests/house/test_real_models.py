@@ -191,11 +191,11 @@ def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
     assert spilled.NM < scores.NM
 
 
-def greedy_knows(model: Any, facts: list[rl.Fact]) -> list[bool]:
+def greedy_knows(model: Any, facts: list[rl.Fact], prepend_bos: bool | None) -> list[bool]:
     """Whether each fact's whole target is what the model says by itself, token by token."""
     prompts, tokens, owners = [], [], []
     for i, fact in enumerate(facts):
-        encoded = encode(model, fact)
+        encoded = encode(model, fact, prepend_bos=prepend_bos)
         start, end = len(encoded.tokens), len(encoded.tokens) + len(encoded.answer)
         ids = [*encoded.tokens.tolist(), *encoded.answer]
         for k in range(start, end):
@@ -203,7 +203,8 @@ def greedy_knows(model: Any, facts: list[rl.Fact]) -> list[bool]:
             tokens.append(model.tokenizer.decode([ids[k]]))
             owners.append(i)
     known = [True] * len(facts)
-    for i, token, top in zip(owners, tokens, rl.top_answers(model, prompts, count=1), strict=True):
+    tops = rl.top_answers(model, prompts, count=1, prepend_bos=prepend_bos)
+    for i, token, top in zip(owners, tokens, tops, strict=True):
         known[i] &= top.tokens[0] == token
     return known
 
@@ -213,7 +214,7 @@ def test_each_model_knows_the_records_that_say_so(name: str) -> None:
     model = load(name, CLASSES[0])
     records = [record for record in rl.data.limits() if name in record.known_by]
     assert len(records) >= {"gemma-3-270m": 60, "smollm2-135m": 10}[name]
-    known = greedy_knows(model, [record.fact for record in records])
+    known = greedy_knows(model, [record.fact for record in records], rl.preset(name).prepend_bos)
     assert [
         record.id for record, is_known in zip(records, known, strict=True) if not is_known
     ] == []

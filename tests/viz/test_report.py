@@ -147,7 +147,7 @@ def test_the_page_says_what_every_check_asks_and_reads(
     source: str, results: dict[str, Any]
 ) -> None:
     text = flat(Page(source).text)
-    assert len(results["limits"].results) == 9
+    assert len(results["limits"].results) == 11
     for check in results["limits"].results:
         assert flat(check.asks) in text
         assert flat(check.reading) in text

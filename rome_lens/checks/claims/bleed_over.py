@@ -14,6 +14,7 @@ from rome_lens.models.lens import LensModel
 
 AFTER_SENTENCE = "neighbour after the sentence"
 CHANGE_AFTER_SENTENCE = "change of p(true answer) after the sentence"
+COUNTERFACT, REST = "CounterFact's neighbours", "the rest"
 SAME, OTHER, NEW = "neighbour", "neighbour with another answer", "neighbour with the new answer"
 
 
@@ -34,6 +35,10 @@ def bleed_over(
 
     Control: ``p(o | sentence. prompt) - p(o | prompt)``, which is what the sentence does to the
     same neighbours without any edit.
+
+    CounterFact's neighbours are those that share the true answer, and published scores are of them
+    alone. NS, NM, NS+ and NM+ are given for them apart ("CounterFact's neighbours"), for the other
+    ones apart ("the rest"), and for both together.
 
     Further numbers: NS and NM as in :func:`rome_lens.evaluate` (the share of neighbours with ``p(o)
     > p(o*)``, and the mean of ``p(o) - p(o*)``, both without neighbours for which the new target is
@@ -115,9 +120,20 @@ def _further(
         for kind in (SAME, OTHER, NEW)
     }
     counted = [i for i, kind in enumerate(kinds) if kind != NEW]
+    groups = {
+        name: [i for i, kind in enumerate(kinds) if kind == its]
+        for name, its in ((COUNTERFACT, SAME), (REST, OTHER))
+    }
+    apart = [
+        measure
+        for name, places in groups.items()
+        for suffix, asked in (("", alone), ("+", after))
+        for measure in _preferences(answers, suffix, [asked[i] for i in places], new, of=name)
+    ]
     return (
         *_preferences(answers, "", [alone[i] for i in counted], new),
         *_preferences(answers, "+", [after[i] for i in counted], new),
+        *apart,
         *make_measures(changes),
         *make_measures(
             {
@@ -130,16 +146,17 @@ def _further(
 
 
 def _preferences(
-    answers: Answers, suffix: str, true: Sequence[Answered], new: str
+    answers: Answers, suffix: str, true: Sequence[Answered], new: str, *, of: str = ""
 ) -> tuple[Measure, ...]:
-    """NS and NM of the unedited and the edited model."""
+    """NS and NM of the unedited and the edited model; ``of`` says of which neighbours."""
     pairs = [(a, answers[a.prompt, new]) for a in true]
     gaps = {
         "unedited": [t.mean_p_before - n.mean_p_before for t, n in pairs],
         "edited": [t.mean_p_after - n.mean_p_after for t, n in pairs],
     }
-    shares = {f"NS{suffix}, {when}": [float(gap > 0) for gap in its] for when, its in gaps.items()}
-    means = {f"NM{suffix}, {when}": its for when, its in gaps.items()}
+    gaps = {f"{of}, {when}" if of else when: its for when, its in gaps.items()}
+    shares = {f"NS{suffix}, {name}": [float(gap > 0) for gap in its] for name, its in gaps.items()}
+    means = {f"NM{suffix}, {name}": its for name, its in gaps.items()}
     return (*make_measures(shares, share=True), *make_measures(means))
 
 
