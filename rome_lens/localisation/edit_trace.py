@@ -23,11 +23,11 @@ from rome_lens.editing.firing import edit_firing
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import evaluating, weights_laid_out
-from rome_lens.forward.tokens import Answer, encode
+from rome_lens.forward.tokens import Answer, begins_with_bos, encode
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Component
-from rome_lens.models.lens import LensModel
+from rome_lens.models.lens import LensModel, starts_with_bos
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_one
 from rome_lens.tracing.corrupted_run import run_corrupted
@@ -57,13 +57,19 @@ class EditTrace(CausalTrace):
     firing: tuple[float, ...] = ()
     """The edit's firing at every token of the prompt; 1 is the firing on its own fact. Empty for an
     edit that is not of rank one or names no key."""
+    begins_with_bos: bool = False
+    """Whether the first token is BOS."""
 
     @property
     def strongest_firing(self) -> tuple[int, float] | None:
-        """The position where the edit fires most strongly, and how strongly; None if unknown."""
-        if not self.firing:
+        """The position where the edit fires most strongly, and how strongly; None if unknown.
+
+        A BOS token at the start is left out, because its key is the same in every prompt.
+        """
+        counted = range(int(self.begins_with_bos), len(self.firing))
+        if not counted:
             return None
-        pos = max(range(len(self.firing)), key=lambda i: abs(self.firing[i]))
+        pos = max(counted, key=lambda i: abs(self.firing[i]))
         return pos, self.firing[pos]
 
     def path_correlation(self, natural: CausalTrace) -> float:
@@ -260,6 +266,7 @@ def trace_edit(
         model_fingerprint=fingerprint(model),
         edited_layers=tuple(sorted({part.layer for part in edit.parts})),
         firing=_firing(model, edit, fact, prepend_bos),
+        begins_with_bos=starts_with_bos(model, prepend_bos) or begins_with_bos(model, fact.text),
     )
 
 

@@ -1,5 +1,6 @@
 """The path of an edit, against a plain loop over the cells, and in worlds made for it."""
 
+import dataclasses
 import html
 import math
 from functools import partial
@@ -142,6 +143,30 @@ def test_an_edit_whose_key_is_absent_and_one_that_is_not_read_out_are_told_apart
         fact=toy_edit.fact,
     )
     assert "What is written is not read out" in rl.trace_edit(one_toy, silent).reading
+
+
+def test_bos_is_left_out_of_the_strongest_firing(one_toy: Any, toy_edit: Any) -> None:
+    """An edit that fires with 5 on BOS, prepended or written out, and with 1 on its own key."""
+    bos, fact = one_toy.tokenizer.bos_token, toy_edit.fact
+    with torch.no_grad():
+        _, cache = one_toy.run_with_cache(bos, prepend_bos=False)
+    keys = torch.stack([cache[key_hook(toy_edit.layer)][0, 0].float().cpu(), toy_edit.key.float()])
+    u = torch.linalg.pinv(keys) @ torch.tensor([5.0, 1.0])
+    planted = dataclasses.replace(toy_edit, u=u)
+    written = f"{bos}{fact.text}"
+    for prompt, prepend_bos in ((None, True), (written, False)):
+        trace = rl.trace_edit(
+            one_toy, planted, prompt, prepend_bos=prepend_bos, layers=[2], positions=[-1]
+        )
+        assert trace.labels[0] == bos
+        assert trace.firing[0] == pytest.approx(5.0, abs=1e-3)
+        strongest = trace.strongest_firing
+        assert strongest is not None
+        assert strongest[0] == trace.subject[1] - 1
+        assert f"key fires {strongest[1]:.2f}" in trace.reading
+    bare = rl.trace_edit(one_toy, planted, prepend_bos=False, layers=[2], positions=[-1])
+    assert not bare.begins_with_bos
+    assert bare.strongest_firing == max(enumerate(bare.firing), key=lambda each: abs(each[1]))
 
 
 def test_any_prompt_can_be_asked(one_toy: Any, toy_edit: Any) -> None:
