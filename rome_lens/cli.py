@@ -164,6 +164,12 @@ def _add_record_arguments(command: argparse.ArgumentParser) -> None:
         "--only", nargs="+", metavar="ID", help="take only the records with these ids"
     )
     command.add_argument(
+        "--half",
+        choices=("report", "development", "all"),
+        help="take the records of this half; presets were chosen on the development half "
+        "(default: report for the bundled records of real models, and all of any others)",
+    )
+    command.add_argument(
         "--every", type=int, default=1, metavar="N", help="take every N-th of these records"
     )
     command.add_argument(
@@ -243,9 +249,10 @@ def _chosen_records(args: argparse.Namespace) -> list[Record]:
     for name, number in (("--limit", args.limit), ("--every", args.every)):
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
-    records = choose_records(args.model, args.records, args.only)[:: args.every][: args.limit]
+    records = choose_records(args.model, args.records, args.only, args.half)
+    records = records[:: args.every][: args.limit]
     if not records:
-        raise ArgumentError("No record is left: give another --records or --only.")
+        raise ArgumentError("No record is left: give another --records, --only or --half.")
     return records
 
 

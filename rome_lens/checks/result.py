@@ -78,6 +78,9 @@ class CheckRow(Stored):
     """Rank of the answer's first token without the edit, 1 for the most likely, if there is one."""
     rank_after: int | None = None
     """The same with the edit."""
+    cluster: str = ""
+    """The relation of the row's fact, in a check whose rows are facts. Intervals are clustered by
+    it. Empty for a row that is a cluster of its own."""
 
     @property
     def change(self) -> float:
@@ -106,6 +109,9 @@ class Measure(Stored):
     """The number's own 95 % interval, such as one from a bootstrap."""
     count: int | None = None
     """Number of facts that the number was computed from."""
+    clusters: tuple[str, ...] = ()
+    """The cluster of each value, such as the relation of each fact. Empty if each value is a
+    cluster of its own."""
 
     @classmethod
     def of(cls, name: str, number: Average) -> "Measure":
@@ -119,7 +125,7 @@ class Measure(Stored):
         if self.count is not None:
             low, high = self.interval or (None, None)
             return Average(mean=self.values[0], low=low, high=high, count=self.count)
-        return (share if self.share else average)(list(self.values))
+        return (share if self.share else average)(list(self.values), self.clusters or None)
 
 
 def make_measures(
@@ -162,32 +168,32 @@ class CheckResult(Stored):
     @property
     def effect(self) -> Average | None:
         """The average that answers the question; None if it was not asked."""
-        return _average(row.effect for row in self.rows)
+        return _average((row.effect, row.cluster) for row in self.rows)
 
     @property
     def effect_where_known(self) -> Average | None:
         """The same over the prompts with ``known``; None if there are none."""
-        return _average(row.effect for row in self.rows if row.known)
+        return _average((row.effect, row.cluster) for row in self.rows if row.known)
 
     @property
     def effect_where_identified(self) -> Average | None:
         """The same over the prompts with ``identified``; None if there are none."""
-        return _average(row.effect for row in self.rows if row.identified)
+        return _average((row.effect, row.cluster) for row in self.rows if row.identified)
 
     @property
     def control(self) -> Average | None:
         """The average that tells whether the model could have done it at all, if there is one."""
-        return _average(row.control for row in self.rows if row.effect is not None)
+        return _average((row.control, row.cluster) for row in self.rows if row.effect is not None)
 
     @property
     def before(self) -> Average | None:
         """The average of ``before`` over the prompts that are asked."""
-        return _average(row.before for row in self.rows if row.effect is not None)
+        return _average((row.before, row.cluster) for row in self.rows if row.effect is not None)
 
     @property
     def after(self) -> Average | None:
         """The average of ``after`` over the prompts that are asked."""
-        return _average(row.after for row in self.rows if row.effect is not None)
+        return _average((row.after, row.cluster) for row in self.rows if row.effect is not None)
 
     @property
     def firing_correlation(self) -> float | None:
@@ -296,6 +302,10 @@ def firing_correlation(
     return rank_correlation(list(pairs.values()))
 
 
-def _average(values: Iterable[float | None]) -> Average | None:
-    kept = [value for value in values if value is not None]
-    return average(kept) if kept else None
+def _average(values: Iterable[tuple[float | None, str]]) -> Average | None:
+    """The average of values with their clusters, without those that are None."""
+    kept = [(value, cluster) for value, cluster in values if value is not None]
+    if not kept:
+        return None
+    numbers, clusters = zip(*kept, strict=True)
+    return average(numbers, clusters)

@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import rome_lens as rl
 from rome_lens.data.joining import joined
-from rome_lens.data.record_type import Record, names_subject
+from rome_lens.data.record_type import Half, Record, names_subject
 from rome_lens.editing.presets import PRESETS, Preset
 from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel
@@ -25,11 +26,21 @@ def choose_record(model_name: str, record_id: str | None) -> Record:
 
 
 def choose_records(
-    model_name: str, file: Path | None, only: Sequence[str] | None = None
+    model_name: str,
+    file: Path | None,
+    only: Sequence[str] | None = None,
+    half: Half | Literal["all"] | None = None,
 ) -> list[Record]:
     """The records of the file, or else the bundled ones, optionally only some of them.
 
     The toy model's facts are invented. It knows no others, and no other model knows them.
+
+    Args:
+        model_name: the model that is asked.
+        file: a file of records; None takes the bundled ones.
+        only: the ids of the records to take; None takes all.
+        half: the half to take. None takes the report half of the bundled records of real models,
+            because presets were chosen on the development half, and all records otherwise.
 
     Raises:
         ArgumentError: there is no record of an id in ``only``.
@@ -40,9 +51,18 @@ def choose_records(
     else:
         is_toy = model_name == "toy"
         records = [each for each in rl.data.records() if ("toy" in each.known_by) == is_toy]
+        half = half or (None if is_toy else "report")
+    every = {str(record.id) for record in records}
+    if half not in (None, "all"):
+        records = [record for record in records if record.half == half]
     if only is None:
         return records
     if missing := set(only) - {str(record.id) for record in records}:
+        if missing <= every:
+            raise ArgumentError(
+                f"The records {sorted(missing)} are not of the half {half!r}: "
+                "--half all takes both halves."
+            )
         raise ArgumentError(
             f"There is no record {sorted(missing)}; there are: "
             f"{', '.join(str(record.id) for record in records)}."

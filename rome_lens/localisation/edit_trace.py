@@ -22,12 +22,13 @@ from rome_lens.editing.edit import Edit
 from rome_lens.editing.firing import edit_firing
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
+from rome_lens.forward.answers import token_log_probs
 from rome_lens.forward.runs import evaluating, weights_laid_out
-from rome_lens.forward.tokens import Answer, encode
+from rome_lens.forward.tokens import Answer, FactTokens, begins_with_bos, encode, shared_length
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.hook_names import Component
-from rome_lens.models.lens import LensModel
+from rome_lens.models.lens import LensModel, starts_with_bos
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_one
 from rome_lens.tracing.corrupted_run import run_corrupted
@@ -38,7 +39,6 @@ from rome_lens.tracing.results import CausalTrace, Direction
 from rome_lens.tracing.scoring import cell_scores, progress_bar, run_scores
 
 _PRESENT = 0.3
-_READ = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -57,13 +57,23 @@ class EditTrace(CausalTrace):
     firing: tuple[float, ...] = ()
     """The edit's firing at every token of the prompt; 1 is the firing on its own fact. Empty for an
     edit that is not of rank one or names no key."""
+    begins_with_bos: bool = False
+    """Whether the first token is BOS."""
+    overtakes: bool | None = None
+    """Whether the edited model finds the new target likelier than the true one, at the first token
+    in which the two differ. None if one is the other's beginning, and in a file of an older
+    version."""
 
     @property
     def strongest_firing(self) -> tuple[int, float] | None:
-        """The position where the edit fires most strongly, and how strongly; None if unknown."""
-        if not self.firing:
+        """The position where the edit fires most strongly, and how strongly; None if unknown.
+
+        A BOS token at the start is left out, because its key is the same in every prompt.
+        """
+        counted = range(int(self.begins_with_bos), len(self.firing))
+        if not counted:
             return None
-        pos = max(range(len(self.firing)), key=lambda i: abs(self.firing[i]))
+        pos = max(counted, key=lambda i: abs(self.firing[i]))
         return pos, self.firing[pos]
 
     def path_correlation(self, natural: CausalTrace) -> float:
@@ -114,8 +124,10 @@ class EditTrace(CausalTrace):
     def reading(self) -> str:
         """In one or two sentences, how far the edit gets on this prompt.
 
-        An edit that fires with less than 0.3 is called absent. One that fires is called read out if
-        it brings the score more than half of the way to 1; that needs the probability as metric.
+        An edit that fires with less than 0.3 is called absent. One that fires is called not read
+        out if the true target stays at least as likely as the new one (:attr:`overtakes`), whatever
+        the metric. So where the new target is the model's first choice, it is read out, however far
+        its probability is from 1.
         """
         layer, pos, *_ = self.peak()
         what = (
@@ -131,9 +143,7 @@ class EditTrace(CausalTrace):
         at = f"layer {layer}, {self.labels[pos]!r}"
         verb = "suffices" if self.direction == "denoising" else "is needed"
         fired = "" if strongest is None else f"The key fires {strongest[1]:.2f}. "
-        if self.metric == "probability" and self.clean - self.corrupted < _READ * (
-            1.0 - self.corrupted
-        ):
+        if self.overtakes is False:
             return f"{what} {fired}What is written is not read out. What {verb} most is at {at}."
         return f"{what} {fired}What {verb} most is at {at}."
 
@@ -232,6 +242,7 @@ def trace_edit(
     with evaluating(model), torch.no_grad():
         with edit.applied(model):
             edited = run_one(model, fact, cells, prepend_bos, require_correct=False)
+            overtakes = _overtakes(model, fact, encoded, prepend_bos)
         unedited = run_one(model, fact, cells, prepend_bos, require_correct=False)
         unedited = replace(unedited, reading=edited.reading)
         base, source = (unedited, edited) if direction == "denoising" else (edited, unedited)
@@ -260,6 +271,8 @@ def trace_edit(
         model_fingerprint=fingerprint(model),
         edited_layers=tuple(sorted({part.layer for part in edit.parts})),
         firing=_firing(model, edit, fact, prepend_bos),
+        begins_with_bos=starts_with_bos(model, prepend_bos) or begins_with_bos(model, fact.text),
+        overtakes=overtakes,
     )
 
 
@@ -320,6 +333,20 @@ def _scores(
 def _score_without(model: LensModel, unedited: CleanRun) -> Float[Tensor, " sample"]:
     run = run_corrupted(unedited.forward, [unedited], [unedited.embeddings[None]])
     return run_scores(unedited.forward, run)[0].cpu()
+
+
+def _overtakes(
+    model: LensModel, fact: Fact, encoded: FactTokens, prepend_bos: bool | None
+) -> bool | None:
+    """Whether the target is likelier than the other one, where the two part."""
+    place = shared_length(encoded.answer, encoded.new_answer)
+    if place == min(len(encoded.answer), len(encoded.new_answer)):
+        return None
+    questions = [(fact.text, fact.target), (fact.text, str(fact.new_target))]
+    own, other = token_log_probs(
+        model, questions, hooks_of_rows=lambda _marks: [], prepend_bos=prepend_bos
+    )
+    return bool(own[place] > other[place])
 
 
 def _firing(

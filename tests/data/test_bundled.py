@@ -307,6 +307,36 @@ def test_an_other_relation_is_about_neither_target() -> None:
     assert offenders(law) == []
 
 
+def test_an_other_relation_does_not_follow_from_the_edited_one() -> None:
+    """An edited Vienna in Japan is on no Danube: losing that answer is no damage."""
+    depends = {
+        "country": ("lies on the", "in the mountains", "Near {}", "was built by"),
+        "country of origin": ("was first made in", "comes from"),
+        "native language": ("was born in", "citizen"),
+        "occupation": ("famous for", "famous song", "spacecraft", "King of Rock"),
+        "field": ("experiments", "telescope"),
+        "maker": ("operating system of",),
+    }
+    assert set(depends) <= {record.relation for record in OWN}
+
+    def law(record: Record) -> list[object]:
+        words = depends.get(str(record.relation), ())
+        return [q for q in record.other_relations if any(word in q.prompt for word in words)]
+
+    assert offenders(law) == []
+
+
+def test_no_invented_name_is_the_acronym_of_something_real() -> None:
+    real = {"UN", "EU", "US", "USA", "UK", "UAE", "USSR", "NATO", "NASA"}
+    named = {
+        word
+        for record in OWN
+        for name in (*record.decoys.invented, *record.description_decoys.invented)
+        for word in re.findall(r"\w+", name)
+    }
+    assert named & real == set()
+
+
 def test_an_alias_in_its_own_language_is_an_alias_of_the_record() -> None:
     def law(record: Record) -> list[object]:
         return [

@@ -458,6 +458,45 @@ def test_every_nth_record_is_taken_and_of_these_the_first(monkeypatch: pytest.Mo
     assert asked == list(expected.values())
 
 
+@pytest.mark.parametrize("command", ["limits", "compare"])
+def test_a_real_model_is_asked_the_report_half_unless_another_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The toy's records and a user's file are taken whole."""
+    asked: list[set[Any]] = []
+    monkeypatch.setattr(
+        cli,
+        f"run_{command}",
+        lambda _, records, **__: asked.append({record.half for record in records}),
+    )
+    real = [record for record in rl.data.records() if "toy" not in record.known_by]
+    by_half = {
+        half: next(record for record in real if record.half == half)
+        for half in ("report", "development")
+    }
+    file = tmp_path / "own.json"
+    fact = {"prompt": "{} lives in", "subject": "Anna", "target": "Rome", "new_target": "Oslo"}
+    items = [{"id": half, "half": half, "fact": fact} for half in by_half]
+    file.write_text(json.dumps(items))
+    own, both = ("--records", str(file)), {"report", "development"}
+    toy = {record.half for record in rl.data.records(known_by="toy")}
+    expected: list[tuple[tuple[str, ...], set[Any]]] = [
+        ((), {"report"}),
+        (("--half", "development"), {"development"}),
+        (("--half", "all"), both),
+        (own, both),
+        ((*own, "--half", "report"), {"report"}),
+        (("--model", "toy"), toy),
+        (("--half", "development", "--only", str(by_half["development"].id)), {"development"}),
+    ]
+    for arguments, _ in expected:
+        found = run(*arguments, page=tmp_path, command=command)
+        assert found.status == 0, found.err
+    assert asked == [halves for _, halves in expected]
+    refused = run("--only", str(by_half["development"].id), page=tmp_path, command=command)
+    assert (refused.status, "--half all takes both halves" in refused.err) == (2, True)
+
+
 def test_the_version_is_printed_also_where_the_package_is_not_installed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

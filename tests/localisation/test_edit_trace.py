@@ -1,5 +1,6 @@
 """The path of an edit, against a plain loop over the cells, and in worlds made for it."""
 
+import dataclasses
 import html
 import math
 from functools import partial
@@ -144,6 +145,58 @@ def test_an_edit_whose_key_is_absent_and_one_that_is_not_read_out_are_told_apart
     assert "What is written is not read out" in rl.trace_edit(one_toy, silent).reading
 
 
+def test_an_edit_that_brings_the_new_target_first_is_read_out_however_far_it_is_from_certain(
+    one_toy: Any, toy_edit: Any
+) -> None:
+    """Values scaled so that the new target just overtakes the true one, or just does not."""
+    fact, options = toy_edit.fact, {"layers": [toy_edit.layer], "positions": [-1]}
+    assert fact.new_target is not None
+    both = [(fact.text, fact.new_target), (fact.text, fact.target)]
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        scale = (low + high) / 2
+        with dataclasses.replace(toy_edit, v=scale * toy_edit.v).applied(one_toy):
+            new, true = rl.answer_log_probs(one_toy, both)
+        low, high = (low, scale) if new > true else (scale, high)
+    first = dataclasses.replace(toy_edit, v=high * toy_edit.v)
+    second = dataclasses.replace(toy_edit, v=low * toy_edit.v)
+    with first.applied(one_toy):
+        chosen = rl.Fact(fact.prompt, subject=fact.subject, target=fact.new_target)
+        assert rl.knows(one_toy, chosen) == [True]
+    for metric in ("probability", "log_prob"):
+        trace = rl.trace_edit(one_toy, first, metric=metric, **options)
+        assert trace.overtakes
+        assert "not read out" not in trace.reading
+        late = rl.trace_edit(one_toy, second, metric=metric, **options)
+        assert late.overtakes is False
+        assert "What is written is not read out" in late.reading
+    assert math.exp(trace.clean) < 0.5
+
+
+def test_bos_is_left_out_of_the_strongest_firing(one_toy: Any, toy_edit: Any) -> None:
+    """An edit that fires with 5 on BOS, prepended or written out, and with 1 on its own key."""
+    bos, fact = one_toy.tokenizer.bos_token, toy_edit.fact
+    with torch.no_grad():
+        _, cache = one_toy.run_with_cache(bos, prepend_bos=False)
+    keys = torch.stack([cache[key_hook(toy_edit.layer)][0, 0].float().cpu(), toy_edit.key.float()])
+    u = torch.linalg.pinv(keys) @ torch.tensor([5.0, 1.0])
+    planted = dataclasses.replace(toy_edit, u=u)
+    written = f"{bos}{fact.text}"
+    for prompt, prepend_bos in ((None, True), (written, False)):
+        trace = rl.trace_edit(
+            one_toy, planted, prompt, prepend_bos=prepend_bos, layers=[2], positions=[-1]
+        )
+        assert trace.labels[0] == bos
+        assert trace.firing[0] == pytest.approx(5.0, abs=1e-3)
+        strongest = trace.strongest_firing
+        assert strongest is not None
+        assert strongest[0] == trace.subject[1] - 1
+        assert f"key fires {strongest[1]:.2f}" in trace.reading
+    bare = rl.trace_edit(one_toy, planted, prepend_bos=False, layers=[2], positions=[-1])
+    assert not bare.begins_with_bos
+    assert bare.strongest_firing == max(enumerate(bare.firing), key=lambda each: abs(each[1]))
+
+
 def test_any_prompt_can_be_asked(one_toy: Any, toy_edit: Any) -> None:
     """One that does not name the subject counts whole as the subject."""
     fact = toy_edit.fact
@@ -182,7 +235,8 @@ def test_a_trace_of_an_edit_is_stored_and_shown(one_toy: Any, toy_edit: Any, tmp
     trace = rl.trace_edit(one_toy, toy_edit, layers=[1, 2], direction="noising")
     again = rl.EditTrace.load(trace.save(tmp_path / "trace.safetensors"))
     assert torch.equal(again.scores, trace.scores)
-    assert (again.firing, again.edited_layers) == (trace.firing, trace.edited_layers)
+    for name in ("firing", "edited_layers", "begins_with_bos", "overtakes", "reading"):
+        assert getattr(again, name) == getattr(trace, name)
     title = rl.viz.trace(trace).axes[0].get_title()
     assert f"edited {trace.clean:.2f}, unedited {trace.corrupted:.3f}" in title
     assert html.escape(trace.reading) in trace._repr_html_()

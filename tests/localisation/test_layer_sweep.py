@@ -1,5 +1,6 @@
 """Sweeps over layers: facts traced and edited at every layer, their picture and their check."""
 
+import dataclasses
 import inspect
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from rome_lens import viz
 from rome_lens.data.facts import FactError
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation import settings_sweep
+from rome_lens.intervals import average
 from rome_lens.keys.collecting import StatisticsError
 from rome_lens.localisation import sweep_over_layers, variance
 from rome_lens.localisation.results import MEASURES
@@ -323,7 +325,7 @@ def test_localisation_holds_each_r_squared_as_a_number_with_the_interval_of_the_
         explained.added,
         explained.shuffled,
     ]
-    assert [measure.average for measure in result.further] == expected
+    assert [measure.average for measure in result.further[1:]] == expected
     assert result["R^2 of both"] == explained.both
     assert str(explained.added) in list(result.table()["mean"])
     loaded = rl.CheckResult.load(result.save(tmp_path / "localisation.safetensors"))
@@ -331,7 +333,8 @@ def test_localisation_holds_each_r_squared_as_a_number_with_the_interval_of_the_
     few = rl.checks.localisation(a_sweep(4), shuffles=5)["R^2 of the layer"]
     assert (few.low, few.count) == (None, 4)
     same = a_sweep(8, EM=torch.full((8, 3), 0.5, dtype=torch.float64))
-    assert rl.checks.localisation(same, shuffles=5).further == ()
+    [difference] = rl.checks.localisation(same, shuffles=5).further
+    assert difference.average.mean == 0.0
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -357,3 +360,28 @@ def test_a_single_context_is_not_several(
             statistics=toy_statistics,
             contexts="It rained. {}",
         )
+
+
+def test_the_numbers_of_localisation_are_clustered_by_relation(tmp_path: Path) -> None:
+    """Facts of a relation that are copies of each other say no more than one of them."""
+    some = a_sweep(6)
+    copies = {name: getattr(some, name).repeat_interleave(3, 0) for name in ("EM", "effects")}
+    relations = tuple(f"relation {i}" for i in range(6) for _ in range(3))
+    sweep = a_sweep(18, **copies, relations=relations)
+    result = rl.checks.localisation(sweep, shuffles=5)
+    effects, controls = zip(*((row.effect, row.control) for row in result.rows), strict=True)
+    gained = [own - theirs for own, theirs in zip(effects, controls, strict=True)]
+    difference = result["own trace minus other facts' traces"]
+    assert result.effect == average(effects, relations)
+    assert result.control == average(controls, relations)
+    assert difference == average(gained, relations)
+    assert (difference.count, difference.clusters) == (18, 6)
+    assert f"own trace gains {difference} more" in result.reading
+    alone = rl.checks.localisation(dataclasses.replace(sweep, relations=()), shuffles=5)
+    assert alone.effect == average(effects)
+    assert wide(result.effect) > 1.3 * wide(alone.effect)
+    assert rl.CheckResult.load(result.save(tmp_path / "localisation.safetensors")) == result
+
+
+def wide(number: Any) -> float:
+    return float(number.high - number.low)

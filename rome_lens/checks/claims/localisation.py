@@ -5,13 +5,14 @@ import numpy as np
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
 from rome_lens.errors import ArgumentError
 from rome_lens.localisation.results import LayerSweep
-from rome_lens.localisation.variance import SuccessMeasure
+from rome_lens.localisation.variance import SuccessMeasure, VarianceExplained
 
 NAME = "localisation"
 ASKS = (
     "Is the layer that a fact's trace names a better place to edit it than the layer that is best "
     "on average?"
 )
+DIFFERENCE = "own trace minus other facts' traces"
 
 
 def localisation(
@@ -28,7 +29,9 @@ def localisation(
     compared with one layer for all facts: ``l_-i`` is the layer with the best mean success over all
     other facts.
 
-    Control: the same with the trace of another fact, averaged over all other facts.
+    Control: the same with the trace of another fact, averaged over all other facts. ``further`` has
+    the difference of the two, paired by fact. All three have intervals that are clustered by the
+    sweep's relations.
 
     ``further`` and the sentence also give the R^2 of the success over facts and layers that is
     explained by the layer, by the trace, and by both; how much the trace adds; and how much another
@@ -56,35 +59,47 @@ def localisation(
             "asked of many facts, each traced and edited at every layer, and not of one edit."
         )
     explained = sweep.variance_explained(measure, shuffles=shuffles, seed=seed)
+    rows = _rows(sweep, measure)
+    difference = Measure(
+        name=DIFFERENCE,
+        values=tuple(
+            row.effect - row.control
+            for row in rows
+            if row.effect is not None and row.control is not None
+        ),
+        clusters=tuple(row.cluster for row in rows),
+    )
     result = CheckResult(
         name=NAME,
         asks=ASKS,
         measured=f"{measure} at the layer that is best on average, and at the traced layer",
         effect_is=f"{measure} gained by each fact's traced layer",
         control_is="the same by the layers that other facts' traces name",
-        rows=tuple(_rows(sweep, measure)),
-        further=tuple(
-            Measure.of(name, value)
-            for name, value in (
-                ("R^2 of the layer", explained.layer),
-                ("R^2 of the trace's effect", explained.effect),
-                ("R^2 of both", explained.both),
-                ("R^2 that the effect adds to the layer", explained.added),
-                ("R^2 that shuffled facts' effects add", explained.shuffled),
-            )
-            if value is not None
-        ),
+        rows=tuple(rows),
+        further=(difference, *_r_squared(explained)),
     )
     return result.with_reading(
         f"A fact's own traced layer gains {result.effect} of {measure} over the layer that is best "
         f"on average. The layers that other facts' traces name gain {result.control}. "
-        f"{explained.reading}"
+        f"Paired by fact, its own trace gains {difference.average} more. {explained.reading}"
     )
+
+
+def _r_squared(explained: VarianceExplained) -> list[Measure]:
+    numbers = {
+        "R^2 of the layer": explained.layer,
+        "R^2 of the trace's effect": explained.effect,
+        "R^2 of both": explained.both,
+        "R^2 that the effect adds to the layer": explained.added,
+        "R^2 that shuffled facts' effects add": explained.shuffled,
+    }
+    return [Measure.of(name, value) for name, value in numbers.items() if value is not None]
 
 
 def _rows(sweep: LayerSweep, measure: SuccessMeasure) -> list[CheckRow]:
     """One row for each fact whose edits have the measure."""
     success, effects = sweep.success(measure).numpy(), sweep.effects.numpy()
+    clusters = sweep.clusters(sweep.success(measure))
     measured = ~np.isnan(success).any(1)
     names = [name for name, kept in zip(sweep.names, measured, strict=True) if kept]
     success, traced = success[measured], effects[measured].argmax(1)
@@ -102,6 +117,7 @@ def _rows(sweep: LayerSweep, measure: SuccessMeasure) -> list[CheckRow]:
                 effect=float(success[i, traced[i]] - success[i, best]),
                 control_prompt="layers that other facts' traces name",
                 control=float(success[i, traced[others]].mean() - success[i, best]),
+                cluster="" if clusters is None else clusters[i],
             )
         )
     return rows
