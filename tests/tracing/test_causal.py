@@ -296,14 +296,15 @@ def test_nothing_restored_scores_corrupted(one_toy: Any, toy_record: rl.data.Rec
     assert trace.total_effect > 0.3
 
 
-def test_the_whole_restored_stream_gives_clean(tiny_model: Any, fact: rl.Fact) -> None:
-    encoded = encode(tiny_model, fact)
-    forward = PartialForward(tiny_model, encoded.tokens)
+def test_the_whole_restored_stream_gives_clean(few_tiny_models: Any, fact: rl.Fact) -> None:
+    model = few_tiny_models
+    encoded = encode(model, fact)
+    forward = PartialForward(model, encoded.tokens)
     with torch.no_grad():
-        expected = tiny_model(encoded.tokens[None])[:, -1]
-        for layer in range(tiny_model.cfg.n_layers):
+        expected = model(encoded.tokens[None])[:, -1]
+        for layer in range(model.cfg.n_layers):
             clean = rl.forward.run_through(
-                tiny_model, encoded.tokens[None], layer, [component_hook("resid", layer)]
+                model, encoded.tokens[None], layer, [component_hook("resid", layer)]
             )[component_hook("resid", layer)]
             found = forward.logits(forward.resume(clean, layer + 1)[:, -1])
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
