@@ -355,7 +355,7 @@ def short_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of two toy records with few prompts of each kind."""
     records = json.loads((TOY / "records.json").read_text(encoding="utf-8"))[:2]
     short = [
-        {name: value[:2] if isinstance(value, list) else value for name, value in record.items()}
+        {name: value[:1] if isinstance(value, list) else value for name, value in record.items()}
         for record in records
     ]
     file = tmp_path_factory.mktemp("records") / "short.json"

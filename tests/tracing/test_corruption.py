@@ -432,11 +432,11 @@ def test_a_counterfactual_is_the_swapped_prompt(toy: Any, toy_record: rl.data.Re
     assert check_counterfactual(toy, toy_record.fact).total_effect > 0.3
 
 
-def test_a_counterfactual_is_the_swapped_prompt_on_every_family(
-    tiny_model: Any, fact: rl.Fact
+def test_a_counterfactual_is_the_swapped_prompt_on_every_kind_of_model(
+    few_tiny_models: Any, fact: rl.Fact
 ) -> None:
     for prepend_bos in (True, False):
-        trace = check_counterfactual(tiny_model, fact, prepend_bos=prepend_bos)
+        trace = check_counterfactual(few_tiny_models, fact, prepend_bos=prepend_bos)
         assert abs(trace.total_effect) > 1e-3 * trace.clean
 
 
