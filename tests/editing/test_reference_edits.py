@@ -84,7 +84,7 @@ def p_of_value(
 def test_matched_edits_side_by_side_stop_where_each_would_alone(
     one_toy: Any, unsure: list[rl.Fact], toy_records: list[rl.data.Record], toy_statistics: Any
 ) -> None:
-    facts = [*unsure, toy_records[0].fact]
+    facts = [unsure[0], toy_records[0].fact]
     settings = options(toy_statistics, config=MATCHED)
     together = rl.rome_batch(one_toy, facts, **settings)
     alone = [rl.rome(one_toy, fact, **settings) for fact in facts]

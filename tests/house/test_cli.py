@@ -493,7 +493,7 @@ def test_help_names_the_default_model_and_the_page(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("command", ["demo", "limits", "sweep"])
 def test_a_command_asks_with_or_without_bos_as_the_preset_says(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, short_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last call of each command, and every one before it."""
     monkeypatch.setitem(
@@ -515,7 +515,14 @@ def test_a_command_asks_with_or_without_bos_as_the_preset_says(
         monkeypatch.setattr(rl, name, watched(name))
     options = {
         "demo": ["--out", str(tmp_path / "page.html")],
-        "limits": ["--only", "wanda-brandt", "--out", str(tmp_path / "page.html")],
+        "limits": [
+            "--records",
+            str(short_records),
+            "--limit",
+            "1",
+            "--out",
+            str(tmp_path / "page.md"),
+        ],
         "sweep": [
             str(TOY / "records.json"),
             "--limit",
