@@ -55,7 +55,7 @@ def test_the_first_and_the_next_to_last_layer_are_optimised_as_any_other(
 
 
 def assert_equals_the_plain_loop(model: Any, fact: rl.Fact, layer: int) -> None:
-    model, config = copied(model).to(torch.float64), dataclasses.replace(CONFIG, steps=3)
+    model, config = copied(model).to(torch.float64), dataclasses.replace(CONFIG, steps=2)
     with evaluating(model):
         delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=config)
         rows = EditRows.of(model, fact, CONTEXTS, None)

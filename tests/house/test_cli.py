@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
+from conftest import with_few_prompts
 
 import rome_lens as rl
 from rome_lens import cli
 from rome_lens.cli import main
+from rome_lens.commands import demo as demo_command
+from rome_lens.commands.choices import choose_record
 from rome_lens.commands.console import say
 from rome_lens.data.record_type import Record
 from rome_lens.editing import editors, presets
@@ -49,17 +52,21 @@ def run(*arguments: str, page: Path, command: str = "demo") -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of these tests' own, no model hub, and key statistics from fewer samples."""
+    """A cache of these tests' own, no model hub, fewer samples of keys, and fewer prompts."""
     directory = tmp_path_factory.mktemp("cache")
 
     def collect_few(model: Any, **options: Any) -> Any:
         return collect_key_statistics(model, **options, sample_count=64, sample_length=32)
+
+    def choose_brief(*arguments: Any) -> Record:
+        return with_few_prompts(choose_record(*arguments))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(presets, "collect_key_statistics", collect_few)
         patch.setattr(rl, "collect_key_statistics", collect_few)
+        patch.setattr(demo_command, "choose_record", choose_brief)
         yield directory
 
 
