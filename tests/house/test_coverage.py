@@ -90,7 +90,7 @@ def test_where_most_values_are_zero_an_interval_holds_or_is_not_given(
     facts: int, count: int
 ) -> None:
     of = relations(facts, count)
-    draws = mostly_zero(np.random.default_rng(1), of, 1500)
+    draws = mostly_zero(np.random.default_rng(1), of, 1000)
     found = [average(values, of.tolist()) for values in draws.tolist()]
     given = [each.low <= 0.0 <= each.high for each in found if each.low is not None]
     assert len(given) >= 200
