@@ -8,7 +8,12 @@ from typing import Literal
 import pandas as pd
 
 from rome_lens.arguments import one_of, whole_number
+from rome_lens.checks.claims.bleed_over import BleedOver
+from rome_lens.checks.claims.essence import Essence
 from rome_lens.checks.claims.fidelity import OTHER_EDITS, Fidelity
+from rome_lens.checks.claims.generalisation import Generalisation
+from rome_lens.checks.claims.overfit import Overfit
+from rome_lens.checks.claims.specificity import Specificity
 from rome_lens.checks.firing_by_kind import firing_by_kind
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import (
@@ -29,6 +34,10 @@ from rome_lens.results import Stored
 Averaged = Literal["effect", "effect_where_known", "control", "before", "after"]
 """The numbers of a check that are averaged over facts."""
 _IN_TABLE: tuple[Averaged, ...] = ("effect", "effect_where_known", "control")
+_COMPARABLE = frozenset(
+    check.name for check in (Overfit, BleedOver, Essence, Generalisation, Specificity)
+)
+"""The checks whose control is in the unit of the effect."""
 _RESAMPLES = 200
 _Number = tuple[str, float]
 """A number of a fact, and the fact's relation."""
@@ -111,14 +120,21 @@ class LimitsAverage(Stored):
 
         Raises:
             UnknownNameError: there is no check of this name.
-            ArgumentError: ``which`` or ``minus`` is no number of a check.
+            ArgumentError: ``which`` or ``minus`` is no number of a check; or neither ``minus`` nor
+                anything else is given, and the check's control is in another unit than its effect.
 
         Example:
-            ``average.difference("association")`` is effect minus control,
+            ``average.difference("overfit")`` is effect minus control,
             ``average.difference("direction", "after", minus="before")`` what the edit changed, and
             ``average.difference("association", other=other_average)`` one editor minus another.
         """
         same = of is None and other is None
+        name = matching_name(check, self.checks)
+        if same and minus is None and name not in _COMPARABLE:
+            raise ArgumentError(
+                f"The control of {name!r} is in another unit than its effect, so there is no "
+                'difference of the two. Give minus=, such as minus="before".'
+            )
         minus = ("control" if same else which) if minus is None else minus
         first = self._numbers(check, which)
         second = (other or self)._numbers(check if of is None else of, minus)
@@ -214,7 +230,7 @@ class LimitsAverage(Stored):
             "facts known": sum(r.effect_where_known is not None for r in asked) or "",
             "control is": asked[0].control_is if asked else "",
             "control": control,
-            "effect - control": str(self.difference(name) or ""),
+            "effect - control": str(self.difference(name) or "") if name in _COMPARABLE else "",
             "firing and KL": str(firing or ""),
         }
 

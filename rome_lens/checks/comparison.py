@@ -113,7 +113,10 @@ class LimitsComparison(Stored):
 
         None if no fact has it.
         """
-        return _clustered(list(self._by_record(editor, check, number).values()))
+        average = self._average(editor)
+        if average is None or matching_name(check, average.checks) not in average.checks:
+            return None
+        return average.effect(check) if number == EFFECT else average.measure(check, number)
 
     def difference(
         self, editor: str, check: str, number: str = EFFECT, *, minus: str | None = None

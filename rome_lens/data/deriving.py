@@ -18,7 +18,8 @@ def with_decoys(records: Iterable[Record]) -> list[Record]:
     A neighbour whose prompt has the form of the fact's prompt names another subject. So do the
     other records of the same relation with the same prompt, and their descriptions are those of
     other subjects. Groups of decoys that a record already has stay as they are. No decoy is made
-    of a subject whose answer is the new target, and none is invented.
+    of a subject whose answer is the new target, nor of one with one of the two targets among
+    ``other_answers``, and none is invented.
 
     Raises:
         FactError: there is no record, or an entry is neither a record nor a fact.
@@ -60,7 +61,10 @@ def _with_decoys(records: Sequence[Record], place: int) -> Record:
     others = [
         each
         for each in following
-        if own.relation and each.relation == own.relation and each.fact.prompt == own.fact.prompt
+        if own.relation
+        and each.relation == own.relation
+        and each.fact.prompt == own.fact.prompt
+        and not {own.fact.target, own.fact.new_target} & set(each.other_answers)
     ]
     names = [
         (words, question.target)

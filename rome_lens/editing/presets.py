@@ -19,6 +19,8 @@ from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
+_SMALL_STEPS = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -113,7 +115,8 @@ class Preset:
 
         * ``"preset"``: the preset itself.
         * ``"original"``: the original's hyperparameters, ``RomeConfig()``.
-        * ``"matched"``: the preset, stopped where the new target is as likely as the true one was.
+        * ``"matched"``: the preset, stopped where the new target is as likely as the true one was,
+          with small steps, which exceed it by little.
         * ``"r-ROME"``: the preset with one key in both places.
         * ``"C = I"``: the preset without key statistics, as EasyEdit runs ROME by default.
         * ``"FT+L"``: constrained fine-tuning.
@@ -125,7 +128,9 @@ class Preset:
         """
         own = replace(self.editor(model, cache=cache, progress=progress), name="preset")
         original = replace(own, config=RomeConfig(), variant="rome", name="original")
-        matched = replace(self.config, stop_probability=None, stop="matched")
+        matched = replace(
+            self.config, stop_probability=None, stop="matched", lr=0.1, steps=_SMALL_STEPS
+        )
         identity = KeyStatistics.identity(model, layer=self.layer)
         return [
             own,

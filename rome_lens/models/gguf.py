@@ -19,6 +19,7 @@ from pathlib import Path
 
 import platformdirs
 import torch
+from filelock import FileLock
 
 from rome_lens.models.goldens import WeightsError, check_directory, version
 from rome_lens.models.manifest import NAME, check_manifest, write_manifest
@@ -137,10 +138,14 @@ def is_cached(directory: Path) -> bool:
     Raises:
         WeightsError: a file was altered.
     """
-    if not ((directory / "config.json").is_file() and (directory / NAME).is_file()):
+    if not _is_complete(directory):
         return False
     check_manifest(directory)
     return True
+
+
+def _is_complete(directory: Path) -> bool:
+    return (directory / "config.json").is_file() and (directory / NAME).is_file()
 
 
 def locate_parts(source: GGUFSource) -> list[Path]:
@@ -206,17 +211,20 @@ def _sha256(paths: list[Path]) -> str:
 
 @contextmanager
 def new_in_cache(final: Path) -> Iterator[Path]:
-    """A temporary directory that gets its final name, and a manifest, when the block succeeds."""
+    """A temporary directory that gets its final name, and a manifest, when the block succeeds.
+
+    If another process has made the final directory meanwhile, that one stays, because it may be in
+    use already.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".part", dir=final.parent))
     try:
         yield unfinished
         write_manifest(unfinished)
-        # A directory without its config is a leftover. One with its config was made by another
-        # process meanwhile.
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(unfinished, final)
+        with FileLock(final.parent / f".{final.name}.lock"):
+            if not _is_complete(final):
+                shutil.rmtree(final, ignore_errors=True)  # a leftover
+                os.replace(unfinished, final)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

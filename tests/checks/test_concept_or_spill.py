@@ -104,6 +104,18 @@ def test_an_edit_of_every_subject_spills(
         assert f"what the {kind} keeps is spill" in result.reading
 
 
+def test_without_a_decoy_with_the_same_answer_there_is_no_verdict(
+    one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
+) -> None:
+    """To these an edit spills most, so the other kinds cannot tell."""
+    planted = fires_at(one_toy, edit, record, [record.fact.subject, *record.aliases])
+    none = dataclasses.replace(record, decoys=dataclasses.replace(record.decoys, same_answer=()))
+    result = rl.checks.association(one_toy, planted, none)
+    assert result.effect.mean > 0.5
+    assert not {"followed", "spilled", "not kept"} & {measure.name for measure in result.further}
+    assert "None of them has the same answer" in result.reading
+
+
 def test_an_alias_that_shares_the_key_is_followed(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
@@ -286,11 +298,15 @@ def test_pull_towards_the_new_target_is_seen_in_false_consequences(
     result = rl.checks.consequence(one_toy, edit, asked)
     assert result["change of p(false consequence)"].mean > 0.5
     assert result["change of p(false consequence of the true fact)"].mean < -0.3
-    minus = result["change of p(new consequence) minus that of the false ones"].mean
-    expected = (
-        result["change of p(new consequence)"].mean - result["change of p(false consequence)"].mean
+    # The edit raises the new target itself. A consequence is compared with other words only.
+    minus = "change of log p(new consequence) minus that of the false ones"
+    assert minus not in {measure.name for measure in result.further}
+    word = dataclasses.replace(false, target="Norwick", new_target="Karsun")
+    both = rl.checks.consequence(
+        one_toy, edit, dataclasses.replace(record, false_consequences=(false, word))
     )
-    assert minus == pytest.approx(expected)
+    (other,) = [row for row in both.rows if row.answer == "Karsun"]
+    assert both[minus].mean == pytest.approx(both.effect.mean - other.change)
     assert result.effect == rl.checks.consequence(one_toy, edit, record).effect
     alone = dataclasses.replace(asked, consequences=())
     only = rl.checks.consequence(one_toy, edit, alone)

@@ -62,6 +62,16 @@ def test_other_records_of_the_relation_give_names_and_descriptions() -> None:
     assert found[3].decoys == Decoys()
 
 
+def test_a_subject_with_one_of_the_targets_among_its_answers_is_no_decoy() -> None:
+    towers = [
+        city("eiffel", "The Eiffel Tower", "Lyon", other_answers=("Paris",)),
+        city("needle", "The Space Needle", "Seattle", other_answers=("Rome",)),
+        city("gate", "The Golden Gate", "San Francisco", other_answers=("Oakland",)),
+    ]
+    found = data.with_decoys([LOUVRE, *towers])[0].decoys
+    assert found.other_answer == ("Big Ben", "The Golden Gate")
+
+
 def test_decoys_that_a_record_has_stay() -> None:
     own = Decoys(same_answer=("The Panthéon",), invented=("The Marlow",))
     (found,) = data.with_decoys([city("b", "Big Ben", "London", decoys=own)])

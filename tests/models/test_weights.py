@@ -20,6 +20,7 @@ from rome_lens.models.gguf import (
     cache_root,
     join_parts,
     locate_parts,
+    new_in_cache,
     transformers_directory,
 )
 
@@ -237,6 +238,23 @@ def test_a_directory_without_its_config_is_made_again(
     assert transformers_directory(source, cache_dir=tmp_path) == directory
     assert names_in(directory) == {"config.json", "model.safetensors", "manifest.json"}
     assert len(conversions) == 2
+
+
+def test_a_directory_that_another_process_has_made_meanwhile_stays(tmp_path: Path) -> None:
+    """That process may be reading it."""
+    final = tmp_path / "model"
+
+    def fill(directory: Path) -> None:
+        (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(b"weights")
+
+    with new_in_cache(final) as ours:
+        fill(ours)
+        with new_in_cache(final) as others:
+            fill(others)
+        made = (final / "model.safetensors").stat().st_ino
+    assert (final / "model.safetensors").stat().st_ino == made
+    assert not ours.exists()
 
 
 def test_the_cache_is_where_the_argument_says_else_the_variable_else_the_users_own(

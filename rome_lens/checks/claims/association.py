@@ -5,6 +5,7 @@ concept.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rome_lens.checks.check import run_check
@@ -117,8 +118,13 @@ class Description(UnderOtherNames):
         return record.descriptions
 
     def decoys(self, record: Record) -> Decoys:
-        """Descriptions of other subjects."""
-        return record.description_decoys
+        """Descriptions of other subjects.
+
+        Where none has the same answer, names of such subjects take their place.
+        """
+        described = record.description_decoys
+        same = described.same_answer or record.decoys.same_answer
+        return replace(described, same_answer=same)
 
     def compared_prompts(self, record: Record) -> dict[str, list[str]]:
         """The descriptions after the name, too."""

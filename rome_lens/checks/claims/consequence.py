@@ -103,7 +103,10 @@ class Consequence(Check):
                 *(prompt_row(a, FALSE, in_nats=True) for a in false),
                 *(prompt_row(a, FALSE_OF_TRUE, in_nats=True) for a in true_of_false),
             ),
-            further=(*_further(new, true, forward), *_against_false(new, false, true_of_false)),
+            further=(
+                *_further(new, true, forward),
+                *_against_false(new, false, true_of_false, new_target(record)),
+            ),
         )
         return result.with_reading(_reading(result))
 
@@ -172,7 +175,10 @@ def _further(
 
 
 def _against_false(
-    new: Sequence[Answered], false: Sequence[Answered], true_of_false: Sequence[Answered]
+    new: Sequence[Answered],
+    false: Sequence[Answered],
+    true_of_false: Sequence[Answered],
+    target: str,
 ) -> tuple[Measure, ...]:
     if not false:
         return ()
@@ -181,12 +187,13 @@ def _against_false(
         f"change of log p({FALSE})": [a.change for a in false],
         f"change of p({FALSE_OF_TRUE})": [a.p_change for a in true_of_false],
     }
-    if new:
+    # An edit raises the new target itself, and consequences have other answers.
+    if new and (others := [a for a in false if a.answer != target]):
         numbers["change of p(new consequence) minus that of the false ones"] = [
-            mean([a.p_change for a in new]) - mean([a.p_change for a in false])
+            mean([a.p_change for a in new]) - mean([a.p_change for a in others])
         ]
         numbers["change of log p(new consequence) minus that of the false ones"] = [
-            mean([a.change for a in new]) - mean([a.change for a in false])
+            mean([a.change for a in new]) - mean([a.change for a in others])
         ]
     return make_measures(numbers)
 

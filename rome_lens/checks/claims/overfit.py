@@ -71,10 +71,11 @@ def overfit(
     Control: ``p(o* | prompt about those) - p(o | prompt)``, where "those" are subjects for which
     the new target is true, in the unedited model. It is what the effect would be if the new fact
     were true. Two edits serve as references too. One with ``RomeConfig(stop="matched")`` stops
-    where the effect is about zero, so what it is over by in the other two ways does not come from a
-    late stop. A null edit (:func:`rome_lens.null_edit`) rewrites the true target as itself. It is
-    compared with the true target on both sides, and what it is over by is due to the optimisation
-    and not to the new fact.
+    at the first step at which the new target, averaged over the contexts, is as likely as the true
+    one was. With a small ``lr`` its effect is small, so that little of what it is over by in the
+    other two ways comes from a late stop. A null edit (:func:`rome_lens.null_edit`) rewrites the
+    true target as itself. It is compared with the true target on both sides, and what it is over by
+    is due to the optimisation and not to the new fact.
 
     Probabilities are of whole answers, so a new target with more tokens than the true one starts
     lower. The control has the new target too.
@@ -335,8 +336,7 @@ def _new_before(sides: _Sides, answers: Answers, loud: Sequence[str]) -> tuple[M
     values = {
         "asked": [answers[sides.record.fact.text, sides.new].p_before],
         "loud": [answers[prompt, sides.new].p_before for prompt in loud],
-        "greedy": [share_naming([sides.new], texts[:1]) for texts in written],
-        "sampled": [share_naming([sides.new], texts[1:]) for texts in written],
+        **_shares_naming_new(sides, sides.record.texts_to_continue, written),
     }
     return make_measures(
         {f"{kind}: new target, before": its for kind, its in values.items()}, share=True
@@ -347,21 +347,33 @@ def _where_true(
     sides: _Sides, answers: Answers, exemplars: Sequence[Answered]
 ) -> tuple[Measure, ...]:
     """The new target in the unedited model about subjects for which it is true, in each way."""
-    count, new = len(sides.exemplars), [sides.new]
+    count, prompts = len(sides.exemplars), _open_of_exemplars(sides)
     texts = [
         answers.continuations[prompt, False]
-        for prompt in (_open_of_exemplars(sides) if answers.continuations else ())
+        for prompt in (prompts if answers.continuations else ())
     ]
     values = {
         "asked": [each.p_before for each in exemplars[:count]],
         "loud": [each.p_before for each in exemplars[count:]],
-        "greedy": [share_naming(new, its[:1]) for its in texts],
-        "sampled": [share_naming(new, its[1:]) for its in texts],
+        **_shares_naming_new(sides, prompts, texts),
     }
     return make_measures(
         {f"{kind}: new target, for subjects where it is true": its for kind, its in values.items()},
         share=True,
     )
+
+
+def _shares_naming_new(
+    sides: _Sides, prompts: Sequence[str], texts: Sequence[Sequence[str]]
+) -> dict[str, list[float]]:
+    """By kind of text, the share of each prompt's texts that name the new target or its family."""
+    found: dict[str, list[float]] = {}
+    for prompt, its in zip(prompts, texts, strict=False):
+        family = two_families(sides.true, sides.new, prompt=prompt)[1]
+        for suffix, words in (("", [sides.new]), (", family", family)):
+            for kind, some in (("greedy", its[:1]), ("sampled", its[1:])):
+                found.setdefault(f"{kind}{suffix}", []).append(share_naming(words, some))
+    return found
 
 
 def _mean(values: Sequence[float]) -> float | None:

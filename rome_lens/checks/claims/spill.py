@@ -39,8 +39,8 @@ def verdict_of(kept: float, decoys: Sequence[float]) -> Verdict:
 
     Args:
         kept: the share of the edit's effect that the name keeps.
-        decoys: the share that each group of decoys keeps. Without any, what is kept counts as
-            followed.
+        decoys: the share that each group of decoys keeps. There must be decoys with the same
+            answer among them, because to those an edit spills most.
 
     Example:
         >>> from rome_lens.checks.claims.spill import verdict_of
@@ -116,10 +116,9 @@ def concept_or_spill(
         for kind, mean in means.items()
     }
     asked = [float(known) for known in identified if known is not None]
-    verdict = verdict_of(_mean(kept), list(means.values())) if kept else None
+    verdict = verdict_of(_mean(kept), list(means.values())) if kept and SAME in means else None
     verdicts = {
-        name: [float(verdict == name)] if verdict is not None and means else []
-        for name in get_args(Verdict)
+        name: [float(verdict == name)] if verdict is not None else [] for name in get_args(Verdict)
     }
     return (
         *make_measures({f"share kept, {kind}": its for kind, its in decoys.items()}),
@@ -133,6 +132,11 @@ def spill_reading(kept: float, kind: str, decoys: Mapping[str, Sequence[float]])
     if not decoys:
         return "There are no decoys, so it is not told from spill"
     shares = ", ".join(f"{_mean(its):+.3f} ({name})" for name, its in decoys.items())
+    if SAME not in decoys:
+        return (
+            f"Decoys keep {shares}. None of them has the same answer, so what the {kind} keeps is "
+            "not told from spill"
+        )
     means = {
         "followed": f"the edit follows its subject to the {kind}",
         "spilled": f"what the {kind} keeps is spill",
