@@ -1,5 +1,6 @@
 """Fixtures: the toy model, the reference model and tiny models, on every model class at hand."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -44,6 +45,18 @@ def toy_records() -> list[rl.data.Record]:
 @pytest.fixture(scope="session")
 def toy_record(toy_records: list[rl.data.Record]) -> rl.data.Record:
     return toy_records[0]
+
+
+def with_few_prompts(record: rl.data.Record, count: int = 1) -> rl.data.Record:
+    """The record with the first prompts of each kind, since each prompt is asked and costs time."""
+    kinds = ("paraphrases", "neighborhood", "reverse", "open_prompts", "exemplars", "consequences")
+    return dataclasses.replace(record, **{kind: getattr(record, kind)[:count] for kind in kinds})
+
+
+@pytest.fixture(scope="session")
+def brief_records(toy_records: list[rl.data.Record]) -> list[rl.data.Record]:
+    """Toy records with one prompt of each kind, for what the number of prompts cannot change."""
+    return [with_few_prompts(record) for record in toy_records]
 
 
 @pytest.fixture(scope="session")

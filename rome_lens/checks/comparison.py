@@ -258,11 +258,11 @@ def compare_limits(
     Example:
         >>> import rome_lens as rl
         >>> model = rl.load_model("toy")
-        >>> records = rl.data.records(known_by="toy")[:2]
+        >>> record = rl.data.record("wanda-brandt")
         >>> C = rl.KeyStatistics.identity(model, layer=2)
         >>> rome = rl.RomeEditor(statistics=C, contexts=["{}"])
         >>> editors = [rome, rl.NullEditor(editor=rome)]
-        >>> compared = rl.compare_limits(model, records, editors, samples=0, new_tokens=0)
+        >>> compared = rl.compare_limits(model, record, editors, samples=0, new_tokens=0)
         >>> forward = "change of p(new target), forward"
         >>> round(compared.mean("ROME", "direction", forward).mean, 1)
         1.0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
+from conftest import with_few_prompts
 
 import rome_lens as rl
 from rome_lens.checks import CheckResult
@@ -116,6 +117,8 @@ def test_rows_are_the_plain_probabilities(
 def test_the_questions_of_all_checks_are_asked_in_one_batch(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any
 ) -> None:
+    record = with_few_prompts(record)
+
     def checked(record: rl.data.Record) -> list[tuple[int, int]]:
         options = {**QUICK, "others": [toy_edit]}
         return full_forwards(one_toy, lambda: rl.check_limits(one_toy, edit, record, **options))
@@ -130,6 +133,7 @@ def test_the_questions_of_all_checks_are_asked_in_one_batch(
 def test_a_check_alone_finds_what_it_finds_among_the_others(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any
 ) -> None:
+    record = with_few_prompts(record)
     others = [toy_edit]
     limits = rl.check_limits(one_toy, edit, record, others=others, **QUICK)
     fidelity = {"others": others, "texts": TEXTS, "new_tokens": 0}
@@ -183,6 +187,7 @@ def test_an_edit_that_changes_nothing_has_no_effect(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
     """With v = 0, before and after are the same, and there is no effect to keep a share of."""
+    record = with_few_prompts(record)
     nothing = dataclasses.replace(edit, v=torch.zeros_like(edit.v), value=None)
     limits = rl.check_limits(one_toy, nothing, record, texts=TEXTS, samples=1, new_tokens=2)
     for result in limits.results:
@@ -204,6 +209,7 @@ def test_controls_are_high_where_the_toy_was_taught_and_low_where_not(
 ) -> None:
     """And the table says "none known" where it knows none, which is not "not asked"."""
     assert toy_record.one_way is True
+    toy_record, record = with_few_prompts(toy_record), with_few_prompts(record)
     for one_way, its_edit, its_record in ((False, edit, record), (True, toy_edit, toy_record)):
         limits = rl.check_limits(one_toy, its_edit, its_record, **QUICK)
         for name in ("direction", "association", "description"):
@@ -291,6 +297,7 @@ def test_what_a_record_lacks_is_not_asked(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
     """A bare fact has a subject and nothing else; CounterFact's records have neighbours, too."""
+    record = with_few_prompts(record)
     fact = record.fact
     counterfact = rl.data.Record(
         id=0,
@@ -382,6 +389,7 @@ def test_a_repr_fits_on_a_few_lines(limits: Limits) -> None:
 
 def test_any_editor_s_edit_can_be_asked(one_toy: Any, record: rl.data.Record) -> None:
     """Fine-tuning has no key and fires nowhere; a sentence in the context has no weights at all."""
+    record = with_few_prompts(record)
     tuned = rl.fine_tune(one_toy, record.fact, layer=1, steps=1, contexts=["{}"])
     said = rl.InContext()(one_toy, record.fact)
     for edit in (tuned, said):
@@ -460,6 +468,8 @@ def test_hooks_that_the_caller_has_on_are_part_of_before_and_after(
 def test_a_hook_on_a_position_by_its_number_stays_on_while_sampling(
     toy: Any, record: rl.data.Record, edit: rl.RankOneEdit
 ) -> None:
+    record = with_few_prompts(record)
+
     def push(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
         value[:, 2] *= -3.0
@@ -549,6 +559,7 @@ def test_where_no_default_text_fits_the_context_the_neighbours_are_read(
 def test_checks_leave_the_model_as_it_was(
     toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, untouched: Any
 ) -> None:
+    record = with_few_prompts(record)
     untouched(toy)
     limits = rl.check_limits(toy, edit, record, texts=TEXTS[:1], samples=1, new_tokens=2)
     assert all(isinstance(result, CheckResult) for result in limits.results)
@@ -587,12 +598,12 @@ def test_top_answers_are_the_likeliest(toy: Any, toy_record: rl.data.Record) -> 
 
 
 def test_fidelity_leaves_out_and_counts_texts_that_name_the_edited_subject(
-    one_toy: Any, toy_records: Any, toy_edits: list[rl.RankOneEdit]
+    one_toy: Any, brief_records: Any, toy_edits: list[rl.RankOneEdit]
 ) -> None:
     """Such a text tells that the edit works, not that it harms other text."""
-    first, second = toy_records[0], toy_records[1]
+    first, second = brief_records[0], brief_records[1]
     own = [f"{record.fact.text} {record.fact.target}." for record in (first, second)]
-    other = f"{toy_records[4].fact.text} {toy_records[4].fact.target}."
+    other = f"{brief_records[4].fact.text} {brief_records[4].fact.target}."
     shouted = own[0].upper()
     plain = rl.checks.fidelity(one_toy, toy_edits[0], first, texts=[other], new_tokens=0)
     found = rl.checks.fidelity(

@@ -9,6 +9,7 @@ import pytest
 import rome_lens as rl
 from rome_lens.checks import CheckResult, CheckRow, LimitsComparison, Measure
 from rome_lens.data.facts import FactError
+from rome_lens.editing import presets
 from rome_lens.errors import ArgumentError, UnknownNameError
 from rome_lens.results import to_html
 
@@ -107,16 +108,10 @@ def test_the_picture_has_a_panel_for_each_number_and_marks_who_differs(
 
 
 @pytest.fixture(scope="module")
-def records(toy_records: list[rl.data.Record]) -> list[rl.data.Record]:
+def records(brief_records: list[rl.data.Record]) -> list[rl.data.Record]:
     return [
-        dataclasses.replace(
-            record,
-            neighborhood=record.neighborhood[:1],
-            open_prompts=(),
-            exemplars=record.exemplars[:1],
-            consequences=(),
-        )
-        for record in toy_records[:2]
+        dataclasses.replace(record, open_prompts=(), consequences=())
+        for record in brief_records[:2]
     ]
 
 
@@ -222,7 +217,10 @@ def test_what_cannot_be_compared_is_refused(
             rl.compare_limits(one_toy, given, editors, **QUICK)
 
 
-def test_the_editors_of_a_preset_differ_in_what_their_names_say(one_toy: Any) -> None:
+def test_the_editors_of_a_preset_differ_in_what_their_names_say(
+    one_toy: Any, toy_statistics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "collect_key_statistics", lambda *_, **__: toy_statistics)
     preset = rl.preset("toy")
     own, original, matched, r_rome, identity, tuned, told, null = preset.editors(one_toy)
     assert (own.config, own.variant, own.name) == (preset.config, preset.variant, "preset")

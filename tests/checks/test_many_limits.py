@@ -22,18 +22,9 @@ QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def records(toy_records: list[rl.data.Record]) -> list[rl.data.Record]:
+def records(brief_records: list[rl.data.Record]) -> list[rl.data.Record]:
     """Two of the toy's, with few prompts."""
-    return [
-        dataclasses.replace(
-            record,
-            neighborhood=record.neighborhood[:1],
-            open_prompts=record.open_prompts[:1],
-            exemplars=record.exemplars[:1],
-            consequences=(),
-        )
-        for record in toy_records[:2]
-    ]
+    return [dataclasses.replace(record, consequences=()) for record in brief_records[:2]]
 
 
 class CountingEditor:

@@ -30,7 +30,7 @@ def options(model: Any) -> dict[str, Any]:
         "layer": 1,
         "statistics": rl.KeyStatistics.identity(model, layer=1),
         "contexts": CONTEXTS,
-        "config": rl.RomeConfig(steps=4),
+        "config": rl.RomeConfig(steps=3),
     }
 
 
@@ -45,16 +45,14 @@ def test_each_edit_is_romes_on_the_model_as_already_edited(
 ) -> None:
     model = few_tiny_models
     untouched(model)
-    again = rl.rome_sequence(model, FACTS, **options(model))
     assert [edit.fact for edit in made.edits] == FACTS
     for i, fact in enumerate(FACTS):
         with ExitStack() as stack:
             for before in made.edits[:i]:
                 stack.enter_context(before.applied(model))
             by_hand = rl.rome(model, fact, **options(model))
-        for edit in (made.edits[i], again.edits[i]):
-            assert torch.equal(edit.u, by_hand.u)
-            assert torch.equal(edit.v, by_hand.v)
+        assert torch.equal(made.edits[i].u, by_hand.u)
+        assert torch.equal(made.edits[i].v, by_hand.v)
     alone = rl.rome(model, FACTS[1], **options(model))
     assert not torch.allclose(made.edits[1].v, alone.v, rtol=1e-3)
 

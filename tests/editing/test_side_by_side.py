@@ -19,7 +19,7 @@ CONTEXTS = ["{}", "It was raining. {}", "A long way off, in the north, {}"]
 def test_facts_of_any_length_are_edited_as_if_each_were_alone(model_class: str) -> None:
     """Also where one of them stops earlier than the others."""
     toy = rl.load_model("toy", model_class=model_class).to(torch.float64)
-    facts = [record.fact for record in rl.data.records(known_by="toy")[:3]]
+    facts = [record.fact for record in rl.data.records(known_by="toy")[:2]]
     first = facts[0]
     facts.append(
         rl.Fact(
@@ -32,8 +32,8 @@ def test_facts_of_any_length_are_edited_as_if_each_were_alone(model_class: str) 
     options: dict[str, Any] = {
         "layer": 2,
         "statistics": rl.KeyStatistics.identity(toy, layer=2),
-        "contexts": CONTEXTS,
-        "config": rl.RomeConfig(steps=12, stop_probability=0.3),
+        "contexts": CONTEXTS[1:],
+        "config": rl.RomeConfig(steps=8, stop_probability=0.3),
     }
     together = rl.rome_batch(toy, facts, **options)
     alone = [rl.rome(toy, fact, **options) for fact in facts]

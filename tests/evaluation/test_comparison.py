@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import with_few_prompts
 from evaluation_for_tests import a_record, plain, turned
 
 import rome_lens as rl
@@ -61,7 +62,7 @@ def test_editors_side_by_side_are_each_alone(
     untouched: Any,
 ) -> None:
     untouched(one_toy)
-    records = toy_records[:2]
+    records = [with_few_prompts(record, 4) for record in toy_records[:2]]
     identity = rl.KeyStatistics.identity(one_toy, layer=2)
     rome = {"contexts": ("{}",), "config": CONFIG}
     editors = [
@@ -119,9 +120,9 @@ def test_a_fact_that_an_editor_refuses_does_not_stop_the_comparison(
 
 
 def test_a_failed_edit_is_named_and_counted_and_in_no_average(
-    one_toy: Any, toy_records: list[rl.data.Record], kept: Kept, tmp_path: Path
+    one_toy: Any, brief_records: list[rl.data.Record], kept: Kept, tmp_path: Path
 ) -> None:
-    records = toy_records[:3]
+    records = brief_records[:3]
     bad = records[1].fact
     broken = Kept({**kept.edits, bad.subject: OptimisationError("The loss is nan at step 2")})
     whole = rl.compare_editors(one_toy, records, [rl.Unedited(), kept])
@@ -141,9 +142,9 @@ def test_a_failed_edit_is_named_and_counted_and_in_no_average(
 
 
 def test_an_interrupted_comparison_resumes_with_more_editors(
-    one_toy: Any, toy_records: list[rl.data.Record], kept: Kept, tmp_path: Path
+    one_toy: Any, brief_records: list[rl.data.Record], kept: Kept, tmp_path: Path
 ) -> None:
-    records = toy_records[:3]
+    records = brief_records[:3]
     first = rl.compare_editors(one_toy, records, [kept], directory=tmp_path)
     assert len(list(tmp_path.glob("evaluation-*"))) == len(records)
     # The editor with this name and settings must not be called again: it has no edits.

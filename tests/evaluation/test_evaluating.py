@@ -64,16 +64,17 @@ def mixed_batch(model: Any) -> tuple[list[Any], list[rl.data.Record]]:
     return [*edits, in_context], [*records, short[1], short[0]]
 
 
-def test_probabilities_are_those_of_a_plain_loop(tiny_model: Any, untouched: Any) -> None:
-    untouched(tiny_model)
-    edits, records = mixed_batch(tiny_model)
-    found = rl.evaluate_all(tiny_model, edits, records)
+def test_probabilities_are_those_of_a_plain_loop(few_tiny_models: Any, untouched: Any) -> None:
+    model = few_tiny_models
+    untouched(model)
+    edits, records = mixed_batch(model)
+    found = rl.evaluate_all(model, edits, records)
     kinds = ["rewrite", "paraphrase", "neighborhood"]
     wrong = []
     for evaluation, edit, record in zip(found, edits, records, strict=True):
         assert [row.kind for row in evaluation.rows] == kinds[: 2 + len(record.neighborhood)]
         assert (evaluation.case_id, evaluation.edited) == (record.id, edit is not None)
-        expected = plain_probabilities(tiny_model, evaluation, edit)
+        expected = plain_probabilities(model, evaluation, edit)
         if probabilities(evaluation) != pytest.approx(expected, rel=2e-4, abs=1e-7):
             wrong.append((record.id, edit))
         moved = max(abs(row.new_after - row.new_before) for row in evaluation.rows)
@@ -90,9 +91,9 @@ def test_batches_of_rows_are_each_edit_alone(
     with monkeypatch.context() as patch:  # four or five rows at once, and ten logits
         patch.setattr(answers, "_TOKENS_PER_BATCH", 64)
         patch.setattr(answers, "logits_per_batch", lambda model: 10)
-        found = rl.evaluate_all(model, edits, records, generate=4)
+        found = rl.evaluate_all(model, edits, records, generate=2)
     for each, edit, record in zip(found, edits, records, strict=True):
-        alone = rl.evaluate(model, edit, record, generate=4)
+        alone = rl.evaluate(model, edit, record, generate=2)
         assert probabilities(each) == pytest.approx(probabilities(alone), rel=1e-4, abs=1e-7)
         assert (each.texts, each.GE, each.RS) == (alone.texts, alone.GE, alone.RS)
 

@@ -40,16 +40,11 @@ def assert_losses_of_the_edited_model(model: Any, fact: rl.Fact, contexts: Any) 
 
 
 def test_the_losses_are_those_of_the_edited_model(
-    tiny_model: Any, fact: rl.Fact, untouched: Any
+    few_tiny_models: Any, fact: rl.Fact, untouched: Any
 ) -> None:
-    untouched(tiny_model)
+    untouched(few_tiny_models)
     several_tokens = rl.Fact(fact.prompt, subject=fact.subject, target="Pralec", new_target="Rome")
-    assert_losses_of_the_edited_model(tiny_model, several_tokens, CONTEXTS)
-
-
-def test_the_losses_of_a_single_token_and_context_are_those_of_the_edited_model(
-    few_tiny_models: Any, fact: rl.Fact
-) -> None:
+    assert_losses_of_the_edited_model(few_tiny_models, several_tokens, CONTEXTS)
     assert_losses_of_the_edited_model(few_tiny_models, fact, ("{}",))
 
 

@@ -12,35 +12,33 @@ from rome_lens.evaluation.fluency import ngram_entropy, tfidf_similarity
 from rome_lens.forward.sampling import sample_continuations, sample_tokens
 
 
-def test_texts_are_those_of_a_plain_sampling_loop(tiny_model: Any, untouched: Any) -> None:
+def test_texts_are_those_of_a_plain_sampling_loop(few_tiny_models: Any, untouched: Any) -> None:
     """Prompts of several lengths in a batch, each under its own edit; the loop runs one at a
     time."""
-    untouched(tiny_model)
+    model = few_tiny_models
+    untouched(model)
     prompts = ["Wanda Brandt lives in", "Yesterday Wanda Brandt from the city of Pralec said", "It"]
-    edits = [rank_one(tiny_model), None, dense(tiny_model)]
+    edits = [rank_one(model), None, dense(model)]
     found = sample_continuations(
-        tiny_model,
+        model,
         prompts,
         new_tokens=4,
         seeds=[1, 2, 3],
         marks=[0, 1, 2],
-        hooks_of_rows=lambda marks: rl.row_hooks(tiny_model, [edits[mark] for mark in marks]),
+        hooks_of_rows=lambda marks: rl.row_hooks(model, [edits[mark] for mark in marks]),
     )
     for text, prompt, seed, edit in zip(found, prompts, [1, 2, 3], edits, strict=True):
-        ids = tiny_model.to_tokens(prompt)[0].tolist()
+        ids = model.to_tokens(prompt)[0].tolist()
         start = len(ids)
         drawn = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for u in drawn:
             with torch.no_grad():
-                hooks = [] if edit is None else edit.fwd_hooks(tiny_model)
-                logits = tiny_model.run_with_hooks(torch.tensor([ids]), fwd_hooks=hooks)[0, -1]
+                hooks = [] if edit is None else edit.fwd_hooks(model)
+                logits = model.run_with_hooks(torch.tensor([ids]), fwd_hooks=hooks)[0, -1]
             best = logits.topk(5)
             below = best.values.double().softmax(-1).cumsum(-1)
             ids.append(int(best.indices[int((below[:-1] <= u).sum())]))
-        assert (
-            text.strip()
-            == tiny_model.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
-        )
+        assert text.strip() == model.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
 
 
 def test_sampling_takes_the_models_probabilities(toy: Any) -> None:

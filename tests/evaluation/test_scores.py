@@ -87,9 +87,9 @@ def test_the_interval_of_s_misses_at_neither_end_more_often_than_it_says() -> No
         ]
 
     truth = 3 / (1 / 1 + 1 / 0.97 + 1 / (0.9 * 0.98 + 0.1 * 0.3))
-    found = [rl.Scores.of(records(30)).S for _ in range(60)]
-    assert sum(each.high < truth for each in found) <= 3  # type: ignore[union-attr, operator]
-    assert sum(each.low > truth for each in found) <= 3  # type: ignore[union-attr, operator]
+    found = [rl.Scores.of(records(30)).S for _ in range(40)]
+    assert sum(each.high < truth for each in found) <= 2  # type: ignore[union-attr, operator]
+    assert sum(each.low > truth for each in found) <= 2  # type: ignore[union-attr, operator]
 
 
 def test_the_interval_of_s_holds_s_where_prompts_are_missing() -> None:

@@ -25,8 +25,8 @@ STOP = 0.3
 
 
 @pytest.fixture(scope="module")
-def records(toy_records: list[rl.data.Record]) -> list[rl.data.Record]:
-    return toy_records[:3]
+def records(brief_records: list[rl.data.Record]) -> list[rl.data.Record]:
+    return brief_records[:3]
 
 
 @pytest.fixture(scope="module")

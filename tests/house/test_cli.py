@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
+from conftest import with_few_prompts
 
 import rome_lens as rl
 from rome_lens import cli
 from rome_lens.cli import main
+from rome_lens.commands import demo as demo_command
+from rome_lens.commands.choices import choose_record
 from rome_lens.commands.console import say
 from rome_lens.data.record_type import Record
 from rome_lens.editing import editors, presets
@@ -49,17 +52,21 @@ def run(*arguments: str, page: Path, command: str = "demo") -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of these tests' own, no model hub, and key statistics from fewer samples."""
+    """A cache of these tests' own, no model hub, fewer samples of keys, and fewer prompts."""
     directory = tmp_path_factory.mktemp("cache")
 
     def collect_few(model: Any, **options: Any) -> Any:
         return collect_key_statistics(model, **options, sample_count=64, sample_length=32)
+
+    def choose_brief(*arguments: Any) -> Record:
+        return with_few_prompts(choose_record(*arguments))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(presets, "collect_key_statistics", collect_few)
         patch.setattr(rl, "collect_key_statistics", collect_few)
+        patch.setattr(demo_command, "choose_record", choose_brief)
         yield directory
 
 
@@ -355,7 +362,7 @@ def short_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of two toy records with few prompts of each kind."""
     records = json.loads((TOY / "records.json").read_text(encoding="utf-8"))[:2]
     short = [
-        {name: value[:2] if isinstance(value, list) else value for name, value in record.items()}
+        {name: value[:1] if isinstance(value, list) else value for name, value in record.items()}
         for record in records
     ]
     file = tmp_path_factory.mktemp("records") / "short.json"
@@ -532,7 +539,7 @@ def test_help_names_the_default_model_and_the_page(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("command", ["demo", "limits", "sweep"])
 def test_a_command_asks_with_or_without_bos_as_the_preset_says(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, short_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last call of each command, and every one before it."""
     monkeypatch.setitem(
@@ -554,7 +561,14 @@ def test_a_command_asks_with_or_without_bos_as_the_preset_says(
         monkeypatch.setattr(rl, name, watched(name))
     options = {
         "demo": ["--out", str(tmp_path / "page.html")],
-        "limits": ["--only", "wanda-brandt", "--out", str(tmp_path / "page.html")],
+        "limits": [
+            "--records",
+            str(short_records),
+            "--limit",
+            "1",
+            "--out",
+            str(tmp_path / "page.md"),
+        ],
         "sweep": [
             str(TOY / "records.json"),
             "--limit",

@@ -19,6 +19,8 @@ Draw = Callable[[np.random.Generator, np.ndarray, int], np.ndarray]
 
 AT_LEAST = 0.93
 FACTS_AND_RELATIONS = [(12, 8), (12, 12), (30, 8), (30, 15), (120, 8), (120, 15)]
+# For intervals that are computed one draw at a time.
+FEWER = [(12, 8), (30, 15), (120, 8)]
 
 
 def relations(facts: int, count: int) -> np.ndarray:
@@ -83,12 +85,12 @@ def test_intervals_of_means_hold(draw: Draw, facts: int, count: int) -> None:
     assert coverage_of_means(draw, relations(facts, count)) >= AT_LEAST
 
 
-@pytest.mark.parametrize(("facts", "count"), FACTS_AND_RELATIONS)
+@pytest.mark.parametrize(("facts", "count"), FEWER)
 def test_where_most_values_are_zero_an_interval_holds_or_is_not_given(
     facts: int, count: int
 ) -> None:
     of = relations(facts, count)
-    draws = mostly_zero(np.random.default_rng(1), of, 1500)
+    draws = mostly_zero(np.random.default_rng(1), of, 1000)
     found = [average(values, of.tolist()) for values in draws.tolist()]
     given = [each.low <= 0.0 <= each.high for each in found if each.low is not None]
     assert len(given) >= 200
@@ -98,7 +100,7 @@ def test_where_most_values_are_zero_an_interval_holds_or_is_not_given(
             assert len(set(of[values != draws.min()])) < FEWEST
 
 
-@pytest.mark.parametrize(("facts", "count"), FACTS_AND_RELATIONS)
+@pytest.mark.parametrize(("facts", "count"), FEWER)
 @pytest.mark.parametrize("p", [0.03, 0.1, 0.9])
 @pytest.mark.parametrize("rho", [1e-6, 0.3])
 def test_intervals_of_shares_hold_for_few_ones_among_zeros(

@@ -19,9 +19,11 @@ Call = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
-def calls(one_toy: Any, toy_record: rl.data.Record, toy_edit: rl.RankOneEdit) -> dict[str, Call]:
+def calls(
+    one_toy: Any, brief_records: list[rl.data.Record], toy_edit: rl.RankOneEdit
+) -> dict[str, Call]:
     """Calls with one whole number left open, for which 2 is a good value."""
-    model, record, edit = one_toy, toy_record, toy_edit
+    model, record, edit = one_toy, brief_records[0], toy_edit
     checks = rl.checks
     one: dict[str, Any] = {"samples": 2, "layers": [1]}
     attribution: dict[str, Any] = {"component": "mlp", "samples": 2, "layers": [1]}

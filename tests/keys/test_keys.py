@@ -359,7 +359,7 @@ def test_half_precision_keys_are_summed_in_double_precision() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"texts": TEXTS}, {"sample_count": 40, "sample_length": 40}],
+    [{"texts": TEXTS}, {"sample_count": 8, "sample_length": 20}],
     ids=["read", "sampled"],
 )
 def test_autocast_changes_no_statistics(toy: Any, options: dict[str, Any]) -> None:
@@ -828,11 +828,18 @@ def test_a_number_of_tokens_that_cannot_be_generated_is_refused(
             sample_continuations(one_toy, TEXTS[:1], new_tokens=count, seeds=[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("model_class", "dtype"), [(CLASSES[0], torch.float16), (CLASSES[-1], torch.bfloat16)]
+)
 def test_statistics_and_edits_fit_the_model_in_another_precision(
-    toy: Any, toy_records: Any, toy_statistics: Any, toy_edit: Any, dtype: torch.dtype
+    toy_records: Any,
+    toy_statistics: Any,
+    toy_edit: Any,
+    model_class: Any,
+    dtype: torch.dtype,
 ) -> None:
-    half = rl.load_model("toy", model_class=type(toy).__name__).to(dtype)
+    toy = rl.load_model("toy", model_class=model_class)
+    half = rl.load_model("toy", model_class=model_class).to(dtype)
     back = copy.deepcopy(half).to(torch.float32)
     toy_statistics.check(half, layer=2)
     toy_statistics.check(back, layer=2)

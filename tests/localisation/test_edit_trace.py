@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -48,30 +49,27 @@ def plain_loop(
 
         return [(name, partial(keep, name=name)) for name in names]
 
-    def put(value: torch.Tensor, hook: Any, *, pos: int, state: torch.Tensor) -> torch.Tensor:
+    def put(value: torch.Tensor, hook: Any, *, state: torch.Tensor) -> torch.Tensor:
         value = value.clone()
-        value[:, pos] = state[:, pos]
+        for pos in range(len(value)):
+            value[pos, pos] = state[0, pos]
         return value
 
-    def run(hooks: list[Any]) -> float:
+    def run(rows: int, hooks: list[Any]) -> torch.Tensor:
         with torch.no_grad():
-            logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
-        return float(logits.double().softmax(-1)[answer])
+            logits = model.run_with_hooks(tokens.expand(rows, -1), fwd_hooks=hooks)[:, -1]
+        return logits.double().softmax(-1)[:, answer]
 
     with_edit: dict[str, torch.Tensor] = {}
     without: dict[str, torch.Tensor] = {}
-    unedited = run(keeping(without))
+    unedited = float(run(1, keeping(without)))
     with edit.applied(model):
-        edited = run(keeping(with_edit))
-    scores = torch.zeros(len(names), tokens.shape[1])
-    for layer, name in enumerate(names):
-        for pos in range(tokens.shape[1]):
-            if direction == "denoising":
-                scores[layer, pos] = run([(name, partial(put, pos=pos, state=with_edit[name]))])
-            else:
-                with edit.applied(model):
-                    scores[layer, pos] = run([(name, partial(put, pos=pos, state=without[name]))])
-    return scores, edited, unedited
+        edited = float(run(1, keeping(with_edit)))
+    source = with_edit if direction == "denoising" else without
+    with nullcontext() if direction == "denoising" else edit.applied(model):
+        # A row per position, of which each layer's run replaces one state.
+        scores = [run(tokens.shape[1], [(n, partial(put, state=source[n]))]) for n in names]
+    return torch.stack(scores).float(), edited, unedited
 
 
 @pytest.mark.parametrize("family", FEW_TINY, ids=lambda pair: "-".join(pair))

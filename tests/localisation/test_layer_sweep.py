@@ -54,10 +54,10 @@ def options(identity: dict[int, rl.KeyStatistics]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sweep(
-    one_toy: Any, toy_records: list[rl.data.Record], options: dict[str, Any]
+    one_toy: Any, brief_records: list[rl.data.Record], options: dict[str, Any]
 ) -> rl.LayerSweep:
     """Of a record, of a fact that the toy does not know, and of a bare fact."""
-    first, second, third = toy_records[:3]
+    first, second, third = brief_records[:3]
     fact = second.fact
     unknown = rl.Fact(
         fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target
@@ -67,17 +67,17 @@ def sweep(
 
 def test_a_cell_is_the_trace_and_the_edit_done_by_hand(
     toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     sweep: rl.LayerSweep,
     identity: dict[int, rl.KeyStatistics],
 ) -> None:
     """On either model class, although the sweep is of one."""
-    fact = toy_records[0].fact
+    fact = brief_records[0].fact
     trace = rl.causal_trace(
         toy, fact, component="mlp", window=3, noise=rl.GaussianNoise(scale=2.0), samples=2
     )
     edit = rl.rome(toy, fact, layer=4, statistics=identity[4], config=CONFIG, contexts=["{}"])
-    expected = rl.evaluate(toy, edit, toy_records[0])
+    expected = rl.evaluate(toy, edit, brief_records[0])
     effect = float(trace.indirect_effects[4, trace.subject[1] - 1])
     assert float(sweep.effects[0, 1]) == pytest.approx(effect, abs=1e-4)
     assert float(sweep.total_effects[0]) == pytest.approx(trace.total_effect, abs=1e-4)
@@ -91,10 +91,10 @@ def test_a_cell_is_the_trace_and_the_edit_done_by_hand(
 
 
 def test_facts_that_are_not_known_are_named_and_bare_ones_asked_their_prompt_only(
-    toy_records: list[rl.data.Record], sweep: rl.LayerSweep
+    brief_records: list[rl.data.Record], sweep: rl.LayerSweep
 ) -> None:
-    assert sweep.names == (str(toy_records[0].id), toy_records[2].fact.text)
-    assert sweep.unknown == (toy_records[1].fact.text,)
+    assert sweep.names == (str(brief_records[0].id), brief_records[2].fact.text)
+    assert sweep.unknown == (brief_records[1].fact.text,)
     assert sweep.layers == LAYERS
     assert sweep.EM.isfinite().all()
     assert sweep.PM[0].isfinite().all()
@@ -104,7 +104,7 @@ def test_facts_that_are_not_known_are_named_and_bare_ones_asked_their_prompt_onl
 
 def test_statistics_that_are_not_given_are_collected_for_all_layers_at_once_and_kept(
     one_toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     options: dict[str, Any],
     identity: dict[int, rl.KeyStatistics],
     tmp_path: Path,
@@ -118,9 +118,9 @@ def test_statistics_that_are_not_given_are_collected_for_all_layers_at_once_and_
 
     monkeypatch.setattr(sweep_over_layers, "collect_key_statistics", collect)
     found = rl.layer_sweep(
-        one_toy, toy_records[:1], **{**options, "statistics": None}, directory=tmp_path
+        one_toy, brief_records[:1], **{**options, "statistics": None}, directory=tmp_path
     )
-    given = rl.layer_sweep(one_toy, toy_records[:1], **options)
+    given = rl.layer_sweep(one_toy, brief_records[:1], **options)
     assert asked == [{"layer": LAYERS, "cache": tmp_path / "keys", "progress": False}]
     assert torch.equal(found.EM, given.EM)
     assert found.edits == given.edits
@@ -128,20 +128,20 @@ def test_statistics_that_are_not_given_are_collected_for_all_layers_at_once_and_
 
 def test_one_fact_and_the_statistics_of_one_layer_need_no_list(
     one_toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     options: dict[str, Any],
     identity: dict[int, rl.KeyStatistics],
 ) -> None:
     one = {**options, "layers": [4]}
-    found = rl.layer_sweep(one_toy, toy_records[0].fact, **{**one, "statistics": identity[4]})
-    assert torch.equal(found.EM, rl.layer_sweep(one_toy, [toy_records[0].fact], **one).EM)
+    found = rl.layer_sweep(one_toy, brief_records[0].fact, **{**one, "statistics": identity[4]})
+    assert torch.equal(found.EM, rl.layer_sweep(one_toy, [brief_records[0].fact], **one).EM)
 
 
 def test_a_sweep_leaves_the_model_as_it_was(
-    one_toy: Any, toy_records: list[rl.data.Record], options: dict[str, Any], untouched: Any
+    one_toy: Any, brief_records: list[rl.data.Record], options: dict[str, Any], untouched: Any
 ) -> None:
     untouched(one_toy)
-    rl.layer_sweep(one_toy, [toy_records[0].fact], **{**options, "layers": [1], "at": "last"})
+    rl.layer_sweep(one_toy, [brief_records[0].fact], **{**options, "layers": [1], "at": "last"})
 
 
 def test_frame_table_and_file_hold_the_same_numbers(sweep: rl.LayerSweep, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_frame_table_and_file_hold_the_same_numbers(sweep: rl.LayerSweep, tmp_pa
 
 def test_an_interrupted_sweep_resumes_where_it_was(
     one_toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     options: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -190,7 +190,7 @@ def test_an_interrupted_sweep_resumes_where_it_was(
 
     monkeypatch.setattr(settings_sweep, "rank_one_edits", counted)
     monkeypatch.setattr(many_facts, "trace_together", counted_trace)
-    facts = [record.fact for record in toy_records[:2]]
+    facts = [record.fact for record in brief_records[:2]]
     with pytest.raises(KeyboardInterrupt):
         rl.layer_sweep(one_toy, facts, directory=tmp_path, **options)
     found = rl.layer_sweep(one_toy, facts, directory=tmp_path, **options)
@@ -204,11 +204,11 @@ def test_an_interrupted_sweep_resumes_where_it_was(
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_input_fails_before_anything_is_traced_or_edited(
     one_toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fact = toy_records[0].fact
+    fact = brief_records[0].fact
     no_new_target = rl.Fact(fact.prompt, subject=fact.subject, target=fact.target)
     moments = options["statistics"]
     swapped = {1: moments[4], 4: moments[1]}
@@ -244,11 +244,11 @@ def test_wrong_input_fails_before_anything_is_traced_or_edited(
 
 def test_facts_that_are_all_unknown_are_refused_before_an_edit(
     one_toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fact = toy_records[0].fact
+    fact = brief_records[0].fact
     unknown = rl.Fact(
         fact.prompt, subject=fact.subject, target=str(fact.new_target), new_target=fact.target
     )
@@ -350,12 +350,12 @@ def test_localisation_of_one_edit_is_refused_with_what_it_takes() -> None:
 
 
 def test_a_single_context_is_not_several(
-    one_toy: Any, toy_records: list[rl.data.Record], toy_statistics: Any, unchecked: None
+    one_toy: Any, brief_records: list[rl.data.Record], toy_statistics: Any, unchecked: None
 ) -> None:
     with pytest.raises(rl.RomeLensError, match="contexts is the text"):
         rl.layer_sweep(
             one_toy,
-            toy_records[:2],
+            brief_records[:2],
             layers=[2],
             statistics=toy_statistics,
             contexts="It rained. {}",

@@ -1,5 +1,6 @@
 """A small sweep of the toy model, in this process or in others."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ def identity(model: Any) -> dict[int, rl.KeyStatistics]:
 
 def records() -> list[Any]:
     """A fact that the model knows, one that it does not, and one that cannot be edited."""
-    first = rl.data.records(known_by="toy")[0]
+    whole = rl.data.records(known_by="toy")[0]
+    first = dataclasses.replace(
+        whole, paraphrases=whole.paraphrases[:1], neighborhood=whole.neighborhood[:1]
+    )
     prompt, subject, true = first.fact.prompt, first.fact.subject, first.fact.target
     unknown = rl.Fact(prompt, subject=subject, target="Ondavel", new_target="Lusiba")
     said = rl.Fact(prompt, subject=subject, target="Lusiba", new_target=true)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import with_few_prompts
 from test_viz import Page
 
 import rome_lens as rl
@@ -30,7 +31,7 @@ def results(one_toy: Any, toy_record: Record, toy_edit: rl.RankOneEdit) -> dict[
     prompts = [fact.text, toy_record.neighborhood[0].prompt]
     before = rl.top_answers(one_toy, prompts, count=2)
     after = rl.top_answers(one_toy, prompts, count=2, fwd_hooks=toy_edit.fwd_hooks(one_toy))
-    record = dataclasses.replace(toy_record, aliases=())
+    record = dataclasses.replace(with_few_prompts(toy_record), aliases=())
     return {
         "model_name": "toy",
         "traces": [
