@@ -56,7 +56,8 @@ class Average:
     def __str__(self) -> str:
         if self.low is None:
             of = f"n = {self.count}"
-            of += "" if self.clusters is None else f" in {self.clusters} clusters"
+            if self.clusters is not None:
+                of += f" in {self.clusters} cluster" + ("s" if self.clusters != 1 else "")
             return f"{self.mean:.3f} ({of}, {self.lacks})"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
