@@ -28,8 +28,9 @@ from rome_lens.checks.claims.generalisation import generalisation
 from rome_lens.checks.claims.localisation import localisation
 from rome_lens.checks.claims.overfit import overfit
 from rome_lens.checks.claims.specificity import specificity
-from rome_lens.checks.comparison import LimitsComparison, compare_limits
+from rome_lens.checks.comparison import compare_limits
 from rome_lens.checks.limits import Limits, check_limits
+from rome_lens.checks.limits_comparison import LimitsComparison
 from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
 

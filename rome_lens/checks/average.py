@@ -90,7 +90,7 @@ class LimitsAverage(Stored):
             ArgumentError: ``which`` is none of them.
         """
         one_of("which", which, Averaged)
-        return _clustered(list(self._numbers(check, which).values()))
+        return clustered(list(self._numbers(check, which).values()))
 
     def difference(
         self,
@@ -138,7 +138,7 @@ class LimitsAverage(Stored):
         minus = ("control" if same else which) if minus is None else minus
         first = self._numbers(check, which)
         second = (other or self)._numbers(check if of is None else of, minus)
-        return _clustered(
+        return clustered(
             [
                 (relation, value - second[fact][1])
                 for fact, (relation, value) in first.items()
@@ -302,7 +302,7 @@ def average_limits(limits: Limits | Iterable[Limits]) -> LimitsAverage:
     return LimitsAverage(limits=each)
 
 
-def _clustered(numbers: Sequence[_Number]) -> Average | None:
+def clustered(numbers: Sequence[_Number]) -> Average | None:
     """The average of numbers of facts, clustered by relation; None if there is none."""
     relations, values = zip(*numbers, strict=True) if numbers else ((), ())
     return average(values, relations) if values else None

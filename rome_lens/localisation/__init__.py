@@ -7,7 +7,8 @@
 * ``variance.py``: how much of an edit's success the layer and the trace explain.
 """
 
-from rome_lens.localisation.edit_trace import EditTrace, trace_edit
+from rome_lens.localisation.edit_trace import trace_edit
+from rome_lens.localisation.edit_trace_result import EditTrace
 from rome_lens.localisation.edit_value import ValueComparison, compare_value
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.sweep_over_layers import layer_sweep

@@ -5,7 +5,7 @@ import textwrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rome_lens.checks.comparison import EFFECT, LimitsComparison
+from rome_lens.checks.limits_comparison import EFFECT, LimitsComparison
 from rome_lens.errors import ArgumentError
 
 _COLUMNS = 3

@@ -7,8 +7,8 @@ which every result calls.
 import html
 
 from rome_lens.checks.average import LimitsAverage
-from rome_lens.checks.comparison import LimitsComparison
 from rome_lens.checks.limits import Limits
+from rome_lens.checks.limits_comparison import LimitsComparison
 from rome_lens.checks.result import CheckResult
 from rome_lens.editing.edit import Edit
 from rome_lens.editing.firing import EditFiring
@@ -17,7 +17,7 @@ from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, score_table
 from rome_lens.evaluation.settings_sweep import EditSweep
 from rome_lens.keys.statistics import KeyStatistics
-from rome_lens.localisation.edit_trace import EditTrace
+from rome_lens.localisation.edit_trace_result import EditTrace
 from rome_lens.localisation.edit_value import ValueComparison
 from rome_lens.localisation.results import LayerSweep
 from rome_lens.localisation.variance import VarianceExplained, variance_table

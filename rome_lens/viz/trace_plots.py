@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
-from rome_lens.localisation.edit_trace import EditTrace
+from rome_lens.localisation.edit_trace_result import EditTrace
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.positions import Position
 from rome_lens.tracing.results import CausalTrace, SeveredTrace, Trace

@@ -17,7 +17,7 @@ from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
 from rome_lens.checks.asking import Continuations, before_and_after, continuations
 from rome_lens.checks.claims.essence import random_direction
-from rome_lens.checks.claims.overfit import share_naming
+from rome_lens.checks.claims.overfit_numbers import share_naming
 from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 

@@ -11,27 +11,32 @@ ways of asking tell whether it does:
 In each, the new target after the edit is compared with the true target before it, prompt by prompt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rome_lens.arguments import whole_number
-from rome_lens.checks.answered import Answered, Answers, PromptAnswer, prompt_row
+from rome_lens.checks.answered import Answers, PromptAnswer, prompt_row
 from rome_lens.checks.asking import Continuations
 from rome_lens.checks.check import Check, new_target, run_check
-from rome_lens.checks.result import KNOWN, CheckResult, CheckRow, Measure, make_measures
-from rome_lens.data.facts import SLOT, Fact
-from rome_lens.data.families import names_one_of, two_families
-from rome_lens.data.joining import preceded
+from rome_lens.checks.claims.overfit_numbers import (
+    Sides,
+    compared_row,
+    differences_of,
+    loud_questions,
+    mean_or_none,
+    new_before,
+    of_exemplars,
+    open_of_exemplars,
+    where_true,
+    written_rows,
+)
+from rome_lens.checks.result import KNOWN, CheckResult, make_measures
+from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.editing.reference_edits import is_null_edit
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
-LOUD = "{} is famous."
-"""The mention of the subject that stands before a question about another subject."""
-MARGIN = 0.01
-"""A difference of probabilities or shares up to this size is neither over nor under."""
 LOUD_ANSWER = "loud: change of p(right answer)"
 """The number that tells what a mention of the subject does to the other subject's answer."""
 
@@ -139,21 +144,21 @@ class Overfit(Check):
         """The same check, which knows whether the edit is a null edit."""
         return replace(self, null=is_null_edit(edit, record.fact))
 
-    def _sides(self, record: Record) -> "_Sides":
+    def _sides(self, record: Record) -> "Sides":
         if self.null:
-            return _Sides(record=record, new=record.fact.target, exemplars=())
-        return _Sides(record=record, new=new_target(record), exemplars=record.exemplars)
+            return Sides(record=record, new=record.fact.target, exemplars=())
+        return Sides(record=record, new=new_target(record), exemplars=record.exemplars)
 
     def questions(self, record: Record) -> list[PromptAnswer]:
         """Both targets, asked and loud; the right answers; the new target about the exemplars."""
         sides = self._sides(record)
         both = dict.fromkeys((record.fact.target, sides.new))
-        loud = _loud(record, record.fact.subject)
+        loud = loud_questions(record, record.fact.subject)
         return [
             *((record.fact.text, target) for target in both),
             *((prompt, target) for prompt, _ in loud for target in both),
             *((prompt, right) for prompt, right in loud),
-            *_of_exemplars(sides),
+            *of_exemplars(sides),
         ]
 
     def wanted_texts(self, record: Record) -> Continuations | None:
@@ -162,7 +167,7 @@ class Overfit(Check):
         if not self.samples or not prompts:
             return None
         return Continuations(
-            before=[*prompts, *_open_of_exemplars(self._sides(record))],
+            before=[*prompts, *open_of_exemplars(self._sides(record))],
             after=prompts,
             samples=self.samples,
             greedy=True,
@@ -173,10 +178,10 @@ class Overfit(Check):
     def read(self, record: Record, answers: Answers) -> CheckResult:
         """A row for each prompt and way of asking; those of exemplars are for comparison."""
         sides = self._sides(record)
-        exemplars = answers.to(_of_exemplars(sides))
-        own = _row(sides, answers, record.fact.text, "asked")
-        said = _mean([each.p_before for each in exemplars[: len(sides.exemplars)]])
-        loud = _loud(record, record.fact.subject)
+        exemplars = answers.to(of_exemplars(sides))
+        own = compared_row(sides, answers, record.fact.text, "asked")
+        said = mean_or_none([each.p_before for each in exemplars[: len(sides.exemplars)]])
+        loud = loud_questions(record, record.fact.subject)
         right = answers.to(loud)
         compared = [
             replace(
@@ -186,8 +191,8 @@ class Overfit(Check):
                 control_prompt=" / ".join(sides.exemplars) or None,
                 control=None if said is None else said - own.before,
             ),
-            *(_row(sides, answers, prompt, "loud") for prompt, _ in loud),
-            *_written(sides, answers),
+            *(compared_row(sides, answers, prompt, "loud") for prompt, _ in loud),
+            *written_rows(sides, answers),
         ]
         result = CheckResult(
             name=self.name,
@@ -204,183 +209,16 @@ class Overfit(Check):
                 *(prompt_row(each, "exemplar") for each in exemplars),
             ),
             further=(
-                *_differences(compared),
-                *_new_before(sides, answers, [prompt for prompt, _ in loud]),
+                *differences_of(compared),
+                *new_before(sides, answers, [prompt for prompt, _ in loud]),
                 *make_measures({LOUD_ANSWER: [each.p_change for each in right]}),
-                *_where_true(sides, answers, exemplars),
+                *where_true(sides, answers, exemplars),
             ),
         )
         return result.with_reading(_reading(result, sides))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sides:
-    """What is compared: the record's true target before the edit, and what the edit writes."""
-
-    record: Record
-    new: str
-    """What the edit writes."""
-    exemplars: Sequence[str]
-    """Subjects for which that is true. A null edit has none: it is true for the subject itself."""
-
-    @property
-    def true(self) -> str:
-        return self.record.fact.target
-
-    def __str__(self) -> str:
-        return f"{self.true} -> {self.new}"
-
-
-def _loud(record: Record, subject: str) -> list[PromptAnswer]:
-    """A mention of the subject and a question about another subject, with its right answer.
-
-    Questions that name one of the targets, or whose right answer is one, are left out.
-    """
-    targets = (record.fact.target, new_target(record))
-    mention = LOUD.replace(SLOT, subject[:1].upper() + subject[1:])
-    return [
-        (preceded(prompt, f"{mention} "), right)
-        for prompt, right in record.neighborhood
-        if not names_one_of(targets, f"{prompt} {right}")
-    ]
-
-
-def _open_of_exemplars(sides: _Sides) -> list[str]:
-    """The open prompts about the exemplars, where the texts continue open prompts at all."""
-    prompts = () if sides.record.generation_prompts else sides.record.open_prompts
-    return [prompt.replace(SLOT, name) for prompt in prompts for name in sides.exemplars]
-
-
-def _of_exemplars(sides: _Sides) -> list[PromptAnswer]:
-    """What the edit writes, about each exemplar: first asked, then loud."""
-    record = sides.record
-    asked = [record.fact.about(name).text for name in sides.exemplars]
-    loud = [prompt for name in sides.exemplars for prompt, _ in _loud(record, name)]
-    return [(prompt, sides.new) for prompt in (*asked, *loud)]
-
-
-def _row(sides: _Sides, answers: Answers, prompt: str, kind: str) -> CheckRow:
-    """The true target before the edit, and the new one after it."""
-    true, new = answers[prompt, sides.true], answers[prompt, sides.new]
-    return CheckRow(
-        kind=kind,
-        prompt=new.prompt,
-        answer=str(sides),
-        before=true.p_before,
-        after=new.p_after,
-        kl=new.kl,
-        firing=new.firing,
-        fires_at=new.fires_at,
-        rank_before=true.rank_before,
-        rank_after=new.rank_after,
-    )
-
-
-def _written(sides: _Sides, answers: Answers) -> list[CheckRow]:
-    """For each prompt: the share of texts that name the true target before, the new one after."""
-    rows = []
-    for prompt in sides.record.texts_to_continue if answers.continuations else ():
-        before, after = (answers.continuations[prompt, edited] for edited in (False, True))
-        families = two_families(sides.true, sides.new, prompt=prompt)
-        for suffix, (true, new) in (
-            ("", ([sides.true], [sides.new])),
-            (", family", families),
-        ):
-            # The first text is the greedy one.
-            for kind, some in (("greedy", slice(1)), ("sampled", slice(1, None))):
-                row = CheckRow(
-                    kind=f"{kind}{suffix}",
-                    prompt=prompt,
-                    answer=str(sides),
-                    before=share_naming(true, before[some]),
-                    after=share_naming(new, after[some]),
-                )
-                rows.append(row)
-    return rows
-
-
-def share_naming(words: Sequence[str], texts: Sequence[str]) -> float:
-    """The share of the texts that name one of the words."""
-    return sum(names_one_of(words, text) for text in texts) / len(texts)
-
-
-def _differences(rows: Sequence[CheckRow]) -> tuple[Measure, ...]:
-    """For each way of asking: both sides of the comparison, and four readings of the difference."""
-    measures: list[Measure] = []
-    for kind in dict.fromkeys(row.kind for row in rows):
-        own = [row for row in rows if row.kind == kind]
-        changes = [row.change for row in own]
-        values = {
-            "true target, before": [row.before for row in own],
-            "new target, after": [row.after for row in own],
-            "difference": changes,
-            "|difference|": [abs(change) for change in changes],
-        }
-        shares = {
-            "over": [float(change > MARGIN) for change in changes],
-            "under": [float(change < -MARGIN) for change in changes],
-        }
-        measures += make_measures({f"{kind}: {name}": its for name, its in values.items()})
-        measures += make_measures(
-            {f"{kind}: {name}": its for name, its in shares.items()}, share=True
-        )
-    return tuple(measures)
-
-
-def _new_before(sides: _Sides, answers: Answers, loud: Sequence[str]) -> tuple[Measure, ...]:
-    """The new target in the unedited model, about the subject: what the edit starts from."""
-    written = [
-        answers.continuations[prompt, False]
-        for prompt in (sides.record.texts_to_continue if answers.continuations else ())
-    ]
-    values = {
-        "asked": [answers[sides.record.fact.text, sides.new].p_before],
-        "loud": [answers[prompt, sides.new].p_before for prompt in loud],
-        **_shares_naming_new(sides, sides.record.texts_to_continue, written),
-    }
-    return make_measures(
-        {f"{kind}: new target, before": its for kind, its in values.items()}, share=True
-    )
-
-
-def _where_true(
-    sides: _Sides, answers: Answers, exemplars: Sequence[Answered]
-) -> tuple[Measure, ...]:
-    """The new target in the unedited model about subjects for which it is true, in each way."""
-    count, prompts = len(sides.exemplars), _open_of_exemplars(sides)
-    texts = [
-        answers.continuations[prompt, False]
-        for prompt in (prompts if answers.continuations else ())
-    ]
-    values = {
-        "asked": [each.p_before for each in exemplars[:count]],
-        "loud": [each.p_before for each in exemplars[count:]],
-        **_shares_naming_new(sides, prompts, texts),
-    }
-    return make_measures(
-        {f"{kind}: new target, for subjects where it is true": its for kind, its in values.items()},
-        share=True,
-    )
-
-
-def _shares_naming_new(
-    sides: _Sides, prompts: Sequence[str], texts: Sequence[Sequence[str]]
-) -> dict[str, list[float]]:
-    """By kind of text, the share of each prompt's texts that name the new target or its family."""
-    found: dict[str, list[float]] = {}
-    for prompt, its in zip(prompts, texts, strict=False):
-        family = two_families(sides.true, sides.new, prompt=prompt)[1]
-        for suffix, words in (("", [sides.new]), (", family", family)):
-            for kind, some in (("greedy", its[:1]), ("sampled", its[1:])):
-                found.setdefault(f"{kind}{suffix}", []).append(share_naming(words, some))
-    return found
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _reading(result: CheckResult, sides: _Sides) -> str:
+def _reading(result: CheckResult, sides: Sides) -> str:
     numbers = {measure.name: measure.average.mean for measure in result.further}
 
     def compared(kind: str) -> str:
