@@ -106,6 +106,7 @@ def continuations(
 ) -> dict[tuple[str, bool], list[str]]:
     """The continuations of each prompt, by prompt and whether the edit was on.
 
+    A continuation ends before the first EOS token: what follows is another text.
     Texts without the edit that are in ``unedited`` are not written again, and new ones are added.
     """
     unedited = {} if unedited is None else unedited
@@ -136,6 +137,7 @@ def continuations(
             seeds=[seed for _, _, seed in own],
             marks=[numbers[k] for k in some],
             hooks_of_rows=hooks_of_rows,
+            stop_at_eos=True,
             prepend_bos=prepend_bos,
         )
         texts |= {missing[k]: text for k, text in zip(some, written, strict=True)}

@@ -137,7 +137,7 @@ def rank_one_edits(
     rows: dict[int, EditRows] = {}
     for i in chosen:
         try:
-            rows[i] = EditRows.of(model, facts[i], contexts, prepend_bos)
+            rows[i] = EditRows.of(model, facts[i], contexts, prepend_bos, config.lookup)
         except FactError as error:
             found[i] = error
     if stop_at_error:
@@ -291,11 +291,11 @@ def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: Ro
             "both.",
             ProcessedModelWarning,
         )
-    if bare.subject_last == 0:
+    if bare.subject[1] + config.lookup == 0:
         warn(
-            f"The subject {fact.subject!r} is the very first token. Its key there is that of a "
-            "position which attends only to itself, and a prefix gives it another key. The edit "
-            "takes u from the mean of the contexts' keys, and v from the bare prompt's key. With "
-            "prepend_bos=True, or with variant='r-rome', the two agree better.",
+            f"The subject {fact.subject!r} is looked up at the very first token. Its key there is "
+            "that of a position which attends only to itself, and a prefix gives it another key. "
+            "The edit takes u from the mean of the contexts' keys, and v from the bare prompt's "
+            "key. With prepend_bos=True, or with variant='r-rome', the two agree better.",
             FirstTokenWarning,
         )

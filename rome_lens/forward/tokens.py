@@ -51,6 +51,20 @@ class FactTokens:
         """Position of the subject's last token, which is ROME's lookup position."""
         return self.subject[1] - 1
 
+    def lookup_position(self, lookup: int) -> int:
+        """Position of one of the subject's tokens, counted back from its last, which is -1.
+
+        Raises:
+            FactError: the subject has fewer tokens.
+        """
+        start, end = self.subject
+        if lookup < start - end:
+            raise FactError(
+                f"lookup is {lookup}, but the subject has {end - start} tokens, "
+                f"{list(self.labels[start:end])}: expected a number from {start - end} to -1."
+            )
+        return end + lookup
+
 
 @visits_model
 def encode(model: LensModel, fact: Fact | Record, *, prepend_bos: bool | None = None) -> FactTokens:
