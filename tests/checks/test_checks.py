@@ -436,13 +436,13 @@ def test_what_is_written_with_the_edit_is_what_edited_weights_write(
     """With the same draws; another seed gives other draws."""
     prompt = record.fact.text
     wanted = Continuations(before=[prompt], after=[prompt], samples=3, new_tokens=4, seed=0)
-    found = continuations(toy, edit, wanted)
+    (found,) = continuations(toy, [(edit, wanted)])
     with edit.applied(toy):
-        written = continuations(toy, None, wanted)
+        (written,) = continuations(toy, [(None, wanted)])
     assert found[prompt, True] == written[prompt, False]
-    assert found[prompt, False] == continuations(toy, None, wanted)[prompt, False]
+    assert found[prompt, False] == continuations(toy, [(None, wanted)])[0][prompt, False]
     assert found[prompt, True] != found[prompt, False]
-    again = continuations(toy, edit, dataclasses.replace(wanted, seed=1))
+    (again,) = continuations(toy, [(edit, dataclasses.replace(wanted, seed=1))])
     assert again[prompt, False] != found[prompt, False]
 
 
