@@ -1,0 +1,59 @@
+"""Checks of the package's annotations while the tests run, as cheap as each function allows.
+
+``--jaxtyping-packages`` puts ``jaxtyping.jaxtyped`` above every function of the package. For every
+call, it binds the arguments and opens a scope in which the names of axes are compared. That takes
+longer than most of the functions themselves, and few of them name an axis. So the other functions
+get beartype alone, which checks the same annotations. A function inside a function is decorated
+again in every call of the outer one. It is checked only if it names an axis.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jaxtyping
+from beartype import beartype
+from jaxtyping import AbstractArray
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def names_axes(annotation: Any) -> bool:
+    """Whether an array with axes occurs in an annotation. Text that is not evaluated counts."""
+    if isinstance(annotation, str) or (
+        inspect.isclass(annotation) and issubclass(annotation, AbstractArray)
+    ):
+        return True
+    return any(map(names_axes, get_args(annotation)))
+
+
+def checked(decorated: Any = None, *, typechecker: Callable[..., Any]) -> Any:
+    """What takes the place of ``jaxtyping.jaxtyped``."""
+    if decorated is None:
+        return functools.partial(checked, typechecker=typechecker)
+    if inspect.isclass(decorated):
+        if dataclasses.is_dataclass(decorated) and "__init__" in vars(decorated):
+            decorated.__init__ = checked(decorated.__init__, typechecker=typechecker)
+        return decorated
+    axes = any(map(names_axes, decorated.__annotations__.values()))
+    if inspect.isgeneratorfunction(decorated) and axes:
+        return _jaxtyped(decorated, typechecker=typechecker)
+    if "<locals>" in decorated.__qualname__ and not axes:
+        return decorated
+    with_checks = beartype(decorated)
+    if axes:
+        with_checks = _jaxtyped(with_checks, typechecker=None)
+    if with_checks is decorated:
+        return decorated
+
+    @functools.wraps(decorated)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        function = decorated if jaxtyping.config.jaxtyping_disable else with_checks
+        return function(*args, **kwargs)
+
+    return call
+
+
+jaxtyping.jaxtyped = checked
