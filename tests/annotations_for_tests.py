@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
 
 _jaxtyped = jaxtyping.jaxtyped
+# As jaxtyping's own error. The reading of files takes a TypeError for what a file must not hold.
+_checks = beartype(conf=BeartypeConf(violation_type=TypeError))
 
 
 def names_axes(annotation: Any) -> bool:
@@ -42,7 +44,7 @@ def checked(decorated: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         return _jaxtyped(decorated, typechecker=typechecker)
     if "<locals>" in decorated.__qualname__ and not axes:
         return decorated
-    with_checks = beartype(decorated)
+    with_checks = _checks(decorated)
     if axes:
         with_checks = _jaxtyped(with_checks, typechecker=None)
     if with_checks is decorated:

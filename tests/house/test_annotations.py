@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
 
 from rome_lens.forward.runs import log_probabilities
 from rome_lens.forward.tokens import ScoredAnswer, shared_length
@@ -22,7 +20,7 @@ WRONG: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_an_annotation_does_not_allow_is_refused(wrong: str) -> None:
-    with pytest.raises((BeartypeCallHintViolation, jaxtyping.TypeCheckError)):
+    with pytest.raises(TypeError, match="violates type hint"):
         WRONG[wrong]()
 
 
