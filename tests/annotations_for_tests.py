@@ -31,29 +31,29 @@ def names_axes(annotation: Any) -> bool:
     return any(map(names_axes, get_args(annotation)))
 
 
-def checked(decorated: Any = None, *, typechecker: Callable[..., Any]) -> Any:
+def checked(decorated: Any = None, **_typechecker: Any) -> Any:
     """What takes the place of ``jaxtyping.jaxtyped``."""
     if decorated is None:
-        return functools.partial(checked, typechecker=typechecker)
+        return checked
     if inspect.isclass(decorated):
         if dataclasses.is_dataclass(decorated) and "__init__" in vars(decorated):
-            decorated.__init__ = checked(decorated.__init__, typechecker=typechecker)
+            decorated.__init__ = checked(decorated.__init__)
         return decorated
     axes = any(map(names_axes, decorated.__annotations__.values()))
-    if inspect.isgeneratorfunction(decorated) and axes:
-        return _jaxtyped(decorated, typechecker=typechecker)
     if "<locals>" in decorated.__qualname__ and not axes:
         return decorated
-    with_checks = _checks(decorated)
-    if axes:
-        with_checks = _jaxtyped(with_checks, typechecker=None)
-    if with_checks is decorated:
-        return decorated
+    checks: list[Callable[..., Any]] = []  # made in the first call, for many functions get none
 
     @functools.wraps(decorated)
     def call(*args: Any, **kwargs: Any) -> Any:
-        function = decorated if jaxtyping.config.jaxtyping_disable else with_checks
-        return function(*args, **kwargs)
+        if jaxtyping.config.jaxtyping_disable:
+            return decorated(*args, **kwargs)
+        if not checks:
+            checks.append(_checks(decorated))
+        if not axes:
+            return checks[0](*args, **kwargs)
+        with _jaxtyped("context"):  # in which an axis has one length
+            return checks[0](*args, **kwargs)
 
     return call
 
