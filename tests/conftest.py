@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+import annotations_for_tests  # noqa: F401  (before the first import of the package)
 import jaxtyping
 import pytest
 import torch

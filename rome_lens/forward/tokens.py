@@ -26,6 +26,7 @@ from rome_lens.models.lens import (
     ordinary_default_device,
     starts_with_bos,
 )
+from rome_lens.models.visits import remembered_ids
 from rome_lens.warning import warn
 
 Answer = Literal["first_token", "whole"]
@@ -130,8 +131,7 @@ def token_ids(
     ids = [model.tokenizer.bos_token_id] if skipped == len(text) > 0 else []
     text = text[skipped:]
     if text != "":
-        with ordinary_default_device(model):
-            ids = model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
+        ids = _ids(model, text, bos, truncate)
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
             f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
@@ -139,6 +139,16 @@ def token_ids(
         )
     check_vocabulary(model, ids)
     return ids
+
+
+def _ids(model: LensModel, text: str, prepend_bos: bool, truncate: bool) -> list[int]:
+    """The model's own ids of a text that is not empty."""
+    known, key = remembered_ids(model), (id(model), text, prepend_bos, truncate)
+    if key not in known:
+        with ordinary_default_device(model):
+            tokens = model.to_tokens(text, prepend_bos=prepend_bos, truncate=truncate)
+        known[key] = tokens[0].tolist()
+    return list(known[key])
 
 
 def _check_tokenizer(model: LensModel) -> None:

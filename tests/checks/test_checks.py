@@ -92,26 +92,26 @@ def test_rows_are_the_plain_probabilities(
 ) -> None:
     """The first row of each kind against plain runs; after the edit, on edited weights."""
     target, new = record.fact.target, record.fact.new_target
-    seen = set()
-    for result in limits.results:
-        for row in {row.kind: row for row in reversed(result.rows)}.values():
-            if row.kind in ("essence", "text", "generation", "sentence"):
-                continue
-            if row.kind.startswith(("greedy", "sampled")):
-                continue
-            seen.add(row.kind)
-            assert (row.rank_after is None) is (row.answer.startswith("("))
-            compared = row.kind in ("asked", "loud")
-            old, now = (target, new) if compared else (row.answer, row.answer)
-            value = math.log if "nats" in result.measured else float
-            assert row.before == pytest.approx(
-                value(plain_p(toy, row.prompt, old)), rel=1e-3, abs=1e-7
+    unasked = ("essence", "text", "generation", "sentence", "greedy", "sampled")
+    rows = [
+        (row, math.log if "nats" in result.measured else float)
+        for result in limits.results
+        for row in {row.kind: row for row in reversed(result.rows)}.values()
+        if not row.kind.startswith(unasked)
+    ]
+    for row, value in rows:
+        assert (row.rank_after is None) is (row.answer.startswith("("))
+        answer = target if row.kind in ("asked", "loud") else row.answer
+        assert row.before == pytest.approx(
+            value(plain_p(toy, row.prompt, answer)), rel=1e-3, abs=1e-7
+        )
+    with edit.applied(toy):
+        for row, value in rows:
+            answer = new if row.kind in ("asked", "loud") else row.answer
+            assert row.after == pytest.approx(
+                value(plain_p(toy, row.prompt, answer)), rel=1e-3, abs=1e-7
             )
-            with edit.applied(toy):
-                assert row.after == pytest.approx(
-                    value(plain_p(toy, row.prompt, now)), rel=1e-3, abs=1e-7
-                )
-    assert len(seen) == 19
+    assert len({row.kind for row, _ in rows}) == 19
 
 
 def test_the_questions_of_all_checks_are_asked_in_one_batch(
