@@ -25,13 +25,15 @@ from rome_lens.results import to_html
 from rome_lens.sweeps.results import Sweep
 from rome_lens.tracing.averages import TraceAverage
 from rome_lens.tracing.results import CausalTrace, SeveredTrace
+from rome_lens.viz.average_plots import averages
 from rome_lens.viz.check_plots import limits
 from rome_lens.viz.comparison_plots import limits_by_editor
-from rome_lens.viz.html import figure_html, firing
+from rome_lens.viz.html import figure_html
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.sweep_plots import sweep
-from rome_lens.viz.trace_plots import averages, heads, severed, trace
+from rome_lens.viz.trace_plots import heads, severed, trace
 from rome_lens.viz.value_plots import values
+from rome_lens.viz.words import firing
 
 
 @to_html.register
