@@ -10,6 +10,7 @@ A plugin for TransformerLens. The package has one subpackage for each step of th
 * ``evaluation``: CounterFact's scores, and editors side by side.
 * ``localisation``: does tracing tell where to edit?
 * ``checks``: what an edit does not do, and what it does besides.
+* ``composing``: text, logit lens, logit attribution and attention, without and with an edit.
 * ``sweeps``: all of this for many facts and layers, resumable, on one machine or many.
 * ``viz``: pictures and pages.
 
@@ -31,6 +32,18 @@ from rome_lens.checks import (
     check_limits,
     check_records,
     compare_limits,
+)
+from rome_lens.composing import (
+    AttentionComparison,
+    LogitAttribution,
+    LogitLens,
+    LogProbComparison,
+    TextComparison,
+    compare_attention,
+    compare_log_probs,
+    compare_text,
+    direct_logit_attribution,
+    logit_lens,
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
@@ -109,6 +122,7 @@ from rome_lens.version import __version__
 from rome_lens.viz.page import BeforeAfter, limits_report, report
 
 __all__ = [
+    "AttentionComparison",
     "AttributionTrace",
     "BeforeAfter",
     "CausalTrace",
@@ -133,6 +147,9 @@ __all__ = [
     "Limits",
     "LimitsAverage",
     "LimitsComparison",
+    "LogProbComparison",
+    "LogitAttribution",
+    "LogitLens",
     "ModelSource",
     "MultivariateGaussianNoise",
     "NullEditor",
@@ -148,6 +165,7 @@ __all__ = [
     "StudentTNoise",
     "Sweep",
     "SweepError",
+    "TextComparison",
     "TopAnswers",
     "TraceAverage",
     "TracedFacts",
@@ -167,10 +185,14 @@ __all__ = [
     "checks",
     "choose_layer",
     "collect_key_statistics",
+    "compare_attention",
     "compare_editors",
     "compare_limits",
+    "compare_log_probs",
+    "compare_text",
     "compare_value",
     "data",
+    "direct_logit_attribution",
     "edit_firing",
     "edit_firings",
     "evaluate",
@@ -183,6 +205,7 @@ __all__ = [
     "layer_sweep",
     "limits_report",
     "load_model",
+    "logit_lens",
     "models",
     "null_edit",
     "preset",

@@ -151,6 +151,11 @@ CALLS: dict[str, Call] = {
         b.statistics.condition(ridge=1e-3),
         b.statistics.merged(replace(b.statistics, source="another")),
     ),
+    "compare_attention": lambda b: rl.compare_attention(b.model, b.edit, b.fact.text, layer=3),
+    "compare_log_probs": lambda b: rl.compare_log_probs(b.model, b.edit, b.fact.text, count=2),
+    "compare_text": lambda b: rl.compare_text(b.model, b.edit, [b.fact.text], new_tokens=2),
+    "direct_logit_attribution": lambda b: rl.direct_logit_attribution(b.model, b.edit),
+    "logit_lens": lambda b: rl.logit_lens(b.model, b.edit, b.records[1]),
     "compare_editors": lambda b: rl.compare_editors(
         b.model, b.records[:1], [rl.Unedited(), rl.InContext(), _editor(b)], generate=0
     ),

@@ -33,6 +33,7 @@ from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.data.relations import relation_of
 from rome_lens.models.door import visits_model
+from rome_lens.models.fingerprints import name_of
 from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 
@@ -51,6 +52,10 @@ class Limits(Stored):
     """What made the edit, in words."""
     model_fingerprint: str | None = None
     """Fingerprint of the edited model; None if the edit does not say."""
+    model_name: str = ""
+    """The name of the model, for titles. Empty in a file of an older version."""
+    fact: str = ""
+    """The prompt, its true answer and the new one, for titles. Empty in an older file."""
 
     def __getitem__(self, name: str) -> CheckResult:
         """The result of the check of this name.
@@ -219,6 +224,8 @@ def limits_of_each(
             relation=relation_of(record),
             edit=getattr(edit, "made_with", "") or repr(edit),
             model_fingerprint=getattr(edit, "model_fingerprint", None),
+            model_name=name_of(model),
+            fact=f"{record.fact.text} {record.fact.target} → {record.fact.new_target}",
             results=(
                 *results,
                 not_asked(

@@ -25,7 +25,7 @@ from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, FactTokens, begins_with_bos, encode, shared_length
 from rome_lens.localisation.edit_trace_result import EditTrace
 from rome_lens.models.door import visits_model
-from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.fingerprints import fingerprint, name_of
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, starts_with_bos
 from rome_lens.tracing.cells import Grid, grid
@@ -159,6 +159,7 @@ def trace_edit(
         sample_scores=scores,
         noise=f"without {edit!r}",
         model_fingerprint=fingerprint(model),
+        model_name=name_of(model),
         edited_layers=tuple(sorted({part.layer for part in edit.parts})),
         firing=_firing(model, edit, fact, prepend_bos),
         begins_with_bos=starts_with_bos(model, prepend_bos) or begins_with_bos(model, fact.text),

@@ -71,6 +71,8 @@ class LayerSweep(Stored):
     relations: tuple[str, ...] = ()
     """The relation of each fact, by which intervals are clustered. Empty in a file of an older
     version: each fact is a cluster of its own."""
+    model_name: str = ""
+    """The name of the model, for titles. Empty in a file of an older version."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

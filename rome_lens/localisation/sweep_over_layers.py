@@ -26,7 +26,7 @@ from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
 from rome_lens.localisation.results import MEASURES, LayerSweep
 from rome_lens.models.door import visits_model
-from rome_lens.models.fingerprints import fingerprint
+from rome_lens.models.fingerprints import fingerprint, name_of
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.tracing.many_facts import TracedFacts, trace_facts
@@ -159,6 +159,7 @@ def layer_sweep(
         edits=f"{variant}, {config}, {len(contexts)} contexts, statistics: "
         f"{by_layer[chosen[0]].source}",
         model_fingerprint=fingerprint(model),
+        model_name=name_of(model),
         relations=tuple(relation_of(record) for record in records if record.fact in known),
         **_effects(traced),
         **_successes(sweep, chosen),

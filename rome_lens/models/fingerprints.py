@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rome_lens.models.apply_and_revert import applied_edits
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel, w_out
 
@@ -61,6 +62,17 @@ def w_out_fingerprint(model: LensModel, layers: range) -> str:
     return hashlib.sha256(
         _bytes(_on_the_cpu([_sample(w_out(model, layer)) for layer in layers])) if layers else b""
     ).hexdigest()[:10]
+
+
+@visits_model
+def name_of(model: LensModel) -> str:
+    """The model's own name for titles, without the directories before it; it may be empty.
+
+    Edits in the weights are named with it, because a result of an edited model must say so.
+    """
+    name = str(getattr(model.cfg, "model_name", None) or "").rstrip("/").rpartition("/")[2]
+    edits = len(applied_edits(model))
+    return name + (f" with {edits} edit{'s' * (edits > 1)} in its weights" if edits else "")
 
 
 @visits_model

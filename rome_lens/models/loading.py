@@ -99,6 +99,7 @@ def _load(
         return _by_name(name, chosen, device)
     # Compared on the CPU, where the stored values were made. Not every device computes in float32.
     check_loaded(str(name), model)
+    model.cfg.model_name = str(name)
     return model.to(device, print_details=False)
 
 
@@ -228,6 +229,7 @@ def from_directory(directory: Path, *, model_class: ModelClass, device: str = "c
             "would be wrong. Try the other model_class, or another version of TransformerLens "
             "(Cohere is wrong in 3.9.0 and right in 4.3.0)."
         )
+    model.cfg.model_name = directory.name  # not that of the temporary copy it was made from
     return model.to(device, print_details=False)
 
 

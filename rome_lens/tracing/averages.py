@@ -66,6 +66,8 @@ class TraceAverage(Stored):
     """What the scores are; see :data:`rome_lens.tracing.metrics.MetricName`."""
     direction: Direction = "denoising"
     """The direction of the traces. In noising, an indirect effect is ``clean - score``."""
+    model_name: str = ""
+    """The name of the traced model, for titles. Empty in a file of an older version."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -259,6 +261,7 @@ def average_traces(traces: TracedFacts | Iterable[CausalTrace]) -> TraceAverage:
         relations=tuple(relation_of(trace.fact) for trace in averaged),
         metric=first.metric,
         direction=first.direction,
+        model_name=first.model_name,
     )
 
 

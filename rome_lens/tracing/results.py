@@ -69,6 +69,8 @@ class Trace(Stored):
     """What the scores are, by the name of the metric or of its function."""
     direction: Direction = "denoising"
     """Whether a clean state was put into corrupted runs, or a corrupted one into the clean run."""
+    model_name: str = ""
+    """The name of the traced model, for titles. Empty in a file of an older version."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from rome_lens.data.facts import Fact
 from rome_lens.forward.module_hooks import hooks_on
 from rome_lens.forward.partial import PartialForward
+from rome_lens.models.fingerprints import name_of
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.branches import longs
 from rome_lens.tracing.cells import Grid
@@ -47,6 +48,7 @@ def common_fields(
         "clean": clean.score,
         "noise": noise_text(noise),
         "model_fingerprint": model_fingerprint,
+        "model_name": name_of(model),
     }
 
 

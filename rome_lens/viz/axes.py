@@ -1,9 +1,14 @@
-"""Parts that several figures share: colours, names, ticks and bands."""
+"""What several figures share: a figure that shows itself, captions, colours, names and ticks."""
 
+import io
+import textwrap
+import unicodedata
 from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
@@ -16,19 +21,99 @@ NAMES = {
     "attn": "attention output",
     "z": "attention head's z",
 }
+GREY = "#555555"
+_DPI = 96
+_CHARACTERS_PER_INCH = 14.5  # of a caption
+_LEGEND_CHARACTERS_PER_INCH = 13.0
 
 
-def layer_ticks(axes: Axes, layers: Sequence[int]) -> None:
-    """Label the columns of a heatmap with layers; with many layers, only with every n-th."""
-    step = max(1, len(layers) // 18)
-    axes.set_xticks(
-        [i + 0.5 for i in range(0, len(layers), step)], [str(i) for i in layers[::step]], fontsize=8
+class Line(NamedTuple):
+    """How one of several lines is drawn. Lines differ by style and mark, not by colour alone."""
+
+    colour: str
+    style: Any
+    mark: str
+
+
+# Okabe and Ito's colours, which people with colour blindness tell apart.
+LINES = (
+    Line("#0072B2", "-", "o"),
+    Line("#D55E00", "--", "s"),
+    Line("#000000", ":", "^"),
+    Line("#009E73", "-.", "D"),
+    Line("#CC79A7", (0, (5, 1)), "v"),
+    Line("#E69F00", (0, (3, 1, 1, 1)), "x"),
+    Line("#56B4E9", (0, (1, 2)), "P"),
+)
+
+
+class Picture(Figure):
+    """A matplotlib figure that shows itself in a notebook, without ``%matplotlib inline``."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=_DPI)
+        return buffer.getvalue()
+
+
+def picture(width: float, height: float) -> Picture:
+    """A new figure of this size in inches, whose layout keeps everything inside."""
+    return Picture(figsize=(width, height), layout="constrained")
+
+
+def caption(figure: Figure, title: str, *lines: str) -> None:
+    """Write above a figure what it is of, wrapped to its width. Empty lines are left out."""
+    width = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
+    wrapped = [part for line in (title, *lines) if line for part in wrap(drawable(line), width)]
+    # A figure grows by its caption, which would otherwise take the room of what is drawn.
+    figure.set_figheight(figure.get_figheight() + 0.16 * len(wrapped))
+    figure.suptitle("\n".join(wrapped), fontsize=9, parse_math=False)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """The text in lines of at most this width, where a wide character counts as two."""
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return textwrap.wrap(text, max(12, int(width * len(text) / (len(text) + wide)))) or [""]
+
+
+def legend_below(figure: Figure, *panels: Axes, title: str = "") -> None:
+    """One legend for the panels, below them, where it covers no data."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    longest = max(len(label) for label in entries) + 6
+    columns = max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS_PER_INCH / longest))
+    columns = min(columns, len(entries))
+    rows = -(-len(entries) // columns) + bool(title)
+    figure.set_figheight(figure.get_figheight() + 0.17 * rows)
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=7,
+        title=title or None,
+        title_fontsize=7,
+        handlelength=3.0,
     )
 
 
-def layer_label(window: int) -> str:
+def layer_ticks(axes: Axes, layers: Sequence[int], *, offset: float = 0.5) -> None:
+    """Label the columns with layers; with many layers, only with every n-th."""
+    step = max(1, len(layers) // 18)
+    axes.set_xticks(
+        [i + offset for i in range(0, len(layers), step)],
+        [str(i) for i in layers[::step]],
+        fontsize=8,
+    )
+
+
+def layer_label(window: int, *, state: Literal["restored", "corrupted"] = "restored") -> str:
     """The label of an axis of layers."""
-    return "restored layer" if window == 1 else f"centre of {window} restored layers"
+    return f"{state} layer" if window == 1 else f"centre of {window} {state} layers"
 
 
 def band(
@@ -37,18 +122,45 @@ def band(
     samples: Float[Tensor, "sample layer"],
     *,
     label: str,
-    colour: str,
+    line: Line,
     fewest: int = 2,
-    style: str = "-",
     clusters: Clusters = None,
 ) -> None:
     """Draw the mean over samples as a line, with its 95 % interval if there are enough clusters."""
     if not len(samples):
         return
-    mean, half = samples.mean(0), half_width(samples, clusters)
-    axes.plot(x, mean, style, color=colour, label=label, linewidth=1.2)
-    if len(cluster_rows(clusters, len(samples))) >= fewest:
-        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+    enough = len(cluster_rows(clusters, len(samples))) >= fewest
+    half = half_width(samples, clusters) if enough else None
+    interval_line(axes, x, samples.mean(0), half, label=label, line=line)
+
+
+def interval_line(
+    axes: Axes,
+    x: Sequence[int],
+    mean: Float[Tensor, " layer"],
+    half: Float[Tensor, " layer"] | None,
+    *,
+    label: str,
+    line: Line,
+) -> None:
+    """Draw a line of means, with an interval of half this width around it."""
+    axes.plot(
+        x,
+        mean,
+        linestyle=line.style,
+        color=line.colour,
+        marker=line.mark,
+        markersize=3.5,
+        label=label,
+        linewidth=1.3,
+    )
+    if half is not None:
+        axes.fill_between(x, mean - half, mean + half, color=line.colour, alpha=0.15, linewidth=0)
+
+
+def named_model(name: str) -> str:
+    """A model's name for a caption; a result of an older version does not have it."""
+    return name or "model not named"
 
 
 def visible(label: str) -> str:
@@ -56,8 +168,13 @@ def visible(label: str) -> str:
 
     Line breaks and blanks get a sign, and a character that the font lacks becomes its code.
     """
+    return drawable(label.replace("\n", "↵").strip() or "␣")
+
+
+def drawable(text: str) -> str:
+    """The text, with the code of each character that the font lacks, and signs for line breaks."""
     font = get_font(findfont(FontProperties()))
-    text = label.replace("\n", "↵").strip() or "␣"
     return "".join(
-        c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text
+        c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
+        for c in text.replace("\n", "↵")
     )

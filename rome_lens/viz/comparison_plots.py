@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from rome_lens.checks.limits_comparison import EFFECT, LimitsComparison
 from rome_lens.errors import ArgumentError
+from rome_lens.viz.axes import LINES, caption, named_model, picture
 
 _COLUMNS = 3
 
@@ -29,12 +30,19 @@ def limits_by_editor(result: LimitsComparison) -> Figure:
     columns = min(_COLUMNS, len(numbers))
     lines = -(-len(numbers) // columns)
     height = 0.7 + 0.2 * len(result.editors)
-    figure = Figure(figsize=(3.6 * columns, 0.4 + height * lines), layout="constrained")
+    figure = picture(max(5.6, 3.6 * columns), 0.2 + height * lines)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for i, (axes, (check, number)) in enumerate(zip(panels, numbers, strict=False)):
         _draw(axes, result, check, number, named=i % columns == 0)
     for axes in panels[len(numbers) :]:
         axes.set_axis_off()
+    first = result.averages[0].limits
+    caption(
+        figure,
+        f"What the edits of {len(result.editors)} editors do on the same {len(first)} facts",
+        f"{named_model(first[0].model_name)}; marks are means, bars 95 % intervals, grey is "
+        f"{result.editors[0]}; a star differs from it",
+    )
     return figure
 
 
@@ -47,7 +55,7 @@ def _draw(axes: Axes, result: LimitsComparison, check: str, number: str, *, name
         if y == 0:
             axes.axvline(mean.mean, color="grey", linewidth=0.8, alpha=0.7)
         if mean.low is not None and mean.high is not None:
-            axes.plot([mean.low, mean.high], [y, y], color="tab:blue", linewidth=2, alpha=0.5)
+            axes.plot([mean.low, mean.high], [y, y], color=LINES[0].colour, linewidth=2, alpha=0.5)
         difference = result.difference(editor, check, number)
         differs = (
             difference is not None
@@ -56,7 +64,7 @@ def _draw(axes: Axes, result: LimitsComparison, check: str, number: str, *, name
             and not difference.low <= 0.0 <= difference.high
         )
         mark, size = ("*", 9) if y and differs else ("o", 5)
-        axes.plot([mean.mean], [y], mark, color="tab:blue", markersize=size)
+        axes.plot([mean.mean], [y], mark, color=LINES[0].colour, markersize=size)
     names = result.editors if named else [""] * len(result.editors)
     axes.set_yticks(range(len(result.editors)), names, fontsize=7)
     axes.set_ylim(len(result.editors) - 0.5, -0.5)

@@ -1,12 +1,16 @@
 """The figure of a check along the optimisation of an edit."""
 
+import itertools
 from collections.abc import Sequence
 
+import torch
 from matplotlib.figure import Figure
 
 from rome_lens.checks.result import CheckResult
+from rome_lens.data.joining import joined
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
+from rome_lens.viz.axes import LINES, caption, interval_line, legend_below, picture
 
 _DIFFERENCE = ": difference"
 
@@ -40,17 +44,28 @@ def doses(path: Sequence[RankOneEdit], results: Sequence[CheckResult]) -> Figure
             f"The results are of the check {results[0].name!r}, expected those of overfit."
         )
     steps = [_steps(edit) for edit in path]
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    figure = picture(5.6, 2.8)
     axes = figure.subplots()
     axes.axhline(0.0, color="black", linewidth=0.5)
-    for way in ways:
-        values = [result[f"{way}{_DIFFERENCE}"].mean for result in results]
-        axes.plot(steps, values, "o-", label=way, markersize=3, linewidth=1.2)
+    for line, way in zip(itertools.cycle(LINES), ways, strict=False):
+        values = torch.tensor(
+            [result[f"{way}{_DIFFERENCE}"].mean for result in results],
+            dtype=torch.float64,
+            device="cpu",
+        )
+        interval_line(axes, steps, values, None, label=way, line=line)
     axes.set_ylim(-1.05, 1.05)
     axes.set_xlabel("steps of the optimisation", fontsize=8)
-    axes.set_ylabel("new target after minus true target before", fontsize=8)
+    axes.set_ylabel("p(new) after minus\np(true) before", fontsize=8)
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=7)
+    fact = path[0].fact
+    of = "" if fact is None else f"“{joined(fact.text, fact.target)} → {fact.new_target}”; "
+    caption(
+        figure,
+        "How far an edit is over (above 0) or under, by its number of steps",
+        f"{of}edits of layer {path[0].layer}, by way of asking",
+    )
+    legend_below(figure, axes)
     return figure
 
 

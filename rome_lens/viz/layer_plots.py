@@ -1,22 +1,42 @@
 """Figures of layer sweeps."""
 
+import textwrap
+
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
 from rome_lens.localisation.results import LayerSweep, asked
 from rome_lens.localisation.variance import SuccessMeasure, regression
-from rome_lens.viz.axes import NAMES, band, layer_label
+from rome_lens.viz.axes import (
+    LINES,
+    NAMES,
+    band,
+    caption,
+    layer_label,
+    layer_ticks,
+    legend_below,
+    named_model,
+    picture,
+)
+
+_WORDS = {
+    "EM": "EM, p(new) - p(true) at the fact",
+    "NM": "NM, p(true) - p(new) at neighbours",
+    "PM": "PM, p(new) - p(true) at paraphrases",
+}
 
 
 def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
     """Draw the success of edits and the effect of restoring by layer, and against each other.
 
     The panels on the left show means over the facts, with 95 % intervals if there are five
-    relations or more. The panel on the right shows a point for each fact and layer. Its title gives
-    the R² of the measure; :meth:`LayerSweep.variance_explained` has the intervals and the control.
+    relations or more. From five facts on, the panel on the right shows a point for each fact and
+    layer. Its title gives the R² of the measure; :meth:`LayerSweep.variance_explained` has the
+    intervals and the control.
 
     Raises:
         ArgumentError: the measure is unknown, or no record has prompts for it.
@@ -24,49 +44,97 @@ def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
     success = result.success(measure)
     if not len(asked(success)):
         raise ArgumentError(f"No record has prompts for {measure}: choose another measure.")
-    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
-    panels = figure.subplot_mosaic([["above", "right"], ["below", "right"]])
-    above, below, right = panels["above"], panels["below"], panels["right"]
+    scattered = len(asked(success)) >= FEWEST
+    figure = picture(9.2 if scattered else 5.6, 4.2)
+    panels: dict[str, Axes] = figure.subplot_mosaic("ar;br" if scattered else "a;b")
+    _lines(panels["a"], panels["b"], result, measure)
+    if scattered:
+        _scatter(panels["r"], result, measure)
+    count = len(result.names)
+    caption(
+        figure,
+        "Does tracing tell where to edit? Success of edits and effect of restoring, by layer",
+        f"{named_model(result.model_name)}; {count} fact{'s' * (count != 1)}"
+        + (f": “{result.names[0]}”" if count == 1 else "")
+        + f"; restored: {NAMES[result.component]} {_place(result)}",
+        _statistics(result),
+    )
+    legend_below(figure, panels["a"], panels["b"])
+    return figure
+
+
+def _lines(above: Axes, below: Axes, result: LayerSweep, measure: SuccessMeasure) -> None:
     x = list(range(len(result.layers)))
-    colours: dict[SuccessMeasure, str] = {"EM": "tab:blue", "NM": "tab:orange"}
-    for name, colour in {**colours, measure: colours.get(measure, "tab:red")}.items():
+    for line, name in zip(LINES, dict.fromkeys((measure, "EM", "NM")), strict=False):
+        values = result.success(name)
         band(
             above,
             x,
-            asked(result.success(name)),
-            label=name,
-            colour=colour,
+            asked(values),
+            label=_WORDS.get(name, name),
+            line=line,
             fewest=FEWEST,
-            clusters=result.clusters(result.success(name)),
+            clusters=result.clusters(values),
         )
-    above.set_ylabel("success of the edit")
-    above.legend(fontsize=7)
+    above.set_ylabel("success of the edit", fontsize=8)
+    effect = LINES[2]
     band(
         below,
         x,
         result.effects,
-        label="effect",
-        colour="tab:green",
+        label="indirect effect of restoring",
+        line=effect,
         fewest=FEWEST,
         clusters=result.clusters(),
     )
-    below.set_ylabel("indirect effect")
+    below.set_ylabel("effect on p(answer)", fontsize=8)
     for axes in (above, below):
         axes.axhline(0.0, color="grey", linewidth=0.5)
-        axes.set_xticks(x, [str(layer) for layer in result.layers], fontsize=8)
-    below.set_xlabel("edited layer, and " + layer_label(result.window))
-    for j, colour in enumerate(colormaps["viridis"](np.linspace(0.0, 0.95, len(x)))):
-        right.scatter(
-            result.effects[:, j], success[:, j], s=9, color=colour, label=str(result.layers[j])
+        layer_ticks(axes, result.layers, offset=0.0)
+    below.set_xlabel(f"edited layer, and {layer_label(result.window)}", fontsize=8)
+
+
+def _scatter(axes: Axes, result: LayerSweep, measure: SuccessMeasure) -> None:
+    """A point for each fact and layer, whose colour and mark tell the layer."""
+    success = result.success(measure)
+    colours = colormaps["viridis"](np.linspace(0.0, 0.95, len(result.layers)))
+    for j, colour in enumerate(colours):
+        axes.scatter(
+            result.effects[:, j],
+            success[:, j],
+            s=14,
+            color=colour,
+            marker=LINES[j % len(LINES)].mark,
+            label=str(result.layers[j]),
         )
-    right.legend(title="layer", fontsize=6, title_fontsize=7, ncols=1 + len(x) // 10)
-    right.set_xlabel(
-        f"indirect effect of the {NAMES[result.component]}, at {str(result.at).replace('_', ' ')}",
-        parse_math=False,
+    axes.legend(
+        title="layer",
+        fontsize=6,
+        title_fontsize=7,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=1 + len(result.layers) // 20,
     )
-    right.set_ylabel(measure)
-    right.set_title(_r_squared(result, measure), fontsize=9)
-    return figure
+    axes.set_xlabel(f"indirect effect of the {NAMES[result.component]}", fontsize=8)
+    axes.set_ylabel(_WORDS.get(measure, measure), fontsize=8)
+    axes.set_title(textwrap.fill(_r_squared(result, measure), 52), fontsize=8)
+
+
+def _place(result: LayerSweep) -> str:
+    """The traced position, in words."""
+    if result.at == "site":
+        return "at each fact's own site"
+    if isinstance(result.at, int):
+        return f"at position {result.at}"
+    return f"at the {result.at.replace('_', ' ')} token"
+
+
+def _statistics(result: LayerSweep) -> str:
+    """Where the edits' key statistics come from; plainly, if there are none."""
+    source = result.edits.partition("statistics: ")[2]
+    if source.startswith("identity"):
+        return "Edited with C = I, i.e. without key statistics: such edits spill more."
+    return f"Key statistics: {source}" if source else ""
 
 
 def _r_squared(result: LayerSweep, measure: SuccessMeasure) -> str:

@@ -10,13 +10,20 @@ from torch import Tensor
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import FEWEST
 from rome_lens.sweeps.results import Sweep, relations
-from rome_lens.viz.axes import band, layer_label
+from rome_lens.viz.axes import (
+    LINES,
+    band,
+    caption,
+    layer_label,
+    layer_ticks,
+    legend_below,
+    named_model,
+    picture,
+)
 
 _MAGNITUDES = ("EM", "PM", "NM")
 _SHARES = ("ES", "PS", "NS", "S")
 _SHOWN = ("effect", *_MAGNITUDES)
-_STYLES = ("-", "--", "-.", ":")
-_COLOURS = [f"C{i}" for i in range(10)]
 
 
 def sweep(result: Sweep, *measures: str) -> Figure:
@@ -40,7 +47,7 @@ def sweep(result: Sweep, *measures: str) -> Figure:
         raise ArgumentError("There is nothing to draw: the rows hold no measure.")
     columns = 2 if len(names) == 4 else min(len(names), 3)
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(3.2 * columns, 0.5 + 2.3 * lines), layout="constrained")
+    figure = picture(max(5.6, 3.2 * columns), 0.2 + 2.3 * lines)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     words = {**result.effects_in_words, "effect": layer_label(result.settings["window"])}
     for axes, name in zip(panels, names, strict=False):
@@ -48,10 +55,17 @@ def sweep(result: Sweep, *measures: str) -> Figure:
         axes.set_title(_title(name, words.get(name, "")), fontsize=7)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    drawn = [axes.get_legend_handles_labels() for axes in panels]
-    handles, labels = max(drawn, key=lambda pair: len(pair[1]))
+    facts = result.rows.id.nunique()
+    first = result.rows.iloc[0]
+    name = str(first.model_name) if "model_name" in result.rows else ""
+    caption(
+        figure,
+        f"Sweep over {len(result.layers)} layers, means over {facts} facts",
+        named_model(name),
+    )
     if result.editors != [""]:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+        edited = [axes for axes, name in zip(panels, names, strict=False) if name != "effect"]
+        legend_below(figure, *edited, title="editor")
     return figure
 
 
@@ -72,9 +86,8 @@ def _draw(axes: Axes, result: Sweep, name: str) -> None:
             x,
             values,
             label=editor,
-            colour="grey" if name == "effect" else _COLOURS[i % len(_COLOURS)],
+            line=LINES[2] if name == "effect" else LINES[i % len(LINES)],
             fewest=FEWEST,
-            style=_STYLES[i % len(_STYLES)],  # two editors may agree, and both lines be one
             clusters=clusters,
         )
     axes.axhline(0.0, color="grey", linewidth=0.5)
@@ -82,8 +95,7 @@ def _draw(axes: Axes, result: Sweep, name: str) -> None:
         axes.set_ylim(-1.05, 1.05)
     elif name in _SHARES:
         axes.set_ylim(-0.05, 1.05)
-    step = max(1, len(x) // 10)
-    axes.set_xticks(x[::step], [str(layer) for layer in result.layers[::step]], fontsize=8)
+    layer_ticks(axes, result.layers, offset=0.0)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("restored layer" if name == "effect" else "edited layer", fontsize=8)
 

@@ -18,7 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("",),  # rome_lens/__init__.py, the public names
     ("viz",),
-    ("sweeps",),
+    ("sweeps", "composing"),
     ("checks",),
     ("localisation",),
     ("evaluation",),

@@ -124,7 +124,7 @@ def test_the_page_loads_nothing_and_closes_what_it_opens(source: str) -> None:
         "head",
         "body",
         "div",
-        "script",
+        "span",
         "style",
         "table",
         "tr",
@@ -213,8 +213,7 @@ def test_html_in_a_users_words_is_shown_and_not_obeyed(
     hostile: dict[str, Any], tmp_path: Path
 ) -> None:
     page = written(tmp_path / "page.html", **hostile)
-    assert len(page.scripts) == 1  # the tokens' own
-    assert "alert(1)" not in page.scripts[0]
+    assert page.scripts == []
     assert page.names().count("div") == page.closed.count("div")
     assert [
         letter for letter in "STNPAQCKMRanmWkErFecf" if f"{letter}{SCRIPT}" not in page.text
@@ -230,7 +229,7 @@ def test_a_prompt_that_holds_html_can_be_traced_and_reported(
     trace = rl.causal_trace(one_toy, fact, samples=1, layers=[0], require_correct=False)
     firing = [rl.edit_firing(one_toy, results["edit"], fact.text)]
     page = written(tmp_path / "page.html", **{**results, "traces": [trace], "firing": firing})
-    assert [script.lstrip()[:12] for script in page.scripts] == ['"use strict"'] * 2
+    assert page.scripts == []
     (picture,) = (attrs for tag, attrs in page.opened if tag == "img")
     assert picture["alt"] == f"resid trace of: {fact.text}"
 

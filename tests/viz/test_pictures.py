@@ -1,0 +1,203 @@
+"""Every figure says what it is of, cuts nothing off, and covers no data with its legend."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from house.results_for_tests import EXAMPLES, FACT, random
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import rome_lens as rl
+from rome_lens import viz
+from rome_lens.checks.limits import Limits
+from rome_lens.checks.result import CheckResult, CheckRow
+from rome_lens.errors import ArgumentError
+from rome_lens.intervals import average
+from rome_lens.viz.axes import LINES
+from rome_lens.viz.overview import Reading, not_drawn, readings
+
+MODEL = "a-model-with-a-name"
+LONG = dataclasses.replace(FACT, prompt="It is known to everyone who has been there that {} is in")
+
+
+def of_model(name: str, **changes: Any) -> Any:
+    """The example of a type of result, of a named model."""
+    return dataclasses.replace(EXAMPLES[name], model_name=MODEL, **changes)
+
+
+def a_check(name: str, *rows: CheckRow) -> CheckResult:
+    return CheckResult(
+        name=name, asks="?", measured="p", effect_is="e", control_is="c", rows=tuple(rows)
+    )
+
+
+def a_row(before: float, after: float, control: float | None = None, **changes: Any) -> CheckRow:
+    fields = {"effect": after - before, **changes}
+    return CheckRow(
+        kind="a", prompt="p", answer="b", before=before, after=after, control=control, **fields
+    )
+
+
+def some_limits(*checks: CheckResult, record_id: str = "1") -> Limits:
+    return Limits(
+        record_id=record_id, relation="in", results=checks, model_name=MODEL, fact=LONG.text
+    )
+
+
+CHECKS = (
+    a_check("direction", *(a_row(-7.0, -6.9, 0.5 + i / 20, known=True) for i in range(6))),
+    a_check("overfit", a_row(0.5, 0.9)),
+    a_check("bleed-over", a_row(0.5, 0.4), a_row(0.6, 0.6)),
+)
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "trace": lambda: viz.trace(of_model("CausalTrace", fact=LONG)),
+    "trace, own scale": lambda: viz.trace(of_model("CausalTrace"), scale="own"),
+    "trace of an edit": lambda: viz.trace(of_model("EditTrace")),
+    "estimate": lambda: viz.trace(of_model("AttributionTrace")),
+    "heads": lambda: viz.heads(of_model("AttributionTrace")),
+    "by layer": lambda: viz.trace_by_layer(of_model("CausalTrace", fact=LONG)),
+    "severed": lambda: viz.severed(of_model("SeveredTrace", fact=LONG)),
+    "averages": lambda: viz.averages([of_model("TraceAverage")] * 2),
+    "one average": lambda: viz.averages(of_model("TraceAverage")),
+    "layers": lambda: viz.layer_sweep(of_model("LayerSweep")),
+    "logit lens": lambda: viz.lens(of_model("LogitLens", fact=LONG)),
+    "logit attribution": lambda: viz.logit_attribution(of_model("LogitAttribution", fact=LONG)),
+    "attention": lambda: viz.attention(of_model("AttentionComparison")),
+    "limits": lambda: viz.limits(some_limits(*CHECKS)),
+    "limits of many": lambda: viz.limits(rl.average_limits([some_limits(*CHECKS)] * 6)),
+    "limits in detail": lambda: viz.limits_detail(some_limits(*CHECKS)),
+}
+
+
+@pytest.fixture(scope="module", params=FIGURES)
+def figure(request: pytest.FixtureRequest) -> Figure:
+    made = FIGURES[request.param]()
+    FigureCanvasAgg(made).draw()
+    return made
+
+
+def test_a_figure_says_of_which_model_it_is(figure: Figure) -> None:
+    assert MODEL in figure.get_suptitle()
+
+
+def test_nothing_is_cut_off(figure: Figure) -> None:
+    width, height = figure.get_size_inches()
+    drawn = figure.get_tightbbox(figure.canvas.get_renderer())
+    assert drawn.x0 > -0.02
+    assert drawn.y0 > -0.02
+    assert drawn.x1 < width + 0.02
+    assert drawn.y1 < height + 0.02
+
+
+def test_no_legend_lies_on_data(figure: Figure) -> None:
+    renderer = figure.canvas.get_renderer()
+    legends = [*figure.legends, *(a.get_legend() for a in figure.axes if a.get_legend())]
+    for legend in legends:
+        box = legend.get_window_extent(renderer)
+        for axes in figure.axes:
+            inside = axes.get_window_extent(renderer)
+            assert not box.overlaps(inside), legend.get_title().get_text()
+
+
+def test_lines_of_one_panel_differ_by_style_as_well_as_by_colour(figure: Figure) -> None:
+    for axes in figure.axes:
+        lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+        looks = [(str(line.get_linestyle()), str(line.get_marker())) for line in lines]
+        assert len(set(looks)) == len(looks)
+
+
+def test_every_line_of_the_palette_has_a_style_and_a_mark_of_its_own() -> None:
+    assert len({str(line.style) for line in LINES}) == len(LINES)
+    assert len({line.mark for line in LINES}) == len(LINES)
+
+
+def test_a_figure_shows_itself_in_a_notebook_and_can_be_saved(tmp_path: Path) -> None:
+    figure: Any = FIGURES["trace"]()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for kind, start in starts.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            figure.savefig(tmp_path / f"trace.{kind}")
+        assert (tmp_path / f"trace.{kind}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("facts", [4, 5])
+def test_facts_are_scattered_from_five_on(facts: int) -> None:
+    numbers = {name: random(facts, 3) for name in ("EM", "PM", "NM", "ES", "PS", "NS", "S")}
+    sweep = of_model(
+        "LayerSweep",
+        names=tuple(map(str, range(facts))),
+        effects=random(facts, 3),
+        total_effects=random(facts),
+        edits="rome, statistics: identity",
+        **numbers,
+    )
+    figure = viz.layer_sweep(sweep)
+    assert len(figure.axes) == (3 if facts >= 5 else 2)
+    assert "C = I" in figure.get_suptitle()
+
+
+def by_name(*checks: CheckResult) -> dict[str, Reading]:
+    return {each.name: each for each in readings(some_limits(*checks))}
+
+
+def test_each_check_is_read_as_a_share_of_what_the_model_could_do() -> None:
+    found = by_name(
+        a_check(
+            "generalisation", a_row(0.0, 0.9, 1.0, effect=1.0), a_row(0.0, 0.1, 1.0, effect=0.0)
+        ),
+        a_check(
+            "direction", a_row(-3.0, -1.0, 0.5, known=True), a_row(-1.0, -0.0, 0.0, known=False)
+        ),
+        a_check("association", a_row(0.1, 0.2, 0.8, known=True)),
+        a_check("overfit", a_row(0.5, 0.9)),
+        a_check("bleed-over", a_row(0.8, 0.6)),
+        a_check("essence", a_row(0.0, 0.7, 0.2, effect=0.7)),
+        a_check("fidelity", a_row(2.0, 2.1)),
+    )
+    exp = torch.tensor([-1.0, -3.0, -0.7, -0.2, -0.1], dtype=torch.float64).exp()
+    expected = {
+        "generalisation": (0.5, 1.0, "◐ in part"),
+        "direction": (float(exp[0] - exp[1]), 0.5, "◐ in part"),
+        "association": (0.1, 0.8, "○ does not"),
+        "overfit": (0.9, 0.5, "▲ over"),
+        "bleed-over": (0.6, 0.8, "◐ in part"),
+        "essence": (float(exp[2]), float(exp[3]), "◐ in part"),
+        "fidelity": (float(exp[4]), 1.0, "● stays"),
+    }
+    for name, (value, reference, verdict) in expected.items():
+        assert found[name].value.mean == pytest.approx(value)
+        assert found[name].reference.mean == pytest.approx(reference)
+        assert found[name].verdict == verdict
+
+
+def test_nothing_follows_where_the_model_could_not_have_done_it() -> None:
+    found = by_name(a_check("association", a_row(0.0, 0.05, 0.05, known=False)))
+    assert found["association"].verdict == "? model cannot do it"
+
+
+def test_facts_that_the_model_knows_are_not_mixed_with_those_that_it_does_not() -> None:
+    known = a_check("association", a_row(0.0, 0.4, 0.8, known=True))
+    unknown = a_check("association", a_row(0.0, 0.0, 0.0, known=False))
+    average_of = rl.average_limits(
+        [some_limits(known), *(some_limits(unknown, record_id=str(i)) for i in range(2, 5))]
+    )
+    [found] = readings(average_of)
+    assert found.value == average([0.4], ["in"])
+    assert found.reference.mean == 0.8
+
+
+def test_a_check_that_was_not_asked_is_named_and_not_drawn() -> None:
+    result = some_limits(*CHECKS, a_check("association"), a_check("localisation"))
+    assert not_drawn(result) == ["association", "localisation"]
+    assert "Not asked: association, localisation" in viz.limits(result).get_suptitle().replace(
+        "\n", " "
+    )
+    with pytest.raises(ArgumentError, match="No check was asked"):
+        viz.limits(some_limits(a_check("association")))
