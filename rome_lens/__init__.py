@@ -42,6 +42,7 @@ from rome_lens.editing import (
     FineTuning,
     InContext,
     MassEdit,
+    MassEditor,
     MemitConfig,
     NullEditor,
     Preset,
@@ -91,7 +92,7 @@ from rome_lens.localisation import (
     trace_edit,
 )
 from rome_lens.models import ModelSource, load_model
-from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
+from rome_lens.sweeps import MassSetting, RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
@@ -143,6 +144,8 @@ __all__ = [
     "LimitsAverage",
     "LimitsComparison",
     "MassEdit",
+    "MassEditor",
+    "MassSetting",
     "MemitConfig",
     "ModelSource",
     "MultivariateGaussianNoise",

@@ -27,7 +27,8 @@ Many facts at once, by MEMIT, EMMET and AlphaEdit:
 * ``mass_values.py``: each fact's target. ``mass_states.py``: keys and block outputs.
 * ``mass_update.py``: the equation that the methods share. ``mass_solvers.py``: it, by method.
 * ``through_the_norm.py``: what to write where a norm follows ``W_out``.
-* ``mass_config.py``: the hyperparameters. ``mass_edit.py``: the result.
+* ``mass_config.py``: the hyperparameters. ``mass_edit.py``: the result. ``mass_editors.py``: the
+  methods as objects.
 
 Other ways from a fact to an edit:
 
@@ -51,6 +52,7 @@ from rome_lens.editing.fine_tuning import fine_tune
 from rome_lens.editing.firing import EditFiring, edit_firing, edit_firings
 from rome_lens.editing.mass_config import AlphaEditConfig, EmmetConfig, MassConfig, MemitConfig
 from rome_lens.editing.mass_edit import MassEdit
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.editing.mass_methods import alphaedit, emmet, memit
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import Preset, preset
@@ -73,6 +75,7 @@ __all__ = [
     "LayerEdit",
     "MassConfig",
     "MassEdit",
+    "MassEditor",
     "MemitConfig",
     "NullEditor",
     "OptimisationError",
