@@ -47,11 +47,16 @@ from rome_lens.composing import (
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
+    AlphaEditConfig,
     Edit,
     EditFiring,
     Edits,
+    EmmetConfig,
     FineTuning,
     InContext,
+    MassEdit,
+    MassEditor,
+    MemitConfig,
     NullEditor,
     Preset,
     RankOneEdit,
@@ -59,12 +64,15 @@ from rome_lens.editing import (
     RomeEditor,
     Unedited,
     WeightEdit,
+    alphaedit,
     applied_edits,
     edit_firing,
     edit_firings,
+    emmet,
     export_hf,
     fine_tune,
     keep_edits,
+    memit,
     null_edit,
     preset,
     random_contexts,
@@ -97,7 +105,7 @@ from rome_lens.localisation import (
     trace_edit,
 )
 from rome_lens.models import ModelSource, load_model
-from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
+from rome_lens.sweeps import MassSetting, RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
@@ -122,6 +130,7 @@ from rome_lens.version import __version__
 from rome_lens.viz.page import BeforeAfter, limits_report, report
 
 __all__ = [
+    "AlphaEditConfig",
     "AttentionComparison",
     "AttributionTrace",
     "BeforeAfter",
@@ -137,6 +146,7 @@ __all__ = [
     "EditSweep",
     "EditTrace",
     "Edits",
+    "EmmetConfig",
     "Evaluation",
     "Fact",
     "FineTuning",
@@ -150,6 +160,10 @@ __all__ = [
     "LogProbComparison",
     "LogitAttribution",
     "LogitLens",
+    "MassEdit",
+    "MassEditor",
+    "MassSetting",
+    "MemitConfig",
     "ModelSource",
     "MultivariateGaussianNoise",
     "NullEditor",
@@ -174,6 +188,7 @@ __all__ = [
     "ValueComparison",
     "WeightEdit",
     "__version__",
+    "alphaedit",
     "answer_log_probs",
     "applied_edits",
     "attribution_trace",
@@ -195,6 +210,7 @@ __all__ = [
     "direct_logit_attribution",
     "edit_firing",
     "edit_firings",
+    "emmet",
     "evaluate",
     "evaluate_all",
     "export_hf",
@@ -206,6 +222,7 @@ __all__ = [
     "limits_report",
     "load_model",
     "logit_lens",
+    "memit",
     "models",
     "null_edit",
     "preset",

@@ -123,8 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--editors",
-        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context and null edit, "
-        "with commas (default: all); the others are compared with the first",
+        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context, null edit, "
+        "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
+        "are compared with the first",
     )
     compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
     for command in (limits, compare):
@@ -186,7 +187,9 @@ def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument("facts", type=Path, help="a file of facts or records")
     sweep.add_argument("--layers", required=True, help="the layers, such as 2-14 or 0,3,8-10")
     sweep.add_argument(
-        "--editors", default="rome", help="some of rome, r-rome and ft, with commas (default: rome)"
+        "--editors",
+        default="rome",
+        help="some of rome, r-rome, ft, memit, emmet and alphaedit, with commas (default: rome)",
     )
     sweep.add_argument(
         "--stages",

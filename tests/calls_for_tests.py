@@ -107,7 +107,23 @@ def _sweep(b: Bench) -> Any:
     return swept.rows.drop(columns="settings").to_dict("list")
 
 
+def _mass(method: Any, config: Any, **options: Any) -> Call:
+    def call(b: Bench) -> Any:
+        return method(
+            b.model,
+            b.records[:2],
+            layers=[LAYER],
+            statistics={LAYER: b.statistics},
+            contexts=CONTEXTS,
+            config=config,
+            **options,
+        )
+
+    return call
+
+
 CALLS: dict[str, Call] = {
+    "alphaedit": _mass(rl.alphaedit, rl.AlphaEditConfig(value=FEWER, threshold=0.1), batch_size=1),
     "answer_log_probs": lambda b: rl.answer_log_probs(
         b.model, [(b.fact.text, b.fact.target)], fwd_hooks=b.edit.fwd_hooks(b.model)
     ),
@@ -172,6 +188,7 @@ CALLS: dict[str, Call] = {
     ),
     "edit_firing": lambda b: rl.edit_firing(b.model, b.edit, b.fact.text),
     "edit_firings": lambda b: rl.edit_firings(b.model, b.edit, [b.fact.text, "It rained."]),
+    "emmet": _mass(rl.emmet, rl.EmmetConfig(value=FEWER)),
     "evaluate": lambda b: rl.evaluate(b.model, b.edit, b.record, generate=4),
     "evaluate_all": lambda b: rl.evaluate_all(b.model, b.edits[:2], b.records[:2]),
     "fine_tune": lambda b: rl.fine_tune(
@@ -188,6 +205,7 @@ CALLS: dict[str, Call] = {
         config=FEWER,
         contexts=CONTEXTS,
     ),
+    "memit": _mass(rl.memit, rl.MemitConfig(value=FEWER)),
     "null_edit": lambda b: rl.null_edit(
         b.model,
         b.fact,

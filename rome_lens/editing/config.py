@@ -13,6 +13,7 @@ from rome_lens.errors import ArgumentError
 Variant = Literal["rome", "r-rome"]
 Norms = Literal["plain", "centred"]
 Stop = Literal["matched"]
+Site = Literal["mlp", "block"]
 Stopped = Literal["loss", "probability", "matched", "steps"]
 
 

@@ -13,6 +13,8 @@ from rome_lens.editing.editors import (
     NullEditor,
     RomeEditor,
 )
+from rome_lens.editing.mass_config import AlphaEditConfig, EmmetConfig, MassConfig, MemitConfig
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
@@ -54,6 +56,11 @@ class Preset:
     plain text after it, and knows facts less well there.
     """
 
+    mass_layers: tuple[int, ...] = ()
+    """The layers that MEMIT, EMMET and AlphaEdit edit. Empty takes the layer above alone."""
+    mass_configs: tuple[MassConfig, ...] = (MemitConfig(), EmmetConfig(), AlphaEditConfig())
+    """The hyperparameters of MEMIT, EMMET and AlphaEdit."""
+
     @property
     def fine_tuning(self) -> FineTuning:
         """Constrained fine-tuning at the same layer, with the best bound on the same records."""
@@ -83,6 +90,35 @@ class Preset:
             cache=cache,
             progress=progress,
         )
+
+    @visits_model
+    def mass_editors(
+        self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
+    ) -> list[MassEditor]:
+        """MEMIT, EMMET and AlphaEdit with the preset's layers and hyperparameters.
+
+        They can follow :meth:`editors` in :func:`rome_lens.compare_limits`, and have the preset's
+        contexts and texts for key statistics.
+        """
+        statistics = collect_key_statistics(
+            model,
+            layer=self.mass_layers or (self.layer,),
+            texts=self.texts,
+            max_length=1024,
+            prepend_bos=self.prepend_bos,
+            cache=cache,
+            progress=progress,
+        )
+        contexts = self.contexts(model)
+        return [
+            MassEditor(
+                config=config,
+                statistics=statistics,
+                contexts=contexts,
+                prepend_bos=self.prepend_bos,
+            )
+            for config in self.mass_configs
+        ]
 
     @visits_model
     def contexts(self, model: LensModel) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,26 @@ def _examples() -> dict[str, Stored]:
         stopped="loss",
     )
     dense = rl.WeightEdit(layer=1, delta=random(5, 3), losses=random(2), stopped="steps")
+    mass = rl.MassEdit(
+        edits=(dense, replace(dense, layer=2)),
+        facts=(FACT, FACT),
+        layers=(1, 2),
+        batches=(2,),
+        method="AlphaEdit",
+        keys=random(2, 2, 5),
+        residuals=random(2, 2, 3),
+        starts=random(2, 3),
+        values=random(2, 3),
+        losses=torch.tensor([[[0.5, 0.25, 0.0], [float("nan")] * 3], [[1.0, 0.0, 0.0]] * 2]),
+        probabilities=random(2),
+        stopped=("loss", "steps"),
+        missed=random(2),
+        conditions=random(1, 2),
+        ranks=(3, 4),
+        threshold=0.02,
+        kept_keys=random(2, 4, 5),
+        contexts=("{}",),
+    )
     row = CheckRow(kind="alias", prompt="a", answer="b", before=-1.5, after=float("-inf"), kl=0.1)
     measure = Measure(name="size", values=(0.5, 0.25), interval=(0.1, 0.9), count=2)
     check = rl.CheckResult(
@@ -187,6 +208,7 @@ def _examples() -> dict[str, Stored]:
             edit,
             dense,
             rl.Edits(edits=(edit, dense)),
+            mass,
             rl.EditFiring(text="a b", labels=("a", " b"), values=random(2), scale=0.5),
             rl.KeyStatistics(layer=1, moment=torch.eye(3, dtype=torch.float64), count=7),
             KeySum(layer=1, upper=torch.eye(3, dtype=torch.float64), count=7, chunks=1, digest="0"),

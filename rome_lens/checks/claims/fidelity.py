@@ -18,6 +18,7 @@ from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record, names_subject, without_article
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.firing import edit_firings
+from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.fluency import ngram_entropy
@@ -123,6 +124,8 @@ def _subjects(edit: Any) -> list[str]:
     """The subjects of an edit or of its parts, as far as it names its facts."""
     parts = edit.parts if isinstance(edit, Edit) else (edit,)
     facts = [getattr(part, "fact", None) for part in parts]
+    if isinstance(edit, MassEdit):
+        facts = list(edit.facts)
     return [fact.subject for fact in facts if isinstance(fact, Fact)]
 
 
@@ -301,6 +304,9 @@ def _size(
         # The norm of an outer product is the product of the norms.
         norm = math.prod(float(tensor.norm()) for tensor in edit.tensors)
         return norm / float(w_out(model, edit.layer).norm())
+    if name == NORM and isinstance(edit, MassEdit):
+        norm = math.hypot(*(float(edit.delta(layer).norm()) for layer in edit.layers))
+        return norm / math.hypot(*(float(w_out(model, layer).norm()) for layer in edit.layers))
     if not isinstance(edit, RankOneEdit) or edit.key is None:
         return None
     if name == AT_SUBJECT:
