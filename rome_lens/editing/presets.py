@@ -191,8 +191,8 @@ PRESETS = {
         ),
         Preset(
             model="smollm2-135m",
-            layer=5,
-            config=RomeConfig(clamp=2.0, stop_probability=0.7),
+            layer=3,
+            config=RomeConfig(clamp=2.0, stop_probability=0.8),
             bound=5e-3,
             prepend_bos=False,
         ),
