@@ -185,7 +185,7 @@ PRESETS = {
     for each in (
         Preset(
             model="gemma-3-270m",
-            layer=3,
+            layer=2,
             config=RomeConfig(clamp=1.0, stop_probability=0.5),
             bound=2e-4,
         ),
