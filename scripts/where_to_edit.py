@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 
 import rome_lens as rl
+from rome_lens.editing.prompts import EditRows
 from rome_lens.evaluation.scores import markdown
 from rome_lens.intervals import average
 from rome_lens.localisation.variance import VarianceExplained, explain_variance, regression
@@ -38,6 +39,7 @@ EFFORT = ("steps", "size")
 OUTCOMES = (*SUCCESS, *EFFORT)
 PLACES = ("last token", "traced token")
 HALF = math.log(2.0)
+AT_ONCE = 16
 POWER = (0.002, 0.005, 0.01, 0.02, 0.05)
 Matrix = Float[np.ndarray, "fact layer"]
 
@@ -86,16 +88,20 @@ def edited(
     rows = []
     for lookup in sorted({-1, *lookups}):
         chosen = [i for i, its in enumerate(lookups) if lookup in (-1, its)]
-        edits = rl.rome_batch(
-            model,
-            [records[i].fact for i in chosen],
-            layer=layer,
-            statistics=statistics,
-            contexts=contexts,
-            config=replace(config, lookup=lookup),
-            variant=preset.variant,
-            prepend_bos=preset.prepend_bos,
-        )
+        edits = [
+            edit
+            for first in range(0, len(chosen), AT_ONCE)
+            for edit in rl.rome_batch(
+                model,
+                [records[i].fact for i in chosen[first : first + AT_ONCE]],
+                layer=layer,
+                statistics=statistics,
+                contexts=contexts,
+                config=replace(config, lookup=lookup),
+                variant=preset.variant,
+                prepend_bos=preset.prepend_bos,
+            )
+        ]
         scores = rl.evaluate_all(
             model, edits, [records[i] for i in chosen], prepend_bos=preset.prepend_bos
         )
@@ -243,6 +249,13 @@ def main() -> None:
     lookups, by_place = effects(traced)
     files = {layer: args.directory / f"layer-{layer}.parquet" for layer in layers}
     missing = [layer for layer in layers if not files[layer].exists()]
+    contexts = preset.contexts(model)
+    for i, (record, lookup) in enumerate(zip(records, lookups, strict=True)):
+        # In a context, some subjects have fewer tokens than at the beginning of the prompt.
+        try:
+            EditRows.of(model, record.fact, contexts, preset.prepend_bos, lookup)
+        except rl.data.FactError:
+            lookups[i] = -1
     if missing:
         statistics = rl.collect_key_statistics(
             model,
@@ -253,7 +266,6 @@ def main() -> None:
             cache=cache_root() / "keys",
             progress=True,
         )
-        contexts = preset.contexts(model)
     for layer in missing:
         frame = edited(model, records, lookups, layer, preset, statistics[layer], contexts)
         part = files[layer].with_suffix(".part")
