@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens.checks import CheckResult

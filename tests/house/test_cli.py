@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens import cli
