@@ -22,6 +22,8 @@ from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
+# Every process that runs one of these tests makes this module's fixtures, which take seconds.
+pytestmark = pytest.mark.xdist_group("checks")
 QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 0}
 
 
