@@ -20,6 +20,8 @@ from jaxtyping import AbstractArray
 _jaxtyped = jaxtyping.jaxtyped
 # As jaxtyping's own error. The reading of files takes a TypeError for what a file must not hold.
 _checks = beartype(conf=BeartypeConf(violation_type=TypeError))
+# beartype looks at a generator's arguments when it begins to run, which may be in another scope.
+_whole = _jaxtyped(typechecker=_checks)
 
 
 def names_axes(annotation: Any) -> bool:
@@ -42,6 +44,7 @@ def checked(decorated: Any = None, **_typechecker: Any) -> Any:
     axes = any(map(names_axes, decorated.__annotations__.values()))
     if "<locals>" in decorated.__qualname__ and not axes:
         return decorated
+    is_generator = inspect.isgeneratorfunction(decorated)
     checks: list[Callable[..., Any]] = []  # made in the first call, for many functions get none
 
     @functools.wraps(decorated)
@@ -49,7 +52,7 @@ def checked(decorated: Any = None, **_typechecker: Any) -> Any:
         if jaxtyping.config.jaxtyping_disable:
             return decorated(*args, **kwargs)
         if not checks:
-            checks.append(_checks(decorated))
+            checks.append(_whole(decorated) if is_generator and axes else _checks(decorated))
         if not axes:
             return checks[0](*args, **kwargs)
         with _jaxtyped("context"):  # in which an axis has one length

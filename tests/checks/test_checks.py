@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens.checks import CheckResult
@@ -22,6 +22,8 @@ from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
+# Every process that runs one of these tests makes this module's fixtures, which take seconds.
+pytestmark = pytest.mark.xdist_group("checks")
 QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 0}
 
 

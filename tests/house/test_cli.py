@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import json
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens import cli
@@ -52,7 +53,7 @@ def run(*arguments: str, page: Path, command: str = "demo") -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of these tests' own, no model hub, fewer samples of keys, and fewer prompts."""
+    """A cache of these tests' own, one load of each model, no hub, fewer keys and prompts."""
     directory = tmp_path_factory.mktemp("cache")
 
     def collect_few(model: Any, **options: Any) -> Any:
@@ -64,6 +65,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(rl, "load_model", functools.cache(rl.load_model))
         patch.setattr(presets, "collect_key_statistics", collect_few)
         patch.setattr(rl, "collect_key_statistics", collect_few)
         patch.setattr(demo_command, "choose_record", choose_brief)

@@ -23,6 +23,9 @@ from rome_lens.storage import InUseError, StorageError, sole_use
 from rome_lens.sweeps import stages
 from rome_lens.sweeps.results import TABLE
 
+# Every process that runs one of these tests makes this module's fixtures, which take seconds.
+pytestmark = pytest.mark.xdist_group("sweeps")
+
 
 @pytest.fixture(scope="module")
 def bridge() -> Any:
