@@ -27,10 +27,12 @@ from rome_lens.checks import (
     Limits,
     LimitsAverage,
     LimitsComparison,
+    MassCurve,
     average_limits,
     check_limits,
     check_records,
     compare_limits,
+    mass_edit_curve,
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
@@ -143,6 +145,7 @@ __all__ = [
     "Limits",
     "LimitsAverage",
     "LimitsComparison",
+    "MassCurve",
     "MassEdit",
     "MassEditor",
     "MassSetting",
@@ -199,6 +202,7 @@ __all__ = [
     "layer_sweep",
     "limits_report",
     "load_model",
+    "mass_edit_curve",
     "memit",
     "models",
     "null_edit",

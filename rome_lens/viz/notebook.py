@@ -9,6 +9,7 @@ import html
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.limits_comparison import LimitsComparison
+from rome_lens.checks.mass_curve_result import MassCurve
 from rome_lens.checks.result import CheckResult
 from rome_lens.editing.edit import Edit
 from rome_lens.editing.firing import EditFiring
@@ -29,6 +30,7 @@ from rome_lens.viz.check_plots import limits
 from rome_lens.viz.comparison_plots import limits_by_editor
 from rome_lens.viz.html import figure_html, firing
 from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.mass_plots import mass_curve
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.trace_plots import averages, heads, severed, trace
 from rome_lens.viz.value_plots import values
@@ -149,3 +151,9 @@ def _(result: LimitsComparison) -> str:
     if not result.numbers:
         return table
     return table + figure_html(limits_by_editor(result), alt="Every check, by editor")
+
+
+@to_html.register
+def _(result: MassCurve) -> str:
+    table = str(result.table().to_html())
+    return table + figure_html(mass_curve(result), alt="Every measure, by the number of facts")

@@ -200,7 +200,7 @@ WRONG = [
     ("sweep", ("--layers", "1-x", *SWEEP), "--layers is '1-x', expected layers such as 2-14"),
     ("sweep", ("--layers", "3-1", *SWEEP), "--layers is '3-1', expected layers such as 2-14"),
     ("sweep", ("--layers", "99", *SWEEP), "Layer 99 is out of range"),
-    ("sweep", ("--layers", "1", "--editors", "memit", *SWEEP), "--editors has 'memit', expected"),
+    ("sweep", ("--layers", "1", "--editors", "mend", *SWEEP), "--editors has 'mend', expected"),
     ("sweep", ("--layers", "1", "--stages", "", *SWEEP), "A stage is '', expected one of 'trace'"),
     ("sweep", ("--layers", "1", "--limit", "0", *SWEEP), "--limit is 0, expected 1 or more"),
     ("sweep", ("--layers", "1", "--workers", "0", *SWEEP), "--workers is 0, expected 1 or more"),
