@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import rome_lens as rl
 from rome_lens.checks.mass_curve_result import MEASURES
@@ -12,11 +12,14 @@ from rome_lens.commands.console import heading, say
 from rome_lens.commands.limits import known_records
 from rome_lens.data.bundled import FILES
 from rome_lens.data.record_type import Record
+from rome_lens.editing.mass_config import Method
 from rome_lens.editing.presets import Preset
 from rome_lens.errors import ArgumentError
 from rome_lens.models.gguf import cache_root
 from rome_lens.models.lens import LensModel
 from rome_lens.storage import whole_or_nothing
+
+_ROME = "ROME"
 
 
 def run_curve(
@@ -70,16 +73,17 @@ def run_curve(
 def _editors(
     preset: Preset, model: LensModel, names: Sequence[str] | None, progress: bool
 ) -> list[Any]:
+    """ROME in sequence and the editors of many facts, or those of these names."""
+    known = (_ROME, *get_args(Method))
+    if unknown := [name for name in names or () if name not in known]:
+        raise ArgumentError(f"--editors names {unknown[0]!r}, expected some of {', '.join(known)}.")
     cache = cache_root() / "keys"
-    rome = replace(preset.editor(model, cache=cache, progress=progress), name="ROME")
-    mass = preset.mass_editors(model, cache=cache, progress=progress)
-    every: list[Any] = [rome, *mass]
-    by_name = {editor.name: editor for editor in every}
-    if unknown := [name for name in names or () if name not in by_name]:
-        raise ArgumentError(
-            f"--editors names {unknown[0]!r}, expected some of {', '.join(by_name)}."
-        )
-    return [by_name[name] for name in names or by_name]
+    chosen: list[Any] = []
+    if names is None or _ROME in names:
+        chosen.append(replace(preset.editor(model, cache=cache, progress=progress), name=_ROME))
+    if names is None or set(names) != {_ROME}:
+        chosen += preset.mass_editors(model, cache=cache, progress=progress)
+    return [each for each in chosen if names is None or each.name in names]
 
 
 def _toy_texts() -> list[str]:
