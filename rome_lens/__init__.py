@@ -28,10 +28,12 @@ from rome_lens.checks import (
     Limits,
     LimitsAverage,
     LimitsComparison,
+    MassCurve,
     average_limits,
     check_limits,
     check_records,
     compare_limits,
+    mass_edit_curve,
 )
 from rome_lens.composing import (
     AttentionComparison,
@@ -160,6 +162,7 @@ __all__ = [
     "LogProbComparison",
     "LogitAttribution",
     "LogitLens",
+    "MassCurve",
     "MassEdit",
     "MassEditor",
     "MassSetting",
@@ -222,6 +225,7 @@ __all__ = [
     "limits_report",
     "load_model",
     "logit_lens",
+    "mass_edit_curve",
     "memit",
     "models",
     "null_edit",

@@ -1,4 +1,4 @@
-"""The command line: ``demo`` examines one edit, ``limits``, ``compare`` and ``sweep`` many.
+"""The command line: ``demo`` examines one edit, the other commands examine many.
 
 This module parses arguments and reports errors. ``commands/`` does the work.
 """
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
+from rome_lens.commands.curve import run_curve
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.limits import run_limits
 from rome_lens.commands.sweep import run_sweep
@@ -128,7 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         "are compared with the first",
     )
     compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
-    for command in (limits, compare):
+    curve = commands.add_parser(
+        "curve", help="edit more and more facts at once, and measure what is lost"
+    )
+    _add_curve_arguments(curve)
+    for command in (limits, compare, curve):
         _add_record_arguments(command)
     for command in (demo, limits):
         command.add_argument(
@@ -136,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
             type=int,
             help="the layer to edit (default: the preset's, or one chosen from an MLP trace)",
         )
-    for command in (demo, limits, compare):
+    for command in (demo, limits, compare, curve):
         command.add_argument(
             "--out", type=Path, help=f"the page to write (default: {command.get_default('out')})"
         )
@@ -144,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="trace and edit many facts at many layers; goes on after an interruption"
     )
     _add_sweep_arguments(sweep)
-    for command in (demo, limits, compare, sweep):
+    for command in (demo, limits, compare, curve, sweep):
         command.add_argument(
             "--model",
             default=DEFAULT_MODEL,
@@ -181,6 +186,24 @@ def _add_record_arguments(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep finished edits and checks here; an interrupted run resumes from them",
     )
+
+
+def _add_curve_arguments(curve: argparse.ArgumentParser) -> None:
+    curve.add_argument(
+        "--editors",
+        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
+    )
+    curve.add_argument(
+        "--counts",
+        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
+    )
+    curve.add_argument(
+        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
+    )
+    curve.add_argument(
+        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
+    )
+    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
 
 
 def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
@@ -248,11 +271,27 @@ def _compare(args: argparse.Namespace) -> None:
     )
 
 
-def _chosen_records(args: argparse.Namespace) -> list[Record]:
+def _curve(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".md":
+        raise ArgumentError(f"--out is {args.out}, expected a name that ends in .md, for a table.")
+    run_curve(
+        args.model,
+        _chosen_records(args, many=True),
+        counts=None if args.counts is None else read_layers(args.counts, name="--counts"),
+        repeats=args.repeats,
+        scored=args.scored,
+        editors=None if args.editors is None else args.editors.split(","),
+        directory=args.directory,
+        out=args.out,
+        progress=not args.quiet,
+    )
+
+
+def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Record]:
     for name, number in (("--limit", args.limit), ("--every", args.every)):
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
-    records = choose_records(args.model, args.records, args.only, args.half)
+    records = choose_records(args.model, args.records, args.only, args.half, many=many)
     records = records[:: args.every][: args.limit]
     if not records:
         raise ArgumentError("No record is left: give another --records, --only or --half.")

@@ -91,6 +91,11 @@ def _editor(b: Bench) -> rl.RomeEditor:
     return rl.RomeEditor(statistics=b.statistics, config=FEWER, contexts=CONTEXTS)
 
 
+def _mass_editor(b: Bench) -> rl.MassEditor:
+    config = rl.MemitConfig(value=FEWER)
+    return rl.MassEditor(config=config, statistics={LAYER: b.statistics}, contexts=CONTEXTS)
+
+
 def _sweep(b: Bench) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         swept = rl.sweep(
@@ -181,7 +186,7 @@ CALLS: dict[str, Call] = {
     "compare_limits": lambda b: rl.compare_limits(
         b.model,
         b.records[:1],
-        [_editor(b), rl.NullEditor(editor=_editor(b))],
+        [_editor(b), rl.NullEditor(editor=_editor(b)), _mass_editor(b)],
         texts=["It rained."],
         samples=0,
         new_tokens=0,
@@ -206,6 +211,13 @@ CALLS: dict[str, Call] = {
         contexts=CONTEXTS,
     ),
     "memit": _mass(rl.memit, rl.MemitConfig(value=FEWER)),
+    "mass_edit_curve": lambda b: (
+        rl.mass_edit_curve(
+            b.model, b.records[:2], [_mass_editor(b)], counts=[1, 2], scored=1, texts=["It rained."]
+        )
+        .to_frame()
+        .to_dict("list")
+    ),
     "null_edit": lambda b: rl.null_edit(
         b.model,
         b.fact,

@@ -66,6 +66,9 @@ class MassEditor:
     """Templates around the prompts. None samples them."""
     prepend_bos: bool | None = None
     """Whether the prompts start with a BOS token. None uses the model's default."""
+    batch_size: int | None = None
+    """How many facts :meth:`edit_together` edits at a time, in batches one after the other. None
+    edits all at once."""
     name: str = ""
     """The name in the table. Empty uses the method's."""
 
@@ -99,15 +102,9 @@ class MassEditor:
         return write_each(model, as_facts(facts), self._plan(model))
 
     @visits_model
-    def edit_together(
-        self,
-        model: LensModel,
-        facts: Iterable[Fact | Record],
-        *,
-        batch_size: int | None = None,
-    ) -> MassEdit:
+    def edit_together(self, model: LensModel, facts: Iterable[Fact | Record]) -> MassEdit:
         """One edit of all facts, in one batch or in several one after the other."""
-        return write_facts(model, facts, self._plan(model), batch_size=batch_size)
+        return write_facts(model, facts, self._plan(model), batch_size=self.batch_size)
 
     @visits_model
     def check(self, model: LensModel) -> None:

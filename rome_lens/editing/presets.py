@@ -22,6 +22,7 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 _SMALL_STEPS = 100
+_ALPHAEDIT_BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class Preset:
         """MEMIT, EMMET and AlphaEdit with the preset's layers and hyperparameters.
 
         They can follow :meth:`editors` in :func:`rome_lens.compare_limits`, and have the preset's
-        contexts and texts for key statistics.
+        contexts and texts for key statistics. AlphaEdit edits many facts in batches of 100, as its
+        code does.
         """
         statistics = collect_key_statistics(
             model,
@@ -116,6 +118,7 @@ class Preset:
                 statistics=statistics,
                 contexts=contexts,
                 prepend_bos=self.prepend_bos,
+                batch_size=_ALPHAEDIT_BATCH if isinstance(config, AlphaEditConfig) else None,
             )
             for config in self.mass_configs
         ]
@@ -180,6 +183,15 @@ class Preset:
         ]
 
 
+def _mass_configs(value: RomeConfig, *, weight: float, l2: float) -> tuple[MassConfig, ...]:
+    """MEMIT's, EMMET's and AlphaEdit's, with the value optimised as the preset's ROME does."""
+    return (
+        MemitConfig(value=value, statistics_weight=weight),
+        EmmetConfig(value=value, statistics_weight=weight),
+        AlphaEditConfig(value=value, l2=l2),
+    )
+
+
 PRESETS = {
     each.model: each
     for each in (
@@ -188,6 +200,10 @@ PRESETS = {
             layer=2,
             config=RomeConfig(clamp=1.0, stop_probability=0.5),
             bound=2e-4,
+            mass_layers=(1, 2, 3),
+            mass_configs=_mass_configs(
+                RomeConfig(clamp=1.0, stop_probability=0.5), weight=100.0, l2=0.1
+            ),
         ),
         Preset(
             model="smollm2-135m",
@@ -195,6 +211,10 @@ PRESETS = {
             config=RomeConfig(clamp=2.0, stop_probability=0.8),
             bound=5e-3,
             prepend_bos=False,
+            mass_layers=(3, 4, 5),
+            mass_configs=_mass_configs(
+                RomeConfig(clamp=2.0, stop_probability=0.7), weight=100.0, l2=0.1
+            ),
         ),
         Preset(
             model="toy",
@@ -202,6 +222,8 @@ PRESETS = {
             config=RomeConfig(stop_probability=0.9),
             bound=2e-2,
             reads_text=False,
+            mass_layers=(1, 2),
+            mass_configs=_mass_configs(RomeConfig(stop_probability=0.9), weight=10.0, l2=0.1),
         ),
     )
 }

@@ -12,6 +12,7 @@ from test_rome import not_refused
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
+from rome_lens.editing import presets
 from rome_lens.editing.mass_states import context_weights
 from rome_lens.editing.mass_update import adjusted_keys
 from rome_lens.editing.optimiser import OptimisationError
@@ -326,3 +327,60 @@ def test_wrong_hyperparameters_are_refused(unchecked: None) -> None:
         (rl.AlphaEditConfig, [({"l2": float("nan")}, ArgumentError, "l2 is nan")]),
     ):
         assert not_refused(kind, cases) == []
+
+
+def test_an_editor_makes_the_edits_of_its_method_alone_side_by_side_and_together() -> None:
+    model = tiny("gpt2", CLASSES[0])
+    by_layer = {layer: random_statistics(96, layer) for layer in LAYERS}
+    contexts = ["{}", "It rained. {}"]
+    editors = {
+        name: rl.MassEditor(config=config, statistics=by_layer, contexts=contexts)
+        for name, config in CONFIGS.items()
+    }
+    assert [each.name for each in editors.values()] == ["MEMIT", "EMMET", "AlphaEdit"]
+    assert {each.layers for each in editors.values()} == {LAYERS}
+    unfit = dataclasses.replace(facts(1)[0], new_target=None)
+    first, error, second = editors["alphaedit"].edit_many(model, [facts(2)[0], unfit, facts(2)[1]])
+    assert isinstance(error, FactError)
+    for fact, edit in zip(facts(2), (first, second), strict=True):
+        alone = edited("alphaedit", model, [fact])
+        assert edit.fact == fact
+        torch.testing.assert_close(edit.delta(2), alone.delta(2), atol=1e-5, rtol=1e-4)
+    in_batches = dataclasses.replace(editors["memit"], batch_size=2).edit_together(model, facts())
+    assert torch.equal(in_batches.delta(2), edited("memit", model, batch_size=2).delta(2))
+
+
+def test_an_editor_refuses_what_is_no_config(unchecked: None) -> None:
+    with pytest.raises(ArgumentError, match=r"expected one of MemitConfig\(\), EmmetConfig"):
+        rl.MassEditor(config=rl.RomeConfig(), statistics={})
+
+
+def test_rome_in_sequence_leaves_out_what_it_cannot_edit(
+    one_toy: Any, toy_records: list[rl.data.Record], toy_statistics: rl.KeyStatistics
+) -> None:
+    options: dict[str, Any] = {
+        "statistics": toy_statistics,
+        "contexts": ["{}"],
+        "config": rl.RomeConfig(steps=8),
+    }
+    editor = rl.RomeEditor(**options)
+    sequence = rl.rome_sequence(one_toy, toy_records[:3], layer=2, **options)
+    again = toy_records[0]  # the edited model says its new target already
+    together = editor.edit_together(one_toy, [*toy_records[:3], again])
+    assert len(together.edits) == 3
+    for found, expected in zip(together.edits, sequence.edits, strict=True):
+        torch.testing.assert_close(found.delta, expected.delta, atol=1e-4, rtol=1e-3)
+
+
+def test_presets_offer_the_three_methods(one_toy: Any, monkeypatch: Any) -> None:
+    def identities(model: Any, *, layer: Any, **_: Any) -> dict[int, rl.KeyStatistics]:
+        return {each: rl.KeyStatistics.identity(model, layer=each) for each in layer}
+
+    for name in ("toy", "gemma-3-270m", "smollm2-135m"):
+        preset = rl.preset(name)
+        assert preset.mass_layers == tuple(sorted(set(preset.mass_layers)))
+    monkeypatch.setattr(presets, "collect_key_statistics", identities)
+    editors = rl.preset("toy").mass_editors(one_toy)
+    assert [each.name for each in editors] == ["MEMIT", "EMMET", "AlphaEdit"]
+    assert {each.layers for each in editors} == {rl.preset("toy").mass_layers}
+    assert [each.batch_size for each in editors] == [None, None, 100]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rome_lens as rl
+from rome_lens.checks.mass_curve_result import CurveBatch
 from rome_lens.checks.result import CheckRow, Measure
 from rome_lens.evaluation.results import PromptScore
 from rome_lens.keys.sums import KeySum
@@ -94,6 +95,20 @@ def _examples() -> dict[str, Stored]:
         new_before=0.25,
         target_after=0.125,
         new_after=0.75,
+    )
+    evaluation = rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",))
+    of_batch = CurveBatch(
+        editor="a",
+        count=2,
+        repeat=0,
+        edited=2,
+        evaluations=(evaluation,),
+        exact=torch.ones(1),
+        paraphrases=torch.tensor([float("nan")]),
+        essence=random(1),
+        fidelity=random(2),
+        seconds=0.5,
+        peak_bytes=float("nan"),
     )
     measures = {name: random(2, 3) for name in ("EM", "PM", "NM", "ES", "PS", "NS", "S")}
     return {
@@ -224,7 +239,9 @@ def _examples() -> dict[str, Stored]:
                 failures=(("b", "1", "no edit"),),
             ),
             score,
-            rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",)),
+            evaluation,
+            of_batch,
+            rl.MassCurve(editors=("a",), counts=(2,), batches=(of_batch,)),
             rl.LayerSweep(
                 names=("1", "2"),
                 unknown=(),

@@ -109,7 +109,7 @@ def other_texts(
         ArgumentError: ``texts`` is a single text.
     """
     if texts is None:
-        given = tuple(text for text in data.held_texts() if _fits(model, text, prepend_bos))
+        given = tuple(text for text in data.held_texts() if fits_context(model, text, prepend_bos))
         given = given or tuple(
             f"{joined(each.prompt, each.target)}." for each in record.neighborhood
         )
@@ -284,7 +284,8 @@ def _with_control(own: CheckResult, others: Sequence[CheckResult]) -> CheckResul
     return result.with_reading(_reading(result))
 
 
-def _fits(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
+def fits_context(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
+    """Whether the model's context has room for a text."""
     try:
         token_ids(model, text, prepend_bos=prepend_bos)
     except FactError:
