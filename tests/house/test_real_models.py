@@ -223,6 +223,27 @@ def test_each_model_is_well_within_the_tolerance(name: str, model_class: Any) ->
     assert error < goldens.TOLERANCE / 20
 
 
+def test_gemma_writes_what_the_readme_says_before_and_after_the_edit(
+    gemma: Any, record: rl.data.Record
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("|prompt|before|after|\n|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [line.strip("|").replace("**", "").split("|") for line in table.splitlines()]
+    assert len(rows) == 4
+    edit = rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")(gemma, record.fact)
+    for prompt, *texts in rows:
+        for hooks, text in zip(([], edit.fwd_hooks(gemma)), texts, strict=True):
+            with gemma.hooks(fwd_hooks=hooks):
+                written = gemma.generate(
+                    prompt,
+                    max_new_tokens=12,
+                    do_sample=False,
+                    use_past_kv_cache=False,
+                    verbose=False,
+                )
+            assert written.removeprefix(prompt).strip().startswith(text.removesuffix(" …"))
+
+
 def greedy_knows(model: Any, facts: list[rl.Fact], prepend_bos: bool | None) -> list[bool]:
     """Whether each fact's whole target is what the model says by itself, token by token."""
     prompts, tokens, owners = [], [], []
