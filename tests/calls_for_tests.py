@@ -187,6 +187,7 @@ CALLS: dict[str, Call] = {
         samples=2,
         config=FEWER,
         contexts=CONTEXTS,
+        progress=False,
     ),
     "null_edit": lambda b: rl.null_edit(
         b.model,

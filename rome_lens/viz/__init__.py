@@ -5,7 +5,8 @@
   ``axes.py``: what they share. ``overview.py``: every check on one scale.
   ``composing_plots.py``: logit lens, logit attribution and attention without and with an edit.
 * ``words.py``: coloured tokens. ``tables.py``: texts before and after, and a trace as a table.
-  ``interactive.py``: CircuitsVis. ``html.py``: figures as HTML. ``page.py``: whole pages.
+  ``interactive.py``: CircuitsVis. ``html.py``: figures as HTML. ``page.py``: pages of an edit
+  and of many. ``sections.py``: a page of any results.
 * ``notebook.py``: what a notebook shows for each type of result.
 """
 
@@ -25,6 +26,7 @@ from rome_lens.viz.interactive import (
     widgets,
 )
 from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.sections import results_page
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.tables import text, trace_table
 from rome_lens.viz.trace_plots import heads, severed, trace, trace_by_layer
@@ -47,6 +49,7 @@ __all__ = [
     "limits_by_editor",
     "limits_detail",
     "logit_attribution",
+    "results_page",
     "severed",
     "sweep",
     "text",
