@@ -209,6 +209,7 @@ CALLS: dict[str, Call] = {
         samples=2,
         config=FEWER,
         contexts=CONTEXTS,
+        progress=False,
     ),
     "memit": _mass(rl.memit, rl.MemitConfig(value=FEWER)),
     "mass_edit_curve": lambda b: (

@@ -118,8 +118,8 @@ def check_limits(
 
     The questions of all checks are asked in one batch, without and with the edit. The weights stay
     untouched. Hooks that the caller has on stay on, and are part of both. A check whose prompts the
-    record lacks is "not asked"; a bare fact has prompts for :func:`rome_lens.checks.overfit` and
-    :func:`rome_lens.checks.essence` only.
+    record lacks is "not asked". A bare fact has prompts for :func:`rome_lens.checks.overfit` and
+    :func:`rome_lens.checks.essence` only, and :func:`rome_lens.checks.fidelity` needs none.
 
     Whether tracing tells where to edit takes many facts and layers. Of one edit it is "not asked":
     call :func:`rome_lens.checks.localisation` with the result of :func:`rome_lens.layer_sweep`.

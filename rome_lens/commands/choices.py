@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import rome_lens as rl
+from rome_lens.commands.console import say
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Half, Record, names_subject
 from rome_lens.editing.presets import PRESETS, Preset
@@ -21,7 +22,8 @@ def choose_record(model_name: str, record_id: str | None) -> Record:
     if record_id is not None:
         return rl.data.record(record_id)
     if model_name == "toy":
-        return rl.data.records(known_by="toy")[0]
+        # One that was also taught backwards and under another name, so that controls can be high.
+        return next(each for each in rl.data.records(known_by="toy") if each.one_way is False)
     return rl.data.record("eiffel-tower")
 
 
@@ -119,6 +121,25 @@ def choose_preset(model_name: str, *, layer: int | None, suggested: int) -> Pres
             config=rl.RomeConfig(stop_probability=0.5),
         )
     return preset if layer is None else replace(preset, layer=layer)
+
+
+def edit_preset(
+    model: LensModel, model_name: str, record: Record, layer: int | None, *, progress: bool
+) -> Preset:
+    """The model's preset. Without one, an MLP trace of the record suggests the layer."""
+    suggested = 0
+    if layer is None and model_name not in PRESETS:
+        trace = rl.causal_trace(
+            model,
+            record,
+            component="mlp",
+            window=trace_window(model),
+            prepend_bos=choose_bos(model_name),
+            progress=progress,
+        )
+        suggested = rl.choose_layer(trace)
+        say(f"Layer {suggested}, from the MLP trace of {record.fact.text!r}.")
+    return choose_preset(model_name, layer=layer, suggested=suggested)
 
 
 def unrelated_texts(model_name: str, records: Sequence[Record]) -> list[str] | None:

@@ -6,7 +6,8 @@
   ``axes.py``: what they share. ``overview.py``: every check on one scale.
   ``composing_plots.py``: logit lens, logit attribution and attention without and with an edit.
 * ``words.py``: coloured tokens. ``tables.py``: texts before and after, and a trace as a table.
-  ``interactive.py``: CircuitsVis. ``html.py``: figures as HTML. ``page.py``: whole pages.
+  ``interactive.py``: CircuitsVis. ``html.py``: figures as HTML. ``page.py``: pages of an edit
+  and of many. ``sections.py``: a page of any results.
 * ``notebook.py``: what a notebook shows for each type of result.
 """
 
@@ -27,6 +28,7 @@ from rome_lens.viz.interactive import (
 )
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.mass_plots import mass_curve
+from rome_lens.viz.sections import results_page
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.tables import text, trace_table
 from rome_lens.viz.trace_plots import heads, severed, trace, trace_by_layer
@@ -50,6 +52,7 @@ __all__ = [
     "limits_detail",
     "logit_attribution",
     "mass_curve",
+    "results_page",
     "severed",
     "sweep",
     "text",

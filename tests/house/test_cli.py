@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import html
 import importlib.metadata
 import io
 import json
@@ -79,6 +80,12 @@ def demo(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run("--model", "toy", "--out", str(page), "--quiet", page=page)
 
 
+@pytest.fixture(scope="module")
+def demo_record(cache: Path, toy_records: list[Record]) -> Record:
+    """The toy's record that the demo takes: one that was also taught backwards."""
+    return next(record for record in toy_records if record.one_way is False)
+
+
 def words(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
@@ -100,9 +107,9 @@ def test_the_demo_succeeds_and_writes_its_page_alone(demo: Run) -> None:
 
 
 def test_the_table_is_the_trace_with_a_star_on_the_subject(
-    demo: Run, one_toy: Any, toy_record: Record
+    demo: Run, one_toy: Any, demo_record: Record
 ) -> None:
-    trace = rl.causal_trace(one_toy, toy_record.fact)
+    trace = rl.causal_trace(one_toy, demo_record.fact)
     start, end = trace.subject
     names = [label.strip() + "*" * (start <= pos < end) for pos, label in enumerate(trace.labels)]
     rows = [
@@ -114,28 +121,28 @@ def test_the_table_is_the_trace_with_a_star_on_the_subject(
 
 
 def test_the_layer_is_the_presets_and_that_of_the_trace_is_told(
-    demo: Run, one_toy: Any, toy_record: Record
+    demo: Run, one_toy: Any, demo_record: Record
 ) -> None:
     trace = rl.causal_trace(
-        one_toy, toy_record.fact, component="mlp", window=min(5, one_toy.cfg.n_layers // 3)
+        one_toy, demo_record.fact, component="mlp", window=min(5, one_toy.cfg.n_layers // 3)
     )
     assert f"most of the answer around layer {rl.choose_layer(trace)}." in demo.out
-    assert f"2. Edit layer {rl.preset('toy').layer}: {toy_record.fact.target} -> " in demo.out
+    assert f"2. Edit layer {rl.preset('toy').layer}: {demo_record.fact.target} -> " in demo.out
 
 
 def test_the_edit_changes_the_answer_and_the_page_says_the_same(
-    demo: Run, toy_record: Record
+    demo: Run, demo_record: Record
 ) -> None:
     answers = demo.out.split("3. Answers")[1].split("4. What")[0]
     cells = next(
         line.split("│")[1:-1] for line in answers.splitlines() if line.startswith("│ fact")
     )
-    assert cells[3].strip().startswith(f"' {toy_record.fact.target}' 0.")
-    assert cells[4].strip().startswith(f"' {toy_record.fact.new_target}' 0.")
+    assert cells[3].strip().startswith(f"' {demo_record.fact.target}' 0.")
+    assert cells[4].strip().startswith(f"' {demo_record.fact.new_target}' 0.")
     first = re.findall(r'<b class="hit">(.*?)</b>', demo.page.read_text(encoding="utf-8"))[:2]
     assert [token.strip() for token in first] == [
-        toy_record.fact.target,
-        toy_record.fact.new_target,
+        demo_record.fact.target,
+        demo_record.fact.new_target,
     ]
 
 
@@ -187,6 +194,8 @@ def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
     assert f"2. Edit layer {last}: " in asked.out
 
 
+OWN = ("--prompt", "Wanda Brandt lives in the city of", "--subject", "Wanda Brandt")
+ANSWERS = ("--target", "Pralec", "--new-target", "Ondavel")
 SWEEP = (str(rl.data.FILES[-1]), "--out", "swept", "--quiet")
 WRONG = [
     ("demo", ("--layer", "99"), "rome-lens: Layer 99 is out of range: the model has layers 0 to "),
@@ -224,6 +233,11 @@ WRONG = [
     ("demo", ("--out", "caf\udce9.html"), "--out is 'caf\\udce9.html', which holds half of a "),
     ("demo", ("--model", "caf\udce9"), "--model is 'caf\\udce9', which holds half of a "),
     ("demo", ("--record", "caf\udce9"), "--record is 'caf\\udce9', which holds half of a "),
+    ("trace", ("--prompt", "{} is in"), "--subject is missing: a fact of your own needs"),
+    ("trace", ("--prompt", "{} is", *OWN[2:], *ANSWERS, "--facts", "f"), "Give one of --prompt"),
+    ("edit", (*OWN, *ANSWERS[:2]), "has no new target: give --new-target"),
+    ("edit", ("--prompt", "It is in", *OWN[2:], *ANSWERS), "The subject 'Wanda Brandt' is not in"),
+    ("sweep", ("f.json", "--facts", "g.json", "--out", "page.html"), "Two files of facts are"),
     ("demo", ("--out", f"{__file__}/page.html"), "test_cli.py, which is a file."),
     ("demo", ("--out", f"{__file__}/new/page.html"), "test_cli.py, which is a file."),
     ("limits", ("--directory", f"{__file__}/kept"), "test_cli.py, which is a file."),
@@ -271,6 +285,55 @@ def test_a_sweep_writes_table_and_summary_and_its_status_tells_of_errors(
     assert result.settings["contexts"] == list(rl.preset("toy").contexts(one_toy))
     words = "1 rows, the first of 'Wanda Brandt lives in the city of': edit: FactError: "
     assert words in done.out
+
+
+@pytest.mark.parametrize("command", ["trace", "edit", "limits", "sweep"])
+def test_a_fact_of_ones_own_is_traced_edited_checked_and_swept(
+    command: str, one_toy: Any, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    more = {
+        "trace": ("--samples", "2"),
+        "edit": ("--new-tokens", "3", "--save", str(tmp_path / "kept")),
+        "sweep": ("--layers", "1,3"),
+    }.get(command, ())
+    named = ("--model", "toy", *OWN, *ANSWERS, *more, "--out", str(page), "--quiet")
+    done = run(*named, page=page, command=command)
+    assert (done.status, done.err) == (0, "")
+    source = page.read_text(encoding="utf-8")
+    assert "Wanda Brandt lives in the city of" in html.unescape(source)
+    assert "<img" in source or command == "limits"
+    fact = rl.Fact.from_text(OWN[1], subject=OWN[3], target="Pralec", new_target="Ondavel")
+    if command == "trace":
+        trace = rl.causal_trace(one_toy, fact, samples=2)
+        assert f"clean {trace.clean:.3f}, corrupted {trace.corrupted:.3f}" in done.out
+        assert f"resid: highest at layer {trace.peak()[0]}" in done.out
+    elif command == "edit":
+        edit = rl.RankOneEdit.load(tmp_path / "kept" / "0.safetensors")
+        after = rl.logit_lens(one_toy, edit).after[-1, 1]
+        assert edit.fact == fact
+        assert f"p(Ondavel): 0.000 -> {float(after):.3f}" in done.out
+        assert "Ondavel</mark>" in source
+    elif command == "sweep":
+        assert "1 facts, 2 layers on toy, C = I" in done.out
+    else:
+        assert "\noverfit (1 facts)" in done.out
+
+
+def test_the_facts_of_a_file_are_traced_and_averaged(short_records: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    named = ("--model", "toy", "--facts", str(short_records), "--samples", "1", "--quiet")
+    done = run(*named, "--out", str(page), page=page, command="trace")
+    assert (done.status, done.err) == (0, "")
+    headings = re.findall("<h2>(.*?)</h2>", page.read_text(encoding="utf-8"))
+    assert len(headings) == 3
+    assert headings[0] == "Averages"
+
+
+def test_the_demo_says_why_it_edits_another_layer_than_the_traces(demo: Run) -> None:
+    assert re.search(r"Layer \d is (the preset's: of all layers|also the one)", demo.out)
+    taught = next(each for each in rl.data.records(known_by="toy") if each.one_way is False)
+    assert taught.fact.text in demo.out
 
 
 def test_a_place_where_one_may_not_write_is_refused_before_anything_is_run(
