@@ -35,7 +35,7 @@ from rome_lens.data.record_type import (
     as_records,
 )
 from rome_lens.data.records_file import read_records
-from rome_lens.data.toy_people import toy_people
+from rome_lens.data.people import toy_people
 
 __all__ = [
     "FILES",
