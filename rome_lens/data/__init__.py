@@ -24,6 +24,7 @@ from rome_lens.data.deriving import with_decoys
 from rome_lens.data.entries import ReadList
 from rome_lens.data.fact_files import read_facts
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.people import toy_people
 from rome_lens.data.record_type import (
     Decoys,
     Question,
@@ -35,7 +36,6 @@ from rome_lens.data.record_type import (
     as_records,
 )
 from rome_lens.data.records_file import read_records
-from rome_lens.data.people import toy_people
 
 __all__ = [
     "FILES",
