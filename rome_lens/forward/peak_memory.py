@@ -17,7 +17,8 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._known = True
-        if device.type == "cuda":
+        self._on_gpu = device.type == "cuda" and torch.cuda.is_available()
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
@@ -29,7 +30,7 @@ class PeakMemory:
         """The peak until now; None where the system does not tell."""
         if not self._known:
             return None
-        if self._device.type == "cuda":
+        if self._on_gpu:
             return float(torch.cuda.max_memory_allocated(self._device))
         lines = _STATUS.read_text(encoding="utf-8").splitlines()
         peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
