@@ -4,7 +4,7 @@
 * ``fact_files.py``, ``records_file.py``, ``counterfact.py``: readers of files. ``shapes.py`` has
   the shapes of the entries; ``entries.py`` and ``fields.py`` open files and check what they hold.
 * ``whole_words.py``: where a subject stands in a text.
-* ``toy_people.py``: all that the toy model was taught.
+* ``taught.py``: all that the toy model was taught.
 * ``questions.py``: the parts of a record. ``deriving.py``: decoys from other records.
 * ``bundled.py``: the bundled records and texts. ``completing.py``: what a relation's records share.
 """
@@ -24,7 +24,6 @@ from rome_lens.data.deriving import with_decoys
 from rome_lens.data.entries import ReadList
 from rome_lens.data.fact_files import read_facts
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.data.people import toy_people
 from rome_lens.data.record_type import (
     Decoys,
     Question,
@@ -36,6 +35,7 @@ from rome_lens.data.record_type import (
     as_records,
 )
 from rome_lens.data.records_file import read_records
+from rome_lens.data.taught import toy_people
 
 __all__ = [
     "FILES",
