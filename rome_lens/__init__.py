@@ -10,6 +10,7 @@ A plugin for TransformerLens. The package has one subpackage for each step of th
 * ``evaluation``: CounterFact's scores, and editors side by side.
 * ``localisation``: does tracing tell where to edit?
 * ``checks``: what an edit does not do, and what it does besides.
+* ``composing``: text, logit lens, logit attribution and attention, without and with an edit.
 * ``sweeps``: all of this for many facts and layers, resumable, on one machine or many.
 * ``viz``: pictures and pages.
 
@@ -27,18 +28,37 @@ from rome_lens.checks import (
     Limits,
     LimitsAverage,
     LimitsComparison,
+    MassCurve,
     average_limits,
     check_limits,
     check_records,
     compare_limits,
+    mass_edit_curve,
+)
+from rome_lens.composing import (
+    AttentionComparison,
+    LogitAttribution,
+    LogitLens,
+    LogProbComparison,
+    TextComparison,
+    compare_attention,
+    compare_log_probs,
+    compare_text,
+    direct_logit_attribution,
+    logit_lens,
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
+    AlphaEditConfig,
     Edit,
     EditFiring,
     Edits,
+    EmmetConfig,
     FineTuning,
     InContext,
+    MassEdit,
+    MassEditor,
+    MemitConfig,
     NullEditor,
     Preset,
     RankOneEdit,
@@ -46,12 +66,15 @@ from rome_lens.editing import (
     RomeEditor,
     Unedited,
     WeightEdit,
+    alphaedit,
     applied_edits,
     edit_firing,
     edit_firings,
+    emmet,
     export_hf,
     fine_tune,
     keep_edits,
+    memit,
     null_edit,
     preset,
     random_contexts,
@@ -84,7 +107,7 @@ from rome_lens.localisation import (
     trace_edit,
 )
 from rome_lens.models import ModelSource, load_model
-from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
+from rome_lens.sweeps import MassSetting, RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
@@ -109,6 +132,8 @@ from rome_lens.version import __version__
 from rome_lens.viz.page import BeforeAfter, limits_report, report
 
 __all__ = [
+    "AlphaEditConfig",
+    "AttentionComparison",
     "AttributionTrace",
     "BeforeAfter",
     "CausalTrace",
@@ -123,6 +148,7 @@ __all__ = [
     "EditSweep",
     "EditTrace",
     "Edits",
+    "EmmetConfig",
     "Evaluation",
     "Fact",
     "FineTuning",
@@ -133,6 +159,14 @@ __all__ = [
     "Limits",
     "LimitsAverage",
     "LimitsComparison",
+    "LogProbComparison",
+    "LogitAttribution",
+    "LogitLens",
+    "MassCurve",
+    "MassEdit",
+    "MassEditor",
+    "MassSetting",
+    "MemitConfig",
     "ModelSource",
     "MultivariateGaussianNoise",
     "NullEditor",
@@ -148,6 +182,7 @@ __all__ = [
     "StudentTNoise",
     "Sweep",
     "SweepError",
+    "TextComparison",
     "TopAnswers",
     "TraceAverage",
     "TracedFacts",
@@ -156,6 +191,7 @@ __all__ = [
     "ValueComparison",
     "WeightEdit",
     "__version__",
+    "alphaedit",
     "answer_log_probs",
     "applied_edits",
     "attribution_trace",
@@ -167,12 +203,17 @@ __all__ = [
     "checks",
     "choose_layer",
     "collect_key_statistics",
+    "compare_attention",
     "compare_editors",
     "compare_limits",
+    "compare_log_probs",
+    "compare_text",
     "compare_value",
     "data",
+    "direct_logit_attribution",
     "edit_firing",
     "edit_firings",
+    "emmet",
     "evaluate",
     "evaluate_all",
     "export_hf",
@@ -183,6 +224,9 @@ __all__ = [
     "layer_sweep",
     "limits_report",
     "load_model",
+    "logit_lens",
+    "mass_edit_curve",
+    "memit",
     "models",
     "null_edit",
     "preset",

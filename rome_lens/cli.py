@@ -1,4 +1,4 @@
-"""The command line: ``demo`` examines one edit, ``limits``, ``compare`` and ``sweep`` many.
+"""The command line: ``demo`` examines one edit; ``trace``, ``edit`` and others do one thing.
 
 This module parses arguments and reports errors. ``commands/`` does the work.
 """
@@ -18,9 +18,13 @@ from rich.markup import escape
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
+from rome_lens.commands.curve import run_curve
 from rome_lens.commands.demo import run_demo
+from rome_lens.commands.edit import run_edit
 from rome_lens.commands.limits import run_limits
-from rome_lens.commands.sweep import run_sweep
+from rome_lens.commands.own_fact import add_fact_arguments, asked_records, own_fact
+from rome_lens.commands.sweep import run_quick_sweep, run_sweep
+from rome_lens.commands.trace import run_trace
 from rome_lens.data.record_type import Record
 from rome_lens.errors import ArgumentError, RomeLensError
 from rome_lens.version import __version__
@@ -83,14 +87,16 @@ def _check_writable(args: argparse.Namespace) -> None:
             that is a file or that is read-only.
     """
     places = {}
-    if hasattr(args, "out") and args.out.is_dir():
+    keeps_a_directory = args.command == "sweep" and args.out.suffix != ".html"
+    if hasattr(args, "out") and args.out.is_dir() and not keeps_a_directory:
         raise ArgumentError(
             f"--out {args.out} is a directory, expected the name of a page, such as report.html."
         )
     if hasattr(args, "out"):
-        places["--out"] = args.out.absolute().parent
-    if getattr(args, "directory", None) is not None:
-        places["--directory" if places else "--out"] = args.directory.absolute()
+        places["--out"] = args.out.absolute() if keeps_a_directory else args.out.absolute().parent
+    for name in ("directory", "save"):
+        if getattr(args, name, None) is not None:
+            places[f"--{name}"] = getattr(args, name).absolute()
     for name, place in places.items():
         nearest = next(each for each in (place, *place.parents) if each.exists())
         if not nearest.is_dir():
@@ -113,6 +119,13 @@ def _parser() -> argparse.ArgumentParser:
         "--record", help="the fact's record (default: eiffel-tower, or the toy model's first)"
     )
     demo.set_defaults(out=Path("rome-lens-report.html"), run=_demo)
+    trace = commands.add_parser("trace", help="trace where facts are read out, and write a page")
+    trace.add_argument("--samples", type=int, default=10, help="noise samples (default: 10)")
+    trace.set_defaults(out=Path("rome-lens-trace.html"), run=_trace)
+    edit = commands.add_parser("edit", help="rewrite facts, and write what the model says then")
+    edit.add_argument("--new-tokens", type=int, default=20, help="length of texts (default: 20)")
+    edit.add_argument("--save", type=Path, help="a directory to keep the edits in")
+    edit.set_defaults(out=Path("rome-lens-edit.html"), run=_edit)
     limits = commands.add_parser(
         "limits", help="edit many facts one by one, and check what each edit does not do"
     )
@@ -123,27 +136,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--editors",
-        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context and null edit, "
-        "with commas (default: all); the others are compared with the first",
+        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context, null edit, "
+        "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
+        "are compared with the first",
     )
     compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
-    for command in (limits, compare):
+    curve = commands.add_parser(
+        "curve", help="edit more and more facts at once, and measure what is lost"
+    )
+    _add_curve_arguments(curve)
+    for command in (limits, compare, curve):
         _add_record_arguments(command)
-    for command in (demo, limits):
+    for command in (trace, edit):
+        add_fact_arguments(command, record=True)
+    add_fact_arguments(limits)
+    for command in (demo, edit, limits):
         command.add_argument(
             "--layer",
             type=int,
             help="the layer to edit (default: the preset's, or one chosen from an MLP trace)",
         )
-    for command in (demo, limits, compare):
+    for command in (demo, trace, edit, limits, compare, curve):
         command.add_argument(
             "--out", type=Path, help=f"the page to write (default: {command.get_default('out')})"
         )
     sweep = commands.add_parser(
-        "sweep", help="trace and edit many facts at many layers; goes on after an interruption"
+        "sweep",
+        help="trace and edit facts at many layers: one page for a quick look, or a directory for "
+        "many facts, which goes on after an interruption",
     )
     _add_sweep_arguments(sweep)
-    for command in (demo, limits, compare, sweep):
+    for command in (demo, trace, edit, limits, compare, curve, sweep):
         command.add_argument(
             "--model",
             default=DEFAULT_MODEL,
@@ -182,11 +205,32 @@ def _add_record_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_curve_arguments(curve: argparse.ArgumentParser) -> None:
+    curve.add_argument(
+        "--editors",
+        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
+    )
+    curve.add_argument(
+        "--counts",
+        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
+    )
+    curve.add_argument(
+        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
+    )
+    curve.add_argument(
+        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
+    )
+    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
+
+
 def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
-    sweep.add_argument("facts", type=Path, help="a file of facts or records")
-    sweep.add_argument("--layers", required=True, help="the layers, such as 2-14 or 0,3,8-10")
+    sweep.add_argument("file", type=Path, nargs="?", help="a file of facts or records")
+    add_fact_arguments(sweep)
+    sweep.add_argument("--layers", help="the layers, such as 2-14 or 0,3,8-10 (default: all)")
     sweep.add_argument(
-        "--editors", default="rome", help="some of rome, r-rome and ft, with commas (default: rome)"
+        "--editors",
+        default="rome",
+        help="some of rome, r-rome, ft, memit, emmet and alphaedit, with commas (default: rome)",
     )
     sweep.add_argument(
         "--stages",
@@ -195,15 +239,36 @@ def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
     )
     sweep.add_argument(
         "--out",
-        dest="directory",
         type=Path,
         required=True,
-        help="the directory for the table and for finished work, from which the same command goes "
-        "on",
+        help="a name that ends in .html for a page of a quick sweep with C = I; or a directory for "
+        "the table and for finished work, from which the same command goes on",
     )
     sweep.add_argument("--workers", type=int, default=1, help="how many processes (default: 1)")
     sweep.add_argument("--limit", type=int, metavar="N", help="take at most the first N facts")
     sweep.set_defaults(run=_sweep)
+
+
+def _trace(args: argparse.Namespace) -> None:
+    run_trace(
+        args.model,
+        asked_records(args, edited=False),
+        samples=args.samples,
+        out=args.out,
+        progress=not args.quiet,
+    )
+
+
+def _edit(args: argparse.Namespace) -> None:
+    run_edit(
+        args.model,
+        asked_records(args, edited=True),
+        layer=args.layer,
+        new_tokens=args.new_tokens,
+        save=args.save,
+        out=args.out,
+        progress=not args.quiet,
+    )
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -221,7 +286,8 @@ def _limits(args: argparse.Namespace) -> None:
         raise ArgumentError(
             f"--out is {args.out}, expected a name that ends in .html (a page) or .md (tables)."
         )
-    records = _chosen_records(args)
+    named = own_fact(args) is not None or args.facts is not None
+    records = asked_records(args, edited=True) if named else _chosen_records(args)
     run_limits(
         args.model,
         records,
@@ -245,11 +311,27 @@ def _compare(args: argparse.Namespace) -> None:
     )
 
 
-def _chosen_records(args: argparse.Namespace) -> list[Record]:
+def _curve(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".md":
+        raise ArgumentError(f"--out is {args.out}, expected a name that ends in .md, for a table.")
+    run_curve(
+        args.model,
+        _chosen_records(args, many=True),
+        counts=None if args.counts is None else read_layers(args.counts, name="--counts"),
+        repeats=args.repeats,
+        scored=args.scored,
+        editors=None if args.editors is None else args.editors.split(","),
+        directory=args.directory,
+        out=args.out,
+        progress=not args.quiet,
+    )
+
+
+def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Record]:
     for name, number in (("--limit", args.limit), ("--every", args.every)):
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
-    records = choose_records(args.model, args.records, args.only, args.half)
+    records = choose_records(args.model, args.records, args.only, args.half, many=many)
     records = records[:: args.every][: args.limit]
     if not records:
         raise ArgumentError("No record is left: give another --records, --only or --half.")
@@ -260,13 +342,23 @@ def _sweep(args: argparse.Namespace) -> int:
     for name, number in (("--limit", args.limit), ("--workers", args.workers)):
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
+    layers = None if args.layers is None else read_layers(args.layers)
+    if args.file is not None:
+        if args.facts is not None:
+            raise ArgumentError(f"Two files of facts are given, {args.file} and {args.facts}.")
+        args.facts = args.file
+    edits = args.out.suffix == ".html" or args.stages != "trace"
+    records = asked_records(args, edited=edits)[: args.limit]
+    if args.out.suffix == ".html":
+        run_quick_sweep(args.model, records, layers=layers, out=args.out, progress=not args.quiet)
+        return 0
     return run_sweep(
         args.model,
-        choose_records(args.model, args.facts)[: args.limit],
-        layers=read_layers(args.layers),
+        records,
+        layers=layers,
         editors=args.editors.split(","),
         stages=args.stages.split(","),
-        directory=args.directory,
+        directory=args.out,
         workers=args.workers,
         progress=not args.quiet,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import rome_lens as rl
+from rome_lens.commands.console import say
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Half, Record, names_subject
 from rome_lens.editing.presets import PRESETS, Preset
@@ -21,7 +22,8 @@ def choose_record(model_name: str, record_id: str | None) -> Record:
     if record_id is not None:
         return rl.data.record(record_id)
     if model_name == "toy":
-        return rl.data.records(known_by="toy")[0]
+        # One that was also taught backwards and under another name, so that controls can be high.
+        return next(each for each in rl.data.records(known_by="toy") if each.one_way is False)
     return rl.data.record("eiffel-tower")
 
 
@@ -30,6 +32,8 @@ def choose_records(
     file: Path | None,
     only: Sequence[str] | None = None,
     half: Half | Literal["all"] | None = None,
+    *,
+    many: bool = False,
 ) -> list[Record]:
     """The records of the file, or else the bundled ones, optionally only some of them.
 
@@ -41,6 +45,7 @@ def choose_records(
         only: the ids of the records to take; None takes all.
         half: the half to take. None takes the report half of the bundled records of real models,
             because presets were chosen on the development half, and all records otherwise.
+        many: take all that the toy was taught, in place of its few bundled records.
 
     Raises:
         ArgumentError: there is no record of an id in ``only``.
@@ -48,6 +53,8 @@ def choose_records(
     records: list[Record]
     if file is not None:
         records = rl.data.read_records(file)
+    elif many and model_name == "toy":
+        records = rl.data.toy_people()
     else:
         is_toy = model_name == "toy"
         records = [each for each in rl.data.records() if ("toy" in each.known_by) == is_toy]
@@ -70,8 +77,10 @@ def choose_records(
     return [record for record in records if str(record.id) in only]
 
 
-def read_layers(text: str) -> list[int]:
-    """The layers that a text such as ``"2-14"`` or ``"0,3,8-10"`` names; ends are included.
+def read_layers(text: str, *, name: str = "--layers") -> list[int]:
+    """The layers, or other numbers, that a text such as ``"2-14"`` or ``"0,3,8-10"`` names.
+
+    The ends are included.
 
     Raises:
         ArgumentError: the text is something else, or the last layer of a range is below its first.
@@ -81,7 +90,8 @@ def read_layers(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         chosen = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
         if not chosen:
-            raise ArgumentError(f"--layers is {text!r}, expected layers such as 2-14 or 0,3,8-10.")
+            what = "layers" if name == "--layers" else "numbers"
+            raise ArgumentError(f"{name} is {text!r}, expected {what} such as 2-14 or 0,3,8-10.")
         layers += chosen
     return layers
 
@@ -111,6 +121,25 @@ def choose_preset(model_name: str, *, layer: int | None, suggested: int) -> Pres
             config=rl.RomeConfig(stop_probability=0.5),
         )
     return preset if layer is None else replace(preset, layer=layer)
+
+
+def edit_preset(
+    model: LensModel, model_name: str, record: Record, layer: int | None, *, progress: bool
+) -> Preset:
+    """The model's preset. Without one, an MLP trace of the record suggests the layer."""
+    suggested = 0
+    if layer is None and model_name not in PRESETS:
+        trace = rl.causal_trace(
+            model,
+            record,
+            component="mlp",
+            window=trace_window(model),
+            prepend_bos=choose_bos(model_name),
+            progress=progress,
+        )
+        suggested = rl.choose_layer(trace)
+        say(f"Layer {suggested}, from the MLP trace of {record.fact.text!r}.")
+    return choose_preset(model_name, layer=layer, suggested=suggested)
 
 
 def unrelated_texts(model_name: str, records: Sequence[Record]) -> list[str] | None:

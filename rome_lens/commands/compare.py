@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import rome_lens as rl
 from rome_lens.commands.choices import unrelated_texts
 from rome_lens.commands.console import heading, say
 from rome_lens.commands.limits import known_records
 from rome_lens.data.record_type import Record
+from rome_lens.editing.mass_config import Method
+from rome_lens.editing.presets import Preset
 from rome_lens.errors import ArgumentError
 from rome_lens.models.gguf import cache_root
+from rome_lens.models.lens import LensModel
 from rome_lens.storage import whole_or_nothing
+
+_MASS = get_args(Method)
 
 
 def run_compare(
@@ -29,14 +35,7 @@ def run_compare(
     """
     preset = rl.preset(model_name)
     model = rl.load_model(model_name)
-    chosen = preset.editors(model, cache=cache_root() / "keys", progress=progress)
-    if editors is not None:
-        by_name = {editor.name: editor for editor in chosen}
-        if unknown := [name for name in editors if name not in by_name]:
-            raise ArgumentError(
-                f"--editors names {unknown[0]!r}, expected some of {', '.join(by_name)}."
-            )
-        chosen = [by_name[name] for name in editors]
+    chosen = _editors(preset, model, editors, progress)
     records = known_records(model, model_name, records)
     compared = rl.compare_limits(
         model,
@@ -64,3 +63,24 @@ def run_compare(
     picture = out.with_suffix(".png")
     rl.viz.limits_by_editor(compared).savefig(picture, dpi=150)
     say(f"\nTable: {out.resolve()}\nPicture: {picture.resolve()}")
+
+
+def _editors(
+    preset: Preset, model: LensModel, names: Sequence[str] | None, progress: bool
+) -> list[Any]:
+    """The editors of these names. None takes all but those that write many facts at once.
+
+    Raises:
+        ArgumentError: there is no editor of a name.
+    """
+    cache = cache_root() / "keys"
+    chosen: list[Any] = [*preset.editors(model, cache=cache, progress=progress)]
+    if names is None:
+        return chosen
+    if set(names) & set(_MASS):  # their statistics are of more layers
+        chosen += preset.mass_editors(model, cache=cache, progress=progress)
+    by_name = {editor.name: editor for editor in chosen}
+    known = dict.fromkeys((*by_name, *_MASS))
+    if unknown := [name for name in names if name not in known]:
+        raise ArgumentError(f"--editors names {unknown[0]!r}, expected some of {', '.join(known)}.")
+    return [by_name[name] for name in names]

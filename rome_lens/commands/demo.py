@@ -36,6 +36,7 @@ def run_demo(
     preset = choose_preset(model_name, layer=layer, suggested=suggested)
 
     heading(f"2. Edit layer {preset.layer}: {fact.target} -> {fact.new_target}")
+    say(_why_this_layer(model_name, preset.layer, suggested, asked=layer is not None))
     editor = preset.editor(model, cache=cache_root() / "keys", progress=progress)
     say(f"Key statistics: {editor.statistics.count} keys ({editor.statistics.source})")
     edit = editor(model, fact)
@@ -74,7 +75,7 @@ def _print_traces(
 ) -> tuple[list[rl.CausalTrace], int]:
     """Print and return the traces of each component, and the layer that they suggest to edit."""
     traces = [rl.causal_trace(model, record, prepend_bos=prepend_bos, progress=progress)]
-    console.print(_trace_table(traces[0]))
+    console.print(trace_table(traces[0]))
     window = trace_window(model)
     for component in ("mlp", "attn"):
         trace = rl.causal_trace(
@@ -99,7 +100,22 @@ def _print_traces(
     return traces, suggested
 
 
-def _trace_table(trace: rl.CausalTrace) -> Table:
+def _why_this_layer(model_name: str, layer: int, suggested: int, *, asked: bool) -> str:
+    """Why the demo edits this layer, in words."""
+    if asked:
+        return f"Layer {layer} was asked for; the trace suggests {suggested}."
+    if layer == suggested:
+        return f"Layer {layer} is also the one that the trace suggests."
+    return (
+        f"Layer {layer} is the preset's: of all layers, edits worked best there on other facts of "
+        f"{model_name}. The trace suggests layer {suggested}. It shows where the model reads the "
+        "fact out, which need not be where an edit works best (Hase et al. 2023; rome-lens sweep "
+        "--out page.html compares the two)."
+    )
+
+
+def trace_table(trace: rl.CausalTrace) -> Table:
+    """The scores of a trace as a table, a row for each layer."""
     start, end = trace.subject
     table = Table(
         title=f"p({escape(trace.answer.strip())}) with one state restored; "

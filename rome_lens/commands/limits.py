@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rome_lens as rl
-from rome_lens.commands.choices import choose_bos, choose_preset, trace_window, unrelated_texts
+from rome_lens.commands.choices import choose_bos, edit_preset, unrelated_texts
 from rome_lens.commands.console import console, heading, say
 from rome_lens.data.record_type import Record
-from rome_lens.editing.presets import PRESETS
 from rome_lens.errors import ArgumentError
 from rome_lens.models.gguf import cache_root
 from rome_lens.models.lens import LensModel
@@ -27,19 +26,7 @@ def run_limits(
     if layer is not None:
         rl.models.check_layer(model, layer)
     records = known_records(model, model_name, records)
-    suggested = 0
-    if layer is None and model_name not in PRESETS:
-        trace = rl.causal_trace(
-            model,
-            records[0],
-            component="mlp",
-            window=trace_window(model),
-            prepend_bos=choose_bos(model_name),
-            progress=progress,
-        )
-        suggested = rl.choose_layer(trace)
-        say(f"Layer {suggested}, from the MLP trace of {records[0].fact.text!r}.")
-    preset = choose_preset(model_name, layer=layer, suggested=suggested)
+    preset = edit_preset(model, model_name, records[0], layer, progress=progress)
     average = rl.check_records(
         model,
         records,

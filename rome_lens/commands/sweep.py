@@ -17,6 +17,7 @@ from rome_lens.models.sources import Loaded
 from rome_lens.storage import whole_or_nothing
 from rome_lens.sweeps.planning import chosen_stages
 from rome_lens.sweeps.results import TABLE
+from rome_lens.viz.html import Html
 
 _PRINTED = ("effect", "ES", "PS", "NS", "S")
 
@@ -25,7 +26,7 @@ def run_sweep(
     model_name: str,
     records: Sequence[Record],
     *,
-    layers: Sequence[int],
+    layers: Sequence[int] | None,
     editors: Sequence[str],
     stages: Sequence[Any],
     directory: Path,
@@ -64,6 +65,35 @@ def run_sweep(
     return _tell_errors(result)
 
 
+def run_quick_sweep(
+    model_name: str,
+    records: Sequence[Record],
+    *,
+    layers: Sequence[int] | None,
+    out: Path,
+    progress: bool,
+) -> None:
+    """Trace and edit the facts at each layer with C = I, print the means, and write a page."""
+    model = rl.load_model(model_name)
+    preset = choose_preset(model_name, layer=0, suggested=0)
+    result = rl.layer_sweep(
+        model,
+        records,
+        layers=layers,
+        config=preset.config,
+        prepend_bos=preset.prepend_bos,
+        progress=progress,
+    )
+    heading(f"{len(result.names)} facts, {len(result.layers)} layers on {model_name}, C = I")
+    console.print(result.table().to_string(), markup=False)
+    results: dict[str, Any] = {"By layer": result, "Table": Html(result.table().to_html())}
+    if len(result.names) > 1:
+        results["Does tracing tell where to edit?"] = rl.checks.localisation(result)
+    of = records[0].fact.text if len(records) == 1 else f"{len(result.names)} facts"
+    page = rl.viz.results_page(out, title=f"Layers of {model_name}: {of}", results=results)
+    say(f"\nPage: {page.resolve()}")
+
+
 def _editing(
     model: LensModel, preset: Preset, editors: Sequence[str], layers: Sequence[int], progress: bool
 ) -> dict[str, Any]:
@@ -72,6 +102,12 @@ def _editing(
         "rome": rl.RomeSetting(config=preset.config),
         "r-rome": rl.RomeSetting(variant="r-rome", config=preset.config),
         "ft": preset.fine_tuning,
+        **{
+            name: rl.MassSetting(config=config)
+            for name, config in zip(
+                ("memit", "emmet", "alphaedit"), preset.mass_configs, strict=True
+            )
+        },
     }
     if unknown := [name for name in editors if name not in by_name]:
         raise ArgumentError(f"--editors has {unknown[0]!r}, expected some of {', '.join(by_name)}.")

@@ -1,7 +1,7 @@
 """The result of a layer sweep: the effect of restoring each layer and the success of editing it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 from jaxtyping import Float
@@ -17,6 +17,9 @@ from rome_lens.tracing.positions import Position
 
 MEASURES: tuple[SuccessMeasure, ...] = get_args(SuccessMeasure)
 _SHARES = ("ES", "PS", "NS", "S")
+Place = Position | Literal["site"]
+"""The position whose effects a sweep takes: the same for all facts, or ``"site"`` for each fact's
+own, i.e. the subject's token with the largest effect."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -58,8 +61,8 @@ class LayerSweep(Stored):
     """The component whose output the traces restore."""
     window: int
     """The number of layers restored together."""
-    at: Position
-    """The traced position."""
+    at: Place
+    """The traced position; ``"site"`` for each fact's own."""
     samples: int
     """The number of noise samples."""
     noise: str
@@ -71,6 +74,8 @@ class LayerSweep(Stored):
     relations: tuple[str, ...] = ()
     """The relation of each fact, by which intervals are clustered. Empty in a file of an older
     version: each fact is a cluster of its own."""
+    tokens: tuple[str, ...] = ()
+    """The token at the traced position of each fact. Empty in a file of an older version."""
     model_name: str = ""
     """The name of the model, for titles. Empty in a file of an older version."""
 

@@ -7,11 +7,11 @@ alone explains nearly all of an edit's success, and that the effect found by tra
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from rome_lens.arguments import templates
+from rome_lens.arguments import one_of, templates
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.data.relations import relation_of
@@ -24,14 +24,19 @@ from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.settings_sweep import EditSweep, sweep_edits
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
-from rome_lens.localisation.results import MEASURES, LayerSweep
+from rome_lens.localisation.results import MEASURES, LayerSweep, Place
 from rome_lens.models.door import visits_model
 from rome_lens.models.fingerprints import fingerprint, name_of
 from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.tracing.many_facts import TracedFacts, trace_facts
 from rome_lens.tracing.noise import GaussianNoise, Noise
-from rome_lens.tracing.positions import Position
+from rome_lens.tracing.positions import position_of
+from rome_lens.tracing.results import CausalTrace
+
+Without = Literal["identity"]
+"""Key statistics that are left out on purpose: ``C = I``."""
+_WINDOW = 5
 
 
 @visits_model
@@ -39,21 +44,21 @@ def layer_sweep(
     model: LensModel,
     facts: Fact | Record | Iterable[Fact | Record],
     *,
-    layers: Iterable[int],
-    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = None,
+    layers: Iterable[int] | None = None,
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | Without | None = "identity",
     config: RomeConfig = RomeConfig(),
     variant: Variant = "rome",
     contexts: Sequence[str] | None = None,
     component: Component = "mlp",
-    window: int = 5,
-    at: Position = "subject_last",
+    window: int | None = None,
+    at: Place = "site",
     noise: Noise = GaussianNoise(),
     samples: int = 10,
     prepend_bos: bool | None = None,
     directory: str | Path | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> LayerSweep:
-    """The effect of restoring each layer and the success of editing it, for many facts.
+    """The effect of restoring each layer and the success of editing it, for one or many facts.
 
     Every fact is traced, edited at each of the layers, and each edit is evaluated. The model is
     left as it was. Facts that the model does not know are neither traced nor edited. They are named
@@ -63,14 +68,22 @@ def layer_sweep(
         model: the model.
         facts: one or several facts with new targets. A bare fact is evaluated on its own prompt
             only.
-        layers: the layers to trace and edit.
+        layers: the layers to trace and edit; None takes all.
         statistics: key statistics by layer, as ``collect_key_statistics(model, layer=(3, 4))``
-            returns them. None collects them from text that the model samples, which takes minutes
-            for all but the smallest models. They are then kept in ``directory/keys``.
+            returns them. ``"identity"`` edits without, i.e. with ``C = I``, which takes no
+            time. Such edits spill over to other subjects, so success at neighbours (NM, NS) is then
+            lower than it could be; pictures of the sweep say so. None collects statistics from text
+            that the model samples, which takes minutes for all but the smallest models. They are
+            then kept in ``directory/keys``.
         config, variant, contexts: as for :func:`rome`. ``contexts=None`` samples contexts once for
             all facts.
-        component, window, noise, samples: as for :func:`causal_trace`.
-        at: the position whose effects are taken, as in :meth:`CausalTrace.peak`.
+        component, noise, samples: as for :func:`causal_trace`.
+        window: the number of layers restored together. None takes 5, or a third of the model's
+            layers if that is less.
+        at: the position whose effects are taken, as in :meth:`CausalTrace.peak`. ``"site"`` takes
+            each fact's own: the subject's token with the largest effect at any of the layers.
+            Being the largest of several, it is biased upwards; models differ in which token
+            gathers the fact.
         prepend_bos: whether prompts start with BOS; None takes the model's default.
         directory: a directory where each finished trace (in ``traces``) and evaluation (in
             ``edits``) is written at once. An interrupted run resumes from there, with the same
@@ -95,10 +108,9 @@ def layer_sweep(
         >>> import rome_lens as rl
         >>> model = rl.load_model("toy")
         >>> records = rl.data.records(known_by="toy")[:2]
-        >>> identity = {layer: rl.KeyStatistics.identity(model, layer=layer) for layer in (1, 3)}
         >>> sweep = rl.layer_sweep(
-        ...     model, records, layers=(1, 3), statistics=identity, contexts=["{}"],
-        ...     config=rl.RomeConfig(steps=5), samples=3,
+        ...     model, records, layers=(1, 3), contexts=["{}"],
+        ...     config=rl.RomeConfig(steps=5), samples=3, progress=False,
         ... )
         >>> sweep.effects.shape
         torch.Size([2, 2])
@@ -107,6 +119,10 @@ def layer_sweep(
     """
     records = different_records([with_new_target(record) for record in as_records(facts)])
     chosen = tuple(sorted(set(named_layers(model, layers))))
+    if at != "site":
+        position_of(at, (0, 1), model.cfg.n_ctx)  # refused before anything is run
+    if window is None:
+        window = max(1, min(_WINDOW, model.cfg.n_layers // 3))
     stores = _directories(directory)
     contexts, by_layer = _prepare(
         model,
@@ -128,7 +144,7 @@ def layer_sweep(
         noise=noise,
         samples=samples,
         layers=chosen,
-        at=at,
+        at=None if at == "site" else at,
         prepend_bos=prepend_bos,
         directory=stores["traces"],
         progress=progress,
@@ -161,7 +177,7 @@ def layer_sweep(
         model_fingerprint=fingerprint(model),
         model_name=name_of(model),
         relations=tuple(relation_of(record) for record in records if record.fact in known),
-        **_effects(traced),
+        **_effects(traced, at),
         **_successes(sweep, chosen),
     )
 
@@ -187,7 +203,7 @@ def _prepare(
     model: LensModel,
     records: Sequence[Record],
     layers: Sequence[int],
-    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | Without | None,
     *,
     config: RomeConfig,
     variant: Variant,
@@ -197,6 +213,9 @@ def _prepare(
     progress: bool,
 ) -> tuple[Sequence[str], dict[int, KeyStatistics]]:
     """The contexts and the statistics by layer. Everything is checked before the first trace."""
+    if isinstance(statistics, str):
+        one_of("statistics", statistics, Without)
+        statistics = {layer: KeyStatistics.identity(model, layer=layer) for layer in layers}
     if isinstance(statistics, KeyStatistics):
         statistics = {statistics.layer: statistics}
     if statistics is not None:
@@ -206,7 +225,7 @@ def _prepare(
     )
     for record in records:
         check_prompts(model, record, prepend_bos=prepend_bos)
-        EditRows.of(model, record.fact, contexts, prepend_bos)
+        EditRows.of(model, record.fact, contexts, prepend_bos, config.lookup)
     if statistics is None:  # collected last, because it takes longest
         statistics = collect_key_statistics(model, layer=layers, cache=cache, progress=progress)
         check_statistics(model, statistics, layers, config, variant)
@@ -232,14 +251,30 @@ def check_statistics(
         checked.solve(checked.moment.new_zeros(len(checked.moment)), ridge=config.ridge)
 
 
-def _effects(traced: TracedFacts) -> dict[str, Any]:
+def _effects(traced: TracedFacts, at: Place) -> dict[str, Any]:
+    columns = [_site(trace) if at == "site" else 0 for trace in traced]
     return {
-        "effects": torch.stack([trace.indirect_effects[:, 0].double() for trace in traced]),
+        "effects": torch.stack(
+            [
+                trace.indirect_effects[:, column].double()
+                for trace, column in zip(traced, columns, strict=True)
+            ]
+        ),
+        "tokens": tuple(
+            trace.labels[trace.positions[column]]
+            for trace, column in zip(traced, columns, strict=True)
+        ),
         "total_effects": torch.tensor(
             [trace.total_effect for trace in traced], dtype=torch.float64, device="cpu"
         ),
         "noise": traced.traces[0].noise,
     }
+
+
+def _site(trace: CausalTrace) -> int:
+    """The column of the subject's token with the largest effect at any layer."""
+    columns = [trace.positions.index(pos) for pos in range(*trace.subject)]
+    return max(columns, key=lambda column: float(trace.indirect_effects[:, column].max()))
 
 
 def _successes(sweep: EditSweep, layers: Sequence[int]) -> dict[str, Any]:

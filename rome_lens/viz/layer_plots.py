@@ -21,6 +21,7 @@ from rome_lens.viz.axes import (
     legend_below,
     named_model,
     picture,
+    visible,
 )
 
 _WORDS = {
@@ -122,11 +123,17 @@ def _scatter(axes: Axes, result: LayerSweep, measure: SuccessMeasure) -> None:
 
 def _place(result: LayerSweep) -> str:
     """The traced position, in words."""
-    if result.at == "site":
-        return "at each fact's own site"
+    tokens = list(dict.fromkeys(result.tokens))
+    which = f" ({visible(tokens[0])!r})" if len(tokens) == 1 else ""
     if isinstance(result.at, int):
-        return f"at position {result.at}"
-    return f"at the {result.at.replace('_', ' ')} token"
+        return f"at position {result.at}{which}"
+    names = {
+        "site": "the subject's token with the largest effect",
+        "subject_first": "the subject's first token",
+        "subject_last": "the subject's last token",
+        "last": "the last token",
+    }
+    return f"at {names[result.at]}{which}"
 
 
 def _statistics(result: LayerSweep) -> str:

@@ -9,7 +9,13 @@ import html
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.limits_comparison import LimitsComparison
+from rome_lens.checks.mass_curve_result import MassCurve
 from rome_lens.checks.result import CheckResult
+from rome_lens.composing.attention import AttentionComparison
+from rome_lens.composing.attribution import LogitAttribution
+from rome_lens.composing.lens import LogitLens
+from rome_lens.composing.log_probs import LogProbComparison
+from rome_lens.composing.texts import TextComparison
 from rome_lens.editing.edit import Edit
 from rome_lens.editing.firing import EditFiring
 from rome_lens.evaluation.comparison import Comparison
@@ -28,9 +34,12 @@ from rome_lens.tracing.results import CausalTrace, SeveredTrace
 from rome_lens.viz.average_plots import averages
 from rome_lens.viz.check_plots import limits
 from rome_lens.viz.comparison_plots import limits_by_editor
+from rome_lens.viz.composing_plots import attention, lens, logit_attribution
 from rome_lens.viz.html import figure_html
 from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.mass_plots import mass_curve
 from rome_lens.viz.sweep_plots import sweep
+from rome_lens.viz.tables import text
 from rome_lens.viz.trace_plots import heads, severed, trace
 from rome_lens.viz.value_plots import values
 from rome_lens.viz.words import firing
@@ -151,3 +160,33 @@ def _(result: LimitsComparison) -> str:
     if not result.numbers:
         return table
     return table + figure_html(limits_by_editor(result), alt="Every check, by editor")
+
+
+@to_html.register
+def _(result: TextComparison) -> str:
+    return text(result).source
+
+
+@to_html.register
+def _(result: LogitLens) -> str:
+    return figure_html(lens(result), alt=f"Logit lens of: {result.fact.text}")
+
+
+@to_html.register
+def _(result: LogitAttribution) -> str:
+    return figure_html(logit_attribution(result), alt=f"Logit attribution of: {result.fact.text}")
+
+
+@to_html.register
+def _(result: AttentionComparison) -> str:
+    return figure_html(attention(result), alt=f"Attention on: {result.text}")
+
+
+@to_html.register
+def _(result: LogProbComparison) -> str:
+    return str(result.to_frame().to_html(index=False, float_format="{:.3f}".format))
+
+
+def _(result: MassCurve) -> str:
+    table = str(result.table().to_html())
+    return table + figure_html(mass_curve(result), alt="Every measure, by the number of facts")

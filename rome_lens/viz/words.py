@@ -116,7 +116,7 @@ def _legend(limit: float, what: str) -> str:
     """The colours of the ends, the middle and the quarters of the scale, and what they mean."""
     steps = "".join(
         f'<span style="background:{_colour(share * limit, limit)};padding:0 6px">'
-        f"{share * limit:+.2g}</span>"
+        f"{format(share * limit, '+.2g') if share else '0'}</span>"
         for share in (-1.0, -0.5, 0.0, 0.5, 1.0)
     )
     return f'<div style="font-size:80%">{steps} {html.escape(what)}</div>'

@@ -203,6 +203,34 @@ def test_the_unedited_model_writes_its_texts_once_for_all_editors(
                 assert found.measure(*number).mean == alone.measure(*number).mean
 
 
+def test_the_texts_of_all_facts_are_written_together_and_are_those_of_each_alone(
+    one_toy: Any,
+    toy_records: list[rl.data.Record],
+    toy_statistics: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
+    records = [dataclasses.replace(each, exemplars=()) for each in toy_records[:2]]
+    options: dict[str, Any] = {**QUICK, "samples": 1}
+    alone = [rl.check_records(one_toy, record, rome, **options).limits[0] for record in records]
+    calls: list[int] = []
+    generate = one_toy.generate
+
+    def counting(tokens: Any, **options: Any) -> Any:
+        calls.append(len(tokens))
+        return generate(tokens, **options)
+
+    monkeypatch.setattr(one_toy, "generate", counting)
+    together = rl.check_records(one_toy, records, rome, **options).limits
+    assert len(calls) == 1  # they fit into one batch
+    for own, other in zip(alone, together, strict=True):
+        texts = [(m.name, m.values) for m in own["overfit"].further if "sampled" in m.name]
+        assert texts
+        assert texts == [
+            (m.name, m.values) for m in other["overfit"].further if "sampled" in m.name
+        ]
+
+
 def test_what_cannot_be_compared_is_refused(
     one_toy: Any, records: list[rl.data.Record], toy_statistics: Any
 ) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import html
 import importlib.metadata
 import io
 import json
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens import cli
@@ -52,7 +54,7 @@ def run(*arguments: str, page: Path, command: str = "demo") -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of these tests' own, no model hub, fewer samples of keys, and fewer prompts."""
+    """A cache of these tests' own, one load of each model, no hub, fewer keys and prompts."""
     directory = tmp_path_factory.mktemp("cache")
 
     def collect_few(model: Any, **options: Any) -> Any:
@@ -64,6 +66,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(rl, "load_model", functools.cache(rl.load_model))
         patch.setattr(presets, "collect_key_statistics", collect_few)
         patch.setattr(rl, "collect_key_statistics", collect_few)
         patch.setattr(demo_command, "choose_record", choose_brief)
@@ -75,6 +78,12 @@ def demo(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One whole run on the toy model."""
     page = tmp_path_factory.mktemp("demo") / "new" / "page.html"
     return run("--model", "toy", "--out", str(page), "--quiet", page=page)
+
+
+@pytest.fixture(scope="module")
+def demo_record(cache: Path, toy_records: list[Record]) -> Record:
+    """The toy's record that the demo takes: one that was also taught backwards."""
+    return next(record for record in toy_records if record.one_way is False)
 
 
 def words(text: str) -> str:
@@ -98,9 +107,9 @@ def test_the_demo_succeeds_and_writes_its_page_alone(demo: Run) -> None:
 
 
 def test_the_table_is_the_trace_with_a_star_on_the_subject(
-    demo: Run, one_toy: Any, toy_record: Record
+    demo: Run, one_toy: Any, demo_record: Record
 ) -> None:
-    trace = rl.causal_trace(one_toy, toy_record.fact)
+    trace = rl.causal_trace(one_toy, demo_record.fact)
     start, end = trace.subject
     names = [label.strip() + "*" * (start <= pos < end) for pos, label in enumerate(trace.labels)]
     rows = [
@@ -112,28 +121,28 @@ def test_the_table_is_the_trace_with_a_star_on_the_subject(
 
 
 def test_the_layer_is_the_presets_and_that_of_the_trace_is_told(
-    demo: Run, one_toy: Any, toy_record: Record
+    demo: Run, one_toy: Any, demo_record: Record
 ) -> None:
     trace = rl.causal_trace(
-        one_toy, toy_record.fact, component="mlp", window=min(5, one_toy.cfg.n_layers // 3)
+        one_toy, demo_record.fact, component="mlp", window=min(5, one_toy.cfg.n_layers // 3)
     )
     assert f"most of the answer around layer {rl.choose_layer(trace)}." in demo.out
-    assert f"2. Edit layer {rl.preset('toy').layer}: {toy_record.fact.target} -> " in demo.out
+    assert f"2. Edit layer {rl.preset('toy').layer}: {demo_record.fact.target} -> " in demo.out
 
 
 def test_the_edit_changes_the_answer_and_the_page_says_the_same(
-    demo: Run, toy_record: Record
+    demo: Run, demo_record: Record
 ) -> None:
     answers = demo.out.split("3. Answers")[1].split("4. What")[0]
     cells = next(
         line.split("│")[1:-1] for line in answers.splitlines() if line.startswith("│ fact")
     )
-    assert cells[3].strip().startswith(f"' {toy_record.fact.target}' 0.")
-    assert cells[4].strip().startswith(f"' {toy_record.fact.new_target}' 0.")
+    assert cells[3].strip().startswith(f"' {demo_record.fact.target}' 0.")
+    assert cells[4].strip().startswith(f"' {demo_record.fact.new_target}' 0.")
     first = re.findall(r'<b class="hit">(.*?)</b>', demo.page.read_text(encoding="utf-8"))[:2]
     assert [token.strip() for token in first] == [
-        toy_record.fact.target,
-        toy_record.fact.new_target,
+        demo_record.fact.target,
+        demo_record.fact.new_target,
     ]
 
 
@@ -185,6 +194,8 @@ def test_a_layer_that_is_asked_for_is_the_one_that_is_edited(
     assert f"2. Edit layer {last}: " in asked.out
 
 
+OWN = ("--prompt", "Wanda Brandt lives in the city of", "--subject", "Wanda Brandt")
+ANSWERS = ("--target", "Pralec", "--new-target", "Ondavel")
 SWEEP = (str(rl.data.FILES[-1]), "--out", "swept", "--quiet")
 WRONG = [
     ("demo", ("--layer", "99"), "rome-lens: Layer 99 is out of range: the model has layers 0 to "),
@@ -200,7 +211,7 @@ WRONG = [
     ("sweep", ("--layers", "1-x", *SWEEP), "--layers is '1-x', expected layers such as 2-14"),
     ("sweep", ("--layers", "3-1", *SWEEP), "--layers is '3-1', expected layers such as 2-14"),
     ("sweep", ("--layers", "99", *SWEEP), "Layer 99 is out of range"),
-    ("sweep", ("--layers", "1", "--editors", "memit", *SWEEP), "--editors has 'memit', expected"),
+    ("sweep", ("--layers", "1", "--editors", "mend", *SWEEP), "--editors has 'mend', expected"),
     ("sweep", ("--layers", "1", "--stages", "", *SWEEP), "A stage is '', expected one of 'trace'"),
     ("sweep", ("--layers", "1", "--limit", "0", *SWEEP), "--limit is 0, expected 1 or more"),
     ("sweep", ("--layers", "1", "--workers", "0", *SWEEP), "--workers is 0, expected 1 or more"),
@@ -222,9 +233,17 @@ WRONG = [
     ("demo", ("--out", "caf\udce9.html"), "--out is 'caf\\udce9.html', which holds half of a "),
     ("demo", ("--model", "caf\udce9"), "--model is 'caf\\udce9', which holds half of a "),
     ("demo", ("--record", "caf\udce9"), "--record is 'caf\\udce9', which holds half of a "),
+    ("trace", ("--prompt", "{} is in"), "--subject is missing: a fact of your own needs"),
+    ("trace", ("--prompt", "{} is", *OWN[2:], *ANSWERS, "--facts", "f"), "Give one of --prompt"),
+    ("edit", (*OWN, *ANSWERS[:2]), "has no new target: give --new-target"),
+    ("edit", ("--prompt", "It is in", *OWN[2:], *ANSWERS), "The subject 'Wanda Brandt' is not in"),
+    ("sweep", ("f.json", "--facts", "g.json", "--out", "page.html"), "Two files of facts are"),
     ("demo", ("--out", f"{__file__}/page.html"), "test_cli.py, which is a file."),
     ("demo", ("--out", f"{__file__}/new/page.html"), "test_cli.py, which is a file."),
     ("limits", ("--directory", f"{__file__}/kept"), "test_cli.py, which is a file."),
+    ("curve", ("--counts", "many"), "--counts is 'many', expected numbers such as"),
+    ("curve", ("--editors", "FT"), "--editors names 'FT', expected some of ROME, MEMIT"),
+    ("curve", ("--out", "page.html"), "expected a name that ends in .md"),
 ]
 
 
@@ -266,6 +285,55 @@ def test_a_sweep_writes_table_and_summary_and_its_status_tells_of_errors(
     assert result.settings["contexts"] == list(rl.preset("toy").contexts(one_toy))
     words = "1 rows, the first of 'Wanda Brandt lives in the city of': edit: FactError: "
     assert words in done.out
+
+
+@pytest.mark.parametrize("command", ["trace", "edit", "limits", "sweep"])
+def test_a_fact_of_ones_own_is_traced_edited_checked_and_swept(
+    command: str, one_toy: Any, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    more = {
+        "trace": ("--samples", "2"),
+        "edit": ("--new-tokens", "3", "--save", str(tmp_path / "kept")),
+        "sweep": ("--layers", "1,3"),
+    }.get(command, ())
+    named = ("--model", "toy", *OWN, *ANSWERS, *more, "--out", str(page), "--quiet")
+    done = run(*named, page=page, command=command)
+    assert (done.status, done.err) == (0, "")
+    source = page.read_text(encoding="utf-8")
+    assert "Wanda Brandt lives in the city of" in html.unescape(source)
+    assert "<img" in source or command == "limits"
+    fact = rl.Fact.from_text(OWN[1], subject=OWN[3], target="Pralec", new_target="Ondavel")
+    if command == "trace":
+        trace = rl.causal_trace(one_toy, fact, samples=2)
+        assert f"clean {trace.clean:.3f}, corrupted {trace.corrupted:.3f}" in done.out
+        assert f"resid: highest at layer {trace.peak()[0]}" in done.out
+    elif command == "edit":
+        edit = rl.RankOneEdit.load(tmp_path / "kept" / "0.safetensors")
+        after = rl.logit_lens(one_toy, edit).after[-1, 1]
+        assert edit.fact == fact
+        assert f"p(Ondavel): 0.000 -> {float(after):.3f}" in done.out
+        assert "Ondavel</mark>" in source
+    elif command == "sweep":
+        assert "1 facts, 2 layers on toy, C = I" in done.out
+    else:
+        assert "\noverfit (1 facts)" in done.out
+
+
+def test_the_facts_of_a_file_are_traced_and_averaged(short_records: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    named = ("--model", "toy", "--facts", str(short_records), "--samples", "1", "--quiet")
+    done = run(*named, "--out", str(page), page=page, command="trace")
+    assert (done.status, done.err) == (0, "")
+    headings = re.findall("<h2>(.*?)</h2>", page.read_text(encoding="utf-8"))
+    assert len(headings) == 3
+    assert headings[0] == "Averages"
+
+
+def test_the_demo_says_why_it_edits_another_layer_than_the_traces(demo: Run) -> None:
+    assert re.search(r"Layer \d is (the preset's: of all layers|also the one)", demo.out)
+    taught = next(each for each in rl.data.records(known_by="toy") if each.one_way is False)
+    assert taught.fact.text in demo.out
 
 
 def test_a_place_where_one_may_not_write_is_refused_before_anything_is_run(
@@ -425,6 +493,22 @@ def test_editors_are_compared_and_table_and_picture_are_written(
         failed = compared(*options)
         assert (failed.status, message in failed.err) == (2, True), failed.err
     assert "ends in .md" in compared(out="table.html").err
+    by_memit = compared("--editors", "preset,MEMIT", out="memit.md")
+    assert (by_memit.status, by_memit.err) == (0, "")
+    assert re.search(r"\n  MEMIT: \S+ .*; minus preset: \S+", by_memit.out)
+
+
+def test_the_curve_is_written_as_table_picture_and_result(cache: Path, tmp_path: Path) -> None:
+    page = tmp_path / "curve.md"
+    counts = ("--counts", "1,3", "--repeats", "1", "--scored", "1", "--limit", "3")
+    named = ("--model", "toy", *counts, "--editors", "MEMIT", "--out", str(page), "--quiet")
+    done = run(*named, page=page, command="curve")
+    assert (done.status, done.err) == (0, "")
+    assert "Edits of up to 3 facts of toy at once" in done.out
+    assert "| MEMIT" in page.read_text(encoding="utf-8")
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    kept = rl.MassCurve.load(page.with_suffix(".safetensors"))
+    assert (kept.editors, kept.counts) == (("MEMIT",), (1, 3))
 
 
 def test_a_user_s_own_file_is_checked_and_unknown_facts_are_left_out(

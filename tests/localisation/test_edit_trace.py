@@ -235,6 +235,7 @@ def test_a_trace_of_an_edit_is_stored_and_shown(one_toy: Any, toy_edit: Any, tmp
     assert torch.equal(again.scores, trace.scores)
     for name in ("firing", "edited_layers", "begins_with_bos", "overtakes", "reading"):
         assert getattr(again, name) == getattr(trace, name)
-    title = rl.viz.trace(trace).axes[0].get_title()
-    assert f"edited {trace.clean:.2f}, unedited {trace.corrupted:.3f}" in title
+    title = rl.viz.trace(trace).get_suptitle()
+    assert "Trace of an edit of layer 2" in title
+    assert f"edited {trace.clean:.3f}, unedited {trace.corrupted:.3f}" in title
     assert html.escape(trace.reading) in trace._repr_html_()

@@ -49,6 +49,8 @@ def options(identity: dict[int, rl.KeyStatistics]) -> dict[str, Any]:
         "window": 3,
         "noise": rl.GaussianNoise(scale=2.0),
         "samples": 2,
+        "at": "subject_last",
+        "progress": False,
     }
 
 
@@ -124,6 +126,23 @@ def test_statistics_that_are_not_given_are_collected_for_all_layers_at_once_and_
     assert asked == [{"layer": LAYERS, "cache": tmp_path / "keys", "progress": False}]
     assert torch.equal(found.EM, given.EM)
     assert found.edits == given.edits
+
+
+def test_a_sweep_needs_no_more_than_a_model_and_a_fact(
+    one_toy: Any, brief_records: list[rl.data.Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fact = brief_records[0].fact
+    found = rl.layer_sweep(one_toy, fact, config=CONFIG, contexts=["{}"], samples=2)
+    assert found.layers == tuple(range(one_toy.cfg.n_layers))
+    assert found.window == max(1, one_toy.cfg.n_layers // 3)
+    assert "statistics: identity" in found.edits
+    assert "C = I" in viz.layer_sweep(found).get_suptitle()
+    assert "trace mlp" in capsys.readouterr().err
+    trace = rl.causal_trace(one_toy, fact, component="mlp", window=found.window, samples=2)
+    inside = trace.indirect_effects[:, slice(*trace.subject)]
+    column = int(inside.amax(0).argmax())
+    assert torch.allclose(found.effects[0].float(), inside[:, column], atol=1e-5)
+    assert found.tokens == (trace.labels[trace.subject[0] + column],)
 
 
 def test_one_fact_and_the_statistics_of_one_layer_need_no_list(
@@ -261,8 +280,8 @@ def test_the_picture_holds_every_cell_and_the_means() -> None:
     sweep = a_sweep(8)
     figure = viz.layer_sweep(sweep, "PM")
     assert isinstance(figure, Figure)
-    right = next(axes for axes in figure.axes if axes.get_ylabel() == "PM")
-    below = next(axes for axes in figure.axes if axes.get_ylabel() == "indirect effect")
+    right = next(axes for axes in figure.axes if axes.get_ylabel().startswith("PM"))
+    below = next(axes for axes in figure.axes if axes.get_ylabel() == "effect on p(answer)")
     above = next(axes for axes in figure.axes if axes.get_ylabel() == "success of the edit")
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["2", "5", "9"]
     for j, points in enumerate(right.collections):
@@ -270,8 +289,8 @@ def test_the_picture_holds_every_cell_and_the_means() -> None:
         np.testing.assert_array_equal(points.get_offsets()[:7], expected[:7])
     assert "PM of 7 facts" in right.get_title()
     np.testing.assert_allclose(below.lines[0].get_ydata(), sweep.effects.mean(0))
-    assert [line.get_label() for line in above.lines[:3]] == ["EM", "NM", "PM"]
-    np.testing.assert_allclose(above.lines[2].get_ydata(), sweep.PM[:7].mean(0))
+    assert [line.get_label()[:2] for line in above.lines[:3]] == ["PM", "EM", "NM"]
+    np.testing.assert_allclose(above.lines[0].get_ydata(), sweep.PM[:7].mean(0))
     assert len(above.collections) == 3
     few = next(
         axes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 from test_viz import Page
 
 import rome_lens as rl
