@@ -9,6 +9,7 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?(?:rome_lens\.)?([^`]+)`")
+_SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+):(.*(?:\n\1 +.*)*)", re.MULTILINE)
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 
 
@@ -19,7 +20,13 @@ class Docstrings(griffe.Extension):
         """Name the examples as Google's style does, and link what a role names."""
         if obj.docstring is not None:
             text = _EXAMPLE.sub("Examples:", obj.docstring.value)
-            obj.docstring.value = _ROLE.sub(_link, text)
+            obj.docstring.value = _ROLE.sub(_link, _SEVERAL.sub(_each, text))
+
+
+def _each(entry: re.Match[str]) -> str:
+    """An entry for each of several arguments that share one, so that each has its type."""
+    indent, names, text = entry.groups()
+    return "\n".join(f"{indent}{name}:{text}" for name in names.split(", "))
 
 
 def _link(role: re.Match[str]) -> str:

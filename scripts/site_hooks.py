@@ -86,7 +86,8 @@ def _equations(text: str) -> str:
     text = _DISPLAY.sub(
         lambda m: f'<div class="equation">{convert(m.group(1), display="block")}</div>', text
     )
-    return _INLINE.sub(lambda m: convert(m.group(1)), text)
+    # In a span, because Markdown takes a line that begins with <math> for a block of its own.
+    return _INLINE.sub(lambda m: f"<span>{convert(m.group(1))}</span>", text)
 
 
 def _notebooks() -> list[Path]:

@@ -54,7 +54,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("built")
     tree = directory / "tree"
     ignored = shutil.ignore_patterns(
-        ".git", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+        ".venv*",
+        "venv",
+        ".hypothesis",
+        ".git",
+        "build",
+        "dist",
+        "*.egg-info",
+        "__pycache__",
+        ".*_cache",
     )
     shutil.copytree(ROOT, tree, ignore=ignored)
     _build("sdist", tree, directory)

@@ -234,13 +234,7 @@ def test_gemma_writes_what_the_readme_says_before_and_after_the_edit(
     for prompt, *texts in rows:
         for hooks, text in zip(([], edit.fwd_hooks(gemma)), texts, strict=True):
             with gemma.hooks(fwd_hooks=hooks):
-                written = gemma.generate(
-                    prompt,
-                    max_new_tokens=12,
-                    do_sample=False,
-                    use_past_kv_cache=False,
-                    verbose=False,
-                )
+                written = gemma.generate(prompt, max_new_tokens=14, do_sample=False, verbose=False)
             assert written.removeprefix(prompt).strip().startswith(text.removesuffix(" …"))
 
 

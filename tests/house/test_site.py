@@ -77,6 +77,7 @@ def test_the_site_has_every_page_and_every_function_and_loads_nothing_from_elsew
     api = "".join(pages[f"api/{page.stem}.html"].read_text(encoding="utf-8") for page in API)
     assert [name for name in documented() if f'id="rome_lens.{name}"' not in api] == []
     assert re.findall(r":(?:func|class|meth):", api) == []
+    assert re.findall(r"<code>\w+, \w+.*?</code>\s*</td>", api) == [], "arguments share an entry"
     concepts = pages["concepts.html"].read_text(encoding="utf-8")
     assert concepts.count("<math") > 20
     assert "$" not in re.sub(r"<code>.*?</code>|<script.*?</script>", "", concepts, flags=re.S)
