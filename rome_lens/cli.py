@@ -18,7 +18,7 @@ from rich.markup import escape
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
-from rome_lens.commands.curve import run_curve
+from rome_lens.commands.curve import add_curve_arguments, run_curve
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.edit import run_edit
 from rome_lens.commands.limits import run_limits
@@ -154,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     curve = commands.add_parser(
         "curve", help="edit more and more facts at once, and measure what is lost"
     )
-    _add_curve_arguments(curve)
+    add_curve_arguments(curve)
+    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
     for command in (limits, compare, curve):
         _add_record_arguments(command)
     for command in (trace, edit):
@@ -213,24 +214,6 @@ def _add_record_arguments(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep finished edits and checks here; an interrupted run resumes from them",
     )
-
-
-def _add_curve_arguments(curve: argparse.ArgumentParser) -> None:
-    curve.add_argument(
-        "--editors",
-        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
-    )
-    curve.add_argument(
-        "--counts",
-        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
-    )
-    curve.add_argument(
-        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
-    )
-    curve.add_argument(
-        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
-    )
-    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
 
 
 def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
