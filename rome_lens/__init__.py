@@ -28,10 +28,12 @@ from rome_lens.checks import (
     Limits,
     LimitsAverage,
     LimitsComparison,
+    MassCurve,
     average_limits,
     check_limits,
     check_records,
     compare_limits,
+    mass_edit_curve,
 )
 from rome_lens.composing import (
     AttentionComparison,
@@ -47,11 +49,16 @@ from rome_lens.composing import (
 )
 from rome_lens.data import CounterFactRecord, Fact, read_counterfact, read_facts
 from rome_lens.editing import (
+    AlphaEditConfig,
     Edit,
     EditFiring,
     Edits,
+    EmmetConfig,
     FineTuning,
     InContext,
+    MassEdit,
+    MassEditor,
+    MemitConfig,
     NullEditor,
     Preset,
     RankOneEdit,
@@ -59,12 +66,15 @@ from rome_lens.editing import (
     RomeEditor,
     Unedited,
     WeightEdit,
+    alphaedit,
     applied_edits,
     edit_firing,
     edit_firings,
+    emmet,
     export_hf,
     fine_tune,
     keep_edits,
+    memit,
     null_edit,
     preset,
     random_contexts,
@@ -97,7 +107,7 @@ from rome_lens.localisation import (
     trace_edit,
 )
 from rome_lens.models import ModelSource, load_model
-from rome_lens.sweeps import RomeSetting, Sweep, SweepError, sweep
+from rome_lens.sweeps import MassSetting, RomeSetting, Sweep, SweepError, sweep
 from rome_lens.tracing import (
     AttributionTrace,
     CausalTrace,
@@ -122,6 +132,7 @@ from rome_lens.version import __version__
 from rome_lens.viz.page import BeforeAfter, limits_report, report
 
 __all__ = [
+    "AlphaEditConfig",
     "AttentionComparison",
     "AttributionTrace",
     "BeforeAfter",
@@ -137,6 +148,7 @@ __all__ = [
     "EditSweep",
     "EditTrace",
     "Edits",
+    "EmmetConfig",
     "Evaluation",
     "Fact",
     "FineTuning",
@@ -150,6 +162,11 @@ __all__ = [
     "LogProbComparison",
     "LogitAttribution",
     "LogitLens",
+    "MassCurve",
+    "MassEdit",
+    "MassEditor",
+    "MassSetting",
+    "MemitConfig",
     "ModelSource",
     "MultivariateGaussianNoise",
     "NullEditor",
@@ -174,6 +191,7 @@ __all__ = [
     "ValueComparison",
     "WeightEdit",
     "__version__",
+    "alphaedit",
     "answer_log_probs",
     "applied_edits",
     "attribution_trace",
@@ -195,6 +213,7 @@ __all__ = [
     "direct_logit_attribution",
     "edit_firing",
     "edit_firings",
+    "emmet",
     "evaluate",
     "evaluate_all",
     "export_hf",
@@ -206,6 +225,8 @@ __all__ = [
     "limits_report",
     "load_model",
     "logit_lens",
+    "mass_edit_curve",
+    "memit",
     "models",
     "null_edit",
     "preset",

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
+from rome_lens.commands.curve import run_curve
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.edit import run_edit
 from rome_lens.commands.limits import run_limits
@@ -135,11 +136,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--editors",
-        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context and null edit, "
-        "with commas (default: all); the others are compared with the first",
+        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context, null edit, "
+        "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
+        "are compared with the first",
     )
+    compare.add_argument(
+        "--samples", type=int, default=1, help="sampled texts of each open prompt (default: 1)"
+    )
+    compare.add_argument(
+        "--new-tokens",
+        type=int,
+        default=20,
+        help="length of the texts whose entropy is compared (default: 20; 0 writes none)",
+    )
+    compare.add_argument("--device", default="cpu", help='such as "cuda" (default: cpu)')
     compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
-    for command in (limits, compare):
+    curve = commands.add_parser(
+        "curve", help="edit more and more facts at once, and measure what is lost"
+    )
+    _add_curve_arguments(curve)
+    for command in (limits, compare, curve):
         _add_record_arguments(command)
     for command in (trace, edit):
         add_fact_arguments(command, record=True)
@@ -150,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
             type=int,
             help="the layer to edit (default: the preset's, or one chosen from an MLP trace)",
         )
-    for command in (demo, trace, edit, limits, compare):
+    for command in (demo, trace, edit, limits, compare, curve):
         command.add_argument(
             "--out", type=Path, help=f"the page to write (default: {command.get_default('out')})"
         )
@@ -160,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "many facts, which goes on after an interruption",
     )
     _add_sweep_arguments(sweep)
-    for command in (demo, trace, edit, limits, compare, sweep):
+    for command in (demo, trace, edit, limits, compare, curve, sweep):
         command.add_argument(
             "--model",
             default=DEFAULT_MODEL,
@@ -199,12 +215,32 @@ def _add_record_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_curve_arguments(curve: argparse.ArgumentParser) -> None:
+    curve.add_argument(
+        "--editors",
+        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
+    )
+    curve.add_argument(
+        "--counts",
+        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
+    )
+    curve.add_argument(
+        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
+    )
+    curve.add_argument(
+        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
+    )
+    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
+
+
 def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument("file", type=Path, nargs="?", help="a file of facts or records")
     add_fact_arguments(sweep)
     sweep.add_argument("--layers", help="the layers, such as 2-14 or 0,3,8-10 (default: all)")
     sweep.add_argument(
-        "--editors", default="rome", help="some of rome, r-rome and ft, with commas (default: rome)"
+        "--editors",
+        default="rome",
+        help="some of rome, r-rome, ft, memit, emmet and alphaedit, with commas (default: rome)",
     )
     sweep.add_argument(
         "--stages",
@@ -279,17 +315,36 @@ def _compare(args: argparse.Namespace) -> None:
         args.model,
         _chosen_records(args),
         editors=None if args.editors is None else args.editors.split(","),
+        samples=args.samples,
+        new_tokens=args.new_tokens,
+        device=args.device,
         directory=args.directory,
         out=args.out,
         progress=not args.quiet,
     )
 
 
-def _chosen_records(args: argparse.Namespace) -> list[Record]:
+def _curve(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".md":
+        raise ArgumentError(f"--out is {args.out}, expected a name that ends in .md, for a table.")
+    run_curve(
+        args.model,
+        _chosen_records(args, many=True),
+        counts=None if args.counts is None else read_layers(args.counts, name="--counts"),
+        repeats=args.repeats,
+        scored=args.scored,
+        editors=None if args.editors is None else args.editors.split(","),
+        directory=args.directory,
+        out=args.out,
+        progress=not args.quiet,
+    )
+
+
+def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Record]:
     for name, number in (("--limit", args.limit), ("--every", args.every)):
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
-    records = choose_records(args.model, args.records, args.only, args.half)
+    records = choose_records(args.model, args.records, args.only, args.half, many=many)
     records = records[:: args.every][: args.limit]
     if not records:
         raise ArgumentError("No record is left: give another --records, --only or --half.")

@@ -292,8 +292,15 @@ def _pack(result: Stored, tensors: dict[str, Tensor], prefix: str) -> dict[str, 
                 for i, item in enumerate(value)
             ]
         else:
-            plain[field.name] = dataclasses.asdict(value) if type(value) in _PLAIN else value
+            plain[field.name] = _plain(value)
     return plain
+
+
+def _plain(value: Any) -> Any:
+    """A value with the small dataclasses in it as mappings, which JSON can hold."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return dataclasses.asdict(value) if type(value) in _PLAIN else value
 
 
 def _build(

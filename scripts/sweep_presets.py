@@ -43,9 +43,10 @@ def main() -> None:
     )
     parser.add_argument("--directory", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = rl.load_model(args.model)
+    model = rl.load_model(args.model, device=args.device)
     records = read_records(args.records, args.model)[args.offset :: args.every]
     preset = rl.preset(args.model)
     statistics = rl.collect_key_statistics(

@@ -91,6 +91,11 @@ def _editor(b: Bench) -> rl.RomeEditor:
     return rl.RomeEditor(statistics=b.statistics, config=FEWER, contexts=CONTEXTS)
 
 
+def _mass_editor(b: Bench) -> rl.MassEditor:
+    config = rl.MemitConfig(value=FEWER)
+    return rl.MassEditor(config=config, statistics={LAYER: b.statistics}, contexts=CONTEXTS)
+
+
 def _sweep(b: Bench) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         swept = rl.sweep(
@@ -107,7 +112,23 @@ def _sweep(b: Bench) -> Any:
     return swept.rows.drop(columns="settings").to_dict("list")
 
 
+def _mass(method: Any, config: Any, **options: Any) -> Call:
+    def call(b: Bench) -> Any:
+        return method(
+            b.model,
+            b.records[:2],
+            layers=[LAYER],
+            statistics={LAYER: b.statistics},
+            contexts=CONTEXTS,
+            config=config,
+            **options,
+        )
+
+    return call
+
+
 CALLS: dict[str, Call] = {
+    "alphaedit": _mass(rl.alphaedit, rl.AlphaEditConfig(value=FEWER, threshold=0.1), batch_size=1),
     "answer_log_probs": lambda b: rl.answer_log_probs(
         b.model, [(b.fact.text, b.fact.target)], fwd_hooks=b.edit.fwd_hooks(b.model)
     ),
@@ -165,13 +186,14 @@ CALLS: dict[str, Call] = {
     "compare_limits": lambda b: rl.compare_limits(
         b.model,
         b.records[:1],
-        [_editor(b), rl.NullEditor(editor=_editor(b))],
+        [_editor(b), rl.NullEditor(editor=_editor(b)), _mass_editor(b)],
         texts=["It rained."],
         samples=0,
         new_tokens=0,
     ),
     "edit_firing": lambda b: rl.edit_firing(b.model, b.edit, b.fact.text),
     "edit_firings": lambda b: rl.edit_firings(b.model, b.edit, [b.fact.text, "It rained."]),
+    "emmet": _mass(rl.emmet, rl.EmmetConfig(value=FEWER)),
     "evaluate": lambda b: rl.evaluate(b.model, b.edit, b.record, generate=4),
     "evaluate_all": lambda b: rl.evaluate_all(b.model, b.edits[:2], b.records[:2]),
     "fine_tune": lambda b: rl.fine_tune(
@@ -188,6 +210,14 @@ CALLS: dict[str, Call] = {
         config=FEWER,
         contexts=CONTEXTS,
         progress=False,
+    ),
+    "memit": _mass(rl.memit, rl.MemitConfig(value=FEWER)),
+    "mass_edit_curve": lambda b: (
+        rl.mass_edit_curve(
+            b.model, b.records[:2], [_mass_editor(b)], counts=[1, 2], scored=1, texts=["It rained."]
+        )
+        .to_frame()
+        .to_dict("list")
     ),
     "null_edit": lambda b: rl.null_edit(
         b.model,

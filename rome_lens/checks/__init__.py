@@ -12,6 +12,7 @@ asked in one batch, without and with the edit. Each check then reads the answers
 * ``limits.py``: all checks of one edit.
 * ``average.py``, ``many_facts.py``: the checks of many edits, averaged over facts.
 * ``comparison.py``: editors side by side on the same facts.
+* ``mass_curve.py``, ``mass_curve_result.py``: edits of more and more facts at once.
 * ``check.py``: what a check is, and how checks are run.
 * ``asking.py``: asks the model.
 * ``answered.py``, ``result.py``: what a check reads, and what it returns.
@@ -32,6 +33,9 @@ from rome_lens.checks.comparison import compare_limits
 from rome_lens.checks.limits import Limits, check_limits
 from rome_lens.checks.limits_comparison import LimitsComparison
 from rome_lens.checks.many_facts import check_records
+from rome_lens.checks.mass_curve import mass_edit_curve
+from rome_lens.checks.mass_curve_result import MassCurve
+from rome_lens.checks.numbers_by_fact import average_by_fact
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
 
 dominance = overfit
@@ -43,8 +47,10 @@ __all__ = [
     "Limits",
     "LimitsAverage",
     "LimitsComparison",
+    "MassCurve",
     "Measure",
     "association",
+    "average_by_fact",
     "average_limits",
     "bleed_over",
     "check_limits",
@@ -58,6 +64,7 @@ __all__ = [
     "fidelity",
     "generalisation",
     "localisation",
+    "mass_edit_curve",
     "overfit",
     "specificity",
 ]

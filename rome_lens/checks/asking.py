@@ -98,54 +98,78 @@ def before_and_after(
 
 def continuations(
     model: LensModel,
-    edit: Any,
-    wanted: Continuations,
+    jobs: Sequence[tuple[Any, Continuations]],
     *,
     unedited: UneditedTexts | None = None,
     prepend_bos: bool | None = None,
-) -> dict[tuple[str, bool], list[str]]:
-    """The continuations of each prompt, by prompt and whether the edit was on.
+) -> list[dict[tuple[str, bool], list[str]]]:
+    """For each edit, the continuations of its prompts, by prompt and whether the edit was on.
 
-    Texts without the edit that are in ``unedited`` are not written again, and new ones are added.
+    All of them are written in one batch. A continuation ends before the first EOS token, because
+    what follows is another text.
+
+    Args:
+        jobs: pairs of an edit and the texts wanted of it.
+        unedited: texts without an edit that are known already. New ones are added.
     """
     unedited = {} if unedited is None else unedited
-    numbered = NumberedEdits(model, [None, edit])
-    asked = dict.fromkeys(
-        [
-            *((prompt, False) for prompt in wanted.before),
-            *((prompt, True) for prompt in wanted.after),
-        ]
-    )
+    numbered = NumberedEdits(model, [edit for edit, _ in jobs])
+    written: dict[_Text, str] = {}
+    missing: dict[_Text, None] = {}
+    wanted = [
+        _wanted(edit, its, number)
+        for (edit, its), number in zip(jobs, numbered.numbers, strict=True)
+    ]
+    for text in (each for its in wanted for each in its.values()):
+        number, prompt, seed, new_tokens = text
+        known = None if number else unedited.get((prompt, seed, new_tokens))
+        if known is None:
+            missing[text] = None
+        else:
+            written[text] = known
+    for new_tokens in dict.fromkeys(text[-1] for text in missing):
+        chosen = [text for text in missing if text[-1] == new_tokens]
+        numbers = [number for number, *_ in chosen]
+        for some, hooks_of_rows in numbered.together(numbers):
+            sampled = sample_continuations(
+                model,
+                [chosen[k][1] for k in some],
+                new_tokens=new_tokens,
+                seeds=[chosen[k][2] for k in some],
+                marks=[numbers[k] for k in some],
+                hooks_of_rows=hooks_of_rows,
+                stop_at_eos=True,
+                prepend_bos=prepend_bos,
+            )
+            written |= dict(zip((chosen[k] for k in some), sampled, strict=True))
+    unedited |= {text[1:]: its for text, its in written.items() if text[0] == 0}
+    return [_by_prompt(its, written) for its in wanted]
+
+
+_Text = tuple[int, str, int | None, int]
+"""The number of an edit, the prompt as it is continued under it, the seed, the number of tokens."""
+
+
+def _wanted(edit: Any, wanted: Continuations, number: int) -> dict[tuple[str, bool, int], _Text]:
+    """The texts of one edit, by prompt, whether the edit is on, and the number of the draw."""
     draws: list[int | None] = [*([None] if wanted.greedy else []), *range(wanted.samples)]
-    each = [
-        (prompt, edited, _seed(wanted, prompt, draw)) for prompt, edited in asked for draw in draws
-    ]
-    missing = [
-        i
-        for i, (prompt, edited, seed) in enumerate(each)
-        if edited or (prompt, seed, wanted.new_tokens) not in unedited
-    ]
-    texts: dict[int, str] = {}
-    numbers = [numbered.numbers[each[i][1]] for i in missing]
-    for some, hooks_of_rows in numbered.together(numbers):
-        own = [each[missing[k]] for k in some]
-        written = sample_continuations(
-            model,
-            [prefixed(edit, prompt) if edited else prompt for prompt, edited, _ in own],
-            new_tokens=wanted.new_tokens,
-            seeds=[seed for _, _, seed in own],
-            marks=[numbers[k] for k in some],
-            hooks_of_rows=hooks_of_rows,
-            prepend_bos=prepend_bos,
-        )
-        texts |= {missing[k]: text for k, text in zip(some, written, strict=True)}
-    for i, (prompt, edited, seed) in enumerate(each):
-        key = (prompt, seed, wanted.new_tokens)
-        if edited:
-            continue
-        texts[i] = unedited.setdefault(key, texts.get(i, ""))
-    n = len(draws)
-    return {key: [texts[k] for k in range(i * n, (i + 1) * n)] for i, key in enumerate(asked)}
+    prompts = [(each, False) for each in wanted.before] + [(each, True) for each in wanted.after]
+    found = {}
+    for prompt, edited in prompts:
+        asked = prefixed(edit, prompt) if edited else prompt
+        for k, draw in enumerate(draws):
+            seed = _seed(wanted, prompt, draw)
+            found[prompt, edited, k] = (number if edited else 0, asked, seed, wanted.new_tokens)
+    return found
+
+
+def _by_prompt(
+    wanted: Mapping[tuple[str, bool, int], _Text], written: Mapping[_Text, str]
+) -> dict[tuple[str, bool], list[str]]:
+    found: dict[tuple[str, bool], list[str]] = {}
+    for (prompt, edited, _), text in wanted.items():
+        found.setdefault((prompt, edited), []).append(written[text])
+    return found
 
 
 def _seed(wanted: Continuations, prompt: str, draw: int | None) -> int | None:

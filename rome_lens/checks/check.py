@@ -7,7 +7,8 @@ written down by hand.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rome_lens.checks.answered import Answers, PromptAnswer
@@ -21,7 +22,7 @@ from rome_lens.checks.result import CheckResult, Measure, not_asked
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_record, with_new_target
 from rome_lens.errors import ArgumentError
-from rome_lens.evaluation.numbered_edits import check_same_fact
+from rome_lens.evaluation.numbered_edits import NumberedEdits, check_same_fact
 from rome_lens.models.lens import LensModel
 
 
@@ -83,32 +84,93 @@ def run_checks(
         RecordError: the record's fact has no new target.
         ModelError: as for :func:`rome_lens.checks.asking.before_and_after`.
     """
-    record = checked_record(edit, record)
-    checks = [check.of_edit(edit, record) for check in checks]
-    edits = [[edit, *check.control_edits(edit, record)] for check in checks]
-    questions = [check.questions(record) for check in checks]
+    job = (checks, edit, record)
+    return next(run_checks_of_each(model, [job], unedited=unedited, prepend_bos=prepend_bos))
+
+
+def run_checks_of_each(
+    model: LensModel,
+    jobs: Sequence[tuple[Sequence[Check], Any, Fact | Record]],
+    *,
+    unedited: UneditedTexts | None = None,
+    prepend_bos: bool | None = None,
+) -> Iterator[list[CheckResult]]:
+    """What :func:`run_checks` returns for each of several edits.
+
+    The texts of all edits are written in one batch, at the first step. Writing takes one forward
+    pass a token, however many texts there are.
+
+    Args:
+        jobs: the checks, the edit and the record, for each edit.
+    """
+    cases = [_Case.of(*job) for job in jobs]
+    NumberedEdits(model, [edit for case in cases for its in case.edits for edit in its])  # checks
+    texts = iter(
+        continuations(
+            model,
+            [(case.edit, wanted) for case in cases for wanted in case.texts if wanted is not None],
+            unedited=unedited,
+            prepend_bos=prepend_bos,
+        )
+    )
+    for case in cases:
+        written = [{} if wanted is None else next(texts) for wanted in case.texts]
+        yield _results(model, case, written, prepend_bos)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An edit with its checks, and what each check asks, under which edits, and wants written."""
+
+    checks: Sequence[Check]
+    edit: Any
+    record: Record
+    edits: Sequence[Sequence[Any]]
+    questions: Sequence[Sequence[PromptAnswer]]
+    texts: Sequence[Continuations | None]
+
+    @classmethod
+    def of(cls, checks: Sequence[Check], edit: Any, record: Fact | Record) -> "_Case":
+        record = checked_record(edit, record)
+        checks = [check.of_edit(edit, record) for check in checks]
+        edits = [[edit, *check.control_edits(edit, record)] for check in checks]
+        questions = [check.questions(record) for check in checks]
+        texts = [
+            check.wanted_texts(record) if asked else None
+            for check, asked in zip(checks, questions, strict=True)
+        ]
+        return cls(checks, edit, record, edits, questions, texts)
+
+
+def _results(
+    model: LensModel,
+    case: _Case,
+    texts: Sequence[Mapping[tuple[str, bool], Sequence[str]]],
+    prepend_bos: bool | None,
+) -> list[CheckResult]:
+    """The result of every check of one edit, with the texts that are written already."""
+    edit, record = case.edit, case.record
     asked = [
-        (each, its) for its_edits, its in zip(edits, questions, strict=True) for each in its_edits
+        (each, its)
+        for its_edits, its in zip(case.edits, case.questions, strict=True)
+        for each in its_edits
     ]
     rivals = _rivals(record)
     answered = iter(
         before_and_after(model, asked, firing_of=edit, rivals=rivals, prepend_bos=prepend_bos)
     )
     results = []
-    for check, its_edits, its_questions in zip(checks, edits, questions, strict=True):
+    for check, its_edits, its_questions, its_texts in zip(
+        case.checks, case.edits, case.questions, texts, strict=True
+    ):
         own, *under_controls = [next(answered) for _ in its_edits]
         if not its_questions:
             results.append(not_asked(check.name, check.asks, check.lacks))
             continue
-        wanted = check.wanted_texts(record)
         answers = Answers(
             answered=own,
             under_controls=under_controls,
-            continuations=(
-                continuations(model, edit, wanted, unedited=unedited, prepend_bos=prepend_bos)
-                if wanted
-                else {}
-            ),
+            continuations=its_texts,
             measures=check.measures(model, edit, prepend_bos),
         )
         results.append(check.read(record, answers))

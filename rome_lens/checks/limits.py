@@ -1,14 +1,16 @@
 """Every check of one edit at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from rome_lens.arguments import several
+from rome_lens.arguments import several, whole_number
+from rome_lens.arguments import texts as several_texts
+from rome_lens.checks.answered import text_question
 from rome_lens.checks.asking import UneditedTexts
-from rome_lens.checks.check import Check, checked_record, run_checks
+from rome_lens.checks.check import Check, checked_record, run_checks_of_each
 from rome_lens.checks.claims import localisation
 from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
@@ -26,6 +28,7 @@ from rome_lens.checks.result import (
     matching_name,
     not_asked,
 )
+from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.data.relations import relation_of
@@ -156,71 +159,103 @@ def check_limits(
         >>> round(limits["description"]["share kept, description with the name"].mean, 1)
         1.0
     """
-    return limits_of(
-        model,
-        edit,
-        record,
-        others=others,
-        texts=texts,
-        samples=samples,
-        new_tokens=new_tokens,
-        seed=seed,
-        prepend_bos=prepend_bos,
-        unedited={},
+    settings = LimitsSettings(
+        texts=texts, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
     )
+    return next(limits_of_each(model, [(edit, record)], settings, others=others))
 
 
-def limits_of(
+@dataclass(frozen=True, kw_only=True)
+class LimitsSettings:
+    """The arguments of :func:`check_limits` that edits checked together share.
+
+    Raises:
+        ArgumentError: a number is out of range, or ``texts`` is a single text.
+        FactError: a text is a single word.
+    """
+
+    texts: Sequence[str] | None
+    """Other texts to read; None takes the bundled ones."""
+    samples: int
+    """Sampled continuations of each open prompt."""
+    new_tokens: int
+    """Length of what the model writes in fidelity."""
+    seed: int
+    """Seed of all draws."""
+    prepend_bos: bool | None
+    """Whether the questions start with a BOS token."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "new_tokens"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
+        if self.texts is not None:
+            object.__setattr__(self, "texts", several_texts("texts", self.texts))
+        for text in self.texts or ():
+            text_question(text)
+
+    def stored_as(self) -> tuple[object, ...]:
+        """What a stored result depends on."""
+        read = tuple(held_texts() if self.texts is None else self.texts)
+        return (read, self.samples, self.new_tokens, self.seed, self.prepend_bos)
+
+
+def limits_of_each(
     model: LensModel,
-    edit: Any,
-    record: Fact | Record,
+    edits: Sequence[tuple[Any, Fact | Record]],
+    settings: LimitsSettings,
     *,
     others: Sequence[Any] = (),
-    texts: Sequence[str] | None,
-    samples: int,
-    new_tokens: int,
-    seed: int,
-    prepend_bos: bool | None,
-    unedited: UneditedTexts,
-) -> Limits:
-    """What :func:`check_limits` returns, with texts of the unedited model that are known already.
+    unedited: UneditedTexts | None = None,
+) -> Iterator[Limits]:
+    """What :func:`check_limits` returns for each pair of an edit and its record.
+
+    The texts of all edits are written in one batch, at the first step.
 
     Args:
         unedited: texts of this model with the same ``prepend_bos``. New ones are added.
     """
-    record = checked_record(edit, record)
-    read, left_out = other_texts(model, edit, record, texts, prepend_bos)
-    checks: list[Check] = [
+    cases = [(edit, checked_record(edit, record)) for edit, record in edits]
+    jobs = [(_checks(model, *case, settings, others), *case) for case in cases]
+    found = run_checks_of_each(model, jobs, unedited=unedited, prepend_bos=settings.prepend_bos)
+    for (edit, record), results in zip(cases, found, strict=True):
+        yield Limits(
+            record_id=str(record.id),
+            relation=relation_of(record),
+            edit=getattr(edit, "made_with", "") or repr(edit),
+            model_fingerprint=getattr(edit, "model_fingerprint", None),
+            model_name=name_of(model),
+            fact=f"{record.fact.text} {record.fact.target} → {record.fact.new_target}",
+            results=(
+                *results,
+                not_asked(
+                    localisation.NAME,
+                    localisation.ASKS,
+                    "it takes many facts and layers, see rl.layer_sweep and rl.checks.localisation",
+                ),
+            ),
+        )
+
+
+def _checks(
+    model: LensModel, edit: Any, record: Record, settings: LimitsSettings, others: Sequence[Any]
+) -> list[Check]:
+    read, left_out = other_texts(model, edit, record, settings.texts, settings.prepend_bos)
+    return [
         Generalisation(),
         Direction(),
         Association(),
         Description(),
-        Overfit(samples=samples, seed=seed),
+        Overfit(samples=settings.samples, seed=settings.seed),
         BleedOver(),
         Consequence(),
-        Specificity(seed=seed),
-        Essence(seed=seed),
+        Specificity(seed=settings.seed),
+        Essence(seed=settings.seed),
         Fidelity(
             others=tuple(several("others", others, "a list of edits of other facts")),
             texts=read,
             left_out=left_out,
-            new_tokens=new_tokens,
-            seed=seed,
+            new_tokens=settings.new_tokens,
+            seed=settings.seed,
         ),
     ]
-    return Limits(
-        record_id=str(record.id),
-        relation=relation_of(record),
-        edit=getattr(edit, "made_with", "") or repr(edit),
-        model_fingerprint=getattr(edit, "model_fingerprint", None),
-        model_name=name_of(model),
-        fact=f"{record.fact.text} {record.fact.target} → {record.fact.new_target}",
-        results=(
-            *run_checks(checks, model, edit, record, unedited=unedited, prepend_bos=prepend_bos),
-            not_asked(
-                localisation.NAME,
-                localisation.ASKS,
-                "it takes many facts and layers, see rl.layer_sweep and rl.checks.localisation",
-            ),
-        ),
-    )

@@ -1,21 +1,16 @@
 """The limits of the edits of many facts. Finished edits and checks are kept on disk."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from rome_lens.arguments import texts as several_texts
-from rome_lens.arguments import whole_number
-from rome_lens.checks.answered import text_question
 from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
-from rome_lens.checks.limits import Limits, limits_of
-from rome_lens.data.bundled import held_texts
+from rome_lens.checks.limits import Limits, LimitsSettings, limits_of_each
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.editors import edits_or_errors
@@ -26,7 +21,6 @@ from rome_lens.forward.identity import model_identity
 from rome_lens.forward.tokens import encode
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
-from rome_lens.results import Stored
 from rome_lens.stores import Store
 
 _EDITS_AT_ONCE = 16
@@ -98,41 +92,6 @@ def check_records(
     return average_limits([each for each in found if isinstance(each, Limits)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class LimitsSettings:
-    """The arguments of :func:`rome_lens.check_limits` that all facts share.
-
-    Raises:
-        ArgumentError: a number is out of range, or ``texts`` is a single text.
-        FactError: a text is a single word.
-    """
-
-    texts: Sequence[str] | None
-    """Other texts to read; None takes the bundled ones."""
-    samples: int
-    """Sampled continuations of each open prompt."""
-    new_tokens: int
-    """Length of what the model writes in fidelity."""
-    seed: int
-    """Seed of all draws."""
-    prepend_bos: bool | None
-    """Whether the questions start with a BOS token."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "new_tokens"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
-        object.__setattr__(self, "seed", whole_number("seed", self.seed))
-        if self.texts is not None:
-            object.__setattr__(self, "texts", several_texts("texts", self.texts))
-        for text in self.texts or ():
-            text_question(text)
-
-    def stored_as(self) -> tuple[object, ...]:
-        """What a stored result depends on."""
-        read = tuple(held_texts() if self.texts is None else self.texts)
-        return (read, self.samples, self.new_tokens, self.seed, self.prepend_bos)
-
-
 def limits_or_errors(
     model: LensModel,
     cases: Sequence[Record],
@@ -156,16 +115,24 @@ def limits_or_errors(
     names = [store.name(editor, fact) for fact in facts]
     made_edits = _edits(model, editor, facts, store, names, stop_at_error, progress)
     edits = dict(zip(missing, made_edits, strict=True))
-    found: list[Any] = []
-    for i, record in enumerate(tqdm(cases, desc="checks", disable=not progress)):
-        edit = edits.get(i)
-        if isinstance(edit, FactError | OptimisationError):
-            found.append(edit)
-            continue
-        check = partial(limits_of, model, edit, record, **asdict(settings), unedited=unedited)
-        found.append(_get_or_make(store, Limits, stored_as[i], check))
-    made = iter(_with_other_edits([each for each in found if isinstance(each, Limits)]))
-    return [next(made) if isinstance(each, Limits) else each for each in found]
+    failed = {
+        i: each for i, each in edits.items() if isinstance(each, FactError | OptimisationError)
+    }
+    with tqdm(total=len(cases), desc="checks", disable=not progress) as bar:
+        bar.update(len(cases) - len(edits) + len(failed))
+        edited = [i for i in missing if i not in failed]
+        for first in range(0, len(edited), _EDITS_AT_ONCE):
+            some = edited[first : first + _EDITS_AT_ONCE]
+            pairs = [(edits[i], cases[i]) for i in some]
+            made = limits_of_each(model, pairs, settings, unedited=unedited)
+            for i, limits in zip(some, made, strict=True):
+                store.add(stored_as[i], limits)
+                bar.update()
+    found: list[Any] = [
+        failed.get(i) or store.get(Limits, name) for i, name in enumerate(stored_as)
+    ]
+    checked = iter(_with_other_edits([each for each in found if isinstance(each, Limits)]))
+    return [next(checked) if isinstance(each, Limits) else each for each in found]
 
 
 def _edits(
@@ -214,17 +181,3 @@ def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
         )
         for each in limits
     ]
-
-
-def _get_or_make(store: Store, kind: type[Stored], name: str, make: Callable[[], Any]) -> Any:
-    """The finished result from the store, or a new one.
-
-    A new result is kept only if it is of the given kind: not every editor's edit can be saved.
-    """
-    found = store.get(kind, name)
-    if found is not None:
-        return found
-    made = make()
-    if isinstance(made, kind):
-        store.add(name, made)
-    return made

@@ -32,6 +32,8 @@ def choose_records(
     file: Path | None,
     only: Sequence[str] | None = None,
     half: Half | Literal["all"] | None = None,
+    *,
+    many: bool = False,
 ) -> list[Record]:
     """The records of the file, or else the bundled ones, optionally only some of them.
 
@@ -43,6 +45,7 @@ def choose_records(
         only: the ids of the records to take; None takes all.
         half: the half to take. None takes the report half of the bundled records of real models,
             because presets were chosen on the development half, and all records otherwise.
+        many: take all that the toy was taught, in place of its few bundled records.
 
     Raises:
         ArgumentError: there is no record of an id in ``only``.
@@ -50,6 +53,8 @@ def choose_records(
     records: list[Record]
     if file is not None:
         records = rl.data.read_records(file)
+    elif many and model_name == "toy":
+        records = rl.data.toy_people()
     else:
         is_toy = model_name == "toy"
         records = [each for each in rl.data.records() if ("toy" in each.known_by) == is_toy]
@@ -72,8 +77,10 @@ def choose_records(
     return [record for record in records if str(record.id) in only]
 
 
-def read_layers(text: str) -> list[int]:
-    """The layers that a text such as ``"2-14"`` or ``"0,3,8-10"`` names; ends are included.
+def read_layers(text: str, *, name: str = "--layers") -> list[int]:
+    """The layers, or other numbers, that a text such as ``"2-14"`` or ``"0,3,8-10"`` names.
+
+    The ends are included.
 
     Raises:
         ArgumentError: the text is something else, or the last layer of a range is below its first.
@@ -83,7 +90,8 @@ def read_layers(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         chosen = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
         if not chosen:
-            raise ArgumentError(f"--layers is {text!r}, expected layers such as 2-14 or 0,3,8-10.")
+            what = "layers" if name == "--layers" else "numbers"
+            raise ArgumentError(f"{name} is {text!r}, expected {what} such as 2-14 or 0,3,8-10.")
         layers += chosen
     return layers
 

@@ -102,6 +102,12 @@ def _editing(
         "rome": rl.RomeSetting(config=preset.config),
         "r-rome": rl.RomeSetting(variant="r-rome", config=preset.config),
         "ft": preset.fine_tuning,
+        **{
+            name: rl.MassSetting(config=config)
+            for name, config in zip(
+                ("memit", "emmet", "alphaedit"), preset.mass_configs, strict=True
+            )
+        },
     }
     if unknown := [name for name in editors if name not in by_name]:
         raise ArgumentError(f"--editors has {unknown[0]!r}, expected some of {', '.join(by_name)}.")

@@ -20,6 +20,16 @@ What an edit can do:
 * ``rows.py``: a batch with another edit in each row. ``firing.py``: where in a text an edit acts.
 * ``export.py``: an edited model in transformers' format.
 
+Many facts at once, by MEMIT, EMMET and AlphaEdit:
+
+* ``mass_methods.py``: the three functions. Start reading here.
+* ``mass_facts.py``: runs the steps, batch after batch. ``mass_editing.py`` lists them.
+* ``mass_values.py``: each fact's target. ``mass_states.py``: keys and block outputs.
+* ``mass_update.py``: the equation that the methods share. ``mass_solvers.py``: it, by method.
+* ``through_the_norm.py``: what to write where a norm follows ``W_out``.
+* ``mass_config.py``: the hyperparameters. ``mass_edit.py``: the result. ``mass_editors.py``: the
+  methods as objects.
+
 Other ways from a fact to an edit:
 
 * ``fine_tuning.py``: constrained fine-tuning. ``editors.py``: ROME and the baselines as objects.
@@ -40,6 +50,10 @@ from rome_lens.editing.editors import (
 from rome_lens.editing.export import export_hf
 from rome_lens.editing.fine_tuning import fine_tune
 from rome_lens.editing.firing import EditFiring, edit_firing, edit_firings
+from rome_lens.editing.mass_config import AlphaEditConfig, EmmetConfig, MassConfig, MemitConfig
+from rome_lens.editing.mass_edit import MassEdit
+from rome_lens.editing.mass_editors import MassEditor
+from rome_lens.editing.mass_methods import alphaedit, emmet, memit
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.presets import Preset, preset
 from rome_lens.editing.rank_one_edit import RankOneEdit
@@ -50,13 +64,19 @@ from rome_lens.editing.sequences import Edits, rome_sequence
 from rome_lens.editing.weight_edit import WeightEdit
 
 __all__ = [
+    "AlphaEditConfig",
     "Edit",
     "EditFiring",
     "Editor",
     "Edits",
+    "EmmetConfig",
     "FineTuning",
     "InContext",
     "LayerEdit",
+    "MassConfig",
+    "MassEdit",
+    "MassEditor",
+    "MemitConfig",
     "NullEditor",
     "OptimisationError",
     "Preset",
@@ -65,12 +85,15 @@ __all__ = [
     "RomeEditor",
     "Unedited",
     "WeightEdit",
+    "alphaedit",
     "applied_edits",
     "edit_firing",
     "edit_firings",
+    "emmet",
     "export_hf",
     "fine_tune",
     "keep_edits",
+    "memit",
     "null_edit",
     "preset",
     "random_contexts",

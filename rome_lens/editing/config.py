@@ -13,6 +13,7 @@ from rome_lens.errors import ArgumentError
 Variant = Literal["rome", "r-rome"]
 Norms = Literal["plain", "centred"]
 Stop = Literal["matched"]
+Site = Literal["mlp", "block"]
 Stopped = Literal["loss", "probability", "matched", "steps"]
 
 
@@ -69,9 +70,17 @@ class RomeConfig:
     such a shift does not change. With it, a model with LayerNorm gets the same edit before and
     after TransformerLens' weight processing.
     """
+    lookup: int = -1
+    """Which of the subject's tokens is the lookup position, counted back from the last, -1.
+
+    The key is read there and the value is written there. The original looks up the last token. The
+    position that a trace finds is another one for some facts, such as " Eiffel" (-2) of "The Eiffel
+    Tower".
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole_number("steps", self.steps, least=1))
+        object.__setattr__(self, "lookup", whole_number("lookup", self.lookup, most=-1))
         for name in ("lr", "weight_decay", "clamp", "kl_factor", "stop_loss", "ridge"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
         if self.stop_probability is not None:

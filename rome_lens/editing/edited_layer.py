@@ -6,7 +6,10 @@ only the positions from the lookup position on:
 
     log p(delta) = later layers( stream + mlp(W_out k + delta) - mlp(W_out k) )
 
-Here ``mlp`` is the identity, or the norm that follows ``W_out`` on Gemma 2 and 3.
+Here ``mlp`` is the identity, or the norm that follows ``W_out`` on Gemma 2 and 3. MEMIT and its
+successors look for a change of the block's output instead:
+
+    log p(delta) = later layers( stream + delta )
 
 The rows have different lengths, and so have the parts before their lookup positions. They run
 together all the same, padded on both sides (see :class:`rome_lens.forward.kv_cache.LayerPast`).
@@ -19,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.editing.config import Site
 from rome_lens.editing.prompts import EditRows
 from rome_lens.editing.row_batch import RowBatch
 from rome_lens.forward.additions import mlp_contribution
@@ -42,6 +46,8 @@ class SubjectStates:
     """The input of ``W_out``."""
     outputs: Float[Tensor, "row d_model"]
     """The raw output of ``W_out``, with its bias."""
+    streams: Float[Tensor, "row d_model"]
+    """The block's output, which is the residual stream after the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,14 @@ class EditedLayer:
     """The rows that the losses read."""
     compared: Int[Tensor, " read"]
     """The numbers of the predictions that the whole model has made too, in one of the rows."""
+    site: Site = "mlp"
+    """Where a change is added: to the raw output of ``W_out``, or to the block's output."""
+
+    @property
+    def starts(self) -> Float[Tensor, "fact d_model"]:
+        """What each fact's bare prompt has at the site before a change."""
+        at_block = self.site == "block"
+        return torch.stack([(s.streams if at_block else s.outputs)[0] for s in self.subjects])
 
     @classmethod
     def of(
@@ -106,11 +120,13 @@ class EditedLayer:
         rows: Sequence[EditRows],
         layer: int,
         *,
+        site: Site = "mlp",
         later_positions: bool = True,
     ) -> "EditedLayer":
         """Run the rows of all facts once, and keep what the later layers resume from.
 
         Args:
+            site: where a change is added.
             later_positions: leave out the positions before the lookup positions where that is
                 possible. It is not known to be right before :meth:`check` has passed.
         """
@@ -128,7 +144,9 @@ class EditedLayer:
         outputs = mlp_output(model, layer, keys)
         check_raw_output(model, layer, outputs, states.mlp_out)
         counts = [len(each.tokens) for each in rows]
-        subjects = zip(keys.split(counts), outputs.split(counts), strict=True)
+        at_lookups = (torch.arange(len(batch.lookups), device="cpu"), batch.lookups - states.starts)
+        streams = at_least_float32(states.stream[at_lookups])
+        subjects = zip(*(each.split(counts) for each in (keys, outputs, streams)), strict=True)
         device = states.stream.device
         (of_loss,) = batch.is_read.nonzero(as_tuple=True)
         new_row = torch.full_like(batch.fact, -1)
@@ -138,7 +156,11 @@ class EditedLayer:
             layer=layer,
             forward=forward,
             compared=reads.to(device),
-            subjects=tuple(SubjectStates(keys=keys, outputs=out) for keys, out in subjects),
+            site=site,
+            subjects=tuple(
+                SubjectStates(keys=keys, outputs=outputs, streams=streams)
+                for keys, outputs, streams in subjects
+            ),
             rows=LossRows(
                 fact=batch.fact[of_loss].to(device),
                 stream=states.stream[of_loss.to(device)],
@@ -163,8 +185,8 @@ class EditedLayer:
     ) -> Float[Tensor, "read d_vocab"]:
         """Log probabilities at every prediction that the losses read, fact by fact.
 
-        ``deltas`` holds one vector for each fact. It is added to the raw output of ``W_out`` at the
-        lookup position of each of the fact's rows. The order of a fact's predictions is that of
+        ``deltas`` holds one vector for each fact. It is added at the site, at the lookup position
+        of each of the fact's rows. The order of a fact's predictions is that of
         :attr:`EditRows.reads`.
 
         Args:
@@ -172,9 +194,10 @@ class EditedLayer:
         """
         rows = self.rows if rows is None else rows
         model, first = self.forward.model, self.layer + 1
-        change = mlp_contribution(
-            model, self.layer, rows.outputs + deltas[rows.fact]
-        ) - mlp_contribution(model, self.layer, rows.outputs)
+        change = deltas[rows.fact]
+        if self.site == "mlp":
+            changed = mlp_contribution(model, self.layer, rows.outputs + change)
+            change = changed - mlp_contribution(model, self.layer, rows.outputs)
         at = (torch.arange(len(rows.fact), device=rows.fact.device), rows.lookups)
         stream = rows.stream.index_put(at, change.to(rows.stream), accumulate=True)
         pasts = rows.pasts

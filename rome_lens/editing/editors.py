@@ -13,6 +13,7 @@ from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.reference_edits import null_edit, null_edits
 from rome_lens.editing.rome_method import rome, rome_batch
+from rome_lens.editing.sequences import Edits, sequence_of_what_can_be_edited
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.door import visits_model
@@ -149,6 +150,17 @@ class RomeEditor:
     ) -> list[RankOneEdit | FactError | OptimisationError]:
         """The rank-one edit of each fact, made side by side, or the error where there is none."""
         return rome_batch(model, facts, **self.options, on_error="return")
+
+    @visits_model
+    def edit_together(self, model: LensModel, facts: Iterable[Fact | Record]) -> Edits:
+        """Rank-one edits in sequence, each on the model with the earlier ones applied.
+
+        Facts that cannot be edited are left out.
+
+        Raises:
+            OptimisationError: no fact could be edited.
+        """
+        return sequence_of_what_can_be_edited(model, facts, **self.options)[0]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from rome_lens.editing.editors import (
     NullEditor,
     RomeEditor,
 )
+from rome_lens.editing.mass_config import AlphaEditConfig, EmmetConfig, MassConfig, MemitConfig
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
@@ -20,6 +22,7 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 _SMALL_STEPS = 100
+_ALPHAEDIT_BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ class Preset:
     plain text after it, and knows facts less well there.
     """
 
+    mass_layers: tuple[int, ...] = ()
+    """The layers that MEMIT, EMMET and AlphaEdit edit. Empty takes the layer above alone."""
+    mass_configs: tuple[MassConfig, ...] = (MemitConfig(), EmmetConfig(), AlphaEditConfig())
+    """The hyperparameters of MEMIT, EMMET and AlphaEdit."""
+
     @property
     def fine_tuning(self) -> FineTuning:
         """Constrained fine-tuning at the same layer, with the best bound on the same records."""
@@ -83,6 +91,37 @@ class Preset:
             cache=cache,
             progress=progress,
         )
+
+    @visits_model
+    def mass_editors(
+        self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
+    ) -> list[MassEditor]:
+        """MEMIT, EMMET and AlphaEdit with the preset's layers and hyperparameters.
+
+        They can follow :meth:`editors` in :func:`rome_lens.compare_limits`, and have the preset's
+        contexts and texts for key statistics. AlphaEdit edits many facts in batches of 100, as its
+        code does.
+        """
+        statistics = collect_key_statistics(
+            model,
+            layer=self.mass_layers or (self.layer,),
+            texts=self.texts,
+            max_length=1024,
+            prepend_bos=self.prepend_bos,
+            cache=cache,
+            progress=progress,
+        )
+        contexts = self.contexts(model)
+        return [
+            MassEditor(
+                config=config,
+                statistics=statistics,
+                contexts=contexts,
+                prepend_bos=self.prepend_bos,
+                batch_size=_ALPHAEDIT_BATCH if isinstance(config, AlphaEditConfig) else None,
+            )
+            for config in self.mass_configs
+        ]
 
     @visits_model
     def contexts(self, model: LensModel) -> tuple[str, ...]:
@@ -144,21 +183,38 @@ class Preset:
         ]
 
 
+def _mass_configs(value: RomeConfig, *, weight: float, l2: float) -> tuple[MassConfig, ...]:
+    """MEMIT's, EMMET's and AlphaEdit's, with the value optimised as the preset's ROME does."""
+    return (
+        MemitConfig(value=value, statistics_weight=weight),
+        EmmetConfig(value=value, statistics_weight=weight),
+        AlphaEditConfig(value=value, l2=l2),
+    )
+
+
 PRESETS = {
     each.model: each
     for each in (
         Preset(
             model="gemma-3-270m",
-            layer=3,
+            layer=2,
             config=RomeConfig(clamp=1.0, stop_probability=0.5),
             bound=2e-4,
+            mass_layers=(1, 2, 3),
+            mass_configs=_mass_configs(
+                RomeConfig(clamp=1.0, stop_probability=0.5), weight=100.0, l2=0.1
+            ),
         ),
         Preset(
             model="smollm2-135m",
-            layer=5,
-            config=RomeConfig(clamp=2.0, stop_probability=0.7),
+            layer=3,
+            config=RomeConfig(clamp=2.0, stop_probability=0.8),
             bound=5e-3,
             prepend_bos=False,
+            mass_layers=(3, 4, 5),
+            mass_configs=_mass_configs(
+                RomeConfig(clamp=2.0, stop_probability=0.7), weight=100.0, l2=0.1
+            ),
         ),
         Preset(
             model="toy",
@@ -166,6 +222,8 @@ PRESETS = {
             config=RomeConfig(stop_probability=0.9),
             bound=2e-2,
             reads_text=False,
+            mass_layers=(1, 2),
+            mass_configs=_mass_configs(RomeConfig(stop_probability=0.9), weight=10.0, l2=0.1),
         ),
     )
 }

@@ -26,7 +26,7 @@ class ContextRows:
     rows: tuple[tuple[int, ...], ...]
     """Token ids. The rows have different lengths."""
     lookups: tuple[int, ...]
-    """The position of the subject's last token in each row."""
+    """The lookup position of each row, which is that of one of the subject's tokens."""
     target: Int[Tensor, " target"]
     """The new target's tokens."""
     target_positions: Int[Tensor, "row target"]
@@ -34,13 +34,21 @@ class ContextRows:
 
     @classmethod
     def of(
-        cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None
+        cls,
+        model: LensModel,
+        fact: Fact,
+        contexts: Sequence[str],
+        prepend_bos: bool | None,
+        lookup: int = -1,
     ) -> "ContextRows":
         """The rows of a fact in the given contexts.
 
+        Args:
+            lookup: as in :class:`RomeConfig`.
+
         Raises:
-            FactError: the fact has no new target, there is no context, or a context does not have
-                exactly one ``{}``.
+            FactError: the fact has no new target, there is no context, a context does not have
+                exactly one ``{}``, or the subject has too few tokens.
         """
         check_has_new_target(fact)
         if not contexts:
@@ -57,7 +65,7 @@ class ContextRows:
         )
         return cls(
             rows=tuple((*prompt.tokens.tolist(), *target[:-1]) for prompt in prompts),
-            lookups=tuple(prompt.subject_last for prompt in prompts),
+            lookups=tuple(prompt.lookup_position(lookup) for prompt in prompts),
             target=torch.tensor(target, dtype=torch.long, device="cpu"),
             target_positions=last[:, None] + torch.arange(len(target), device="cpu"),
         )
@@ -70,7 +78,7 @@ class EditRows:
     tokens: Int[Tensor, "row pos"]
     """Token ids, padded on the right."""
     lookups: Int[Tensor, " row"]
-    """The lookup position of each row, which is the position of the subject's last token."""
+    """The lookup position of each row, which is that of one of the subject's tokens."""
     target: Int[Tensor, " target"]
     """The new target's tokens."""
     target_positions: Int[Tensor, "context target"]
@@ -78,9 +86,14 @@ class EditRows:
 
     @classmethod
     def of(
-        cls, model: LensModel, fact: Fact, contexts: Sequence[str], prepend_bos: bool | None
+        cls,
+        model: LensModel,
+        fact: Fact,
+        contexts: Sequence[str],
+        prepend_bos: bool | None,
+        lookup: int = -1,
     ) -> "EditRows":
-        """The rows of a fact in the given contexts.
+        """The rows of a fact in the given contexts. ``lookup`` is that of :class:`RomeConfig`.
 
         Raises:
             FactError: as for :meth:`ContextRows.of`.
@@ -88,11 +101,11 @@ class EditRows:
         bare = encode(model, fact, prepend_bos=prepend_bos)
         kl_fact = Fact(KL_PROMPT, subject=fact.subject, target=fact.target)
         kl = encode(model, kl_fact, prepend_bos=prepend_bos)
-        in_contexts = ContextRows.of(model, fact, contexts, prepend_bos)
+        in_contexts = ContextRows.of(model, fact, contexts, prepend_bos, lookup)
         return cls(
             tokens=pad_right([bare.tokens.tolist(), *in_contexts.rows, kl.tokens.tolist()]),
             lookups=torch.tensor(
-                [bare.subject_last, *in_contexts.lookups, kl.subject_last],
+                [bare.lookup_position(lookup), *in_contexts.lookups, kl.lookup_position(lookup)],
                 dtype=torch.long,
                 device="cpu",
             ),

@@ -1,8 +1,9 @@
 """Several edits as one: made in turn on the edited model, then applied and saved together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,10 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.edit import Edit, LayerEdit
+from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.rome_method import rome
+from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics
@@ -193,3 +196,56 @@ def rome_sequence(
             edits.append(edit)
             earlier.enter_context(edit.applied(model))
     return Edits(edits=tuple(edits))
+
+
+@visits_model
+def sequence_of_what_can_be_edited(
+    model: LensModel, facts: Iterable[Fact | Record], **options: Any
+) -> tuple[Edits, list[FactError | OptimisationError]]:
+    """As :func:`rome_sequence`, but a fact that cannot be edited is left out.
+
+    That is one whose optimisation diverges, or that the model as edited so far answers with the new
+    target already. The earlier edits are in the weights as one matrix, so that many of them cost no
+    more time than few.
+
+    Returns:
+        The edits, and the errors of the facts that were left out.
+
+    Raises:
+        OptimisationError: no fact could be edited.
+    """
+    edits: list[RankOneEdit] = []
+    errors: list[FactError | OptimisationError] = []
+    total: WeightEdit | None = None
+    for fact in as_facts(facts):
+        try:
+            with nullcontext() if total is None else total.applied(model):
+                edit = rome(model, fact, **options)
+        except (FactError, OptimisationError) as error:
+            errors.append(error.with_traceback(None))
+            continue
+        edits.append(edit)
+        delta = edit.delta if total is None else total.delta + edit.delta
+        total = WeightEdit(layer=edit.layer, delta=delta)
+    if not edits:
+        raise OptimisationError(f"None of the facts could be edited. The first error: {errors[0]}")
+    return Edits(edits=tuple(edits)), errors
+
+
+def one_matrix_per_layer(edit: Edit) -> Edits:
+    """The same change as one dense edit of each layer, which acts as fast as a single edit does."""
+    deltas: dict[int, Tensor] = {}
+    for part in edit.parts:
+        delta = part.delta.double()
+        deltas[part.layer] = deltas[part.layer] + delta if part.layer in deltas else delta
+    first = edit.parts[0]
+    return Edits(
+        edits=tuple(
+            WeightEdit(
+                layer=layer,
+                delta=delta.to(first.tensors[0].dtype),
+                model_fingerprint=first.model_fingerprint,
+            )
+            for layer, delta in sorted(deltas.items())
+        )
+    )

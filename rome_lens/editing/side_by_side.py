@@ -4,7 +4,7 @@
 and fewer of them, which is faster, above all on a GPU. The edits are independent of each other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from rome_lens.data.facts import Fact, FactError
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.edited_layer import EditedLayer, SubjectStates
+from rome_lens.editing.fact_batches import batches_in_memory
 from rome_lens.editing.matched import p_true_answer
 from rome_lens.editing.new_target import refuse_what_is_said_already
 from rome_lens.editing.optimiser import OptimisationError
@@ -23,7 +24,6 @@ from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.rank_one_update import update_vectors
 from rome_lens.editing.rome_key import mapped_key, mean_key
 from rome_lens.editing.value_optimisation import OptimisedValue, optimised_values
-from rome_lens.forward.memory import bytes_per_batch
 from rome_lens.forward.partial import ResumeError
 from rome_lens.forward.runs import differentiable, differentiating, weights_laid_out
 from rome_lens.forward.tokens import FactTokens, encode
@@ -33,7 +33,6 @@ from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import (
     LensModel,
     check_layer,
-    device,
     has_centred_w_out,
     starts_with_bos,
     w_out,
@@ -42,13 +41,6 @@ from rome_lens.warning import warn
 
 FactEdits: TypeAlias = "list[RankOneEdit | OptimisationError] | FactError"
 """A fact's edits, one for each choice, or the reason why the fact cannot be edited."""
-
-# The graph of a step holds about this many vectors for each position and layer.
-_STREAM_VECTORS, _MLP_VECTORS = 16, 6
-# And about this many for each prediction over the vocabulary.
-_READ_VECTORS = 4
-# All tensors of a step's graph together may be larger than one tensor of a pass without gradients.
-_BATCHES_PER_GRAPH = 8
 
 
 class ProcessedModelWarning(UserWarning):
@@ -137,7 +129,7 @@ def rank_one_edits(
     rows: dict[int, EditRows] = {}
     for i in chosen:
         try:
-            rows[i] = EditRows.of(model, facts[i], contexts, prepend_bos)
+            rows[i] = EditRows.of(model, facts[i], contexts, prepend_bos, config.lookup)
         except FactError as error:
             found[i] = error
     if stop_at_error:
@@ -150,7 +142,7 @@ def rank_one_edits(
                 i: p_true_answer(model, facts[i], contexts, prepend_bos, null=null) for i in rows
             }
         with weights_laid_out(model):
-            for batch in _batches(model, rows, layer):
+            for batch in batches_in_memory(model, rows, layer):
                 batch_rows, its_matched = [rows[i] for i in batch], [matched[i] for i in batch]
                 optimised = _optimised(model, batch_rows, layer, moments, configs, its_matched)
                 for i, (states, solved, values) in zip(batch, optimised, strict=True):
@@ -213,25 +205,6 @@ def _raise_first(found: Iterable[object]) -> None:
             raise each
 
 
-def _batches(model: LensModel, rows: Mapping[int, EditRows], layer: int) -> list[list[int]]:
-    """The facts in batches, each of facts of similar length whose graph fits into memory."""
-    cfg = model.cfg
-    vectors = _STREAM_VECTORS * cfg.d_model + _MLP_VECTORS * cfg.d_mlp
-    per_token = (cfg.n_layers - layer - 1) * vectors
-    most = _BATCHES_PER_GRAPH * bytes_per_batch(device(model)) // w_out(model, layer).element_size()
-    batches: list[list[int]] = []
-    size = 0
-    for i in sorted(rows, key=lambda i: rows[i].later_positions):
-        entries = len(rows[i].tokens) * rows[i].later_positions * per_token
-        entries += _READ_VECTORS * len(rows[i].reads[0]) * cfg.d_vocab
-        size += entries
-        if not batches or size > most:
-            batches.append([])
-            size = entries
-        batches[-1].append(i)
-    return batches
-
-
 def _solved(
     states: SubjectStates, moments: Sequence[KeyStatistics], config: RomeConfig
 ) -> list[Tensor]:
@@ -291,11 +264,11 @@ def _warn(model: LensModel, fact: Fact, bare: FactTokens, layer: int, config: Ro
             "both.",
             ProcessedModelWarning,
         )
-    if bare.subject_last == 0:
+    if bare.subject[1] + config.lookup == 0:
         warn(
-            f"The subject {fact.subject!r} is the very first token. Its key there is that of a "
-            "position which attends only to itself, and a prefix gives it another key. The edit "
-            "takes u from the mean of the contexts' keys, and v from the bare prompt's key. With "
-            "prepend_bos=True, or with variant='r-rome', the two agree better.",
+            f"The subject {fact.subject!r} is looked up at the very first token. Its key there is "
+            "that of a position which attends only to itself, and a prefix gives it another key. "
+            "The edit takes u from the mean of the contexts' keys, and v from the bare prompt's "
+            "key. With prepend_bos=True, or with variant='r-rome', the two agree better.",
             FirstTokenWarning,
         )

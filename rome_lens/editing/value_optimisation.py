@@ -10,6 +10,9 @@ before the edit, and ``delta`` minimises
 The first term makes the new target likely in every context. The second keeps the model's idea of
 what the subject is. The third keeps the change small.
 
+MEMIT and its successors optimise a change of the block's output instead, with the same loss.
+``v_0`` is then the residual stream after the layer (:attr:`EditedLayer.site`).
+
 Several facts are optimised side by side. Each has its own ``delta``, loss and last step, as if it
 were alone.
 
@@ -106,7 +109,7 @@ def descent(
         The step of each fact, by its number. A fact whose loss or ``||delta||`` is not finite has
         an OptimisationError instead, and no further step. The message names the step.
     """
-    starts = torch.stack([subject.outputs[0] for subject in state.subjects])
+    starts = state.starts
     bounds = config.clamp * config.norm(starts)
     deltas = torch.zeros_like(starts, requires_grad=True)
     optimiser = torch.optim.Adam([deltas], lr=config.lr)

@@ -1,6 +1,7 @@
 """Text from the model itself: random prefixes for contexts, samples for key statistics."""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +85,7 @@ def sample_continuations(
     top_k: int = 5,
     hooks_of_rows: Callable[[Sequence[int]], Sequence[Hook]] | None = None,
     marks: Sequence[int] | None = None,
+    stop_at_eos: bool = False,
     prepend_bos: bool | None = None,
 ) -> list[str]:
     """The text that the model writes after each prompt.
@@ -98,6 +100,8 @@ def sample_continuations(
         seeds: one seed per prompt. None takes the most likely token each time.
         hooks_of_rows: a function from the marks of a batch's rows to the hooks of that batch.
         marks: one number per prompt, such as that of the edit it is continued under.
+        stop_at_eos: whether a text ends before its first special token, such as EOS. What a model
+            writes after that belongs to another text.
         prepend_bos: whether a BOS token comes first. None means the model's default.
 
     Raises:
@@ -118,6 +122,7 @@ def sample_continuations(
     order = sorted(range(len(prompts)), key=lambda i: len(rows[i]))
     longest = max(map(len, rows), default=0) + new_tokens
     batch = _rows_per_batch(model, longest)
+    special = set(model.tokenizer.all_special_ids) if stop_at_eos else set()
     for first in range(0, len(order), batch):
         some = order[first : first + batch]
         starts = [rows[i] for i in some]
@@ -126,7 +131,8 @@ def sample_continuations(
         hooks = () if hooks_of_rows is None else hooks_of_rows(numbers)
         sampled = _sample(model, starts, noise, top_k=top_k, hooks=hooks)
         for i, ids in zip(some, sampled, strict=True):
-            texts[i] = _text_after(model, rows[i], ids)
+            own = takewhile(lambda token: token not in special, ids)
+            texts[i] = _text_after(model, rows[i], list(own))
     return texts
 
 

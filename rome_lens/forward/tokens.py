@@ -26,6 +26,7 @@ from rome_lens.models.lens import (
     ordinary_default_device,
     starts_with_bos,
 )
+from rome_lens.models.visits import remembered_ids
 from rome_lens.warning import warn
 
 Answer = Literal["first_token", "whole"]
@@ -50,6 +51,20 @@ class FactTokens:
     def subject_last(self) -> int:
         """Position of the subject's last token, which is ROME's lookup position."""
         return self.subject[1] - 1
+
+    def lookup_position(self, lookup: int) -> int:
+        """Position of one of the subject's tokens, counted back from its last, which is -1.
+
+        Raises:
+            FactError: the subject has fewer tokens.
+        """
+        start, end = self.subject
+        if lookup < start - end:
+            raise FactError(
+                f"lookup is {lookup}, but the subject has {end - start} tokens, "
+                f"{list(self.labels[start:end])}: expected a number from {start - end} to -1."
+            )
+        return end + lookup
 
 
 @visits_model
@@ -116,8 +131,7 @@ def token_ids(
     ids = [model.tokenizer.bos_token_id] if skipped == len(text) > 0 else []
     text = text[skipped:]
     if text != "":
-        with ordinary_default_device(model):
-            ids = model.to_tokens(text, prepend_bos=bos, truncate=truncate)[0].tolist()
+        ids = _ids(model, text, bos, truncate)
     if len(ids) > model.cfg.n_ctx:
         raise FactError(
             f"The text has {len(ids)} tokens, the model's context only {model.cfg.n_ctx}: "
@@ -125,6 +139,16 @@ def token_ids(
         )
     check_vocabulary(model, ids)
     return ids
+
+
+def _ids(model: LensModel, text: str, prepend_bos: bool, truncate: bool) -> list[int]:
+    """The model's own ids of a text that is not empty."""
+    known, key = remembered_ids(model), (id(model), text, prepend_bos, truncate)
+    if key not in known:
+        with ordinary_default_device(model):
+            tokens = model.to_tokens(text, prepend_bos=prepend_bos, truncate=truncate)
+        known[key] = tokens[0].tolist()
+    return list(known[key])
 
 
 def _check_tokenizer(model: LensModel) -> None:

@@ -143,6 +143,33 @@ class KeyStatistics(Stored):
         singular = smallest <= 0.0 or (ridge == 0.0 and 0 < self.count < len(self.moment))
         return math.inf if singular else largest / smallest
 
+    def used_directions(self, threshold: float) -> Float[Tensor, "d_mlp used"]:
+        """Orthonormal eigenvectors of ``C`` whose eigenvalue is at least ``threshold``, in float64.
+
+        The directions that are orthogonal to all of them are the null space that AlphaEdit edits
+        in: tokens of the texts hardly use these. The first call computes the eigenvectors and keeps
+        them with the statistics (``d_mlp^2 * 8`` bytes).
+
+        Raises:
+            StatisticsError: every eigenvalue is at least the threshold.
+
+        Source: Fang et al. 2025, "AlphaEdit", section 3.
+        """
+        version = -1 if self.moment.is_inference() else self.moment._version
+        if version not in self._spectra:
+            with torch.inference_mode(False):
+                self._spectra[version] = tuple(torch.linalg.eigh(self.moment.double()))
+        values, vectors = self._spectra[version]
+        used = vectors[:, values >= threshold]
+        if used.shape[1] == len(values):
+            raise StatisticsError(
+                f"The null space of C has rank 0: the threshold is {threshold:.3g}, and the "
+                f"smallest eigenvalue of C at layer {self.layer} is {float(values[0]):.3g}. Half "
+                f"of the eigenvalues are below {float(values.median()):.3g}. Give a larger "
+                "threshold (AlphaEditConfig(threshold=...))."
+            )
+        return used
+
     def merged(self, *others: "KeyStatistics") -> "KeyStatistics":
         """The statistics over all keys of these and the others: ``C = sum_i n_i C_i / sum_i n_i``.
 
@@ -223,6 +250,11 @@ class KeyStatistics(Stored):
 
         This is not a dataclass field, so it is neither saved, nor compared, nor copied by replace.
         """
+        return {}
+
+    @cached_property
+    def _spectra(self) -> dict[int, tuple[Tensor, ...]]:
+        """Eigenvalues and eigenvectors by the version of ``moment``. Not a field either."""
         return {}
 
     @torch.inference_mode(False)  # a factor made inside inference mode could not be used outside it

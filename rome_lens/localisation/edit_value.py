@@ -179,7 +179,8 @@ def compare_value(
     others = several("subjects", chosen, "a list of subjects") if chosen else []
     read = _texts(model, bundled.texts() if texts is None else texts, edit.layer, prepend_bos)
     with evaluating(model), torch.no_grad():
-        own = _Lookup.of(model, fact, edit.layer, prepend_bos)
+        lookup = (edit.config or {}).get("lookup", -1)
+        own = _Lookup.of(model, fact, edit.layer, prepend_bos, lookup)
         before = own.output
         after = before + edit.addition(own.key)
         written = [
@@ -220,10 +221,12 @@ class _Lookup(NamedTuple):
     output: Float[Tensor, " d_model"]
 
     @classmethod
-    def of(cls, model: LensModel, fact: Fact, layer: int, prepend_bos: bool | None) -> "_Lookup":
+    def of(
+        cls, model: LensModel, fact: Fact, layer: int, prepend_bos: bool | None, lookup: int = -1
+    ) -> "_Lookup":
         encoded = encode(model, fact, prepend_bos=prepend_bos)
         keys, outputs, _ = layer_states(model, encoded.tokens[None], layer)
-        pos = encoded.subject_last
+        pos = encoded.lookup_position(lookup)
         return cls(pos, keys[0, pos].float(), outputs[0, pos].float())
 
 

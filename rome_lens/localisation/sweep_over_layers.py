@@ -225,7 +225,7 @@ def _prepare(
     )
     for record in records:
         check_prompts(model, record, prepend_bos=prepend_bos)
-        EditRows.of(model, record.fact, contexts, prepend_bos)
+        EditRows.of(model, record.fact, contexts, prepend_bos, config.lookup)
     if statistics is None:  # collected last, because it takes longest
         statistics = collect_key_statistics(model, layer=layers, cache=cache, progress=progress)
         check_statistics(model, statistics, layers, config, variant)

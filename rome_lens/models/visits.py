@@ -33,6 +33,7 @@ Value = TypeVar("Value")
 
 _SECONDS_BETWEEN_TRIES = 0.002
 _SECONDS_BEFORE_A_WARNING = 20.0
+_MOST_REMEMBERED = 10_000
 _WAITS_FOR_A_BLOCK = (
     "This thread waits for the model, because another thread is inside a block such as 'with "
     "edit.applied(model):'. If that thread in turn waits for this one, neither will go on: start "
@@ -117,6 +118,21 @@ def hook_points(model: Any) -> Mapping[str, Any]:
     return next(points for each, points in visit.hook_points if each is model)
 
 
+def remembered_ids(model: Any) -> dict[Any, list[int]]:
+    """Token ids that this visit has asked for already. Outside a visit, none are remembered.
+
+    The checks of an edit ask for the ids of the same few texts thousands of times. No tokenizer
+    changes during a visit.
+    """
+    room = _rooms.get(_key(model))
+    visit = room.visit if room is not None and room.is_visited() else None
+    if visit is None:
+        return {}
+    if len(visit.ids) >= _MOST_REMEMBERED:
+        visit.ids.clear()
+    return visit.ids
+
+
 def _key(model: Any) -> Any:
     return getattr(model, "__dict__", {}).get("original_model", model)
 
@@ -133,10 +149,11 @@ class Visit:
         self._room = room_of(model)
         self._frame = frame
         self._bottom = list(_frames_below(frame))[-1]
-        self._settings: list[_Setting] = []
+        self._settings: list[_Settings] = []
         self._gradients = torch.is_grad_enabled()
         self.changes: dict[Temporary[Any], None] = {}
         self.hook_points: list[tuple[Any, Mapping[str, Any]]] = []
+        self.ids: dict[Any, list[int]] = {}
 
     def begin(self) -> None:
         """Wait for the model, take off what an interrupted call left, and note what passes."""
@@ -161,7 +178,10 @@ class Visit:
 
     def is_below(self, frame: FrameType) -> bool:
         """Whether the call is still running, on the stack whose top is this frame."""
-        return any(each is self._frame for each in _frames_below(frame))
+        each: FrameType | None = frame
+        while each is not None and each is not self._frame:  # asked in every inner call
+            each = each.f_back
+        return each is not None
 
     def is_over(self, frame: FrameType | None) -> bool:
         """Whether the call has ended, seen from another thread.
@@ -238,28 +258,26 @@ class Temporary(AbstractContextManager[Value], Generic[Value]):
         self._room.release(self)
 
 
-class _Setting:
-    """A plain attribute, and its value at the beginning of a visit."""
+class _Settings:
+    """Plain attributes of an object, and their values at the beginning of a visit."""
 
-    def __init__(self, owner: Any, name: str) -> None:
+    def __init__(self, owner: Any, *names: str) -> None:
         self._state: dict[str, Any] = getattr(owner, "__dict__", {})
-        self._name = name
-        self._was = {name: self._state[name]} if name in self._state else {}
+        self._names = names
+        self._were = {name: self._state[name] for name in names if name in self._state}
 
     def restore(self) -> None:
-        if self._was:
-            self._state.update(self._was)
-        else:
-            self._state.pop(self._name, None)
+        self._state.update(self._were)
+        for name in self._names:
+            if name not in self._were:
+                self._state.pop(name, None)
 
 
-def _passing_settings(model: Any) -> list[_Setting]:
+def _passing_settings(model: Any) -> list[_Settings]:
     """What TransformerLens changes during a call and restores afterwards, if nothing stops it."""
-    bridge = [(owner, name) for owner in (model, *model.blocks) for name in _SET_BY_A_BRIDGE]
-    places = [
-        (model.cfg, "default_prepend_bos"),
-        (model.tokenizer, "padding_side"),
-        (model, "context_level"),
-        *bridge,
+    return [
+        _Settings(model.cfg, "default_prepend_bos"),
+        _Settings(model.tokenizer, "padding_side"),
+        _Settings(model, "context_level", *_SET_BY_A_BRIDGE),
+        *(_Settings(block, *_SET_BY_A_BRIDGE) for block in model.blocks),
     ]
-    return [_Setting(owner, name) for owner, name in places]

@@ -7,9 +7,9 @@
 * ``results.py``: the table. ``rows.py``: how it is read from the finished units.
 """
 
-from rome_lens.sweeps.editors import RomeSetting
+from rome_lens.sweeps.editors import MassSetting, RomeSetting
 from rome_lens.sweeps.results import Sweep
 from rome_lens.sweeps.running import sweep
 from rome_lens.sweeps.workers import SweepError
 
-__all__ = ["RomeSetting", "Sweep", "SweepError", "sweep"]
+__all__ = ["MassSetting", "RomeSetting", "Sweep", "SweepError", "sweep"]

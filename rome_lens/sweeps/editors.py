@@ -7,6 +7,8 @@ from typing import Any, TypeAlias, get_args
 from rome_lens.arguments import one_of, several
 from rome_lens.editing.config import RomeConfig, Variant
 from rome_lens.editing.editors import FineTuning, RomeEditor
+from rome_lens.editing.mass_config import MassConfig
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.statistics import KeyStatistics
 
@@ -31,7 +33,28 @@ class RomeSetting:
         object.__setattr__(self, "name", self.name or self.variant)
 
 
-SweepEditor: TypeAlias = RomeSetting | FineTuning
+@dataclass(frozen=True, kw_only=True)
+class MassSetting:
+    """MEMIT, EMMET or AlphaEdit at a single layer, for every layer of a sweep."""
+
+    config: MassConfig
+    """The hyperparameters, and with them the method."""
+    name: str = field(default="", repr=False)
+    """The name in the table. ``""`` takes the method's."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", MassEditor(**self._fields, statistics={}).name)
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        return {"config": self.config, "name": self.name}
+
+    def at(self, statistics: KeyStatistics, **options: Any) -> MassEditor:
+        """The editor of the layer of some statistics."""
+        return MassEditor(**self._fields, statistics={statistics.layer: statistics}, **options)
+
+
+SweepEditor: TypeAlias = RomeSetting | MassSetting | FineTuning
 
 
 def editors_by_name(
@@ -49,11 +72,12 @@ def editors_by_name(
         if isinstance(editor, str):
             variant = one_of("An editor", editor, Variant)
             chosen.append(RomeSetting(variant=variant, config=config))
-        elif isinstance(editor, RomeSetting | FineTuning):
+        elif isinstance(editor, RomeSetting | MassSetting | FineTuning):
             chosen.append(editor)
         else:
             raise ArgumentError(
-                f"An editor is {editor!r}, expected {known}, a RomeSetting or a FineTuning."
+                f"An editor is {editor!r}, expected {known}, a RomeSetting, a MassSetting "
+                "or a FineTuning."
             )
     names = [editor.name for editor in chosen]
     if not names or len(set(names)) < len(names):
@@ -71,11 +95,13 @@ def at_layer(
     statistics: KeyStatistics | None,
     contexts: Sequence[str],
     prepend_bos: bool | None,
-) -> RomeEditor | FineTuning:
-    """The editor of one layer. ROME needs the layer's statistics."""
+) -> RomeEditor | MassEditor | FineTuning:
+    """The editor of one layer. All but fine-tuning need the layer's statistics."""
     if isinstance(editor, FineTuning):
         return replace(editor, layer=layer)
     assert statistics is not None
+    if isinstance(editor, MassSetting):
+        return editor.at(statistics, contexts=contexts, prepend_bos=prepend_bos)
     return RomeEditor(
         statistics=statistics,
         config=editor.config,

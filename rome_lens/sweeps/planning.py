@@ -10,6 +10,7 @@ from rome_lens.checks.answered import text_question
 from rome_lens.data.record_type import Record
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.editors import FineTuning
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.identity import model_identity
 from rome_lens.keys.collecting import collect_key_statistics
@@ -18,7 +19,7 @@ from rome_lens.localisation.sweep_over_layers import check_statistics
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.lens import LensModel, named_layers
 from rome_lens.stores import Store
-from rome_lens.sweeps.editors import SweepEditor
+from rome_lens.sweeps.editors import MassSetting, SweepEditor
 from rome_lens.sweeps.units import Job, Plan, Stage
 from rome_lens.tracing.cells import check_options
 from rome_lens.tracing.corruption import sample_count
@@ -123,6 +124,12 @@ def _keep_statistics(
     if statistics is None:
         statistics = collect_key_statistics(model, layer=layers, cache=directory, progress=progress)
     for editor in editors:
+        if isinstance(editor, MassSetting):
+            for layer in layers:
+                MassEditor(
+                    config=editor.config, statistics=statistics, layers=(layer,), contexts=("{}",)
+                ).check(model)
+            continue
         check_statistics(model, statistics, layers, editor.config, editor.variant)
     store, kept = Store(directory), {}
     for layer in layers:

@@ -14,6 +14,7 @@ import pandas as pd
 from rome_lens.checks.limits import Limits
 from rome_lens.data.record_type import Record
 from rome_lens.editing.edit import LayerEdit
+from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.evaluation.results import Evaluation
 from rome_lens.results import Stored
 from rome_lens.storage import installed_versions
@@ -118,6 +119,8 @@ def _of_trace(trace: Stored | None, layer: int) -> dict[str, Any]:
 
 
 def _of_edit(edit: Stored | None) -> dict[str, Any]:
+    if isinstance(edit, MassEdit):
+        return _of_mass_edit(edit)
     if not isinstance(edit, LayerEdit):
         return {**dict.fromkeys(("norm", "loss", "probability", "steps"), math.nan), "stopped": ""}
     losses = () if edit.losses is None else edit.losses
@@ -156,3 +159,15 @@ def _of_limits(limits: Stored | None) -> dict[str, Any]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _of_mass_edit(edit: MassEdit) -> dict[str, Any]:
+    """The same of an edit of one fact at one layer by MEMIT, EMMET or AlphaEdit."""
+    (part,), (losses,) = edit.edits, edit.losses
+    return {
+        "norm": part.norm,
+        "loss": float(losses[-1].sum()),
+        "probability": float(edit.probabilities[0]),
+        "steps": float(len(losses)),
+        "stopped": edit.stopped[0],
+    }

@@ -19,7 +19,7 @@ from rome_lens.models.hook_names import Component
 from rome_lens.models.lens import LensModel
 from rome_lens.models.sources import Source, as_source
 from rome_lens.storage import as_path, sole_use
-from rome_lens.sweeps.editors import RomeSetting, editors_by_name
+from rome_lens.sweeps.editors import MassSetting, RomeSetting, editors_by_name
 from rome_lens.sweeps.planning import STAGES, chosen_stages, make_jobs, make_plan
 from rome_lens.sweeps.results import TABLE, Sweep
 from rome_lens.sweeps.rows import read_rows
@@ -36,7 +36,7 @@ def sweep(
     *,
     layers: Iterable[int],
     directory: str | Path,
-    editors: Iterable[str | RomeSetting | FineTuning] = ("rome",),
+    editors: Iterable[str | RomeSetting | MassSetting | FineTuning] = ("rome",),
     stages: Iterable[Stage] = STAGES,
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = None,
     config: RomeConfig = RomeConfig(),
@@ -75,7 +75,8 @@ def sweep(
         layers: the layers to trace and edit.
         directory: where everything is written. Only one run at a time may use it. With several
             machines, it must be on a file system that they share.
-        editors: ``"rome"`` and ``"r-rome"`` with ``config``; a ``RomeSetting`` with its own; or a
+        editors: ``"rome"`` and ``"r-rome"`` with ``config``; a ``RomeSetting`` with its own; a
+            ``MassSetting`` for MEMIT, EMMET or AlphaEdit at a single layer; or a
             :class:`FineTuning`, whose layer is replaced.
         stages: some of ``"trace"``, ``"edit"``, ``"evaluate"`` and ``"limits"``. The last two need
             the edits, which are then made in any case.

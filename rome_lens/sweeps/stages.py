@@ -16,7 +16,7 @@ from rome_lens.models.lens import LensModel
 from rome_lens.results import Stored
 from rome_lens.storage import StorageError
 from rome_lens.stores import Store
-from rome_lens.sweeps.editors import RomeSetting, at_layer
+from rome_lens.sweeps.editors import MassSetting, RomeSetting, at_layer
 from rome_lens.sweeps.units import Failure, Job, Plan, Stage, Units
 from rome_lens.tracing.many_facts import NotKnown, trace_facts
 
@@ -44,7 +44,7 @@ def _perform_cells(
     left = [units.unfinished_of_cell(each) for each in names]
     if any(not units.is_finished("edit", each["edit"]) for each in names):
         edit = partial(_edits, model, plan, layer=layer, editor=editor)
-        together = isinstance(plan.editors[editor], RomeSetting)
+        together = isinstance(plan.editors[editor], RomeSetting | MassSetting)
         makes = _side_by_side(edit, records) if together else _one_by_one(edit, records)
         for name, make in zip(names, makes, strict=True):
             if not units.is_finished("edit", name["edit"]):

@@ -13,6 +13,7 @@ from rome_lens.checks.limits import Limits
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.editing.editors import FineTuning
+from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import RomeLensError
@@ -30,7 +31,7 @@ from rome_lens.tracing.results import CausalTrace
 Stage = Literal["trace", "edit", "evaluate", "limits"]
 KINDS: Mapping[Stage, tuple[type[Stored], ...]] = {
     "trace": (CausalTrace, NotKnown),
-    "edit": (RankOneEdit, WeightEdit),
+    "edit": (RankOneEdit, WeightEdit, MassEdit),
     "evaluate": (Evaluation,),
     "limits": (Limits,),
 }

@@ -55,9 +55,10 @@ class Counterfactuals:
     ) -> "Counterfactuals":
         """Find a partner for each fact among the same facts.
 
-        A partner has the same prompt template and another target. The two prompts have equally many
-        tokens, and differ in the subject's only. Of several, a fact takes the one that follows it
-        in the list, and the last takes the first, so that subjects are used about equally often.
+        A partner has the same prompt template, another subject and another target. The two prompts
+        have equally many tokens, and differ in the subject's only. Of several, a fact takes the one
+        that follows it in the list, and the last takes the first, so that subjects are used about
+        equally often.
 
         Raises:
             FactError: there is no fact, or one of them cannot be tokenised.
@@ -71,7 +72,7 @@ class Counterfactuals:
         for members in groups.values():
             for place, i in enumerate(members):
                 following = [*members[place + 1 :], *members[:place]]
-                others = [j for j in following if given[j].target != given[i].target]
+                others = [j for j in following if _differ(given[i], given[j])]
                 if others:
                     found[i] = others[0]
         return cls(
@@ -119,6 +120,10 @@ class Counterfactuals:
         pairs = [(_key(fact), partner.subject) for fact, partner in self.partners]
         digest = hashlib.sha256(repr(pairs).encode()).hexdigest()[:8]
         return f"Counterfactuals({len(pairs)} partners, {len(self.alone)} without, {digest})"
+
+
+def _differ(fact: Fact, other: Fact) -> bool:
+    return fact.subject != other.subject and fact.target != other.target
 
 
 def _key(fact: Fact) -> tuple[str, str, str]:

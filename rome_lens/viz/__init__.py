@@ -1,7 +1,8 @@
 """Pictures and pages of results. Functions return figures or HTML, and run no model.
 
 * ``trace_plots.py``, ``average_plots.py``, ``layer_plots.py``, ``sweep_plots.py``,
-  ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``, ``value_plots.py``: figures.
+  ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``, ``mass_plots.py``,
+  ``value_plots.py``: figures.
   ``axes.py``: what they share. ``overview.py``: every check on one scale.
   ``composing_plots.py``: logit lens, logit attribution and attention without and with an edit.
 * ``words.py``: coloured tokens. ``tables.py``: texts before and after, and a trace as a table.
@@ -26,6 +27,7 @@ from rome_lens.viz.interactive import (
     widgets,
 )
 from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.mass_plots import mass_curve
 from rome_lens.viz.sections import results_page
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.tables import text, trace_table
@@ -49,6 +51,7 @@ __all__ = [
     "limits_by_editor",
     "limits_detail",
     "logit_attribution",
+    "mass_curve",
     "results_page",
     "severed",
     "sweep",

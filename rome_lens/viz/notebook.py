@@ -9,6 +9,7 @@ import html
 from rome_lens.checks.average import LimitsAverage
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.limits_comparison import LimitsComparison
+from rome_lens.checks.mass_curve_result import MassCurve
 from rome_lens.checks.result import CheckResult
 from rome_lens.composing.attention import AttentionComparison
 from rome_lens.composing.attribution import LogitAttribution
@@ -36,6 +37,7 @@ from rome_lens.viz.comparison_plots import limits_by_editor
 from rome_lens.viz.composing_plots import attention, lens, logit_attribution
 from rome_lens.viz.html import figure_html
 from rome_lens.viz.layer_plots import layer_sweep
+from rome_lens.viz.mass_plots import mass_curve
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.tables import text
 from rome_lens.viz.trace_plots import heads, severed, trace
@@ -183,3 +185,8 @@ def _(result: AttentionComparison) -> str:
 @to_html.register
 def _(result: LogProbComparison) -> str:
     return str(result.to_frame().to_html(index=False, float_format="{:.3f}".format))
+
+
+def _(result: MassCurve) -> str:
+    table = str(result.table().to_html())
+    return table + figure_html(mass_curve(result), alt="Every measure, by the number of facts")

@@ -21,6 +21,7 @@ from rome_lens.results import Result
 from rome_lens.storage import installed_versions, whole_or_nothing
 from rome_lens.tracing.results import CausalTrace
 from rome_lens.viz.axes import NAMES
+from rome_lens.viz.overview import not_drawn, readings
 
 Shown = TypeVar("Shown", bound=Result)
 
@@ -77,6 +78,12 @@ def report(
     _check_name(model_name)
     path = Path(path)
     page = _template("report.html").render(
+        shown=_shown,
+        share=_share,
+        contents=_contents(bool(answers), bool(firing), limits is not None),
+        verdicts=readings(limits) if limits else [],
+        unread=not_drawn(limits) if limits else [],
+        overview=_picture(limits) if limits else "",
         title=_title(traces[0], edit),
         model_name=model_name,
         traces=traces,
@@ -124,9 +131,9 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
             model_name=model_name,
             average=average,
             figure=_picture(average),
-            table=average.table().to_html(escape=True),
-            further=average.further().to_html(escape=True),
-            firing=average.firing().to_html(escape=True),
+            table=average.table().to_html(escape=True, border=0, index_names=False),
+            further=average.further().to_html(escape=True, border=0, index_names=False),
+            firing=average.firing().to_html(escape=True, border=0, index_names=False),
             versions=installed_versions(),
         )
     with whole_or_nothing(path) as unfinished:
@@ -134,11 +141,33 @@ def limits_report(path: str | Path, *, model_name: str, average: LimitsAverage) 
     return path
 
 
-def _picture(average: LimitsAverage) -> str:
+def _picture(result: Limits | LimitsAverage) -> str:
     """The picture of the checks that were asked; nothing if none was."""
-    if not any(average.of(name) for name in average.checks):
+    if not readings(result):
         return ""
-    return viz.figure_html(viz.limits(average), alt="Effects and controls of every check, by fact")
+    return viz.figure_html(viz.limits(result), alt="Every check with its control, on one scale")
+
+
+def _contents(answers: bool, firing: bool, limits: bool) -> list[tuple[str, str]]:
+    """The parts of a page about one edit: where each begins, and its heading."""
+    parts = [
+        ("trace", "Where the fact is read out", True),
+        ("edit", "The edit", True),
+        ("answers", "Before and after", answers),
+        ("firing", "Where the edit fires", firing),
+        ("limits", "What the edit does not do", limits),
+    ]
+    return [(place, heading) for place, heading, there in parts if there]
+
+
+def _shown(token: str) -> str:
+    """A token without the space before it, or a sign for one that is white space alone."""
+    return token if token.strip() else "␣"
+
+
+def _share(value: float) -> str:
+    """A share with two digits, and no sign if it is zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _listed(name: str, values: object, kind: type[Shown]) -> list[Shown]:

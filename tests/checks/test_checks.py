@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens.checks import CheckResult
@@ -22,6 +22,8 @@ from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
+# Every process that runs one of these tests makes this module's fixtures, which take seconds.
+pytestmark = pytest.mark.xdist_group("checks")
 QUICK: dict[str, Any] = {"texts": TEXTS, "samples": 0, "new_tokens": 0}
 
 
@@ -92,26 +94,26 @@ def test_rows_are_the_plain_probabilities(
 ) -> None:
     """The first row of each kind against plain runs; after the edit, on edited weights."""
     target, new = record.fact.target, record.fact.new_target
-    seen = set()
-    for result in limits.results:
-        for row in {row.kind: row for row in reversed(result.rows)}.values():
-            if row.kind in ("essence", "text", "generation", "sentence"):
-                continue
-            if row.kind.startswith(("greedy", "sampled")):
-                continue
-            seen.add(row.kind)
-            assert (row.rank_after is None) is (row.answer.startswith("("))
-            compared = row.kind in ("asked", "loud")
-            old, now = (target, new) if compared else (row.answer, row.answer)
-            value = math.log if "nats" in result.measured else float
-            assert row.before == pytest.approx(
-                value(plain_p(toy, row.prompt, old)), rel=1e-3, abs=1e-7
+    unasked = ("essence", "text", "generation", "sentence", "greedy", "sampled")
+    rows = [
+        (row, math.log if "nats" in result.measured else float)
+        for result in limits.results
+        for row in {row.kind: row for row in reversed(result.rows)}.values()
+        if not row.kind.startswith(unasked)
+    ]
+    for row, value in rows:
+        assert (row.rank_after is None) is (row.answer.startswith("("))
+        answer = target if row.kind in ("asked", "loud") else row.answer
+        assert row.before == pytest.approx(
+            value(plain_p(toy, row.prompt, answer)), rel=1e-3, abs=1e-7
+        )
+    with edit.applied(toy):
+        for row, value in rows:
+            answer = new if row.kind in ("asked", "loud") else row.answer
+            assert row.after == pytest.approx(
+                value(plain_p(toy, row.prompt, answer)), rel=1e-3, abs=1e-7
             )
-            with edit.applied(toy):
-                assert row.after == pytest.approx(
-                    value(plain_p(toy, row.prompt, now)), rel=1e-3, abs=1e-7
-                )
-    assert len(seen) == 19
+    assert len({row.kind for row, _ in rows}) == 19
 
 
 def test_the_questions_of_all_checks_are_asked_in_one_batch(
@@ -436,13 +438,13 @@ def test_what_is_written_with_the_edit_is_what_edited_weights_write(
     """With the same draws; another seed gives other draws."""
     prompt = record.fact.text
     wanted = Continuations(before=[prompt], after=[prompt], samples=3, new_tokens=4, seed=0)
-    found = continuations(toy, edit, wanted)
+    (found,) = continuations(toy, [(edit, wanted)])
     with edit.applied(toy):
-        written = continuations(toy, None, wanted)
+        (written,) = continuations(toy, [(None, wanted)])
     assert found[prompt, True] == written[prompt, False]
-    assert found[prompt, False] == continuations(toy, None, wanted)[prompt, False]
+    assert found[prompt, False] == continuations(toy, [(None, wanted)])[0][prompt, False]
     assert found[prompt, True] != found[prompt, False]
-    again = continuations(toy, edit, dataclasses.replace(wanted, seed=1))
+    (again,) = continuations(toy, [(edit, dataclasses.replace(wanted, seed=1))])
     assert again[prompt, False] != found[prompt, False]
 
 

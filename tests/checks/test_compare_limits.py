@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import rome_lens as rl
@@ -172,6 +173,27 @@ def test_every_editor_is_checked_on_every_record_and_a_failure_stops_no_other_ed
     assert LimitsComparison.load(path).table().equals(found.table())
 
 
+def test_a_table_by_fact_gives_the_same_means_again(
+    paired: LimitsComparison, tmp_path: Any
+) -> None:
+    path = tmp_path / "by-fact.parquet"
+    paired.by_fact().to_parquet(path)
+    frame = pd.read_parquet(path)
+    means = rl.checks.average_by_fact(frame).set_index(["editor", "check", "number"])["text"]
+    pairs = rl.checks.average_by_fact(frame, minus="first")
+    pairs = pairs.set_index(["editor", "check", "number"])["text"]
+    assert means["first", "overfit", "loud: difference"] == str(
+        paired.mean("first", "overfit", "loud: difference")
+    )
+    for editor in paired.edited:
+        assert means[editor, "overfit", "effect"] == str(paired.mean(editor, "overfit"))
+    assert pairs["second", "overfit", "effect"] == str(paired.difference("second", "overfit"))
+    with pytest.raises(rl.RomeLensError, match="no editor 'third'"):
+        rl.checks.average_by_fact(frame, minus="third")
+    with pytest.raises(rl.RomeLensError, match="no column 'share'"):
+        rl.checks.average_by_fact(frame.drop(columns="share"))
+
+
 def test_the_unedited_model_writes_its_texts_once_for_all_editors(
     one_toy: Any,
     toy_record: rl.data.Record,
@@ -201,6 +223,34 @@ def test_the_unedited_model_writes_its_texts_once_for_all_editors(
             for name in ("true target, before", "new target, after", "new target, before"):
                 number = ("overfit", f"{kind}: {name}")
                 assert found.measure(*number).mean == alone.measure(*number).mean
+
+
+def test_the_texts_of_all_facts_are_written_together_and_are_those_of_each_alone(
+    one_toy: Any,
+    toy_records: list[rl.data.Record],
+    toy_statistics: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
+    records = [dataclasses.replace(each, exemplars=()) for each in toy_records[:2]]
+    options: dict[str, Any] = {**QUICK, "samples": 1}
+    alone = [rl.check_records(one_toy, record, rome, **options).limits[0] for record in records]
+    calls: list[int] = []
+    generate = one_toy.generate
+
+    def counting(tokens: Any, **options: Any) -> Any:
+        calls.append(len(tokens))
+        return generate(tokens, **options)
+
+    monkeypatch.setattr(one_toy, "generate", counting)
+    together = rl.check_records(one_toy, records, rome, **options).limits
+    assert len(calls) == 1  # they fit into one batch
+    for own, other in zip(alone, together, strict=True):
+        texts = [(m.name, m.values) for m in own["overfit"].further if "sampled" in m.name]
+        assert texts
+        assert texts == [
+            (m.name, m.values) for m in other["overfit"].further if "sampled" in m.name
+        ]
 
 
 def test_what_cannot_be_compared_is_refused(

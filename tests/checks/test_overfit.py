@@ -131,3 +131,18 @@ def test_a_text_without_a_seed_takes_the_most_likely_token_each_time(few_tiny_mo
         text = model.tokenizer.decode(ids[start:], skip_special_tokens=True)
         assert found[number].strip() == text.strip()
     assert found[1] != sample_continuations(model, prompts[1:2], new_tokens=5, seeds=[None])[0]
+
+
+def test_a_text_ends_before_the_first_eos_token(
+    one_toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = "Wanda Brandt lives in"
+    (whole,) = sample_continuations(one_toy, [prompt], new_tokens=6, seeds=[None])
+    words = whole.split()
+    ends = one_toy.tokenizer(prompt + whole)["input_ids"][-3]
+    monkeypatch.setattr(type(one_toy.tokenizer), "all_special_ids", [ends])
+    (text,) = sample_continuations(one_toy, [prompt], new_tokens=6, seeds=[None], stop_at_eos=True)
+    assert whole.startswith(text)
+    assert 0 < len(text.split()) < len(words)
+    (found,) = sample_continuations(one_toy, [prompt], new_tokens=6, seeds=[None])
+    assert found == whole

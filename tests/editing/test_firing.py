@@ -20,12 +20,14 @@ def an_edit(model: Any, layer: int = 1) -> rl.RankOneEdit:
     return rl.RankOneEdit(layer=layer, u=u, v=torch.randn(d_model, generator=draw), key=key)
 
 
-def test_the_firing_is_u_k_as_it_is_and_relative_to_the_edit_s_own_key(tiny_model: Any) -> None:
-    edit = an_edit(tiny_model)
-    found = rl.edit_firing(tiny_model, edit, TEXT)
-    tokens = tiny_model.to_tokens(TEXT)
+def test_the_firing_is_u_k_as_it_is_and_relative_to_the_edit_s_own_key(
+    few_tiny_models: Any,
+) -> None:
+    edit = an_edit(few_tiny_models)
+    found = rl.edit_firing(few_tiny_models, edit, TEXT)
+    tokens = few_tiny_models.to_tokens(TEXT)
     with torch.no_grad():
-        _, cache = tiny_model.run_with_cache(tokens)
+        _, cache = few_tiny_models.run_with_cache(tokens)
     raw = cache[rl.models.key_hook(1)][0] @ edit.u
     assert found.scale == pytest.approx(float(edit.u @ edit.key))
     torch.testing.assert_close(found.raw, raw, rtol=1e-4, atol=1e-5)

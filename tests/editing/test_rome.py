@@ -171,6 +171,25 @@ def lookup_only(edit: rl.RankOneEdit, model: Any, position: int) -> list[Any]:
     return rl.forward.additions.raw_output_hooks(model, edit.layer, addition)
 
 
+def test_the_value_can_be_written_at_another_token_of_the_subject(
+    few_tiny_models: Any, fact: rl.Fact
+) -> None:
+    model, config = few_tiny_models, rl.RomeConfig(lookup=-2, steps=3)
+    edit = identity_edit(model, fact, config=config, variant="r-rome", **BARE)
+    place = encode(model, fact).subject_last - 1
+    tokens = model.to_tokens(fact.text)
+    _, cache = model.run_with_cache(
+        tokens, names_filter=lambda name: name.endswith("mlp.hook_post")
+    )
+    (key,) = (cache[name][0, place] for name in cache if name.startswith("blocks.1."))
+    assert edit.key is not None
+    torch.testing.assert_close(edit.key, key.detach(), rtol=1e-5, atol=1e-6)
+    at_last = identity_edit(model, fact, config=rl.RomeConfig(steps=3), variant="r-rome", **BARE)
+    assert not torch.allclose(at_last.key, edit.key, rtol=1e-2, atol=1e-3)
+    with pytest.raises(FactError, match="the subject has"):
+        identity_edit(model, fact, config=rl.RomeConfig(lookup=-9), **BARE)
+
+
 def test_a_small_step_lowers_the_loss(few_tiny_models: Any, fact: rl.Fact) -> None:
     """A gradient that is wrong, or of another quantity, would not."""
     config = rl.RomeConfig(steps=2, lr=1e-3, kl_factor=0.0, weight_decay=0.0)

@@ -46,14 +46,14 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
 
-def test_each_row_is_as_if_its_edit_were_alone(tiny_model: Any, untouched: Any) -> None:
-    untouched(tiny_model)
-    edits = some_edits(tiny_model)
+def test_each_row_is_as_if_its_edit_were_alone(few_tiny_models: Any, untouched: Any) -> None:
+    untouched(few_tiny_models)
+    edits = some_edits(few_tiny_models)
     # Each row has other tokens and another edit, so that no row can stand in for another.
-    tokens = tiny_model.to_tokens(WORDS).repeat(len(edits), 1)
+    tokens = few_tiny_models.to_tokens(WORDS).repeat(len(edits), 1)
     tokens[:, 1] += torch.arange(len(edits))
-    plain = last_logits(tiny_model, tokens)
-    found = last_logits(tiny_model, tokens, fwd_hooks=rl.row_hooks(tiny_model, edits))
+    plain = last_logits(few_tiny_models, tokens)
+    found = last_logits(few_tiny_models, tokens, fwd_hooks=rl.row_hooks(few_tiny_models, edits))
     for row, edit in enumerate(edits):
         if edit is None:
             assert torch.equal(found[row], plain[row])
@@ -61,11 +61,13 @@ def test_each_row_is_as_if_its_edit_were_alone(tiny_model: Any, untouched: Any) 
             assert_close(
                 found[row],
                 last_logits(
-                    tiny_model, tokens[row : row + 1], fwd_hooks=edit.fwd_hooks(tiny_model)
+                    few_tiny_models,
+                    tokens[row : row + 1],
+                    fwd_hooks=edit.fwd_hooks(few_tiny_models),
                 )[0],
             )
-            with edit.applied(tiny_model):
-                assert_close(found[row], last_logits(tiny_model, tokens[row : row + 1])[0])
+            with edit.applied(few_tiny_models):
+                assert_close(found[row], last_logits(few_tiny_models, tokens[row : row + 1])[0])
             assert (found[row] - plain[row]).abs().max() > 0.05
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import with_few_prompts
 from evaluation_for_tests import a_record, plain, turned
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError

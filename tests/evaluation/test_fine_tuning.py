@@ -57,16 +57,16 @@ def test_the_bound_holds_and_binds(few_tiny_models: Any, fact: rl.Fact) -> None:
 
 
 def test_one_adam_step_moves_each_entry_by_the_rate_against_the_gradient(
-    tiny_model: Any, fact: rl.Fact
+    few_tiny_models: Any, fact: rl.Fact
 ) -> None:
     """Adam's first step is ``-lr sign(gradient)``, so the loss falls along it and along parts of
     it."""
-    step = rl.fine_tune(tiny_model, fact, layer=2, lr=1e-4, norm_constraint=1.0, steps=1).delta
+    step = rl.fine_tune(few_tiny_models, fact, layer=2, lr=1e-4, norm_constraint=1.0, steps=1).delta
     direction = torch.randn(step.shape, generator=torch.Generator().manual_seed(0))
-    before = plain_loss(tiny_model, fact, None)
+    before = plain_loss(few_tiny_models, fact, None)
     for sign in (step.sign(), direction * (direction.sign() == step.sign())):
         moved = rl.WeightEdit(layer=2, delta=1e-3 * sign)
-        assert plain_loss(tiny_model, fact, moved) < before
+        assert plain_loss(few_tiny_models, fact, moved) < before
     assert float(step.abs().max()) == pytest.approx(1e-4, rel=1e-3)
 
 

@@ -18,6 +18,8 @@ from rome_lens.evaluation import settings_sweep
 from rome_lens.evaluation.evaluating import evaluate_all
 from rome_lens.storage import StorageError
 
+# Every process that runs one of these tests makes this module's fixtures, which take seconds.
+pytestmark = pytest.mark.xdist_group("settings_sweep")
 RANK_ONE = sys.modules["rome_lens.editing.value_optimisation"]
 CONFIG = rl.RomeConfig(steps=6)
 CONTEXTS = ("{}", "It was raining. {}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rome_lens as rl
+from rome_lens.checks.mass_curve_result import CurveBatch
 from rome_lens.checks.result import CheckRow, Measure
 from rome_lens.evaluation.results import PromptScore
 from rome_lens.keys.sums import KeySum
@@ -52,6 +54,26 @@ def _examples() -> dict[str, Stored]:
         stopped="loss",
     )
     dense = rl.WeightEdit(layer=1, delta=random(5, 3), losses=random(2), stopped="steps")
+    mass = rl.MassEdit(
+        edits=(dense, replace(dense, layer=2)),
+        facts=(FACT, FACT),
+        layers=(1, 2),
+        batches=(2,),
+        method="AlphaEdit",
+        keys=random(2, 2, 5),
+        residuals=random(2, 2, 3),
+        starts=random(2, 3),
+        values=random(2, 3),
+        losses=torch.tensor([[[0.5, 0.25, 0.0], [float("nan")] * 3], [[1.0, 0.0, 0.0]] * 2]),
+        probabilities=random(2),
+        stopped=("loss", "steps"),
+        missed=random(2),
+        conditions=random(1, 2),
+        ranks=(3, 4),
+        threshold=0.02,
+        kept_keys=random(2, 4, 5),
+        contexts=("{}",),
+    )
     row = CheckRow(kind="alias", prompt="a", answer="b", before=-1.5, after=float("-inf"), kl=0.1)
     measure = Measure(name="size", values=(0.5, 0.25), interval=(0.1, 0.9), count=2)
     check = rl.CheckResult(
@@ -73,6 +95,20 @@ def _examples() -> dict[str, Stored]:
         new_before=0.25,
         target_after=0.125,
         new_after=0.75,
+    )
+    evaluation = rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",))
+    of_batch = CurveBatch(
+        editor="a",
+        count=2,
+        repeat=0,
+        edited=2,
+        evaluations=(evaluation,),
+        exact=torch.ones(1),
+        paraphrases=torch.tensor([float("nan")]),
+        essence=random(1),
+        fidelity=random(2),
+        seconds=0.5,
+        peak_bytes=1e9,
     )
     measures = {name: random(2, 3) for name in ("EM", "PM", "NM", "ES", "PS", "NS", "S")}
     return {
@@ -187,6 +223,7 @@ def _examples() -> dict[str, Stored]:
             edit,
             dense,
             rl.Edits(edits=(edit, dense)),
+            mass,
             rl.EditFiring(text="a b", labels=("a", " b"), values=random(2), scale=0.5),
             rl.KeyStatistics(layer=1, moment=torch.eye(3, dtype=torch.float64), count=7),
             KeySum(layer=1, upper=torch.eye(3, dtype=torch.float64), count=7, chunks=1, digest="0"),
@@ -202,7 +239,9 @@ def _examples() -> dict[str, Stored]:
                 failures=(("b", "1", "no edit"),),
             ),
             score,
-            rl.Evaluation(case_id=3, edited=True, rows=(score,), GE=5.5, texts=("a",)),
+            evaluation,
+            of_batch,
+            rl.MassCurve(editors=("a",), counts=(2,), batches=(of_batch,)),
             rl.LayerSweep(
                 names=("1", "2"),
                 unknown=(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import html
 import importlib.metadata
 import io
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens import cli
@@ -53,7 +54,7 @@ def run(*arguments: str, page: Path, command: str = "demo") -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of these tests' own, no model hub, fewer samples of keys, and fewer prompts."""
+    """A cache of these tests' own, one load of each model, no hub, fewer keys and prompts."""
     directory = tmp_path_factory.mktemp("cache")
 
     def collect_few(model: Any, **options: Any) -> Any:
@@ -65,6 +66,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROME_LENS_CACHE", str(directory))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(rl, "load_model", functools.cache(rl.load_model))
         patch.setattr(presets, "collect_key_statistics", collect_few)
         patch.setattr(rl, "collect_key_statistics", collect_few)
         patch.setattr(demo_command, "choose_record", choose_brief)
@@ -209,7 +211,7 @@ WRONG = [
     ("sweep", ("--layers", "1-x", *SWEEP), "--layers is '1-x', expected layers such as 2-14"),
     ("sweep", ("--layers", "3-1", *SWEEP), "--layers is '3-1', expected layers such as 2-14"),
     ("sweep", ("--layers", "99", *SWEEP), "Layer 99 is out of range"),
-    ("sweep", ("--layers", "1", "--editors", "memit", *SWEEP), "--editors has 'memit', expected"),
+    ("sweep", ("--layers", "1", "--editors", "mend", *SWEEP), "--editors has 'mend', expected"),
     ("sweep", ("--layers", "1", "--stages", "", *SWEEP), "A stage is '', expected one of 'trace'"),
     ("sweep", ("--layers", "1", "--limit", "0", *SWEEP), "--limit is 0, expected 1 or more"),
     ("sweep", ("--layers", "1", "--workers", "0", *SWEEP), "--workers is 0, expected 1 or more"),
@@ -239,6 +241,9 @@ WRONG = [
     ("demo", ("--out", f"{__file__}/page.html"), "test_cli.py, which is a file."),
     ("demo", ("--out", f"{__file__}/new/page.html"), "test_cli.py, which is a file."),
     ("limits", ("--directory", f"{__file__}/kept"), "test_cli.py, which is a file."),
+    ("curve", ("--counts", "many"), "--counts is 'many', expected numbers such as"),
+    ("curve", ("--editors", "FT"), "--editors names 'FT', expected some of ROME, MEMIT"),
+    ("curve", ("--out", "page.html"), "expected a name that ends in .md"),
 ]
 
 
@@ -488,6 +493,22 @@ def test_editors_are_compared_and_table_and_picture_are_written(
         failed = compared(*options)
         assert (failed.status, message in failed.err) == (2, True), failed.err
     assert "ends in .md" in compared(out="table.html").err
+    by_memit = compared("--editors", "preset,MEMIT", out="memit.md")
+    assert (by_memit.status, by_memit.err) == (0, "")
+    assert re.search(r"\n  MEMIT: \S+ .*; minus preset: \S+", by_memit.out)
+
+
+def test_the_curve_is_written_as_table_picture_and_result(cache: Path, tmp_path: Path) -> None:
+    page = tmp_path / "curve.md"
+    counts = ("--counts", "1,3", "--repeats", "1", "--scored", "1", "--limit", "3")
+    named = ("--model", "toy", *counts, "--editors", "MEMIT", "--out", str(page), "--quiet")
+    done = run(*named, page=page, command="curve")
+    assert (done.status, done.err) == (0, "")
+    assert "Edits of up to 3 facts of toy at once" in done.out
+    assert "| MEMIT" in page.read_text(encoding="utf-8")
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    kept = rl.MassCurve.load(page.with_suffix(".safetensors"))
+    assert (kept.editors, kept.counts) == (("MEMIT",), (1, 3))
 
 
 def test_a_user_s_own_file_is_checked_and_unknown_facts_are_left_out(

@@ -1,6 +1,7 @@
 """The plan of the house: imports go down the list of wings, and never in a circle."""
 
 import ast
+import functools
 import graphlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -44,9 +45,14 @@ def modules(package: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def parsed(code: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(code)))
+
+
 def imports(known: Collection[str], name: str, path: Path) -> Iterator[str]:
     """Names of the known modules that a module imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in parsed(path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

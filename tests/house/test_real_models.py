@@ -1,5 +1,6 @@
 """The claims, on real weights: Gemma 3 270M and SmolLM2 135M."""
 
+import functools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from models_for_tests import CLASSES
 
 import rome_lens as rl
 from rome_lens.forward.tokens import encode
+from rome_lens.models import goldens
 from rome_lens.models.gguf import SOURCES, WeightsError, cache_root, locate_parts
 
 pytestmark = pytest.mark.real
 LAYER = 4
 
 
+@functools.cache
 def load(name: str, model_class: Any) -> Any:
+    """The model, loaded once in a process. No test changes it for good."""
     try:
         locate_parts(SOURCES[name])
     except WeightsError as error:
@@ -27,7 +31,15 @@ def load(name: str, model_class: Any) -> Any:
     return rl.load_model(name, model_class=model_class)
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+# All tests of a model run in one process, which loads it once.
+GROUPS = {each: pytest.mark.xdist_group(f"gemma-3-270m, {each}") for each in CLASSES}
+GROUP = GROUPS[CLASSES[0]]
+SMOLLM2 = pytest.mark.xdist_group("smollm2-135m")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(each, marks=mark) for each, mark in GROUPS.items()]
+)
 def gemma(request: pytest.FixtureRequest) -> Any:
     return load("gemma-3-270m", request.param)
 
@@ -138,6 +150,7 @@ def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.d
     assert limits.firing_correlation > 0.5
 
 
+@SMOLLM2
 def test_smollm2_traces_and_edits(smollm2: Any, record: rl.data.Record) -> None:
     trace = rl.causal_trace(smollm2, record.fact, layers=[29], positions=[-1], samples=3)
     assert trace.answer.strip() == "Paris"
@@ -157,6 +170,7 @@ def test_smollm2_traces_and_edits(smollm2: Any, record: rl.data.Record) -> None:
     assert after.tokens[0].strip() == "Rome"
 
 
+@SMOLLM2
 def test_a_second_start_converts_nothing(smollm2: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(
         "rome_lens.models.gguf._convert",
@@ -165,6 +179,7 @@ def test_a_second_start_converts_nothing(smollm2: Any, monkeypatch: Any) -> None
     rl.load_model("smollm2-135m", model_class=CLASSES[-1])
 
 
+@SMOLLM2
 def test_the_conversion_says_where_it_lies() -> None:
     assert (
         Path(rl.models.loading.transformers_directory(SOURCES["smollm2-135m"]))
@@ -191,6 +206,38 @@ def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
     assert spilled.NM < scores.NM
 
 
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [
+        pytest.param(name, each, marks=GROUPS[each] if name == "gemma-3-270m" else SMOLLM2)
+        for name in SOURCES
+        for each in CLASSES
+    ],
+)
+def test_each_model_is_well_within_the_tolerance(name: str, model_class: Any) -> None:
+    model = load(name, model_class)
+    golden = goldens.goldens()[name]
+    text = next(iter(golden.tokens))
+    actual = goldens.log_probs_of(model, [golden.bos, *golden.tokens[text]])
+    error = (actual - torch.tensor(golden.log_probs)).abs().max()
+    assert error < goldens.TOLERANCE / 20
+
+
+def test_gemma_writes_what_the_readme_says_before_and_after_the_edit(
+    gemma: Any, record: rl.data.Record
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("|prompt|before|after|\n|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [line.strip("|").replace("**", "").split("|") for line in table.splitlines()]
+    assert len(rows) == 4
+    edit = rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")(gemma, record.fact)
+    for prompt, *texts in rows:
+        for hooks, text in zip(([], edit.fwd_hooks(gemma)), texts, strict=True):
+            with gemma.hooks(fwd_hooks=hooks):
+                written = gemma.generate(prompt, max_new_tokens=14, do_sample=False, verbose=False)
+            assert written.removeprefix(prompt).strip().startswith(text.removesuffix(" …"))
+
+
 def greedy_knows(model: Any, facts: list[rl.Fact], prepend_bos: bool | None) -> list[bool]:
     """Whether each fact's whole target is what the model says by itself, token by token."""
     prompts, tokens, owners = [], [], []
@@ -209,7 +256,9 @@ def greedy_knows(model: Any, facts: list[rl.Fact], prepend_bos: bool | None) -> 
     return known
 
 
-@pytest.mark.parametrize("name", ["gemma-3-270m", "smollm2-135m"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gemma-3-270m", marks=GROUP), pytest.param("smollm2-135m", marks=SMOLLM2)]
+)
 def test_each_model_knows_the_records_that_say_so(name: str) -> None:
     model = load(name, CLASSES[0])
     records = [record for record in rl.data.limits() if name in record.known_by]
@@ -220,6 +269,7 @@ def test_each_model_knows_the_records_that_say_so(name: str) -> None:
     ] == []
 
 
+@GROUP
 def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
     model = load("gemma-3-270m", CLASSES[0])
     records = [record for record in rl.data.limits() if "gemma-3-270m" in record.known_by]
@@ -269,6 +319,7 @@ def test_gemma_sees_one_bos(gemma: Any, record: rl.data.Record) -> None:
     assert trace.clean == pytest.approx(0.76, abs=0.01)
 
 
+@SMOLLM2
 def test_a_chat_of_smollm2_is_traced_edited_and_checked(smollm2: Any) -> None:
     fact = rl.Fact.from_chat(
         smollm2.tokenizer,

@@ -5,6 +5,7 @@ DESIGN hold for the result. Run ``pytest tests/properties --hypothesis-profile=l
 thousand cases.
 """
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import strategies
 import torch
-from conftest import assert_same, snapshot
+from fixtures_for_tests import assert_same, snapshot
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from models_for_tests import CLASSES
@@ -31,12 +32,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-MODELS = {name: rl.load_model("toy", model_class=name) for name in CLASSES}
-for _model in MODELS.values():
-    _model(torch.tensor([[0, 1]]))  # the Bridge puts hooks of its own into its modules then
 RECORDS = rl.data.records(known_by="toy")[:6]
 LONGEST = 0.3  # of the cases, the share that a test with a model gets
-models = st.sampled_from(list(MODELS))
+models = st.sampled_from(list(CLASSES))
+
+
+@functools.cache
+def model_of(name: str) -> Any:
+    """The toy model on this class."""
+    toy = rl.load_model("toy", model_class=name)
+    toy(torch.tensor([[0, 1]]))  # the Bridge puts hooks of its own into its modules then
+    return toy
 
 
 def fewer(share: float) -> Callable[[Any], Any]:
@@ -109,7 +115,7 @@ def test_tokens_hold_the_subject_and_the_answer(
     model: str, prompt: str, subject: str, bos: bool
 ) -> None:
     fact = result_or_error(lambda: rl.Fact(f"{{}} {prompt}", subject=subject, target="Pralec"))
-    toy = MODELS[model]
+    toy = model_of(model)
     encoded = None
     if fact is not None:
         encoded = result_or_error(lambda: encode(toy, fact, prepend_bos=bos))
@@ -133,7 +139,7 @@ def test_tokens_hold_the_subject_and_the_answer(
 def test_answers_are_probabilities_or_refused(
     model: str, questions: Any, prompts: Any, count: Any
 ) -> None:
-    toy = MODELS[model]
+    toy = model_of(model)
     with Unchanged(toy):
         log_p = result_or_error(lambda: rl.answer_log_probs(toy, questions))
         best = result_or_error(lambda: rl.top_answers(toy, prompts, count=count))
@@ -151,7 +157,7 @@ def test_answers_are_probabilities_or_refused(
     options=strategies.trace_options(6, 14, 4),
 )
 def test_traces_keep_their_laws(model: str, fact: rl.Fact, noise: Any, options: Any) -> None:
-    toy = MODELS[model]
+    toy = model_of(model)
     drawn = result_or_error(lambda: noise.draw(strategies.noises()))
     options = {"require_correct": False, **options}
     with Unchanged(toy):
@@ -184,7 +190,7 @@ def test_traces_keep_their_laws(model: str, fact: rl.Fact, noise: Any, options: 
 def test_the_other_traces_return_or_refuse(
     model: str, fact: rl.Fact, options: dict[str, Any], severed: str
 ) -> None:
-    toy = MODELS[model]
+    toy = model_of(model)
     options = {"require_correct": False, **options}
     some = {k: v for k, v in options.items() if k not in ("component", "window", "heads")}
     with Unchanged(toy):
@@ -206,7 +212,7 @@ def test_the_other_traces_return_or_refuse(
 def test_edits_keep_their_laws(
     model: str, fact: rl.Fact, config: Any, layer: int, contexts: Any, variant: str
 ) -> None:
-    toy = MODELS[model]
+    toy = model_of(model)
 
     def edited() -> rl.RankOneEdit:
         return rl.rome(
@@ -294,7 +300,7 @@ def read_or_named(content: bytes) -> None:
 def test_a_changed_file_is_refused_by_name(
     which: str, place: float, change: int, cut: bool
 ) -> None:
-    stored = STORED[which]
+    stored = stored_results()[which]
     with tempfile.TemporaryDirectory() as directory:
         path = stored.save(Path(directory) / "result.safetensors")
         content = bytearray(path.read_bytes())
@@ -314,14 +320,12 @@ def test_a_changed_file_is_refused_by_name(
         assert str(path) in message
 
 
-def _stored() -> dict[str, Any]:
-    toy, fact = MODELS[CLASSES[0]], RECORDS[0].fact
+@functools.cache
+def stored_results() -> dict[str, Any]:
+    toy, fact = model_of(CLASSES[0]), RECORDS[0].fact
     statistics = rl.KeyStatistics.identity(toy, layer=1)
     config = rl.RomeConfig(steps=1)
     return {
         "trace": rl.causal_trace(toy, fact, samples=1, layers=[1], positions=[2]),
         "edit": rl.rome(toy, fact, layer=1, statistics=statistics, contexts=["{}"], config=config),
     }
-
-
-STORED = _stored()

@@ -23,6 +23,9 @@ from rome_lens.storage import InUseError, StorageError, sole_use
 from rome_lens.sweeps import stages
 from rome_lens.sweeps.results import TABLE
 
+# Every process that runs one of these tests makes this module's fixtures, which take seconds.
+pytestmark = pytest.mark.xdist_group("sweeps")
+
 
 @pytest.fixture(scope="module")
 def bridge() -> Any:
@@ -79,12 +82,13 @@ def test_rows_hold_what_the_functions_of_the_stages_return(bridge: Any, tmp_path
         "contexts": ["{}", "It rained. {}"],
     }
     texts = ["It rained in the city of Pralec."]
+    memit = rl.MemitConfig(value=rl.RomeConfig(steps=2), statistics_weight=10.0)
     swept = rl.sweep(
         bridge,
         record,
         layers=[layer],
         directory=tmp_path,
-        editors=["r-rome", rl.FineTuning(layer=0, steps=1)],
+        editors=["r-rome", rl.FineTuning(layer=0, steps=1), rl.MassSetting(config=memit)],
         component="attn",
         window=1,
         samples=2,
@@ -94,7 +98,7 @@ def test_rows_hold_what_the_functions_of_the_stages_return(bridge: Any, tmp_path
         **editing,
     )
     assert swept.errors().empty
-    row, tuned = (swept.rows.iloc[i] for i in (0, 1))
+    row, tuned, mass = (swept.rows.iloc[i] for i in (0, 1, 2))
     trace = rl.causal_trace(bridge, record, component="attn", layers=[layer], samples=2)
     edit = rl.rome(bridge, record, layer=layer, variant="r-rome", **editing)
     scores = rl.evaluate(bridge, edit, record)
@@ -114,6 +118,11 @@ def test_rows_hold_what_the_functions_of_the_stages_return(bridge: Any, tmp_path
     assert swept.effects_in_words["direction effect"] == limits["direction"].effect_is
     expected = rl.fine_tune(bridge, record, layer=layer, steps=1).norm
     assert (tuned.editor, tuned.norm) == ("FT+L", pytest.approx(expected, rel=1e-5))
+    by_memit = rl.memit(bridge, record, layers=[layer], **{**editing, "config": memit})
+    expected = float(by_memit.delta(layer).norm())
+    assert (mass.editor, mass.norm) == ("MEMIT", pytest.approx(expected, rel=1e-4))
+    assert (mass.layer, mass.steps, mass.stopped) == (layer, 2, "steps")
+    assert mass.loss == pytest.approx(float(by_memit.losses[0, -1].sum()), rel=1e-4)
 
 
 def test_the_sweep_of_one_editor_is_a_layer_sweep_of_the_known_facts(whole: Whole) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import snapshot
+from fixtures_for_tests import snapshot
 from models_for_tests import CLASSES, HOOKED_FAMILIES, REFERENCE, tiny
 
 import rome_lens as rl

@@ -50,6 +50,8 @@ def test_a_fact_without_a_partner_is_named(one_toy: Any, toy_records: list[rl.da
     twin = rl.Fact(one.prompt, subject=toy_records[1].fact.subject, target=one.target)
     swapped = rl.Counterfactuals.among(one_toy, [one, twin])
     assert (swapped.partners, swapped.alone) == ((), (one, twin))  # the same target
+    other = rl.Fact(one.prompt, subject=one.subject, target=toy_records[1].fact.target)
+    assert rl.Counterfactuals.among(one_toy, [one, other]).partners == ()  # the same subject
     assert swapped.contrasted([one]) == []
     with pytest.raises(NoiseError, match="has no partner among these facts"):
         rl.causal_trace(one_toy, one, noise=swapped)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 from test_viz import Page
 
 import rome_lens as rl
@@ -20,6 +20,7 @@ from rome_lens.errors import ArgumentError
 from rome_lens.models.hook_names import COMPONENTS
 from rome_lens.storage import installed_versions
 from rome_lens.viz.axes import NAMES
+from rome_lens.viz.overview import readings
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -139,7 +140,8 @@ def test_the_page_loads_nothing_and_closes_what_it_opens(source: str) -> None:
 def test_every_trace_has_its_picture_in_the_page(source: str, results: dict[str, Any]) -> None:
     pictures = [attrs for tag, attrs in Page(source).opened if tag == "img"]
     assert [attrs["alt"] for attrs in pictures] == [
-        f"{t.component} trace of: {t.fact.text}" for t in results["traces"]
+        *(f"{t.component} trace of: {t.fact.text}" for t in results["traces"]),
+        "Every check with its control, on one scale",
     ]
     assert len({attrs["src"] for attrs in pictures}) == len(pictures)
 
@@ -190,6 +192,28 @@ def test_every_answer_stands_with_its_probability(source: str, results: dict[str
                 assert f"{token.strip()} {probability:.3f}" in text
 
 
+def test_the_summary_marks_what_the_edit_changed_and_links_to_every_check(
+    source: str, results: dict[str, Any]
+) -> None:
+    summary, rest = source.split('<ul class="contents">')
+    marked = re.findall(r"<mark>(.*?)</mark>", summary)
+    assert [token.strip() for token in marked] == [results["edit"].fact.new_target]
+    drawn = [reading.name for reading in readings(results["limits"])]
+    assert re.findall(r'<a href="#([^"]+)">', summary) == drawn
+    assert [name for name in drawn if f'<h3 id="{name}">' not in rest] == []
+    assert [
+        verdict.verdict for verdict in readings(results["limits"]) if verdict.verdict not in summary
+    ] == []
+    assert "-0.00 of" not in summary
+
+
+def test_the_contents_lead_to_the_parts_that_are_there(source: str) -> None:
+    contents = source.split('<ul class="contents">')[1].split("</ul>")[0]
+    places = re.findall(r'<a href="#([^"]+)">(.*?)</a>', contents)
+    assert [heading for _, heading in places] == re.findall(r"<h2>(.*?)</h2>", source)
+    assert [place for place, _ in places if f' id="{place}"' not in source] == []
+
+
 def test_the_page_names_edit_model_and_versions(source: str, results: dict[str, Any]) -> None:
     fact = results["edit"].fact
     assert f"<title>{fact.text} {fact.target} → {fact.new_target} (toy)</title>" in source
@@ -230,8 +254,8 @@ def test_a_prompt_that_holds_html_can_be_traced_and_reported(
     firing = [rl.edit_firing(one_toy, results["edit"], fact.text)]
     page = written(tmp_path / "page.html", **{**results, "traces": [trace], "firing": firing})
     assert page.scripts == []
-    (picture,) = (attrs for tag, attrs in page.opened if tag == "img")
-    assert picture["alt"] == f"resid trace of: {fact.text}"
+    pictures = [attrs["alt"] for tag, attrs in page.opened if tag == "img"]
+    assert pictures[0] == f"resid trace of: {fact.text}"
 
 
 def test_an_empty_list_of_traces_is_refused(results: dict[str, Any], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+from torch import Tensor
 
 from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import (
@@ -20,6 +21,7 @@ from rome_lens.checks.check import Check, run_check
 from rome_lens.checks.result import CheckResult, CheckRow, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
+from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
@@ -46,7 +48,8 @@ def essence(
 
     Control: the same for an edit of equal norm at the same place with a random target, i.e. ``u``
     with a random direction for ``v``. That edit is not optimised. It tells what a push of this size
-    does, not what another fact would do. Only rank-one edits have this control.
+    does, not what another fact would do. Only edits of ROME, MEMIT, EMMET and AlphaEdit have this
+    control.
 
     True sentences about the subject (the record's ``texts``) are read without and with the edit, in
     nats per token. ``exp`` of that is the perplexity.
@@ -81,10 +84,8 @@ class Essence(Check):
         return [*_prompts(record), *_sentences(record)]
 
     def control_edits(self, edit: Any, record: Record) -> list[Any]:
-        """The edit with a random direction, if it is of rank one."""
-        if not isinstance(edit, RankOneEdit):
-            return []
-        return [random_direction(edit, seed=crc32(f"{self.seed} {record.fact.text}".encode()))]
+        """The edit with a random direction, if it is made of keys and directions."""
+        return random_controls(edit, seed=crc32(f"{self.seed} {record.fact.text}".encode()))
 
     def read(self, record: Record, answers: Answers) -> CheckResult:
         """One row for each prompt and each sentence, with the random direction as its control."""
@@ -128,17 +129,22 @@ class Essence(Check):
         return result.with_reading(_reading(result))
 
 
+def random_controls(edit: Any, *, seed: int) -> list[Any]:
+    """An edit as strong as this one that acts at the same place, but is about nothing.
+
+    None for an edit that is not made of keys and directions.
+    """
+    if isinstance(edit, RankOneEdit):
+        return [random_direction(edit, seed=seed)]
+    return [_random_rotation(edit, seed=seed)] if isinstance(edit, MassEdit) else []
+
+
 def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
     """The same edit with a random direction of equal length for ``v``.
 
     It acts at the same place and is as strong, but is about nothing.
     """
-    drawn = torch.randn(
-        len(edit.v),
-        generator=torch.Generator("cpu").manual_seed(seed),
-        dtype=torch.float64,
-        device="cpu",
-    ).to(edit.v)
+    drawn = _drawn(len(edit.v), seed=seed).to(edit.v)
     return replace(
         edit,
         v=drawn * (edit.v.norm() / drawn.norm()),
@@ -147,6 +153,22 @@ def random_direction(edit: RankOneEdit, *, seed: int = 0) -> RankOneEdit:
         probability=None,
         alignment=None,
     )
+
+
+def _random_rotation(edit: MassEdit, *, seed: int) -> MassEdit:
+    """The same edit with all its directions turned by one random rotation."""
+    width = edit.values.shape[1]
+    rotation = torch.linalg.qr(_drawn(width, width, seed=seed)).Q
+    turned = tuple(
+        replace(part, delta=(part.delta.double() @ rotation).to(part.delta), alignment=None)
+        for part in edit.edits
+    )
+    return replace(edit, edits=turned)
+
+
+def _drawn(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _prompts(record: Record) -> list[PromptAnswer]:

@@ -18,6 +18,7 @@ from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record, names_subject, without_article
 from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.firing import edit_firings
+from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.fluency import ngram_entropy
@@ -108,7 +109,7 @@ def other_texts(
         ArgumentError: ``texts`` is a single text.
     """
     if texts is None:
-        given = tuple(text for text in data.held_texts() if _fits(model, text, prepend_bos))
+        given = tuple(text for text in data.held_texts() if fits_context(model, text, prepend_bos))
         given = given or tuple(
             f"{joined(each.prompt, each.target)}." for each in record.neighborhood
         )
@@ -123,6 +124,8 @@ def _subjects(edit: Any) -> list[str]:
     """The subjects of an edit or of its parts, as far as it names its facts."""
     parts = edit.parts if isinstance(edit, Edit) else (edit,)
     facts = [getattr(part, "fact", None) for part in parts]
+    if isinstance(edit, MassEdit):
+        facts = list(edit.facts)
     return [fact.subject for fact in facts if isinstance(fact, Fact)]
 
 
@@ -281,7 +284,8 @@ def _with_control(own: CheckResult, others: Sequence[CheckResult]) -> CheckResul
     return result.with_reading(_reading(result))
 
 
-def _fits(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
+def fits_context(model: LensModel, text: str, prepend_bos: bool | None) -> bool:
+    """Whether the model's context has room for a text."""
     try:
         token_ids(model, text, prepend_bos=prepend_bos)
     except FactError:
@@ -301,6 +305,9 @@ def _size(
         # The norm of an outer product is the product of the norms.
         norm = math.prod(float(tensor.norm()) for tensor in edit.tensors)
         return norm / float(w_out(model, edit.layer).norm())
+    if name == NORM and isinstance(edit, MassEdit):
+        norm = math.hypot(*(float(edit.delta(layer).norm()) for layer in edit.layers))
+        return norm / math.hypot(*(float(w_out(model, layer).norm()) for layer in edit.layers))
     if not isinstance(edit, RankOneEdit) or edit.key is None:
         return None
     if name == AT_SUBJECT:

@@ -7,11 +7,10 @@ from zlib import crc32
 from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import Answers, PromptAnswer, prompt_row
 from rome_lens.checks.check import Check, run_check
-from rome_lens.checks.claims.essence import random_direction
+from rome_lens.checks.claims.essence import random_controls
 from rome_lens.checks.result import KNOWN, CheckResult, make_measures
 from rome_lens.data.facts import SLOT, Fact
 from rome_lens.data.record_type import Record
-from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
@@ -88,10 +87,8 @@ class Specificity(Check):
         return [*right, *_instead(record), *_other_answers(record)] if right else []
 
     def control_edits(self, edit: Any, record: Record) -> list[Any]:
-        """The edit with a random direction, if it is of rank one."""
-        if not isinstance(edit, RankOneEdit):
-            return []
-        return [random_direction(edit, seed=crc32(f"{self.seed} {record.fact.text}".encode()))]
+        """The edit with a random direction, if it is made of keys and directions."""
+        return random_controls(edit, seed=crc32(f"{self.seed} {record.fact.text}".encode()))
 
     def read(self, record: Record, answers: Answers) -> CheckResult:
         """One row for each other relation, and one for each other true answer."""
