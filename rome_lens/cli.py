@@ -140,6 +140,16 @@ def _parser() -> argparse.ArgumentParser:
         "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
         "are compared with the first",
     )
+    compare.add_argument(
+        "--samples", type=int, default=1, help="sampled texts of each open prompt (default: 1)"
+    )
+    compare.add_argument(
+        "--new-tokens",
+        type=int,
+        default=20,
+        help="length of the texts whose entropy is compared (default: 20; 0 writes none)",
+    )
+    compare.add_argument("--device", default="cpu", help='such as "cuda" (default: cpu)')
     compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
     curve = commands.add_parser(
         "curve", help="edit more and more facts at once, and measure what is lost"
@@ -305,6 +315,9 @@ def _compare(args: argparse.Namespace) -> None:
         args.model,
         _chosen_records(args),
         editors=None if args.editors is None else args.editors.split(","),
+        samples=args.samples,
+        new_tokens=args.new_tokens,
+        device=args.device,
         directory=args.directory,
         out=args.out,
         progress=not args.quiet,

@@ -225,6 +225,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--window", type=int, default=5)
+    parser.add_argument(
+        "--noise-level", type=float, help="as in an earlier run that is continued on another device"
+    )
     parser.add_argument("--edit-only", action="store_true", help="print no tables")
     args = parser.parse_args()
     model, preset = rl.load_model(args.model, device=args.device), rl.preset(args.model)
@@ -233,12 +236,15 @@ def main() -> None:
     ]
     layers = args.layers or list(range(model.cfg.n_layers))
     subjects = tuple(record.fact.subject for record in records)
+    noise = rl.GaussianNoise(subjects=subjects).fitted(model)
+    if args.noise_level is not None:
+        noise = rl.GaussianNoise(level=args.noise_level)
     traced = rl.trace_facts(
         model,
         [record.fact for record in records],
         component="mlp",
         window=args.window,
-        noise=rl.GaussianNoise(subjects=subjects).fitted(model),
+        noise=noise,
         samples=args.samples,
         prepend_bos=preset.prepend_bos,
         directory=args.directory / "traces",

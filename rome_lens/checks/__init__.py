@@ -35,6 +35,7 @@ from rome_lens.checks.limits_comparison import LimitsComparison
 from rome_lens.checks.many_facts import check_records
 from rome_lens.checks.mass_curve import mass_edit_curve
 from rome_lens.checks.mass_curve_result import MassCurve
+from rome_lens.checks.numbers_by_fact import average_by_fact
 from rome_lens.checks.result import CheckResult, CheckRow, Measure
 
 dominance = overfit
@@ -49,6 +50,7 @@ __all__ = [
     "MassCurve",
     "Measure",
     "association",
+    "average_by_fact",
     "average_limits",
     "bleed_over",
     "check_limits",

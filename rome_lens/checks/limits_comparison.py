@@ -13,6 +13,7 @@ from rome_lens.checks.claims.generalisation import LONGER, PARAPHRASE, Generalis
 from rome_lens.checks.claims.overfit import Overfit
 from rome_lens.checks.claims.specificity import PRESERVED, Specificity
 from rome_lens.checks.claims.spill import DECOY_KINDS
+from rome_lens.checks.numbers_by_fact import by_fact
 from rome_lens.checks.result import CheckResult, matching_name
 from rome_lens.errors import ArgumentError, UnknownNameError
 from rome_lens.evaluation.scores import markdown
@@ -152,6 +153,16 @@ class LimitsComparison(Stored):
                         line[prefix + name] = getattr(value, name, None)
                 lines.append(line)
         return pd.DataFrame(lines)
+
+    def by_fact(self) -> pd.DataFrame:
+        """One row for each editor, fact, check and number, with its mean over the fact's prompts.
+
+        The columns are ``editor``, ``record``, ``relation``, ``check``, ``number``, ``value`` and
+        ``share`` (whether the value lies between 0 and 1). The number ``"effect"`` is the check's
+        effect. Numbers about the edits of other facts are left out.
+        :func:`rome_lens.checks.average_by_fact` averages such a table again.
+        """
+        return by_fact(dict(zip(self.edited, self.averages, strict=True)))
 
     def _line(self, check: str, number: str) -> dict[str, str]:
         line = {"check": check, "number": self.words(check, number)}

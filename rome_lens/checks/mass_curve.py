@@ -237,7 +237,8 @@ def _edited(
     """One edit, made and scored, or why that is not possible."""
     peak, start = PeakMemory(device(model)), time.perf_counter()
     found: dict[str, Any] = {"edited": 0, "error": ""}
-    seconds = peak_bytes = math.nan
+    seconds: float | None = None
+    peak_bytes: float | None = None
     try:
         edit = editor.edit_together(model, batch)
         seconds, peak_bytes = time.perf_counter() - start, peak.bytes()
@@ -251,7 +252,7 @@ def _edited(
         editor=editor.name,
         count=len(batch),
         repeat=repeat,
-        seconds=time.perf_counter() - start if math.isnan(seconds) else seconds,
+        seconds=time.perf_counter() - start if seconds is None else seconds,
         peak_bytes=peak_bytes,
         **{"evaluations": (), **dict.fromkeys(names, nothing), **found},
     )

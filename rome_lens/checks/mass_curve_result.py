@@ -29,9 +29,7 @@ class CurveBatch(Stored):
     """One edit of several facts by one editor, and its scores on some of these facts."""
 
     axes: ClassVar[Mapping[str, str]] = {"record": "evaluations"}
-    undefined: ClassVar[frozenset[str]] = frozenset(
-        {"exact", "paraphrases", "essence", "fidelity", "peak_bytes"}
-    )
+    undefined: ClassVar[frozenset[str]] = frozenset({"exact", "paraphrases", "essence", "fidelity"})
 
     editor: str
     """The editor's name."""
@@ -53,8 +51,8 @@ class CurveBatch(Stored):
     """Change of each other text's nats per token. NaN where it names an edited subject."""
     seconds: float
     """The time that making the edit took."""
-    peak_bytes: float
-    """The most memory meanwhile: of the GPU, or of the whole process on a CPU. NaN if unknown."""
+    peak_bytes: float | None = None
+    """The most memory meanwhile: of the GPU, or of the whole process on a CPU. None if unknown."""
     error: str = ""
     """Why there is no edit, or why it could not be scored. Empty if there is one."""
 
@@ -129,8 +127,8 @@ class MassCurve(Stored):
     def peak_bytes(self, editor: str, count: int) -> float | None:
         """The most memory that making an edit took; None if that is unknown."""
         made = [each.peak_bytes for each in self.of(editor, count) if not each.error]
-        known = [each for each in made if not math.isnan(each)]
-        return max(known) if known else None
+        known = [each for each in made if each is not None]
+        return max(known, default=None)
 
     def table(self) -> pd.DataFrame:
         """A table of text with a row for each editor and count, and a column for each measure."""

@@ -24,17 +24,20 @@ def run_compare(
     records: Sequence[Record],
     *,
     editors: Sequence[str] | None,
+    samples: int,
+    new_tokens: int,
+    device: str,
     directory: Path | None,
     out: Path,
     progress: bool,
 ) -> None:
-    """Edit each record's fact with each editor, check the edits, write table and picture.
+    """Edit each record's fact with each editor, check the edits, write tables and a picture.
 
     Raises:
         ArgumentError: the model has no preset, or there is no editor of a name.
     """
     preset = rl.preset(model_name)
-    model = rl.load_model(model_name)
+    model = rl.load_model(model_name, device=device)
     chosen = _editors(preset, model, editors, progress)
     records = known_records(model, model_name, records)
     compared = rl.compare_limits(
@@ -42,6 +45,8 @@ def run_compare(
         records,
         chosen,
         texts=unrelated_texts(model_name, records),
+        samples=samples,
+        new_tokens=new_tokens,
         prepend_bos=preset.prepend_bos,
         directory=directory,
         progress=progress,
@@ -62,7 +67,9 @@ def run_compare(
         unfinished.write_text(compared.to_markdown() + "\n", encoding="utf-8")
     picture = out.with_suffix(".png")
     rl.viz.limits_by_editor(compared).savefig(picture, dpi=150)
-    say(f"\nTable: {out.resolve()}\nPicture: {picture.resolve()}")
+    by_fact = out.with_suffix(".parquet")
+    compared.by_fact().to_parquet(by_fact)
+    say(f"\nTable: {out.resolve()}\nPicture: {picture.resolve()}\nBy fact: {by_fact.resolve()}")
 
 
 def _editors(

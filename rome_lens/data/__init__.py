@@ -4,7 +4,7 @@
 * ``fact_files.py``, ``records_file.py``, ``counterfact.py``: readers of files. ``shapes.py`` has
   the shapes of the entries; ``entries.py`` and ``fields.py`` open files and check what they hold.
 * ``whole_words.py``: where a subject stands in a text.
-* ``toy_people.py``: all that the toy model was taught.
+* ``taught.py``: all that the toy model was taught.
 * ``questions.py``: the parts of a record. ``deriving.py``: decoys from other records.
 * ``bundled.py``: the bundled records and texts. ``completing.py``: what a relation's records share.
 """
@@ -35,7 +35,7 @@ from rome_lens.data.record_type import (
     as_records,
 )
 from rome_lens.data.records_file import read_records
-from rome_lens.data.toy_people import toy_people
+from rome_lens.data.taught import toy_people
 
 __all__ = [
     "FILES",

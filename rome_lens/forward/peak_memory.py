@@ -1,6 +1,5 @@
 """How much memory a step needs at most."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -18,7 +17,8 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._known = True
-        if device.type == "cuda":
+        self._on_gpu = device.type == "cuda" and torch.cuda.is_available()
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
@@ -26,12 +26,12 @@ class PeakMemory:
         except OSError:
             self._known = False
 
-    def bytes(self) -> float:
-        """The peak until now; NaN where the system does not tell."""
+    def bytes(self) -> float | None:
+        """The peak until now; None where the system does not tell."""
         if not self._known:
-            return math.nan
-        if self._device.type == "cuda":
+            return None
+        if self._on_gpu:
             return float(torch.cuda.max_memory_allocated(self._device))
         lines = _STATUS.read_text(encoding="utf-8").splitlines()
         peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        return 1024.0 * float(peaks[0]) if peaks else math.nan
+        return 1024.0 * float(peaks[0]) if peaks else None

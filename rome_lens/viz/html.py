@@ -2,10 +2,11 @@
 
 import base64
 import html
-import io
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+
+from rome_lens.viz.axes import small_png
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,7 +25,5 @@ class Html:
 
 def figure_html(figure: Figure, *, alt: str = "") -> str:
     """A figure as an ``img`` element that contains the picture's data."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(small_png(figure, dpi=120)).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'

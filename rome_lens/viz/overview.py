@@ -57,15 +57,26 @@ class Reading:
 
     @property
     def verdict(self) -> str:
-        """What holds, in a word or two, with a sign."""
+        """What holds, in a word or two, with a sign.
+
+        It is called unsure if another value in the 95 % interval would give another verdict.
+        """
         if self.ratio is None:
             return "? model cannot do it"
+        low, high = self.value.low, self.value.high
+        ends = [self._verdict_at(each) for each in (low, high) if each is not None]
+        own = self._verdict_at(self.value.mean)
+        return own if all(each == own for each in ends) else f"{own}, unsure"
+
+    def _verdict_at(self, value: float) -> str:
+        """The verdict if this were the value."""
         if self.name == "overfit":
-            gap = self.value.mean - self.reference.mean
+            gap = value - self.reference.mean
             return "▲ over" if gap > OVER else "▼ under" if gap < -OVER else "● as before"
-        if self.ratio >= HOLDS:
+        share = value / self.reference.mean
+        if share >= HOLDS:
             return "● stays" if self.name in _STAYS else "● holds"
-        if self.ratio <= FAILS:
+        if share <= FAILS:
             return "○ is lost" if self.name in _STAYS else "○ does not"
         return "◐ in part"
 

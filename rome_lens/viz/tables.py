@@ -9,7 +9,10 @@ from rome_lens.viz.axes import named_model
 from rome_lens.viz.html import Html
 from rome_lens.viz.trace_plots import scale_ends, score_label, trace_caption
 
-_CELL = "padding:3px 8px;vertical-align:top;text-align:left;border-bottom:1px solid #ddd"
+_CELL = (
+    "overflow-wrap:anywhere;padding:3px 8px;vertical-align:top;"
+    "text-align:left;border-bottom:1px solid #ddd"
+)
 _FRAME = "background:#fff;color:#000;border-collapse:collapse;font-size:13px"
 _TRUE = "background:#cfe3f5;color:#000"  # blue and not bold
 _NEW = "background:#fbdcc4;color:#000;font-weight:bold;text-decoration:underline"

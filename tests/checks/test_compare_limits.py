@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import rome_lens as rl
@@ -170,6 +171,27 @@ def test_every_editor_is_checked_on_every_record_and_a_failure_stops_no_other_ed
         rl.check_records(one_toy, records, rome, **options)
     path = found.save(tmp_path / "compared.safetensors")
     assert LimitsComparison.load(path).table().equals(found.table())
+
+
+def test_a_table_by_fact_gives_the_same_means_again(
+    paired: LimitsComparison, tmp_path: Any
+) -> None:
+    path = tmp_path / "by-fact.parquet"
+    paired.by_fact().to_parquet(path)
+    frame = pd.read_parquet(path)
+    means = rl.checks.average_by_fact(frame).set_index(["editor", "check", "number"])["text"]
+    pairs = rl.checks.average_by_fact(frame, minus="first")
+    pairs = pairs.set_index(["editor", "check", "number"])["text"]
+    assert means["first", "overfit", "loud: difference"] == str(
+        paired.mean("first", "overfit", "loud: difference")
+    )
+    for editor in paired.edited:
+        assert means[editor, "overfit", "effect"] == str(paired.mean(editor, "overfit"))
+    assert pairs["second", "overfit", "effect"] == str(paired.difference("second", "overfit"))
+    with pytest.raises(rl.RomeLensError, match="no editor 'third'"):
+        rl.checks.average_by_fact(frame, minus="third")
+    with pytest.raises(rl.RomeLensError, match="no column 'share'"):
+        rl.checks.average_by_fact(frame.drop(columns="share"))
 
 
 def test_the_unedited_model_writes_its_texts_once_for_all_editors(

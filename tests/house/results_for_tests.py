@@ -108,7 +108,7 @@ def _examples() -> dict[str, Stored]:
         essence=random(1),
         fidelity=random(2),
         seconds=0.5,
-        peak_bytes=float("nan"),
+        peak_bytes=1e9,
     )
     measures = {name: random(2, 3) for name in ("EM", "PM", "NM", "ES", "PS", "NS", "S")}
     return {

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+LARGEST = 500_000
 DEMOS = sorted((Path(__file__).parents[2] / "demos").glob("*.ipynb"))
 
 
@@ -22,6 +23,7 @@ DEMOS = sorted((Path(__file__).parents[2] / "demos").glob("*.ipynb"))
 @pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # kernels inherit it; threads only slow each other
+    monkeypatch.setenv("ROME_LENS_DEMO_MODEL", "toy")  # the real model's takes minutes
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
@@ -36,5 +38,28 @@ def test_a_notebook_is_stored_with_its_pictures(path: Path) -> None:
     html = [each["text/html"] for each in data if "text/html" in each]
     figures = [each for each in data if "image/png" in each]  # a bare figure, as viz returns it
     assert len(figures) + sum("data:image/png" in page for page in html) >= 3
-    assert any("CircuitsVis" in page for page in html)
     assert not any(out.output_type == "error" for out in outputs)
+    assert path.stat().st_size < LARGEST
+    assert not any("<script" in page for page in html)
+    warned = [out.text for out in outputs if out.output_type == "stream" and out.name == "stderr"]
+    assert warned == []
+
+
+@pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
+def test_a_notebook_begins_with_a_cell_that_installs_the_package_where_it_is_missing(
+    path: Path,
+) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "%pip install" in first.source
+    assert 'find_spec("rome_lens") is None' in first.source
+    assert not any("%matplotlib" in cell.source for cell in notebook.cells)
+
+
+def test_the_notebooks_together_show_every_kind_of_analysis() -> None:
+    source = "".join(
+        cell.source for path in DEMOS for cell in nbformat.read(path, as_version=4).cells
+    )
+    names = "run_with_cache logit_lens direct_logit_attribution patching. compare_attention hook_z "
+    names += "generate( TransformerBridge from_chat read_records layer_sweep widget_page"
+    assert [name for name in names.split() if name not in source] == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import browser_for_tests as browser
 import pytest
-from conftest import with_few_prompts
+from fixtures_for_tests import with_few_prompts
 
 import rome_lens as rl
 from rome_lens.data.record_type import Record

@@ -17,7 +17,7 @@ from rome_lens import viz
 from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult, CheckRow
 from rome_lens.errors import ArgumentError
-from rome_lens.intervals import average
+from rome_lens.intervals import Average, average
 from rome_lens.viz.axes import LINES
 from rome_lens.viz.overview import Reading, not_drawn, readings
 
@@ -175,6 +175,19 @@ def test_each_check_is_read_as_a_share_of_what_the_model_could_do() -> None:
         assert found[name].value.mean == pytest.approx(value)
         assert found[name].reference.mean == pytest.approx(reference)
         assert found[name].verdict == verdict
+
+
+def test_a_verdict_is_unsure_where_the_interval_reaches_into_another_one() -> None:
+    def reading(name: str, low: float | None, high: float | None) -> Reading:
+        value = Average(mean=0.45, low=low, high=high, count=9)
+        reference = Average(mean=0.5, low=None, high=None, count=9)
+        return Reading(name=name, value=value, reference=reference, ratio=0.9)
+
+    assert reading("association", 0.41, 0.6).verdict == "● holds"
+    assert reading("association", 0.39, 0.6).verdict == "● holds, unsure"
+    assert reading("association", None, None).verdict == "● holds"
+    assert reading("overfit", 0.41, 0.48).verdict == "▼ under"
+    assert reading("overfit", 0.41, 0.52).verdict == "▼ under, unsure"
 
 
 def test_nothing_follows_where_the_model_could_not_have_done_it() -> None:
