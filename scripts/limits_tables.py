@@ -2,8 +2,8 @@
 
     python scripts/limits_tables.py [--check]
 
-Each table stands between `<!-- table: NAME MODEL -->` and `<!-- end -->`. With `--check`, nothing is
-written, and the exit status says whether the tables in the file are those of the numbers.
+Each table stands between `<!-- table: NAME MODEL -->` and `<!-- end -->`. With `--check`, nothing
+is written, and the exit status says whether the tables in the file are those of the numbers.
 """
 
 import argparse
