@@ -18,13 +18,12 @@ from rich.markup import escape
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
-from rome_lens.commands.curve import run_curve
+from rome_lens.commands.curve import add_curve_arguments, run_curve
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.edit import run_edit
 from rome_lens.commands.limits import run_limits
 from rome_lens.commands.options import (
     add_compare_arguments,
-    add_curve_arguments,
     add_model_arguments,
     add_one_fact_arguments,
     add_record_arguments,

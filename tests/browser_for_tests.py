@@ -95,7 +95,8 @@ def look(page: Path, *, width: int, scratch: Path, name: str, height: int = 2400
     _run(wrapper, scratch, f"--screenshot={picture}", f"--window-size={max(width, 500)},{height}")
     assert picture.stat().st_size > 1000
     said["pictures"] = [tuple(each) for each in said["pictures"]]
-    return Seen(**said, console=re.findall(r":CONSOLE[^\]]*\] (.*)", dumped.stderr))
+    console = re.findall(r":CONSOLE[^\]]*\] (.*)", dumped.stderr)
+    return Seen(**said, console=[each for each in console if "GL Driver Message" not in each])
 
 
 def _run(page: Path, scratch: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -106,6 +107,7 @@ def _run(page: Path, scratch: Path, *options: str) -> subprocess.CompletedProces
             "--no-sandbox",
             "--disable-gpu",
             "--hide-scrollbars",
+            "--enable-unsafe-swiftshader",  # widgets draw with WebGL, which has no card here
             "--allow-file-access-from-files",
             "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={scratch / 'profile'}",

@@ -71,24 +71,6 @@ def add_record_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_curve_arguments(curve: argparse.ArgumentParser) -> None:
-    """Add the options of a curve."""
-    curve.add_argument(
-        "--editors",
-        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
-    )
-    curve.add_argument(
-        "--counts",
-        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
-    )
-    curve.add_argument(
-        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
-    )
-    curve.add_argument(
-        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
-    )
-
-
 def add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
     """Add the options of a sweep."""
     sweep.add_argument("file", type=Path, nargs="?", help="a file of facts or records")

@@ -21,7 +21,7 @@ def pages(
     toy_edit: rl.RankOneEdit,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """The report of one edit, and the page of the checks of two."""
+    """The report of one edit, the page of the checks of two, and pages of other results."""
     browser.browser()
     directory = tmp_path_factory.mktemp("pages")
     fact = toy_record.fact
@@ -48,14 +48,25 @@ def pages(
         firing=[rl.edit_firing(one_toy, toy_edit, prompt) for prompt in prompts],
     )
     average = rl.average_limits([limits, limits])
+    results = {
+        "Texts": rl.compare_text(one_toy, toy_edit, prompts, new_tokens=3),
+        "Lens": rl.logit_lens(one_toy, toy_edit),
+        "Cells": rl.viz.trace_table(rl.causal_trace(one_toy, fact, samples=2)),
+    }
+    shown = [
+        *rl.viz.token_log_probs(rl.compare_log_probs(one_toy, toy_edit, prompts[0])),
+        *rl.viz.attention_patterns(rl.compare_attention(one_toy, toy_edit, fact.text, layer=5)),
+    ]
     return {
+        "results": rl.viz.results_page(directory / "results.html", title="toy", results=results),
+        "widgets": rl.viz.widget_page(directory / "widgets.html", shown),
         "report": report,
         "limits": rl.limits_report(directory / "limits.html", model_name="toy", average=average),
     }
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "limits"])
+@pytest.mark.parametrize("name", ["report", "limits", "results", "widgets"])
 def test_a_page_is_quiet_loads_nothing_and_cuts_nothing_off(
     name: str, width: int, pages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -65,7 +76,7 @@ def test_a_page_is_quiet_loads_nothing_and_cuts_nothing_off(
     assert seen.cut == []
     assert seen.width <= width
     assert seen.full <= seen.width, "the page scrolls sideways"
-    assert len(seen.pictures) == {"report": 4, "limits": 1}[name]
+    assert len(seen.pictures) == {"report": 4, "limits": 1, "results": 1, "widgets": 0}[name]
     assert [p for p in seen.pictures if min(p[1:]) < 100] == [], "a picture has no size"
 
 
