@@ -4,8 +4,8 @@ The plain method runs the whole model once for each cell (layer, position). ``re
 the same with far less work.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,6 @@ from torch import Tensor
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
-from rome_lens.forward.partial import PartialForward
 from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
@@ -23,7 +22,7 @@ from rome_lens.models.hook_names import Component, capture_hooks, component_hook
 from rome_lens.models.lens import LensModel
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_clean
-from rome_lens.tracing.corrupted_run import CorruptedRun, run_corrupted
+from rome_lens.tracing.corrupted_run import clean_rows, run_corrupted
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise
 from rome_lens.tracing.metrics import Metric
 from rome_lens.tracing.noise import GaussianNoise, Noise
@@ -269,31 +268,9 @@ def _score(subjects: Sequence[_Subject], direction: Direction, *, progress: bool
                 owner.corrupted.append(low.cpu())
             if direction == "noising":
                 owners = [owner for owner, low in zip(owners, corrupted, strict=True) for _ in low]
-                run = _clean_rows(forward, [owner.clean for owner in owners], names, states)
+                run = clean_rows(forward, [owner.clean for owner in owners], names, states)
             base = corrupted if direction == "denoising" else run_scores(forward, run)
             restorer = Restorer(forward, component, run)
             scores = cell_scores(restorer, [owner.cells for owner in owners], base, bar)
             for owner, high in zip(owners, scores, strict=True):
                 owner.scores.append(high)
-
-
-def _clean_rows(
-    forward: PartialForward,
-    cleans: Sequence[CleanRun],
-    names: Sequence[str],
-    states: Mapping[str, Float[Tensor, "row pos ..."]],
-) -> CorruptedRun:
-    """The clean run as the one that states are put into, a row for each corrupted run.
-
-    Each row is a fact of its own, whose states are those of its corrupted run.
-    """
-    rows = [
-        replace(
-            clean,
-            states={
-                layer: states[name][row, : len(clean.tokens)] for layer, name in enumerate(names)
-            },
-        )
-        for row, clean in enumerate(cleans)
-    ]
-    return run_corrupted(forward, rows, [clean.embeddings[None] for clean in cleans])

@@ -1,7 +1,7 @@
 """The run of one or several facts with corrupted subjects, from which cells are restored."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -47,3 +47,32 @@ def run_corrupted(
     with hooks_on(forward.model, [(EMBED, lambda value, hook: padded), *hooks]):
         streams, past = forward.run(tokens)
     return CorruptedRun(facts=tuple(facts), samples=samples, streams=streams, past=past)
+
+
+def clean_rows(
+    forward: PartialForward,
+    cleans: Sequence[CleanRun],
+    names: Sequence[str],
+    states: Mapping[str, Float[Tensor, "row pos ..."]],
+    *,
+    hooks: Sequence[Hook] = (),
+) -> CorruptedRun:
+    """The clean run as the one that states are put into, a row for each corrupted run.
+
+    Each row is a fact of its own, whose states are those of its corrupted run.
+
+    Args:
+        names: the hook of the states, by layer.
+        states: the states of the corrupted runs, by hook name.
+        hooks: hooks that the clean rows run with.
+    """
+    rows = [
+        replace(
+            clean,
+            states={
+                layer: states[name][row, : len(clean.tokens)] for layer, name in enumerate(names)
+            },
+        )
+        for row, clean in enumerate(cleans)
+    ]
+    return run_corrupted(forward, rows, [clean.embeddings[None] for clean in cleans], hooks=hooks)

@@ -239,17 +239,27 @@ class SeveredTrace(Trace):
     @property
     def ordinary_indirect_effects(self) -> Float[Tensor, "layer pos"]:
         """The indirect effects of the same restorations without severing."""
+        if self.direction == "noising":
+            return self.clean - self.ordinary_scores
         return self.ordinary_scores - self.corrupted
 
     @property
     def lost(self) -> Float[Tensor, "layer pos"]:
-        """``ordinary_scores - scores``: the part of the effect that the severed modules carried."""
-        return self.ordinary_scores - self.scores
+        """``ordinary_scores - scores``: the part of the effect that the severed modules carried.
+
+        In noising, ``scores - ordinary_scores``.
+        """
+        return self._lost_samples.mean(0)
+
+    @property
+    def _lost_samples(self) -> Float[Tensor, "sample layer pos"]:
+        sign = -1.0 if self.direction == "noising" else 1.0
+        return sign * (self.ordinary_sample_scores - self.sample_scores)
 
     @property
     def lost_half_widths(self) -> Float[Tensor, "layer pos"]:
         """Half the width of the 95 % interval of ``lost`` over the samples; NaN for one sample."""
-        return half_width(self.ordinary_sample_scores - self.sample_scores)
+        return half_width(self._lost_samples)
 
     def to_frame(self) -> pd.DataFrame:
         """The rows of :meth:`Trace.to_frame`, with ordinary score, ``lost`` and its half width."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from rome_lens.arguments import one_of
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_fact
+from rome_lens.errors import ArgumentError
 from rome_lens.forward.runs import evaluating, weights_laid_out
 from rome_lens.forward.tokens import Answer, encode
 from rome_lens.models.door import visits_model
@@ -19,13 +20,13 @@ from rome_lens.models.hook_names import Component, Hook, capture_hooks, componen
 from rome_lens.models.lens import LensModel, check_has_mlp
 from rome_lens.tracing.cells import Grid, grid
 from rome_lens.tracing.clean_run import CleanRun, run_one
-from rome_lens.tracing.corrupted_run import CorruptedRun, run_corrupted
+from rome_lens.tracing.corrupted_run import CorruptedRun, clean_rows, run_corrupted
 from rome_lens.tracing.corruption import corrupted_embeddings, draw_noise, noise_text
 from rome_lens.tracing.metrics import Metric
 from rome_lens.tracing.noise import GaussianNoise, Noise, NoiseError
 from rome_lens.tracing.passes import pass_size
 from rome_lens.tracing.restoring import Restorer
-from rome_lens.tracing.results import HeldLayers, Severed, SeveredTrace
+from rome_lens.tracing.results import Direction, HeldLayers, Severed, SeveredTrace
 from rome_lens.tracing.scoring import (
     cell_scores,
     common_fields,
@@ -49,6 +50,7 @@ def severed_trace(
     noise: Noise | Tensor = GaussianNoise(),
     held_noise: Noise | Tensor | None = None,
     held_layers: HeldLayers = "later",
+    direction: Direction = "denoising",
     samples: int = 10,
     layers: Iterable[int] | None = None,
     positions: Iterable[int] | None = None,
@@ -75,6 +77,8 @@ def severed_trace(
         held_layers: ``"later"`` holds the layers after the restored one, ``"all"`` holds every
             layer. The two agree unless ``held_noise`` is given, because up to the restored layer
             nothing differs from the corrupted run.
+        direction: ``"noising"`` is the other way round. The corrupted state is put into the clean
+            run, and the severed modules stay clean there. It takes no ``held_noise``.
         positions: None takes the last token of the subject, as the study does.
         samples, layers, answer, metric, prepend_bos, batch_size, progress, require_correct: as for
             :func:`causal_trace`.
@@ -103,7 +107,7 @@ def severed_trace(
         [0.6, 0.06, 0.0]
     """
     fact = as_fact(fact)
-    _check_severed(model, severed, held_layers)
+    _check_severed(model, severed, held_layers, direction, held_noise)
     encoded = encode(model, fact, prepend_bos=prepend_bos)
     cells = grid(
         model,
@@ -137,12 +141,16 @@ def severed_trace(
             for noise_part, first_part in zip(
                 scored_noise.split(cells.rows), first_noise.split(cells.rows), strict=True
             ):
+                if direction == "noising":
+                    parts.append(_noising_scores(clean, cells, noise_part, severed, bar))
+                    continue
                 held = _module_outputs(clean, severed, first_part)
                 parts.append(_scores(clean, cells, noise_part, held, held_layers, bar))
     corrupted, ordinary, cut = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
     return SeveredTrace(
         severed=severed,
         held_layers=held_layers,
+        direction=direction,
         corrupted_samples=corrupted,
         ordinary_sample_scores=ordinary,
         sample_scores=cut,
@@ -175,17 +183,53 @@ def _scores(
     return corrupted[0], ordinary, torch.cat(columns, dim=2)
 
 
+def _noising_scores(
+    clean: CleanRun,
+    cells: Grid,
+    noise: Float[Tensor, "sample subject d_model"],
+    severed: Severed,
+    bar: tqdm,
+) -> tuple[
+    Float[Tensor, " sample"], Float[Tensor, "sample layer pos"], Float[Tensor, "sample layer pos"]
+]:
+    """What :func:`_scores` returns, with corrupted states in the clean run."""
+    forward, n_layers = clean.forward, clean.forward.model.cfg.n_layers
+    names = [component_hook("resid", layer) for layer in range(n_layers)]
+    states: dict[str, Tensor] = {}
+    embeddings = corrupted_embeddings(clean, noise)
+    run = run_corrupted(forward, [clean], [embeddings], hooks=capture_hooks(names, states))
+    [corrupted] = run_scores(forward, run)
+    held: dict[str, Tensor] = {}
+    rows = clean_rows(
+        forward,
+        [clean] * len(noise),
+        names,
+        states,
+        hooks=capture_hooks(_module_hooks(clean, severed), held),
+    )
+    base = run_scores(forward, rows)
+    every = [cells] * len(noise)
+    ordinary = cell_scores(Restorer(forward, "resid", rows), every, base, bar)
+    cut = cell_scores(Restorer(forward, "resid", rows, held=held), every, base, bar)
+    return corrupted, torch.cat(ordinary), torch.cat(cut)
+
+
+def _module_hooks(clean: CleanRun, severed: Severed) -> list[str]:
+    """The hooks at the severed modules' outputs, layer by layer."""
+    return [
+        component_hook(module, layer)
+        for layer in range(clean.forward.model.cfg.n_layers)
+        for module in _MODULES[severed]
+    ]
+
+
 def _module_outputs(
     clean: CleanRun, severed: Severed, noise: Float[Tensor, "sample subject d_model"]
 ) -> dict[str, Float[Tensor, "sample pos d_model"]]:
     """The severed modules' outputs in the corrupted run, by hook name."""
-    n_layers = clean.forward.model.cfg.n_layers
-    names = [
-        component_hook(module, layer) for layer in range(n_layers) for module in _MODULES[severed]
-    ]
     kept: dict[str, Tensor] = {}
-    embeddings = corrupted_embeddings(clean, noise)
-    run_corrupted(clean.forward, [clean], [embeddings], hooks=capture_hooks(names, kept))
+    hooks = capture_hooks(_module_hooks(clean, severed), kept)
+    run_corrupted(clean.forward, [clean], [corrupted_embeddings(clean, noise)], hooks=hooks)
     return kept
 
 
@@ -210,8 +254,20 @@ def _run_with_held(
     return run_corrupted(clean.forward, [clean], [embeddings], hooks=hooks)
 
 
-def _check_severed(model: LensModel, severed: Severed, held_layers: HeldLayers) -> None:
+def _check_severed(
+    model: LensModel,
+    severed: Severed,
+    held_layers: HeldLayers,
+    direction: Direction,
+    held_noise: Noise | Tensor | None,
+) -> None:
     one_of("severed", severed, Severed)
     one_of("held_layers", held_layers, HeldLayers)
+    one_of("direction", direction, Direction)
+    if direction == "noising" and held_noise is not None:
+        raise ArgumentError(
+            "held_noise is given, but in noising the held values are those of the clean run: leave "
+            "it out."
+        )
     if "mlp" in _MODULES[severed]:
         check_has_mlp(model)

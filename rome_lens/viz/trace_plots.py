@@ -271,7 +271,10 @@ def severed(result: SeveredTrace) -> Figure:
             (LINES[0], "nothing severed", result.ordinary_sample_scores),
             (LINES[1], held, result.sample_scores),
         ):
-            effect = effects[:, :, j] - result.corrupted_samples[:, None]
+            if result.direction == "noising":
+                effect = result.clean - effects[:, :, j]
+            else:
+                effect = effects[:, :, j] - result.corrupted_samples[:, None]
             band(axes, range(len(result.layers)), effect, label=name, line=line)
         axes.axhline(0.0, color="grey", linewidth=0.5)
         layer_ticks(axes, result.layers, offset=0.0)

@@ -134,6 +134,62 @@ def test_it_equals_whole_runs(few_tiny_models: Any, fact: rl.Fact) -> None:
         assert (lost > 1e-5 * trace.clean).any(), f"severing {what} changes nothing"
 
 
+def noised_by_whole_runs(model: Any, fact: rl.Fact, what: str, noise: torch.Tensor) -> torch.Tensor:
+    """Scores of clean runs with a corrupted state, and later modules there as in the clean run."""
+    encoded = encode(model, fact)
+    (start, end), pos = encoded.subject, encoded.subject_last
+    layers = range(model.cfg.n_layers)
+    rows = encoded.tokens[None].expand(1 + len(noise), -1)
+    kept: dict[str, torch.Tensor] = {}
+
+    def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[1:, start:end] = value[1:, start:end] + noise
+        return value
+
+    def keep(name: str) -> Any:
+        return name, lambda value, hook: kept.update({name: value.clone()})
+
+    def put(name: str, rows: slice) -> Any:
+        def hook_fn(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            value = value.clone()
+            value[:, pos] = kept[name][rows, pos]
+            return value
+
+        return name, hook_fn
+
+    names = {kind: [component_hook(kind, layer) for layer in layers] for kind in ("resid", what)}
+    scores = []
+    with torch.no_grad():
+        hooks = [(EMBED, corrupt), *map(keep, [*names["resid"], *names[what]])]
+        model.run_with_hooks(rows, fwd_hooks=hooks)
+        for layer in layers:
+            held = [put(name, slice(0, 1)) for name in names[what][layer + 1 :]]
+            hooks = [put(names["resid"][layer], slice(1, None)), *held]
+            logits = model.run_with_hooks(rows[1:], fwd_hooks=hooks)[:, -1]
+            scores.append(logits.softmax(-1)[:, encoded.answer[0]].mean())
+    return torch.stack(scores)
+
+
+def test_noising_equals_whole_runs(few_tiny_models: Any, fact: rl.Fact) -> None:
+    model = few_tiny_models
+    start, end = encode(model, fact).subject
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn((3, end - start, model.cfg.d_model), generator=generator)
+    options: dict[str, Any] = {"noise": noise, "require_correct": False, "batch_size": 5}
+    plain = rl.causal_trace(model, fact, direction="noising", **options)
+    for what in ("mlp", "attn"):
+        trace = rl.severed_trace(model, fact, severed=what, direction="noising", **options)
+        expected = noised_by_whole_runs(model, fact, what, noise)
+        torch.testing.assert_close(trace.scores[:, 0], expected, atol=0.0, rtol=5e-4)
+        at = plain.positions.index(trace.positions[0])
+        torch.testing.assert_close(trace.ordinary_scores[:, 0], plain.scores[:, at])
+        torch.testing.assert_close(trace.lost, trace.scores - trace.ordinary_scores)
+        assert (trace.lost[:-1, 0].abs() > 1e-5 * trace.clean).any(), f"severing {what}: nothing"
+    with pytest.raises(ArgumentError, match="held values are those of the clean run"):
+        rl.severed_trace(model, fact, direction="noising", held_noise=noise, **options)
+
+
 def test_nothing_is_lost_where_nothing_follows(one_toy: Any, toy_record: rl.data.Record) -> None:
     trace = rl.severed_trace(one_toy, toy_record.fact, layers=[4, 5], positions=[-1, 2], samples=3)
     torch.testing.assert_close(trace.scores[-1], trace.ordinary_scores[-1], atol=1e-6, rtol=0.0)
