@@ -18,10 +18,17 @@ from rich.markup import escape
 from rome_lens.arguments import check_characters
 from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
-from rome_lens.commands.curve import run_curve
+from rome_lens.commands.curve import add_curve_arguments, run_curve
 from rome_lens.commands.demo import run_demo
 from rome_lens.commands.edit import run_edit
 from rome_lens.commands.limits import run_limits
+from rome_lens.commands.options import (
+    add_compare_arguments,
+    add_model_arguments,
+    add_one_fact_arguments,
+    add_record_arguments,
+    add_sweep_arguments,
+)
 from rome_lens.commands.own_fact import add_fact_arguments, asked_records, own_fact
 from rome_lens.commands.sweep import run_quick_sweep, run_sweep
 from rome_lens.commands.trace import run_trace
@@ -115,16 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo", help="trace and edit one fact, check the edit, and write a page"
     )
-    demo.add_argument(
-        "--record", help="the fact's record (default: eiffel-tower, or the toy model's first)"
-    )
     demo.set_defaults(out=Path("rome-lens-report.html"), run=_demo)
     trace = commands.add_parser("trace", help="trace where facts are read out, and write a page")
-    trace.add_argument("--samples", type=int, default=10, help="noise samples (default: 10)")
     trace.set_defaults(out=Path("rome-lens-trace.html"), run=_trace)
     edit = commands.add_parser("edit", help="rewrite facts, and write what the model says then")
-    edit.add_argument("--new-tokens", type=int, default=20, help="length of texts (default: 20)")
-    edit.add_argument("--save", type=Path, help="a directory to keep the edits in")
     edit.set_defaults(out=Path("rome-lens-edit.html"), run=_edit)
     limits = commands.add_parser(
         "limits", help="edit many facts one by one, and check what each edit does not do"
@@ -134,31 +135,16 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="edit many facts with several editors, and compare what their edits do not do",
     )
-    compare.add_argument(
-        "--editors",
-        help="some of preset, original, matched, r-ROME, C = I, FT+L, in context, null edit, "
-        "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
-        "are compared with the first",
-    )
-    compare.add_argument(
-        "--samples", type=int, default=1, help="sampled texts of each open prompt (default: 1)"
-    )
-    compare.add_argument(
-        "--new-tokens",
-        type=int,
-        default=20,
-        help="length of the texts whose entropy is compared (default: 20; 0 writes none)",
-    )
-    compare.add_argument("--device", default="cpu", help='such as "cuda" (default: cpu)')
+    add_compare_arguments(compare)
     compare.set_defaults(out=Path("rome-lens-compare.md"), run=_compare)
     curve = commands.add_parser(
         "curve", help="edit more and more facts at once, and measure what is lost"
     )
-    _add_curve_arguments(curve)
+    add_curve_arguments(curve)
+    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
     for command in (limits, compare, curve):
-        _add_record_arguments(command)
-    for command in (trace, edit):
-        add_fact_arguments(command, record=True)
+        add_record_arguments(command)
+    add_one_fact_arguments(demo, trace, edit)
     add_fact_arguments(limits)
     for command in (demo, edit, limits):
         command.add_argument(
@@ -175,88 +161,11 @@ def _parser() -> argparse.ArgumentParser:
         help="trace and edit facts at many layers: one page for a quick look, or a directory for "
         "many facts, which goes on after an interruption",
     )
-    _add_sweep_arguments(sweep)
-    for command in (demo, trace, edit, limits, compare, curve, sweep):
-        command.add_argument(
-            "--model",
-            default=DEFAULT_MODEL,
-            help="toy, gemma-3-270m, smollm2-135m, a directory, or a name that TransformerLens "
-            f"knows (default: {DEFAULT_MODEL})",
-        )
-        command.add_argument("--quiet", action="store_true", help="show no progress bars")
-    return parser
-
-
-def _add_record_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--records",
-        type=Path,
-        help="a file of records (default: the bundled records that the model may know)",
-    )
-    command.add_argument(
-        "--only", nargs="+", metavar="ID", help="take only the records with these ids"
-    )
-    command.add_argument(
-        "--half",
-        choices=("report", "development", "all"),
-        help="take the records of this half; presets were chosen on the development half "
-        "(default: report for the bundled records of real models, and all of any others)",
-    )
-    command.add_argument(
-        "--every", type=int, default=1, metavar="N", help="take every N-th of these records"
-    )
-    command.add_argument(
-        "--limit", type=int, metavar="N", help="take at most the first N of these records"
-    )
-    command.add_argument(
-        "--directory",
-        type=Path,
-        help="keep finished edits and checks here; an interrupted run resumes from them",
-    )
-
-
-def _add_curve_arguments(curve: argparse.ArgumentParser) -> None:
-    curve.add_argument(
-        "--editors",
-        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
-    )
-    curve.add_argument(
-        "--counts",
-        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
-    )
-    curve.add_argument(
-        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
-    )
-    curve.add_argument(
-        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
-    )
-    curve.set_defaults(out=Path("rome-lens-curve.md"), run=_curve)
-
-
-def _add_sweep_arguments(sweep: argparse.ArgumentParser) -> None:
-    sweep.add_argument("file", type=Path, nargs="?", help="a file of facts or records")
-    add_fact_arguments(sweep)
-    sweep.add_argument("--layers", help="the layers, such as 2-14 or 0,3,8-10 (default: all)")
-    sweep.add_argument(
-        "--editors",
-        default="rome",
-        help="some of rome, r-rome, ft, memit, emmet and alphaedit, with commas (default: rome)",
-    )
-    sweep.add_argument(
-        "--stages",
-        default="trace,edit,evaluate,limits",
-        help="some of trace, edit, evaluate and limits, with commas (default: all)",
-    )
-    sweep.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="a name that ends in .html for a page of a quick sweep with C = I; or a directory for "
-        "the table and for finished work, from which the same command goes on",
-    )
-    sweep.add_argument("--workers", type=int, default=1, help="how many processes (default: 1)")
-    sweep.add_argument("--limit", type=int, metavar="N", help="take at most the first N facts")
+    add_sweep_arguments(sweep)
     sweep.set_defaults(run=_sweep)
+    for command in (demo, trace, edit, limits, compare, curve, sweep):
+        add_model_arguments(command, DEFAULT_MODEL)
+    return parser
 
 
 def _trace(args: argparse.Namespace) -> None:

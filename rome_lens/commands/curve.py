@@ -1,5 +1,6 @@
 """``rome-lens curve``: what editors do to a model as they edit more and more facts at once."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,24 @@ from rome_lens.models.lens import LensModel
 from rome_lens.storage import whole_or_nothing
 
 _ROME = "ROME"
+
+
+def add_curve_arguments(curve: argparse.ArgumentParser) -> None:
+    """The arguments that no other command has."""
+    curve.add_argument(
+        "--editors",
+        help="some of ROME (in sequence), MEMIT, EMMET and AlphaEdit, with commas (default: all)",
+    )
+    curve.add_argument(
+        "--counts",
+        help="how many facts at once, such as 1,10,100 (default: 1, 10, 100, 1000 and all facts)",
+    )
+    curve.add_argument(
+        "--repeats", type=int, default=10, help="the most edits of each count (default: 10)"
+    )
+    curve.add_argument(
+        "--scored", type=int, default=50, help="the most facts scored of each count (default: 50)"
+    )
 
 
 def run_curve(

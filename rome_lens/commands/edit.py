@@ -56,7 +56,7 @@ def run_edit(
             texts,
             lens,
             rl.viz.firing(firing),
-            edit,
+            f"{edit!r}, made with {edit.made_with}",
         ]
         if save is not None:
             say(f"Edit: {edit.save(save / f'{number}.safetensors').resolve()}")

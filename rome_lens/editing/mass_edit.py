@@ -15,8 +15,6 @@ from rome_lens.editing.edit import Edit, LayerEdit
 from rome_lens.editing.mass_config import Method
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import ArgumentError
-from rome_lens.models.door import visits_model
-from rome_lens.models.lens import LensModel
 from rome_lens.storage import installed_versions
 
 
@@ -36,7 +34,7 @@ class MassEdit(Edit):
     undefined: ClassVar[frozenset[str]] = frozenset({"losses"})
 
     edits: tuple[WeightEdit, ...]
-    """``dW`` of each batch and layer: all layers of the first batch, then those of the second."""
+    """``dW`` of each layer, the sum over all batches."""
     facts: tuple[Fact, ...]
     """What was edited."""
     layers: tuple[int, ...]
@@ -93,15 +91,15 @@ class MassEdit(Edit):
     """Versions of the packages that made the edit."""
 
     def __post_init__(self) -> None:
-        edits = several("edits", self.edits, "the edit of each batch and layer")
+        edits = several("edits", self.edits, "the edit of each layer")
         object.__setattr__(self, "edits", tuple(edits))
         super().__post_init__()
         layers = [edit.layer for edit in self.edits]
-        if layers != list(self.layers) * len(self.batches) or sum(self.batches) != len(self.facts):
+        if layers != list(self.layers) or sum(self.batches) != len(self.facts):
             raise ArgumentError(
                 f"The edits are of the layers {layers}, the batches have {self.batches} facts and "
                 f"there are {len(self.facts)} facts, expected an edit for each of the layers "
-                f"{self.layers} in each batch, and as many facts as in all batches."
+                f"{self.layers}, and as many facts as in all batches."
             )
 
     def __repr__(self) -> str:
@@ -119,25 +117,15 @@ class MassEdit(Edit):
         """The fact, if there is only one."""
         return self.facts[0] if len(self.facts) == 1 else None
 
-    @visits_model
-    def is_applied(self, model: LensModel) -> bool:
-        """Whether the model's own weights carry all parts, by ``apply`` or in another way."""
-        others = {id(part) for part in self.parts_of_weights(model)}
-        return all(id(part) in others or part.is_applied(model) for part in self.parts)
-
     def delta(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """What the edit adds to ``W_out`` of one of its layers, all batches together.
+        """What the edit adds to ``W_out`` of one of its layers.
 
         Raises:
             ArgumentError: the edit does not change this layer.
         """
-        deltas = [edit.delta for edit in self.edits if edit.layer == layer]
-        if not deltas:
+        if layer not in self.layers:
             raise ArgumentError(f"layer is {layer}, expected one of {list(self.layers)}.")
-        total = deltas[0]
-        for delta in deltas[1:]:
-            total = total + delta
-        return total
+        return self.edits[self.layers.index(layer)].delta
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each fact: its optimisation, and how far the edit misses its value."""

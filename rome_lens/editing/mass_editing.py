@@ -90,7 +90,6 @@ def write_batch(
         ArgumentError: there are too many facts for an exact equality.
     """
     layers, last = plan.layers, plan.layers[-1]
-    fact = targets[0].fact if len(targets) == 1 else None
     rows = LookupRows.of([each.rows for each in targets], plan.contexts, plan.config.key_mean)
     values = torch.stack([target.value for target in targets])
     edits, keys, residuals, conditions = list[WeightEdit](), [], [], []
@@ -105,14 +104,11 @@ def write_batch(
             edit = WeightEdit(
                 layer=layer,
                 delta=delta.to(at_least_float32(w_out(model, layer)).dtype),
-                fact=fact,
                 model_fingerprint=plan.model_fingerprint,
-                made_with=f"{plan.method}, {plan.config}, {len(targets)} facts",
                 variant=plan.method,
                 config=asdict(plan.config),
                 prepend_bos=plan.prepend_bos,
             )
-            edit = replace(edit, alignment=edit.alignment_in(model))
             edits.append(edit)
             keys.append(now.keys[layer])
             residuals.append(share)
@@ -129,12 +125,24 @@ def write_batch(
     )
 
 
+def added(one: Sequence[WeightEdit], other: Sequence[WeightEdit]) -> tuple[WeightEdit, ...]:
+    """The edits of some layers, and others of the same layers on top of them, as one per layer."""
+    if not one:
+        return tuple(other)
+    return tuple(replace(b, delta=a.delta + b.delta) for a, b in zip(one, other, strict=True))
+
+
+@visits_model
 def mass_edit(
-    plan: Plan, batches: Sequence[Written], kept: Mapping[int, Float[Tensor, "kept d_mlp"]]
+    model: LensModel,
+    plan: Plan,
+    batches: Sequence[Written],
+    kept: Mapping[int, Float[Tensor, "kept d_mlp"]],
 ) -> MassEdit:
     """The edit that consists of some batches, written one after the other.
 
     Args:
+        batches: the batches. The last one's edits are the sums of all batches.
         kept: by layer, the keys that AlphaEdit keeps in later batches.
     """
     targets = [target for batch in batches for target in batch.targets]
@@ -149,7 +157,15 @@ def mass_edit(
     probabilities = [target.optimised.steps[-1].probability for target in targets]
     is_alphaedit = isinstance(plan.config, AlphaEditConfig)
     return MassEdit(
-        edits=tuple(edit for batch in batches for edit in batch.edits),
+        edits=tuple(
+            replace(
+                edit,
+                fact=targets[0].fact if len(targets) == 1 else None,
+                made_with=f"{plan.method}, {plan.config}, {len(targets)} facts",
+                alignment=edit.alignment_in(model),
+            )
+            for edit in batches[-1].edits
+        ),
         facts=tuple(target.fact for target in targets),
         layers=plan.layers,
         batches=tuple(len(batch.targets) for batch in batches),

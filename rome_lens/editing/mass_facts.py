@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -13,12 +14,13 @@ from rome_lens.data.record_type import as_facts
 from rome_lens.editing.contexts import random_contexts
 from rome_lens.editing.mass_config import MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
-from rome_lens.editing.mass_editing import Plan, Written, mass_edit, write_batch
+from rome_lens.editing.mass_editing import Plan, Written, added, mass_edit, write_batch
 from rome_lens.editing.mass_solvers import solver_of
 from rome_lens.editing.mass_values import Target, optimised_targets
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rome_method import statistics_of
+from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import KeyStatistics, StatisticsError
@@ -162,15 +164,16 @@ def write_facts(
     size = len(given) if batch_size is None else whole_number("batch_size", batch_size, least=1)
     kept = _kept_keys(model, plan, earlier)
     batches: list[Written] = []
-    with ExitStack() as applied:
-        for first in range(0, len(given), size):
+    total: tuple[WeightEdit, ...] = ()
+    for first in range(0, len(given), size):
+        with ExitStack() as earlier_batches:
+            for edit in total:
+                earlier_batches.enter_context(edit.applied(model))
             targets = _targets(model, given[first : first + size], plan)
             written = write_batch(model, targets, plan, kept)
-            batches.append(written)
-            kept = _with_keys(kept, written)
-            for edit in written.edits if first + size < len(given) else ():
-                applied.enter_context(edit.applied(model))
-    return mass_edit(plan, batches, kept)
+        kept, total = _with_keys(kept, written), added(total, written.edits)
+        batches = [*(replace(each, edits=()) for each in batches), replace(written, edits=total)]
+    return mass_edit(model, plan, batches, kept)
 
 
 @visits_model
@@ -204,7 +207,7 @@ def write_each(
             continue
         try:
             written = write_batch(model, [target], plan, nothing)
-            found[i] = mass_edit(plan, [written], _with_keys(nothing, written))
+            found[i] = mass_edit(model, plan, [written], _with_keys(nothing, written))
         except OptimisationError as error:
             found[i] = error.with_traceback(None)
     return [each for each in found if each is not None]

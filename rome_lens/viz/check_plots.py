@@ -37,7 +37,8 @@ def limits(result: Limits | LimitsAverage) -> Figure:
     interval. The word on the right compares the two: a mean of at least 80 % of the control holds,
     and one of at most 20 % does not. A verdict is unsure if the interval reaches into another one.
     Where the control is below 0.1 the model could not have done it, and nothing follows.
-    :mod:`rome_lens.viz.overview` says how each check is read on this scale, and :func:`limits_detail` draws the checks in their own units.
+    :mod:`rome_lens.viz.overview` says how each check is read on this scale, and
+    :func:`limits_detail` draws the checks in their own units.
 
     Marks are means and lines are 95 % intervals, over facts or over the prompts of a single edit.
     There is no interval below five values; the mark is then hollow.

@@ -13,6 +13,7 @@ from rome_lens.checks.mass_curve_result import (
     MassCurve,
 )
 from rome_lens.errors import ArgumentError
+from rome_lens.viz.axes import LINES, caption, legend_below, picture
 
 _SHARES = (*SCORES, OWN, PARAPHRASES)
 _WORDS = {
@@ -25,7 +26,6 @@ _WORDS = {
     ESSENCE: "KL of what is said of the subject, nats",
     FIDELITY: "other texts, change in nats per token",
 }
-_STYLES = ("-", "--", "-.", ":")
 
 
 def mass_curve(curve: MassCurve, *measures: str) -> Figure:
@@ -45,14 +45,18 @@ def mass_curve(curve: MassCurve, *measures: str) -> Figure:
         raise ArgumentError(f"There is no measure {unknown[0]!r}, there are {', '.join(MEASURES)}.")
     columns = min(len(names), 4)
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(2.9 * columns, 0.5 + 2.3 * lines), layout="constrained")
+    figure = picture(max(5.6, 2.9 * columns), 0.2 + 2.3 * lines)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, name in zip(panels, names, strict=False):
         _draw(axes, curve, name)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+    caption(
+        figure,
+        "What is lost when more and more facts are edited together, by editor",
+        "Points are means over facts, and bars are 95 % intervals, clustered by relation.",
+    )
+    legend_below(figure, panels[0], title="editor")
     return figure
 
 
@@ -62,18 +66,20 @@ def _draw(axes: Axes, curve: MassCurve, name: str) -> None:
         # Beside each other, because two editors may agree.
         x = [count * 1.06 ** (i - len(curve.editors) / 2) for count in curve.counts]
         known = [(at, mean) for at, mean in zip(x, means, strict=True) if mean is not None]
+        line = LINES[i % len(LINES)]
         axes.plot(
             [at for at, _ in known],
             [mean.mean for _, mean in known],
-            f"o{_STYLES[i % len(_STYLES)]}",
-            color=f"C{i % 10}",
+            linestyle=line.style,
+            marker=line.mark,
+            color=line.colour,
             label=editor,
-            markersize=3,
+            markersize=3.5,
             linewidth=1.2,
         )
         for at, mean in known:
             if mean.low is not None and mean.high is not None:
-                axes.vlines(at, mean.low, mean.high, color=f"C{i % 10}", linewidth=0.8)
+                axes.vlines(at, mean.low, mean.high, color=line.colour, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xticks(curve.counts, [str(count) for count in curve.counts], fontsize=8)
     axes.minorticks_off()

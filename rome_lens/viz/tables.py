@@ -9,10 +9,7 @@ from rome_lens.viz.axes import named_model
 from rome_lens.viz.html import Html
 from rome_lens.viz.trace_plots import scale_ends, score_label, trace_caption
 
-_CELL = (
-    "overflow-wrap:anywhere;padding:3px 8px;vertical-align:top;"
-    "text-align:left;border-bottom:1px solid #ddd"
-)
+_CELL = "padding:3px 8px;vertical-align:top;text-align:left;border-bottom:1px solid #ddd"
 _FRAME = "background:#fff;color:#000;border-collapse:collapse;font-size:13px"
 _TRUE = "background:#cfe3f5;color:#000"  # blue and not bold
 _NEW = "background:#fbdcc4;color:#000;font-weight:bold;text-decoration:underline"
@@ -42,9 +39,10 @@ def text(result: TextComparison) -> Html:
         )
         for draw, was, now in zip(result.draws, before, after, strict=True):
             cells = "".join(
-                f'<td style="{_CELL}">{_marked(each, result)}</td>' for each in (was, now)
+                f'<td style="{_CELL};overflow-wrap:anywhere">{_marked(each, result)}</td>'
+                for each in (was, now)
             )
-            rows.append(f'<tr><td style="{_CELL}">{draw}</td>{cells}</tr>')
+            rows.append(f'<tr><td style="{_CELL};white-space:nowrap">{draw}</td>{cells}</tr>')
     legend = ""
     if result.target is not None:
         legend = f"; marked: {_mark(result.target, _TRUE)} (true)"

@@ -236,6 +236,7 @@ def trace_by_layer(result: CausalTrace, at: Sequence[Position] | None = None) ->
     axes.axhline(0.0, color="grey", linewidth=0.5)
     axes.axhline(result.total_effect, color="grey", linewidth=0.8, linestyle=":")
     axes.text(0.0, result.total_effect, "total effect", fontsize=7, color=GREY, va="bottom")
+    axes.margins(y=0.15)
     layer_ticks(axes, result.layers, offset=0.0)
     axes.set_xlabel(_layers_of(result))
     axes.set_ylabel(f"indirect effect on\n{score_label(result)}", parse_math=False, fontsize=8)

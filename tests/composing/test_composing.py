@@ -85,6 +85,29 @@ def test_the_parts_of_a_logit_difference_are_linear_in_the_components_and_add_up
         assert total == pytest.approx(float(logits[0, -1, new] - logits[0, -1, true]), abs=2e-4)
 
 
+def test_parts_and_biases_add_up_to_the_logits_of_every_family(
+    tiny_model: Any, fact: rl.Fact
+) -> None:
+    found = rl.direct_logit_attribution(tiny_model, None, fact)
+    true, new = answer_ids(tiny_model, fact)
+    with torch.no_grad():
+        logits = tiny_model(tiny_model.to_tokens(fact.text))[0, -1].double()
+        nothing = tiny_model.ln_final(torch.zeros(1, 1, tiny_model.cfg.d_model))[0, 0]
+        biases = nothing @ (tiny_model.unembed.W_U[:, new] - tiny_model.unembed.W_U[:, true])
+    bias = getattr(tiny_model.unembed, "b_U", None)
+    offset = float(biases)
+    if bias is not None:
+        offset += float((bias[new] - bias[true]).detach())
+    cap = tiny_model.cfg.output_logits_soft_cap
+    if cap and cap > 0.0:
+        logits = cap * torch.atanh(logits / cap)
+    expected = float(logits[new] - logits[true])
+    assert abs(expected) > 1e-2
+    assert found.total_before == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert float(found.before.sum()) + offset == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert torch.equal(found.before, found.after)
+
+
 def test_attention_is_that_of_the_two_runs_and_each_look_sums_to_one(
     toy: Any, toy_edit: Any
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES, tiny
+import transformers
+from models_for_tests import CLASSES, tiny, tiny_transformers_model
 from test_rome import not_refused
 
 import rome_lens as rl
@@ -228,6 +229,24 @@ def test_the_weights_of_all_layers_come_back_bit_for_bit(
     torch.testing.assert_close(in_row[1:], applied, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(in_row[:1], plain, atol=1e-4, rtol=1e-4)
     assert float((applied - plain).abs().max()) > 1e-3
+
+
+def test_an_exported_model_gives_the_edited_logits_and_the_state_dict_holds_all_layers(
+    tmp_path: Path,
+) -> None:
+    model = tiny("gpt2", CLASSES[0])
+    edit = edited("memit", model)
+    source, out = tiny_transformers_model("gpt2"), tmp_path / "out"
+    rl.export_hf(edit, source, out, model=model)
+    exported = transformers.AutoModelForCausalLM.from_pretrained(out)
+    tokens = model.to_tokens(facts()[0].text)
+    with torch.no_grad():
+        found = exported(tokens).logits
+        expected = model.run_with_hooks(tokens, fwd_hooks=edit.fwd_hooks(model))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    before, after = model.state_dict(), edit.state_dict(model)
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert len(changed) == len(LAYERS)
 
 
 def test_layers_share_what_is_missing_and_miss_less_than_nothing_at_all() -> None:

@@ -8,7 +8,7 @@ from models_for_tests import CLASSES
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
-from rome_lens.editing import side_by_side, value_optimisation
+from rome_lens.editing import fact_batches, value_optimisation
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import EditRows
 
@@ -190,7 +190,7 @@ def test_batches_hold_every_fact_once_and_what_fits_memory(
 ) -> None:
     facts = [record.fact for record in toy_records[:5]]
     rows = {i: EditRows.of(one_toy, fact, CONTEXTS, None) for i, fact in enumerate(facts)}
-    assert len(side_by_side._batches(one_toy, rows, 2)) == 1
-    monkeypatch.setattr(side_by_side, "bytes_per_batch", lambda device: 1)
-    single = side_by_side._batches(one_toy, rows, 2)
+    assert len(fact_batches.batches_in_memory(one_toy, rows, 2)) == 1
+    monkeypatch.setattr(fact_batches, "bytes_per_batch", lambda device: 1)
+    single = fact_batches.batches_in_memory(one_toy, rows, 2)
     assert sorted(single) == [[i] for i in range(5)]

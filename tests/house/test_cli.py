@@ -139,8 +139,11 @@ def test_the_edit_changes_the_answer_and_the_page_says_the_same(
     )
     assert cells[3].strip().startswith(f"' {demo_record.fact.target}' 0.")
     assert cells[4].strip().startswith(f"' {demo_record.fact.new_target}' 0.")
-    first = re.findall(r'<b class="hit">(.*?)</b>', demo.page.read_text(encoding="utf-8"))[:2]
-    assert [token.strip() for token in first] == [
+    page = demo.page.read_text(encoding="utf-8")
+    summary = page[page.index('id="summary"') : page.index('class="contents"')]
+    first = re.search(r"<b>(.*?)</b> [\d.]+ → <mark>(.*?)</mark>", summary)
+    assert first is not None
+    assert [token.strip() for token in first.groups()] == [
         demo_record.fact.target,
         demo_record.fact.new_target,
     ]

@@ -63,6 +63,7 @@ def fill(
         "settings": [],
         "texts": ["Wanda Brandt lives"],
         "text": "Wanda Brandt lives",
+        "prompts": ["Wanda Brandt lives"],
         "source": tmp_path,
         "out_directory": tmp_path / "out",
         "model_name": "toy",
@@ -83,8 +84,11 @@ def not_refused(
 ) -> tuple[list[Any], int]:
     wrong, calls = [], 0
     for function_name, function in public_functions():
-        for name in set(inspect.signature(function).parameters) & set(names):
+        parameters = inspect.signature(function).parameters
+        for name in set(parameters) & set(names):
             for value in values:
+                if value is None and parameters[name].default is None:
+                    continue  # it stands for the edit's own fact
                 calls += 1
                 try:
                     function(**fill(function, **{name: value}))
