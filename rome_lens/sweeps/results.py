@@ -147,6 +147,7 @@ class Sweep(Result):
             **fields,
             edits=f"{editor}: {settings['editors'][editor]}, {len(settings['contexts'])} contexts",
             model_fingerprint=str(rows.model_fingerprint.iloc[0]),
+            model_name=str(rows.model.iloc[0]),
             relations=tuple(relations(known.drop_duplicates("id"))),
         )
 

@@ -4,6 +4,7 @@ import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rome_lens.checks.limits_comparison import EFFECT, LimitsComparison
 from rome_lens.errors import ArgumentError
@@ -70,6 +71,7 @@ def _draw(axes: Axes, result: LimitsComparison, check: str, number: str, *, name
     axes.set_ylim(len(result.editors) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=7)
     title = check if number == EFFECT else f"{check}, {number}"
-    axes.set_title(title, fontsize=8, loc="left")
+    axes.set_title(textwrap.fill(title, 40), fontsize=8, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     words = result.words(check, number)
     axes.set_xlabel("" if words == number else textwrap.fill(words, 52), fontsize=6)

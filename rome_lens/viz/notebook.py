@@ -187,6 +187,7 @@ def _(result: LogProbComparison) -> str:
     return str(result.to_frame().to_html(index=False, float_format="{:.3f}".format))
 
 
+@to_html.register
 def _(result: MassCurve) -> str:
     table = str(result.table().to_html())
     return table + figure_html(mass_curve(result), alt="Every measure, by the number of facts")

@@ -55,13 +55,11 @@ def sweep(result: Sweep, *measures: str) -> Figure:
         axes.set_title(_title(name, words.get(name, "")), fontsize=7)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    facts = result.rows.id.nunique()
-    first = result.rows.iloc[0]
-    name = str(first.model_name) if "model_name" in result.rows else ""
+    facts, source = result.rows.id.nunique(), str(result.rows.model.iloc[0])
     caption(
         figure,
         f"Sweep over {len(result.layers)} layers, means over {facts} facts",
-        named_model(name),
+        f"Model: {named_model(source)}",
     )
     if result.editors != [""]:
         edited = [axes for axes, name in zip(panels, names, strict=False) if name != "effect"]

@@ -70,6 +70,14 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "attention": lambda: viz.attention(of_model("AttentionComparison")),
     "limits": lambda: viz.limits(some_limits(*CHECKS)),
     "limits of many": lambda: viz.limits(rl.average_limits([some_limits(*CHECKS)] * 6)),
+    "limits by editor": lambda: viz.limits_by_editor(
+        rl.LimitsComparison(
+            editors=("an editor", "another"),
+            edited=("an editor", "another"),
+            averages=(rl.average_limits([some_limits(*CHECKS)] * 6),) * 2,
+            failures=(),
+        )
+    ),
     "limits in detail": lambda: viz.limits_detail(some_limits(*CHECKS)),
 }
 
