@@ -1,7 +1,7 @@
 """Does tracing tell where to edit? Trace and edit the same facts at every layer.
 
     python scripts/layer_sweep.py [records.json] [--model gemma-3-270m] [--every 8]
-        [--layers 0 2 4 6] [--directory runs/layers] [--out docs/layer-sweep-gemma-3-270m.png]
+        [--layers 0 2 4 6] [--directory runs/layers] [--out layer-sweep.png]
 
 Prints how much of the edits' success the layer and the traced effect explain. `records.json` holds
 records in CounterFact's form. Without it the bundled records that the model knows are taken. The
