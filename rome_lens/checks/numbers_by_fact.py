@@ -68,7 +68,7 @@ def average_by_fact(frame: pd.DataFrame, *, minus: str | None = None) -> pd.Data
         ...     columns=["editor", "record", "relation", "check", "number", "value", "share"],
         ... )
         >>> rl.checks.average_by_fact(frame)["text"].tolist()
-        ['0.550 [0.341, 0.759]']
+        ['0.550 [0.354, 0.746]']
     """
     if missing := [name for name in COLUMNS if name not in frame]:
         raise ArgumentError(
