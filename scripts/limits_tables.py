@@ -1,4 +1,4 @@
-"""Write the tables of docs/limits.md from the numbers by fact in docs/results.
+"""Write the tables of docs/limits.md from the published numbers (rl.data.published_limits).
 
     python scripts/limits_tables.py [--check]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from rome_lens.checks import average_by_fact
+from rome_lens.data import published_limits
 from rome_lens.evaluation.scores import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -29,6 +30,8 @@ EDITORS = (
     "FT+L",
     "in context",
 )
+COUNTED = ("association", "description")  # only facts with a large enough effect have a share
+WITHOUT_NULL_EDIT = ("generalisation", "direction")  # its numbers are zero by construction there
 Columns = dict[str, tuple[str, str]]
 TABLES: dict[str, Columns] = {
     "generalisation": {
@@ -99,20 +102,19 @@ TABLES: dict[str, Columns] = {
 }
 
 
-def numbers(model: str) -> pd.DataFrame:
-    """The numbers by fact of one model."""
-    frame = pd.read_parquet(DOCS / "results" / f"limits-{model}.parquet")
-    texts = frame.select_dtypes("category").columns
-    return frame.astype(dict.fromkeys(texts, str))
-
-
-def table(frame: pd.DataFrame, columns: Columns) -> str:
+def table(frame: pd.DataFrame, name: str) -> str:
     """One table: a row for each editor, a column for each number."""
+    columns = TABLES[name]
     wanted = frame.set_index(["check", "number"]).index.isin(list(columns.values()))
-    means = average_by_fact(frame[wanted]).set_index(["editor", "check", "number"])["text"]
+    averages = average_by_fact(frame[wanted]).set_index(["editor", "check", "number"])
+    means = averages["text"]
+    if name in COUNTED:
+        unsaid = ~means.str.contains("n = ")
+        means = means.where(~unsaid, means + ", n = " + averages["facts"].astype(str))
+    editors = [each for each in EDITORS if each != "null edit" or name not in WITHOUT_NULL_EDIT]
     rows = {
         editor: {head: means.get((editor, *number), "") for head, number in columns.items()}
-        for editor in EDITORS
+        for editor in editors
     }
     written = pd.DataFrame(rows).T
     written.index.name = "editor"
@@ -125,8 +127,8 @@ def page() -> str:
 
     def made_again(found: re.Match[str]) -> str:
         head, name, model, _, end = found.groups()
-        frame = frames.setdefault(model, numbers(model))
-        return f"{head}\n{table(frame, TABLES[name])}\n\n{end}"
+        frame = frames.setdefault(model, published_limits(model))
+        return f"{head}\n{table(frame, name)}\n\n{end}"
 
     return TABLE.sub(made_again, PAGE.read_text(encoding="utf-8"))
 

@@ -7,6 +7,7 @@
 * ``taught.py``: all that the toy model was taught.
 * ``questions.py``: the parts of a record. ``deriving.py``: decoys from other records.
 * ``bundled.py``: the bundled records and texts. ``completing.py``: what a relation's records share.
+* ``published.py``: the measured numbers that the documentation's page on limits is made from.
 """
 
 from rome_lens.data.bundled import (
@@ -24,6 +25,7 @@ from rome_lens.data.deriving import with_decoys
 from rome_lens.data.entries import ReadList
 from rome_lens.data.fact_files import read_facts
 from rome_lens.data.facts import Fact, FactError
+from rome_lens.data.published import published_limits
 from rome_lens.data.record_type import (
     Decoys,
     Question,
@@ -55,6 +57,7 @@ __all__ = [
     "limits",
     "name_texts",
     "openings",
+    "published_limits",
     "read_counterfact",
     "read_facts",
     "read_records",

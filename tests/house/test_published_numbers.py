@@ -1,4 +1,4 @@
-"""The numbers in docs/results are those of the tables in the docs."""
+"""The published numbers are those of the tables in the docs."""
 
 import importlib.util
 from pathlib import Path
@@ -30,11 +30,13 @@ def test_the_tables_of_the_limits_are_those_of_the_published_numbers(tables: Mod
 
 
 @pytest.mark.parametrize("model", ["gemma-3-270m", "smollm2-135m"])
-def test_the_published_facts_are_the_report_half(tables: ModuleType, model: str) -> None:
+def test_the_published_facts_are_the_report_half(model: str) -> None:
     records = {str(r.id): r.relation for r in rl.data.records(known_by=model, half="report")}
-    frame = tables.numbers(model)
+    frame = rl.data.published_limits(model)
     assert dict(zip(frame["record"], frame["relation"], strict=True)) == records
     for _, own in frame[frame["check"] == "overfit"].groupby("editor"):
         assert set(own["record"]) == set(records)
+    with pytest.raises(rl.RomeLensError, match="no published numbers of 'gpt2'"):
+        rl.data.published_limits("gpt2")
     where = pd.read_parquet(ROOT / "docs" / "results" / f"where-{model}.parquet")
     assert set(where["record"]) == set(records)
