@@ -132,7 +132,9 @@ def test_an_installed_wheel_runs_and_finds_its_data(built: dict[str, Path], tmp_
         "--no-compile",
     ]
     install += ["--no-deps", "--no-index", str(built["wheel"])]
-    subprocess.run(install, check=True, capture_output=True)
+    # With a PYTHONPATH, pip would find this tree, and say that the package is there already.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(install, check=True, capture_output=True, env=env)
     (packages,) = environment.rglob("site-packages")
     # A path here comes after the environment's own packages, and its .pth files are not read.
     (packages / "elsewhere.pth").write_text(sysconfig.get_path("purelib"))
@@ -143,7 +145,6 @@ def test_an_installed_wheel_runs_and_finds_its_data(built: dict[str, Path], tmp_
         "print(len(rl.data.records()) > 100, len(rl.data.texts()) > 100)\n"
         "print(rl.top_answers(model, ['Dora Kowalski lives in the city of'], count=1)[0])\n"
     )
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), "-W", "ignore", "-c", code],
         cwd=empty,
