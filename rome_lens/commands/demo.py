@@ -93,9 +93,12 @@ def _print_traces(
             f"token {trace.labels[pos]!r}, p = {float(trace.scores.max()):.3f}"
         )
     suggested = rl.choose_layer(traces[1])
+    mlp = traces[1]
+    start, end = mlp.subject
+    restored = mlp.scores[mlp.layers.index(suggested), start:end].max()
     console.print(
-        "Restoring MLP outputs inside the subject brings back most of the answer around layer "
-        f"{suggested}."
+        f"Of the MLP outputs inside the subject, those around layer {suggested} bring back most: "
+        f"p = {float(restored):.3f}, clean {mlp.clean:.3f}."
     )
     return traces, suggested
 
@@ -107,7 +110,7 @@ def _why_this_layer(model_name: str, layer: int, suggested: int, *, asked: bool)
     if layer == suggested:
         return f"Layer {layer} is also the one that the trace suggests."
     return (
-        f"Layer {layer} is the preset's: of all layers, edits worked best there on other facts of "
+        f"Layer {layer} is the preset's: of the layers tried, edits worked best there on other facts of "
         f"{model_name}. The trace suggests layer {suggested}. It shows where the model reads the "
         "fact out, which need not be where an edit works best (Hase et al. 2023; rome-lens sweep "
         "--out page.html compares the two)."
