@@ -110,7 +110,7 @@ def _why_this_layer(model_name: str, layer: int, suggested: int, *, asked: bool)
     if layer == suggested:
         return f"Layer {layer} is also the one that the trace suggests."
     return (
-        f"Layer {layer} is the preset's: of the layers tried, edits worked best there on other facts of "
+        f"Layer {layer} is the preset's: of the layers tried, edits worked best there on facts of "
         f"{model_name}. The trace suggests layer {suggested}. It shows where the model reads the "
         "fact out, which need not be where an edit works best (Hase et al. 2023; rome-lens sweep "
         "--out page.html compares the two)."
