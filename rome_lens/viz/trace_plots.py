@@ -141,7 +141,7 @@ def _heatmap(
     full, empty = run_names(result)
     ends = (empty, full) if scale == "runs" and result.clean > result.corrupted else ("", "")
     middle = (low + high) / 2
-    names = [f"{low:.3g} {ends[0]}", f"{middle:.3g}", f"{high:.3g} {ends[1]}"]
+    names = [f"{low:.3f} {ends[0]}", f"{middle:.3f}", f"{high:.3f} {ends[1]}"]
     bar.set_ticks([low, middle, high], labels=[name.strip() for name in names])
     bar.ax.tick_params(labelsize=7)
 
