@@ -283,7 +283,7 @@ def test_edits_of_two_models_are_not_averaged() -> None:
 def test_tables_picture_and_page_show_every_check(tmp_path: Path) -> None:
     facts = [made_up([0.1 * i, 0.2], known=True) for i in range(6)]
     found = LimitsAverage(limits=tuple(facts))
-    figure = rl.viz.limits(found)
+    figure = rl.viz.limits_detail(found)
     assert [axes.get_xlabel() for axes in figure.axes] == ["e", "c"]
     means = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
     assert means == pytest.approx([found.effect("direction").mean] * 2)
@@ -301,7 +301,7 @@ def test_the_picture_of_a_single_edit_has_a_dot_for_each_prompt_and_no_interval_
     None
 ):
     few, many = made_up([0.1, 0.4], known=True), made_up([0.1, 0.4, 0.2, 0.9, 0.3])
-    figure = rl.viz.limits(few)
+    figure = rl.viz.limits_detail(few)
     assert [axes.get_xlabel() for axes in figure.axes] == ["e", "c"]
     assert figure.axes[0].get_title(loc="left") == "direction (2 prompts)"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
@@ -312,14 +312,14 @@ def test_the_picture_of_a_single_edit_has_a_dot_for_each_prompt_and_no_interval_
         list(line.get_xdata())
         for axes in figure.axes
         for line in axes.lines
-        if line.get_marker() == "o"
+        if line.get_marker() in ("o", "s")
     ]
     assert dots == [[0.1, 0.4], [0.1, 0.4], [0.2, 0.8]]
     for limits, intervals in ((few, 0), (many, 2)):
-        lines = [line for axes in rl.viz.limits(limits).axes for line in axes.lines]
+        lines = [line for axes in rl.viz.limits_detail(limits).axes for line in axes.lines]
         assert sum(line.get_linewidth() == 2.5 for line in lines) == intervals
     with pytest.raises(ValueError, match="No check was asked"):
-        rl.viz.limits(made_up([]))
+        rl.viz.limits_detail(made_up([]))
 
 
 def test_a_notebook_shows_tables_and_picture_and_of_nothing_asked_the_table_alone() -> None:

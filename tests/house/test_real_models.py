@@ -198,12 +198,14 @@ def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
     assert edit.probability > 0.5
     assert scores.PS >= 0.5
     assert scores.NS >= 0.8
-    spilled = rl.evaluate(
-        gemma,
-        replace(editor, statistics=rl.KeyStatistics.identity(gemma, layer=3))(gemma, record.fact),
-        record,
+    identity = rl.KeyStatistics.identity(gemma, layer=edit.layer)
+    spilling = replace(editor, statistics=identity)(gemma, record.fact)
+    prompts = [question.prompt for question in record.neighborhood]
+    own, other = (
+        torch.stack([each.values[1:].abs().max() for each in rl.edit_firings(gemma, one, prompts)])
+        for one in (edit, spilling)
     )
-    assert spilled.NM < scores.NM
+    assert other.mean() > 3 * own.mean()  # without statistics, it fires at other subjects
 
 
 @pytest.mark.parametrize(
