@@ -3,7 +3,7 @@
 import io
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 from torch import Tensor
 
-from rome_lens.intervals import Clusters, cluster_rows, half_width
+from rome_lens.intervals import Average, Clusters, cluster_rows, half_width
 
 COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "z": "Oranges"}
 NAMES = {
@@ -166,6 +166,24 @@ def interval_line(
     )
     if half is not None:
         axes.fill_between(x, mean - half, mean + half, color=line.colour, alpha=0.15, linewidth=0)
+
+
+def bars_in_words(means: Iterable[Average | None], values: str) -> str:
+    """What the bars around these means are, or that there are none, for a caption.
+
+    Args:
+        means: the means that are drawn.
+        values: what the intervals are over, such as ``"relations"``.
+    """
+    drawn = [mean for mean in means if mean is not None]
+    without = [mean.lacks for mean in drawn if mean.low is None]
+    if not without:
+        return "bars are 95 % intervals"
+    few = f"fewer than five {values}"
+    why = few if set(without) == {Average.lacks} else f"{few}, or (nearly) equal numbers"
+    if len(without) == len(drawn):
+        return f"no interval: {why}"
+    return f"bars are 95 % intervals; without a bar: {why}"
 
 
 def named_model(name: str) -> str:

@@ -11,7 +11,7 @@ from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import Average
-from rome_lens.viz.axes import LINES, caption, legend_below, named_model, picture
+from rome_lens.viz.axes import LINES, bars_in_words, caption, legend_below, named_model, picture
 from rome_lens.viz.overview import FAILS, HOLDS, OVER, Reading, not_drawn, readings
 
 _HALF = 0.32  # of a row's height
@@ -179,7 +179,7 @@ def limits_detail(result: Limits | LimitsAverage) -> Figure:
     A dot is one fact, or one prompt if the result is about a single edit. "where known" covers the
     prompts for which the unedited model can do what is asked. Marks are means and bars are 95 %
     intervals, over facts or over the prompts of the single edit. There is no interval below five
-    values.
+    values or relations, and the caption says so.
 
     Raises:
         ArgumentError: no check was asked.
@@ -208,8 +208,12 @@ def limits_detail(result: Limits | LimitsAverage) -> Figure:
         left.set_title(f"{name} ({many})", fontsize=9, loc="left")
         right.set_visible(_mean(result, name, "control") is not None)
     what, of, *_ = _captions(result)
-    dots = "a dot is a fact" if isinstance(result, LimitsAverage) else "a dot is a prompt"
-    caption(figure, what, f"{of}; {dots}, the mark is the mean, the bar its 95 % interval")
+    kinds = ("effect", "effect_where_known", "control")
+    means = [_mean(result, name, kind) for name in checks for kind in kinds]
+    of_many = isinstance(result, LimitsAverage)
+    dots, over = ("fact", "relations") if of_many else ("prompt", "prompts")
+    bars = bars_in_words(means, over)
+    caption(figure, what, f"{of}; a dot is a {dots}, the upright mark is the mean; {bars}")
     return figure
 
 

@@ -151,6 +151,50 @@ def test_facts_are_scattered_from_five_on(facts: int) -> None:
     assert "C = I" in figure.get_suptitle()
 
 
+def several(count: int) -> rl.LimitsAverage:
+    """Limits of facts of so many relations, with numbers that differ."""
+    return rl.LimitsAverage(
+        limits=tuple(
+            dataclasses.replace(
+                some_limits(a_check("bleed-over", a_row(0.5, 0.4 + i / 50)), record_id=str(i)),
+                relation=str(i),
+            )
+            for i in range(count)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(3, "no interval: fewer than five relations"), (7, "bars are 95 % intervals")],
+)
+def test_a_caption_promises_bars_only_where_there_are_some(count: int, words: str) -> None:
+    average_of = several(count)
+    compared = rl.LimitsComparison(
+        editors=("an editor",), edited=("an editor",), averages=(average_of,)
+    )
+    for figure in (viz.limits_detail(average_of), viz.limits_by_editor(compared)):
+        written = figure.get_suptitle().replace("\n", " ")
+        assert words in written
+        assert ("95 %" in written) == (count == 7)
+
+
+def test_an_editor_without_a_number_says_so() -> None:
+    without = several(3)
+    numberless = rl.LimitsAverage(
+        limits=tuple(
+            dataclasses.replace(each, results=(a_check("bleed-over"),)) for each in without.limits
+        )
+    )
+    compared = rl.LimitsComparison(
+        editors=("an editor", "another"),
+        edited=("an editor", "another"),
+        averages=(without, numberless),
+    )
+    texts = [text.get_text() for text in viz.limits_by_editor(compared).axes[0].texts]
+    assert texts == ["not asked"]
+
+
 def by_name(*checks: CheckResult) -> dict[str, Reading]:
     return {each.name: each for each in readings(some_limits(*checks))}
 
