@@ -1,6 +1,7 @@
 """What several figures share: a figure that shows itself, captions, colours, names and ticks."""
 
 import io
+import math
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -152,20 +153,27 @@ def interval_line(
     *,
     label: str,
     line: Line,
+    possible: tuple[float, float] = (-math.inf, math.inf),
 ) -> None:
-    """Draw a line of means, with an interval of half this width around it."""
+    """Draw a line of means, with an interval of half this width around it.
+
+    The interval is cut where no value is possible. Later lines of the palette are thinner, so that
+    two lines of the same values are both seen.
+    """
+    later = LINES.index(line)
     axes.plot(
         x,
         mean,
         linestyle=line.style,
         color=line.colour,
         marker=line.mark,
-        markersize=3.5,
+        markersize=max(2.5, 6.0 - 1.2 * later),
         label=label,
-        linewidth=1.3,
+        linewidth=max(0.9, 2.2 - 0.5 * later),
     )
     if half is not None:
-        axes.fill_between(x, mean - half, mean + half, color=line.colour, alpha=0.15, linewidth=0)
+        low, high = ((mean + sign * half).clamp(*possible) for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=line.colour, alpha=0.15, linewidth=0)
 
 
 def bars_in_words(means: Iterable[Average | None], values: str) -> str:

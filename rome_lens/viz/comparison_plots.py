@@ -26,8 +26,8 @@ def limits_by_editor(result: LimitsComparison) -> Figure:
 
     Marks are means over facts and bars are their 95 % intervals, from five relations on. The
     caption says where there is none. Stars mark editors whose paired difference from the first has
-    an interval without zero. The grey line is the first editor's mean. "No number" stands where an
-    editor was asked and the number is not defined, such as the share of a change that is zero.
+    an interval without zero. The grey line is the first editor's mean. A row
+    without a mark says whether the editor was not asked or has no number.
 
     Raises:
         ArgumentError: no check was asked.
