@@ -1,8 +1,8 @@
 """Pictures and pages of results. Functions return figures or HTML, and run no model.
 
 * ``trace_plots.py``, ``severed_plots.py``, ``average_plots.py``, ``layer_plots.py``,
-  ``sweep_plots.py``, ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``, ``mass_plots.py``,
-  ``value_plots.py``: figures.
+  ``sweep_plots.py``, ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``,
+  ``mass_plots.py``, ``value_plots.py``: figures.
   ``axes.py``: what they share. ``overview.py``: every check on one scale.
   ``composing_plots.py``: logit lens, logit attribution and attention without and with an edit.
 * ``words.py``: coloured tokens. ``tables.py``: texts before and after, and a trace as a table.

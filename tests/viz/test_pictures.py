@@ -151,6 +151,40 @@ def test_facts_are_scattered_from_five_on(facts: int) -> None:
     assert "C = I" in figure.get_suptitle()
 
 
+def test_a_sweeps_caption_names_statistics_without_fingerprints_and_its_only_fact() -> None:
+    sweep = of_model(
+        "LayerSweep",
+        edits="rome, statistics: 64 samples of 32 tokens, seed 0, openings d0bca111f8, bos True, "
+        "W_out dfe53992d6",
+    )
+    one = dataclasses.replace(
+        sweep,
+        names=("an-id",),
+        tokens=sweep.tokens[:1],
+        relations=("{} lives in",),
+        total_effects=sweep.total_effects[:1],
+        **{
+            name: getattr(sweep, name)[:1]
+            for name in ("effects", "EM", "PM", "NM", "ES", "PS", "NS", "S")
+        },
+    )
+    written = viz.layer_sweep(one).get_suptitle().replace("\n", " ")
+    assert written.endswith("Key statistics: 64 samples of 32 tokens, seed 0")
+    assert "1 fact: an-id, “… lives in”" in written
+    texts = dataclasses.replace(one, edits="rome, statistics: 3 texts d0bca111f8, cut at 9 tokens")
+    assert viz.layer_sweep(texts).get_suptitle().endswith("3 texts, cut at 9 tokens")
+
+
+def test_panels_of_different_scales_have_their_own_legends() -> None:
+    figure = viz.layer_sweep(of_model("LayerSweep"))
+    above, below = (
+        [text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[:2]
+    )
+    assert below == ["indirect effect of restoring"]
+    assert set(above).isdisjoint(below)
+    assert figure.legends == []
+
+
 def several(count: int) -> rl.LimitsAverage:
     """Limits of facts of so many relations, with numbers that differ."""
     return rl.LimitsAverage(
