@@ -273,5 +273,6 @@ def _strips(
         if mean.low is not None and mean.high is not None:
             axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)
         axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(means)), [names[kind] for kind in means], fontsize=7)
+    counted = [f"{names[kind]} ({mean.count})" for kind, mean in means.items()]
+    axes.set_yticks(range(len(means)), counted, fontsize=7)
     axes.set_ylim(max(len(means), 1) - 0.5, -0.5)

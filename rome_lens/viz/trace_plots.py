@@ -72,11 +72,11 @@ def trace(result: CausalTrace, *, scale: Scale = "runs") -> Figure:
     )
     axes = figure.add_subplot()
     _heatmap(figure, axes, result, scores, scale)
-    labels = [visible(result.labels[pos]) + _star(result, pos) for pos in result.positions]
+    labels = [visible(result.labels[pos]) + star_of(result, pos) for pos in result.positions]
     axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
     axes.set_xlabel(_layers_of(result))
     best_heads = ("Each cell shows its best head.",) if result.heads else ()
-    notes = (*_star_words(result), *best_heads, *_scale_words(scale))
+    notes = (*star_words(result), *best_heads, *_scale_words(scale))
     caption(figure, *trace_caption(result), *notes)
     return figure
 
@@ -226,7 +226,7 @@ def trace_by_layer(result: CausalTrace, at: Sequence[Position] | None = None) ->
             range(len(result.layers)),
             result.indirect_effects[:, column],
             result.half_widths[:, column] if len(result.corrupted_samples) > 1 else None,
-            label=f"at {visible(result.labels[pos])!r}{_star(result, pos)}",
+            label=f"at {visible(result.labels[pos])!r}{star_of(result, pos)}",
             line=line,
             possible=_possible_effects(result),
         )
@@ -239,19 +239,20 @@ def trace_by_layer(result: CausalTrace, at: Sequence[Position] | None = None) ->
     axes.set_ylabel(f"indirect effect on\n{score_label(result)}", parse_math=False, fontsize=8)
     several = len(result.corrupted_samples) > 1
     bands = ("Bands: 95 % intervals over this fact's noise samples.",) if several else ()
-    caption(figure, *trace_caption(result), *_star_words(result), *bands)
+    caption(figure, *trace_caption(result), *star_words(result), *bands)
     legend_below(figure, axes)
     return figure
 
 
-def _star(result: Trace, pos: int) -> str:
+def star_of(result: Trace, pos: int) -> str:
     """The sign of a corrupted token. In a trace of an edit, none is corrupted."""
     corrupted = result.subject[0] <= pos < result.subject[1] and not isinstance(result, EditTrace)
     return "*" if corrupted else ""
 
 
-def _star_words(result: Trace) -> tuple[str, ...]:
-    return ("* corrupted",) if any(_star(result, pos) for pos in result.positions) else ()
+def star_words(result: Trace) -> tuple[str, ...]:
+    """What the star is, for a caption, if there is one."""
+    return ("* corrupted",) if any(star_of(result, pos) for pos in result.positions) else ()
 
 
 def _possible_effects(result: CausalTrace) -> tuple[float, float]:

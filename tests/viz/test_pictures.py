@@ -25,6 +25,10 @@ MODEL = "a-model-with-a-name"
 LONG = dataclasses.replace(FACT, prompt="It is known to everyone who has been there that {} is in")
 
 
+def tick_labels(figure: Figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
 def of_model(name: str, **changes: Any) -> Any:
     """The example of a type of result, of a named model."""
     return dataclasses.replace(EXAMPLES[name], model_name=MODEL, **changes)
@@ -211,6 +215,17 @@ def test_a_caption_promises_bars_only_where_there_are_some(count: int, words: st
         written = figure.get_suptitle().replace("\n", " ")
         assert words in written
         assert ("95 %" in written) == (count == 7)
+
+
+def test_each_row_in_detail_has_its_count() -> None:
+    known, unknown = (
+        a_check("association", a_row(0.0, 0.4, control, known=control >= 0.1))
+        for control in (0.8, 0.0)
+    )
+    many = rl.average_limits(
+        [some_limits(known if i < 2 else unknown, record_id=str(i)) for i in range(6)]
+    )
+    assert tick_labels(viz.limits_detail(many)) == ["all (6)", "where known (2)"]
 
 
 def test_an_editor_without_a_number_says_so() -> None:

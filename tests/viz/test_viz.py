@@ -258,6 +258,8 @@ def test_a_trace_of_an_edit_has_no_star_because_nothing_is_corrupted() -> None:
     figure = viz.trace(EXAMPLES["EditTrace"])
     assert not [label for label in tick_labels(figure) if label.endswith("*")]
     assert "*" not in written_above(figure)
+    assert "*" not in viz.trace_table(EXAMPLES["EditTrace"]).source
+    assert "* corrupted" in viz.trace_table(a_trace()).source
 
 
 def test_a_figure_is_a_picture_that_holds_its_own_data() -> None:
