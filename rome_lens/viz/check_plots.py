@@ -132,7 +132,8 @@ def _scale(axes: Axes, found: Sequence[Reading], unit: str) -> None:
     axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
-    axes.set_xlabel("share (probability, or share of it that stays)", fontsize=8)
+    below = "; below 0: less probable than without the edit" if min(drawn) < -0.01 else ""
+    axes.set_xlabel(f"share (probability, or share of it that stays{below})", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.set_yticks(range(len(found)), [_row_name(each, unit) for each in found], fontsize=7)
     axes.set_ylim(len(found) - 0.5, -0.5)
@@ -204,8 +205,10 @@ def limits_detail(result: Limits | LimitsAverage) -> Figure:
             axes.tick_params(axis="x", labelsize=7)
             axes.axvline(0.0, color="grey", linewidth=0.5)
         prompts = sum(row.effect is not None for row in asked[0].rows)
-        many = f"{len(asked)} facts" if isinstance(result, LimitsAverage) else f"{prompts} prompts"
-        left.set_title(f"{name} ({many})", fontsize=9, loc="left")
+        count, unit = (
+            (len(asked), "fact") if isinstance(result, LimitsAverage) else (prompts, "prompt")
+        )
+        left.set_title(f"{name} ({count} {unit}{'s' * (count != 1)})", fontsize=9, loc="left")
         right.set_visible(_mean(result, name, "control") is not None)
     what, of, *_ = _captions(result)
     kinds = ("effect", "effect_where_known", "control")

@@ -73,8 +73,8 @@ def trace_tokens(result: CausalTrace) -> Html:
         effects.clamp(min=0.0),
         limit=max(abs(result.total_effect), 1e-6),
         what=f"largest indirect effect on {score_label(result)} at any layer, of "
-        f"“{result.fact.text.rstrip()} → {result.fact.target.strip()}”; the scale ends at the total "
-        "effect",
+        f"“{result.fact.text.rstrip()} → {result.fact.target.strip()}”; the scale ends at the "
+        "total effect",
     )
 
 
