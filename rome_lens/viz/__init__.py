@@ -1,8 +1,8 @@
 """Pictures and pages of results. Functions return figures or HTML, and run no model.
 
-* ``trace_plots.py``, ``average_plots.py``, ``layer_plots.py``, ``sweep_plots.py``,
-  ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``, ``mass_plots.py``,
-  ``value_plots.py``: figures.
+* ``trace_plots.py``, ``severed_plots.py``, ``average_plots.py``, ``layer_plots.py``,
+  ``sweep_plots.py``, ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``,
+  ``mass_plots.py``, ``value_plots.py``: figures.
   ``axes.py``: what they share. ``overview.py``: every check on one scale.
   ``composing_plots.py``: logit lens, logit attribution and attention without and with an edit.
 * ``words.py``: coloured tokens. ``tables.py``: texts before and after, and a trace as a table.
@@ -29,9 +29,10 @@ from rome_lens.viz.interactive import (
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.mass_plots import mass_curve
 from rome_lens.viz.sections import results_page
+from rome_lens.viz.severed_plots import severed
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.tables import text, trace_table
-from rome_lens.viz.trace_plots import heads, severed, trace, trace_by_layer
+from rome_lens.viz.trace_plots import heads, trace, trace_by_layer
 from rome_lens.viz.value_plots import values
 from rome_lens.viz.words import firing, tokens, trace_tokens
 

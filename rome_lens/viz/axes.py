@@ -1,9 +1,10 @@
 """What several figures share: a figure that shows itself, captions, colours, names and ticks."""
 
 import io
+import math
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 from torch import Tensor
 
-from rome_lens.intervals import Clusters, cluster_rows, half_width
+from rome_lens.intervals import Average, Clusters, cluster_rows, half_width
 
 COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "z": "Oranges"}
 NAMES = {
@@ -152,20 +153,45 @@ def interval_line(
     *,
     label: str,
     line: Line,
+    possible: tuple[float, float] = (-math.inf, math.inf),
 ) -> None:
-    """Draw a line of means, with an interval of half this width around it."""
+    """Draw a line of means, with an interval of half this width around it.
+
+    The interval is cut where no value is possible. Later lines of the palette are thinner, so that
+    two lines of the same values are both seen.
+    """
+    later = LINES.index(line)
     axes.plot(
         x,
         mean,
         linestyle=line.style,
         color=line.colour,
         marker=line.mark,
-        markersize=3.5,
+        markersize=max(2.5, 6.0 - 1.2 * later),
         label=label,
-        linewidth=1.3,
+        linewidth=max(0.9, 2.2 - 0.5 * later),
     )
     if half is not None:
-        axes.fill_between(x, mean - half, mean + half, color=line.colour, alpha=0.15, linewidth=0)
+        low, high = ((mean + sign * half).clamp(*possible) for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=line.colour, alpha=0.15, linewidth=0)
+
+
+def bars_in_words(means: Iterable[Average | None], values: str) -> str:
+    """What the bars around these means are, or that there are none, for a caption.
+
+    Args:
+        means: the means that are drawn.
+        values: what the intervals are over, such as ``"relations"``.
+    """
+    drawn = [mean for mean in means if mean is not None]
+    without = [mean.lacks for mean in drawn if mean.low is None]
+    if not without:
+        return "bars are 95 % intervals"
+    few = f"fewer than five {values}"
+    why = few if set(without) == {Average.lacks} else f"{few}, or (nearly) equal numbers"
+    if len(without) == len(drawn):
+        return f"no interval: {why}"
+    return f"bars are 95 % intervals; without a bar: {why}"
 
 
 def named_model(name: str) -> str:

@@ -11,8 +11,8 @@ from rome_lens.checks.limits import Limits
 from rome_lens.checks.result import CheckResult
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import Average
-from rome_lens.viz.axes import LINES, caption, legend_below, named_model, picture
-from rome_lens.viz.overview import FAILS, HOLDS, Reading, not_drawn, readings
+from rome_lens.viz.axes import LINES, bars_in_words, caption, legend_below, named_model, picture
+from rome_lens.viz.overview import FAILS, HOLDS, OVER, Reading, not_drawn, readings
 
 _HALF = 0.32  # of a row's height
 _QUESTIONS = {
@@ -27,21 +27,37 @@ _QUESTIONS = {
     "essence": "the rest about the subject stays?",
     "fidelity": "other text stays?",
 }
+_CONTROLS = {
+    "generalisation": "the true answer, unedited",
+    "direction": "the same for the true answer, unedited",
+    "association": "the true answer, unedited",
+    "description": "the true answer, unedited",
+    "overfit": "the true answer, unedited",
+    "bleed-over": "unedited",
+    "consequence": "subjects of whom it is true, unedited",
+    "specificity": "unedited",
+    "essence": "a random edit of equal norm",
+    "fidelity": "unedited",
+}
 
 
 def limits(result: Limits | LimitsAverage) -> Figure:
     """Draw every check as a row on one scale: what happens with the edit, and what could happen.
 
-    The scale is a share from 0 to 1. The mark is what happens with the edit. The grey band is the
-    control, i.e. what the unedited model could do: its bar is the mean, and its width the 95 %
-    interval. The word on the right compares the two: a mean of at least 80 % of the control holds,
-    and one of at most 20 % does not. A verdict is unsure if the interval reaches into another one.
-    Where the control is below 0.1 the model could not have done it, and nothing follows.
+    The scale is a share from 0 to 1. The diamond is the mean with the edit, and small dots are the
+    facts or prompts that it is of. The grey mark is the mean of the control, which each row names.
+    In most rows it is what the unedited model can do; for essence it is a random edit of equal
+    norm. Lines and grey bands are 95 % intervals, over facts or over the prompts of a single edit,
+    cut where no value is possible. There is no interval below five values or relations; the diamond
+    is then hollow. "3 of 6 facts" means that the row is of the three with prompts that the unedited
+    model knows.
+
+    The word on the right compares the two: a mean of at least 80 % of the control holds, and one of
+    at most 20 % does not. Overfit and essence are about the difference from the control. A verdict
+    is unsure if the interval reaches into another one. Where the control is below 0.1 the model
+    could not have done it, and nothing follows.
     :mod:`rome_lens.viz.overview` says how each check is read on this scale, and
     :func:`limits_detail` draws the checks in their own units.
-
-    Marks are means and lines are 95 % intervals, over facts or over the prompts of a single edit.
-    There is no interval below five values; the mark is then hollow.
 
     Raises:
         ArgumentError: no check was asked.
@@ -51,57 +67,75 @@ def limits(result: Limits | LimitsAverage) -> Figure:
         raise ArgumentError(
             "No check was asked, so there is nothing to draw: use records with more prompts."
         )
-    figure = picture(7.4, 0.7 + 0.38 * len(found))
+    figure = picture(8.0, 0.7 + 0.5 * len(found))
     axes = figure.add_subplot()
+    unit = "fact" if isinstance(result, LimitsAverage) else "prompt"
     for y, reading in enumerate(found):
-        _draw_reading(axes, y, reading)
-    _scale(axes, found)
-    caption(figure, *_captions(result))
+        _draw_reading(axes, y, reading, unit)
+    _scale(axes, found, unit)
+    caption(figure, *_captions(result), _of_fewer(found, unit))
     legend_below(figure, axes)
     return figure
 
 
-def _draw_reading(axes: Axes, y: int, reading: Reading) -> None:
-    control, value = reading.reference, reading.value
-    low = control.mean if control.low is None else control.low
-    high = control.mean if control.high is None else control.high
-    label = ("control: what the unedited model can do", "with the edit", "95 % interval")
-    first = y == 0
-    axes.fill_between(
-        [low - 0.004, high + 0.004], y - _HALF, y + _HALF, color="#cccccc", linewidth=0
-    )
-    axes.plot(
-        [control.mean] * 2,
-        [y - _HALF, y + _HALF],
+def _draw_reading(axes: Axes, y: int, reading: Reading, unit: str) -> None:
+    def once(label: str) -> str:  # "_" keeps it out of the legend
+        return "_" if label in axes.get_legend_handles_labels()[1] else label
+
+    if reading.reference_ends:
+        axes.fill_between(
+            reading.reference_ends,
+            y - _HALF,
+            y + _HALF,
+            color="#cccccc",
+            linewidth=0,
+            label=once("95 % interval of the control"),
+        )
+    axes.vlines(
+        reading.reference.mean,
+        y - _HALF,
+        y + _HALF,
         color="#777777",
         linewidth=2.5,
-        label=label[0] if first else None,
+        label=once("control (named in each row), mean"),
     )
-    few = value.low is None or value.high is None
-    if value.low is not None and value.high is not None:
-        axes.plot([value.low, value.high], [y, y], color=LINES[0].colour, linewidth=2)
+    if reading.ends:
+        axes.plot(
+            reading.ends, [y, y], color=LINES[0].colour, linewidth=2, label=once("95 % interval")
+        )
+    colour = LINES[0].colour
     axes.plot(
-        [value.mean],
+        [reading.value.mean],
         [y],
         "D",
-        color=LINES[0].colour,
-        markerfacecolor="white" if few else LINES[0].colour,
+        color=colour,
+        markerfacecolor=colour if reading.ends else "white",
         markersize=7,
-        label=f"{label[1]} (hollow: no interval)" if first else None,
+        label=once("with the edit, mean (hollow: no interval)"),
     )
+    if len(reading.values) > 1:
+        axes.plot(
+            reading.values,
+            [y] * len(reading.values),
+            "o",
+            color="black",
+            alpha=0.5,
+            markersize=2.5,
+            label=once(f"with the edit, one {unit}"),
+        )
 
 
-def _scale(axes: Axes, found: Sequence[Reading]) -> None:
+def _scale(axes: Axes, found: Sequence[Reading], unit: str) -> None:
     """The common scale, the checks' questions on its left and the verdicts on its right."""
-    lowest = min(each.value.low or each.value.mean for each in found)
-    axes.set_xlim(min(-0.05, lowest - 0.05), 1.08)
+    drawn = [x for each in found for x in (*each.values, each.value.mean, *(each.ends or ()))]
+    axes.set_xlim(min(-0.05, min(drawn) - 0.05), max(1.05, max(drawn) + 0.05))
     axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
-    axes.set_xlabel("share (probability, or share of it that stays)", fontsize=8)
+    below = "; below 0: less probable than without the edit" if min(drawn) < -0.01 else ""
+    axes.set_xlabel(f"share (probability, or share of it that stays{below})", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
-    names = [f"{each.name}\n{_QUESTIONS[each.name]}" for each in found]
-    axes.set_yticks(range(len(found)), names, fontsize=7)
+    axes.set_yticks(range(len(found)), [_row_name(each, unit) for each in found], fontsize=7)
     axes.set_ylim(len(found) - 0.5, -0.5)
     right = axes.twinx()
     right.set_ylim(axes.get_ylim())
@@ -109,11 +143,26 @@ def _scale(axes: Axes, found: Sequence[Reading]) -> None:
     right.tick_params(length=0)
 
 
+def _row_name(reading: Reading, unit: str) -> str:
+    """The check, of how many it is, what it asks, and its control."""
+    count = len(reading.values)
+    of = f"{count} of {reading.asked}" if count != reading.asked else str(count)
+    name = f"{reading.name}, {of} {unit}{'s' * (reading.asked != 1)}"
+    return f"{name}\n{_QUESTIONS[reading.name]}\ncontrol: {_CONTROLS[reading.name]}"
+
+
+def _of_fewer(found: Sequence[Reading], unit: str) -> str:
+    if all(len(each.values) == each.asked for each in found):
+        return ""
+    return f"“n of m {unit}s”: the others have nothing that the unedited model knows, or no number."
+
+
 def _captions(result: Limits | LimitsAverage) -> tuple[str, ...]:
     first = result.limits[0] if isinstance(result, LimitsAverage) else result
     rule = (
         f"A mean of at least {HOLDS:.0%} of the control holds, of at most {FAILS:.0%} does not; "
-        "below 0.1 the model could not do it."
+        "below 0.1 the model could not do it. Overfit and essence: a difference of more "
+        f"than {OVER} from the control."
     )
     missing = not_drawn(result)
     left_out = f"Not asked: {', '.join(missing)}." if missing else ""
@@ -131,7 +180,7 @@ def limits_detail(result: Limits | LimitsAverage) -> Figure:
     A dot is one fact, or one prompt if the result is about a single edit. "where known" covers the
     prompts for which the unedited model can do what is asked. Marks are means and bars are 95 %
     intervals, over facts or over the prompts of the single edit. There is no interval below five
-    values.
+    values or relations, and the caption says so.
 
     Raises:
         ArgumentError: no check was asked.
@@ -156,12 +205,18 @@ def limits_detail(result: Limits | LimitsAverage) -> Figure:
             axes.tick_params(axis="x", labelsize=7)
             axes.axvline(0.0, color="grey", linewidth=0.5)
         prompts = sum(row.effect is not None for row in asked[0].rows)
-        many = f"{len(asked)} facts" if isinstance(result, LimitsAverage) else f"{prompts} prompts"
-        left.set_title(f"{name} ({many})", fontsize=9, loc="left")
+        count, unit = (
+            (len(asked), "fact") if isinstance(result, LimitsAverage) else (prompts, "prompt")
+        )
+        left.set_title(f"{name} ({count} {unit}{'s' * (count != 1)})", fontsize=9, loc="left")
         right.set_visible(_mean(result, name, "control") is not None)
     what, of, *_ = _captions(result)
-    dots = "a dot is a fact" if isinstance(result, LimitsAverage) else "a dot is a prompt"
-    caption(figure, what, f"{of}; {dots}, the mark is the mean, the bar its 95 % interval")
+    kinds = ("effect", "effect_where_known", "control")
+    means = [_mean(result, name, kind) for name in checks for kind in kinds]
+    of_many = isinstance(result, LimitsAverage)
+    dots, over = ("fact", "relations") if of_many else ("prompt", "prompts")
+    bars = bars_in_words(means, over)
+    caption(figure, what, f"{of}; a dot is a {dots}, the upright mark is the mean; {bars}")
     return figure
 
 
@@ -221,5 +276,6 @@ def _strips(
         if mean.low is not None and mean.high is not None:
             axes.plot([mean.low, mean.high], [y, y], color="black", linewidth=2.5, alpha=0.6)
         axes.plot([mean.mean], [y], "|", color="black", markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(means)), [names[kind] for kind in means], fontsize=7)
+    counted = [f"{names[kind]} ({mean.count})" for kind, mean in means.items()]
+    axes.set_yticks(range(len(means)), counted, fontsize=7)
     axes.set_ylim(max(len(means), 1) - 0.5, -0.5)

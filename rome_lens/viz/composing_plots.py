@@ -24,7 +24,8 @@ def lens(result: LogitLens) -> Figure:
     """Draw both answers' probabilities along the layers, without and with the edit.
 
     The word above each layer is the one that the edited model would answer there. A vertical line
-    marks the edited layers, and the caption says from which layer on the new answer stays ahead.
+    marks the edited layers. The caption says from which layer on the new answer is more likely than
+    the true answer.
     """
     count = len(result.states)
     figure = picture(max(6.4, 1.6 + 0.36 * count), 3.2)
@@ -38,8 +39,8 @@ def lens(result: LogitLens) -> Figure:
         (LINES[3], result.before[:, 1], f"p({new}), unedited"),
     ):
         interval_line(axes, x, values, None, label=label, line=line)
-    for layer in result.edited_layers:
-        axes.axvline(layer + 1, color=GREY, linewidth=0.8)
+    for i, layer in enumerate(result.edited_layers):
+        axes.axvline(layer + 1, color=GREY, linewidth=0.8, label="_" if i else "edited layer")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xticks(x, result.states, fontsize=8)
     axes.set_xlabel("state of the residual stream after this layer, at the last position")
@@ -52,12 +53,14 @@ def lens(result: LogitLens) -> Figure:
     for word in above.get_xticklabels():
         word.set_parse_math(False)
     over = result.takes_over
-    where = f"from {_state(over)} on" if over is not None else "nowhere"
+    where = "not more likely than the true answer after the last layer"
+    if over is not None:
+        where = f"more likely than the true answer from {_state(over)} on"
     caption(
         figure,
         "Logit lens, without and with the edit",
         _question(result.fact, result.model_name, result.edited_layers),
-        f"The new answer stays ahead {where}. Words on top: the edited model's first choice.",
+        f"With the edit, the new answer is {where}. Words on top: the edited model's first choice.",
     )
     legend_below(figure, axes)
     return figure

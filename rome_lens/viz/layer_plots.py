@@ -1,5 +1,6 @@
 """Figures of layer sweeps."""
 
+import re
 import textwrap
 
 import numpy as np
@@ -18,12 +19,15 @@ from rome_lens.viz.axes import (
     caption,
     layer_label,
     layer_ticks,
-    legend_below,
     named_model,
     picture,
     visible,
 )
 
+# What tells two sources of key statistics apart, and nothing to a reader.
+_FINGERPRINTS = re.compile(
+    r", (openings|W_out|tokenizer) [0-9a-f]{8,}|, bos (True|False)|(?<=texts|ences) [0-9a-f]{8,}"
+)
 _WORDS = {
     "EM": "EM, p(new) - p(true) at the fact",
     "NM": "NM, p(true) - p(new) at neighbours",
@@ -36,8 +40,9 @@ def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
 
     The panels on the left show means over the facts, with 95 % intervals if there are five
     relations or more. From five facts on, the panel on the right shows a point for each fact and
-    layer. Its title gives the R² of the measure; :meth:`LayerSweep.variance_explained` has the
-    intervals and the control.
+    layer. Its title says how much of the measure's variance (R²) the layer explains, how much the
+    indirect effect does, and how much more both explain than the layer alone.
+    :meth:`LayerSweep.variance_explained` has the intervals and the control.
 
     Raises:
         ArgumentError: the measure is unknown, or no record has prompts for it.
@@ -46,7 +51,7 @@ def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
     if not len(asked(success)):
         raise ArgumentError(f"No record has prompts for {measure}: choose another measure.")
     scattered = len(asked(success)) >= FEWEST
-    figure = picture(9.2 if scattered else 5.6, 4.2)
+    figure = picture(9.2 if scattered else 5.6, 4.8)
     panels: dict[str, Axes] = figure.subplot_mosaic("ar;br" if scattered else "a;b")
     _lines(panels["a"], panels["b"], result, measure)
     if scattered:
@@ -56,11 +61,10 @@ def layer_sweep(result: LayerSweep, measure: SuccessMeasure = "EM") -> Figure:
         figure,
         "Does tracing tell where to edit? Success of edits and effect of restoring, by layer",
         f"{named_model(result.model_name)}; {count} fact{'s' * (count != 1)}"
-        + (f": “{result.names[0]}”" if count == 1 else "")
+        + (f": {_only_fact(result)}" if count == 1 else "")
         + f"; restored: {NAMES[result.component]} {_place(result)}",
         _statistics(result),
     )
-    legend_below(figure, panels["a"], panels["b"])
     return figure
 
 
@@ -92,6 +96,8 @@ def _lines(above: Axes, below: Axes, result: LayerSweep, measure: SuccessMeasure
     for axes in (above, below):
         axes.axhline(0.0, color="grey", linewidth=0.5)
         layer_ticks(axes, result.layers, offset=0.0)
+        # Each has a scale of its own, so each has its own legend, above it, where no data are.
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.01), fontsize=7, handlelength=3.0)
     below.set_xlabel(f"edited layer, and {layer_label(result.window)}", fontsize=8)
 
 
@@ -121,6 +127,14 @@ def _scatter(axes: Axes, result: LayerSweep, measure: SuccessMeasure) -> None:
     axes.set_title(textwrap.fill(_r_squared(result, measure), 52), fontsize=8)
 
 
+def _only_fact(result: LayerSweep) -> str:
+    """The fact's text; for a record, its id and what is asked of its subject."""
+    name = result.names[0]
+    if " " in name or not result.relations or "{}" not in result.relations[0]:
+        return f"“{name}”"
+    return f"{name}, “{result.relations[0].replace('{}', '…')}”"
+
+
 def _place(result: LayerSweep) -> str:
     """The traced position, in words."""
     tokens = list(dict.fromkeys(result.tokens))
@@ -140,12 +154,12 @@ def _statistics(result: LayerSweep) -> str:
     """Where the edits' key statistics come from; plainly, if there are none."""
     source = result.edits.partition("statistics: ")[2]
     if source.startswith("identity"):
-        return "Edited with C = I, i.e. without key statistics: such edits spill more."
-    return f"Key statistics: {source}" if source else ""
+        return "Edited with C = I, i.e. without key statistics."
+    return f"Key statistics: {_FINGERPRINTS.sub('', source)}" if source else ""
 
 
 def _r_squared(result: LayerSweep, measure: SuccessMeasure) -> str:
-    """R² of the measure, explained by layer, by effect, and by effect in addition to layer."""
+    """How much of the measure the layer explains, the effect, and both more than the layer."""
     success = result.success(measure)
     rows = ~success.isnan().any(1)
     fit = regression(result.effects[rows].numpy(), success[rows].numpy())
@@ -153,6 +167,6 @@ def _r_squared(result: LayerSweep, measure: SuccessMeasure) -> str:
     if fit is None:
         return f"{what}: all equal"
     return (
-        f"{what}: R² of layer {fit.layer:.2f}, of effect {fit.effect:.2f}, "
-        f"added by effect {fit.added:.3f}"
+        f"Share of the variance of {what} (R²) explained by the layer: {fit.layer:.2f}, by the "
+        f"indirect effect: {fit.effect:.2f}, by both: {fit.added:.3f} more than by the layer"
     )

@@ -38,9 +38,10 @@ from rome_lens.viz.composing_plots import attention, lens, logit_attribution
 from rome_lens.viz.html import figure_html
 from rome_lens.viz.layer_plots import layer_sweep
 from rome_lens.viz.mass_plots import mass_curve
+from rome_lens.viz.severed_plots import severed
 from rome_lens.viz.sweep_plots import sweep
 from rome_lens.viz.tables import text
-from rome_lens.viz.trace_plots import heads, severed, trace
+from rome_lens.viz.trace_plots import heads, trace
 from rome_lens.viz.value_plots import values
 from rome_lens.viz.words import firing
 

@@ -9,8 +9,9 @@ share between 0 and 1, next to what the model could do at all:
 * what should stay (bleed-over, specificity): the right answer's probability with the edit, next to
   that without it;
 * overfit: the new target with the edit, next to the true one without it;
-* essence and fidelity: ``exp(-KL)`` and ``exp(-nats)``, i.e. how far the text's probability stays,
-  next to an equally strong edit in a random direction, or to 1.
+* fidelity: ``exp(-nats)``, i.e. how far other text's probability stays, next to 1;
+* essence: ``exp(-KL)``, next to the same for a random edit of equal norm. Any edit of that norm
+  moves the text, so the verdict says whether this one moves it more than the random one does.
 """
 
 import math
@@ -25,7 +26,8 @@ from rome_lens.intervals import Average, average
 HOLDS, FAILS = 0.8, 0.2
 """Shares of the reference from which a check counts as held, and up to which as not held."""
 OVER = 0.01
-"""How far the new target may exceed the true one before an edit counts as over."""
+"""How far a value may be from its control, where the verdict is about their difference: the new
+target's probability from the true one's (overfit), or from the random edit's (essence)."""
 _Pair = tuple[float, float]
 _READINGS: dict[str, Callable[[CheckRow], _Pair | None]] = {
     "generalisation": lambda row: _pair(row.effect, row.control),
@@ -39,7 +41,17 @@ _READINGS: dict[str, Callable[[CheckRow], _Pair | None]] = {
     "essence": lambda row: _pair(_kept(row.effect), _kept(row.control)),
     "fidelity": lambda row: _pair(_kept(row.effect), 1.0),
 }
-_STAYS = ("bleed-over", "specificity", "essence", "fidelity")
+_STAYS = ("bleed-over", "specificity", "fidelity")
+_GAPS = {
+    "overfit": ("▲ over", "▼ under", "● as before"),
+    "essence": ("▲ moves less", "▼ moves more", "● as random"),
+}
+"""The verdicts of checks that are about the difference from the control: above, below, the same."""
+_RANGES = {
+    **dict.fromkeys(("direction", "association", "description", "consequence"), (-1.0, 1.0)),
+    "fidelity": (0.0, math.inf),
+}
+"""The values that are possible, where that is not from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,23 @@ class Reading:
     """What the model could do: the control, from 0 to 1."""
     ratio: float | None
     """``value / reference``; None if the reference is below what counts as known."""
+    gap: Average
+    """``value - reference`` of the same prompts or facts."""
+    values: tuple[float, ...] = ()
+    """The value of each prompt of one edit, or of each fact, that the mean is of."""
+    asked: int = 0
+    """The number of prompts or facts that were asked. The mean may be of fewer of them: of those
+    that the unedited model knows."""
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The 95 % interval of the value, within what is possible; None if there is none."""
+        return _within(self.value, _RANGES.get(self.name, (0.0, 1.0)))
+
+    @property
+    def reference_ends(self) -> tuple[float, float] | None:
+        """The 95 % interval of the reference, from 0 to 1; None if there is none."""
+        return _within(self.reference, (0.0, 1.0))
 
     @property
     def verdict(self) -> str:
@@ -61,18 +90,18 @@ class Reading:
 
         It is called unsure if another value in the 95 % interval would give another verdict.
         """
-        if self.ratio is None:
+        if self.ratio is None and self.name != "essence":
             return "? model cannot do it"
-        low, high = self.value.low, self.value.high
-        ends = [self._verdict_at(each) for each in (low, high) if each is not None]
-        own = self._verdict_at(self.value.mean)
+        judged = self.gap if self.name in _GAPS else self.value
+        ends = [self._verdict_at(each) for each in (judged.low, judged.high) if each is not None]
+        own = self._verdict_at(judged.mean)
         return own if all(each == own for each in ends) else f"{own}, unsure"
 
     def _verdict_at(self, value: float) -> str:
-        """The verdict if this were the value."""
-        if self.name == "overfit":
-            gap = value - self.reference.mean
-            return "▲ over" if gap > OVER else "▼ under" if gap < -OVER else "● as before"
+        """The verdict if this were the value, or the difference that is judged."""
+        if self.name in _GAPS:
+            above, below, same = _GAPS[self.name]
+            return above if value > OVER else below if value < -OVER else same
         share = value / self.reference.mean
         if share >= HOLDS:
             return "● stays" if self.name in _STAYS else "● holds"
@@ -99,6 +128,9 @@ def readings(result: Limits | LimitsAverage) -> list[Reading]:
                 value=value,
                 reference=reference,
                 ratio=value.mean / reference.mean if known else None,
+                gap=average([own - other for own, other, _ in pairs], clusters),
+                values=values,
+                asked=_count_asked(result, name),
             )
         )
     return found
@@ -134,6 +166,19 @@ def _pairs(result: Limits | LimitsAverage, name: str) -> list[tuple[float, float
             value, reference = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
             found.append((value, reference, relation))
     return found
+
+
+def _count_asked(result: Limits | LimitsAverage, name: str) -> int:
+    """How many prompts of one edit, or facts, were asked."""
+    if isinstance(result, LimitsAverage):
+        return len(result.of(name))
+    return sum(row.effect is not None for row in result[name].rows)
+
+
+def _within(mean: Average, bounds: tuple[float, float]) -> tuple[float, float] | None:
+    if mean.low is None or mean.high is None:
+        return None
+    return max(mean.low, bounds[0]), min(mean.high, bounds[1])
 
 
 def _tells_known(checks: Sequence[CheckResult]) -> bool:

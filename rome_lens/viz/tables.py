@@ -7,7 +7,7 @@ from rome_lens.composing.texts import TextComparison
 from rome_lens.tracing.results import CausalTrace
 from rome_lens.viz.axes import named_model
 from rome_lens.viz.html import Html
-from rome_lens.viz.trace_plots import scale_ends, score_label, trace_caption
+from rome_lens.viz.trace_plots import scale_ends, score_label, star_of, star_words, trace_caption
 
 _CELL = "padding:3px 8px;vertical-align:top;text-align:left;border-bottom:1px solid #ddd"
 _FRAME = "background:#fff;color:#000;border-collapse:collapse;font-size:13px"
@@ -91,16 +91,15 @@ def trace_table(result: CausalTrace) -> Html:
     low, high = scale_ends(result, "runs")
     rows = []
     layers = "".join(f"<th style='font-weight:normal'>{layer}</th>" for layer in result.layers)
-    start, end = result.subject
     for column, pos in enumerate(result.positions):
         label = result.labels[pos].replace("\n", "↵").strip() or "␣"
-        star = "*" if start <= pos < end else ""
+        star = star_of(result, pos)
         cells = "".join(
             _cell(result, row, column, label, low, high) for row in range(len(result.layers))
         )
         name = f'<th style="text-align:right;font-weight:normal">{html.escape(label)}{star}</th>'
         rows.append(f"<tr>{name}{cells}</tr>")
-    words = "<br>".join(map(html.escape, trace_caption(result)))
+    words = "<br>".join(map(html.escape, (*trace_caption(result), *star_words(result))))
     scale = f"white: {low:.3f}, full colour: {high:.3f}"
     return _titled(
         f"{words}<br>{html.escape(score_label(result))} with the state of a layer (columns) and "

@@ -1,5 +1,6 @@
 """Figures of traces."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rome_lens.arguments import one_of
-from rome_lens.data.joining import joined
 from rome_lens.errors import ArgumentError
 from rome_lens.localisation.edit_trace_result import EditTrace
 from rome_lens.tracing.positions import Position
@@ -20,7 +20,6 @@ from rome_lens.viz.axes import (
     LINES,
     NAMES,
     Picture,
-    band,
     caption,
     drawable,
     interval_line,
@@ -48,8 +47,8 @@ def trace(result: CausalTrace, *, scale: Scale = "runs") -> Figure:
     The colour is the score, such as the answer's probability, with that state restored. By default,
     it runs from the corrupted run's score to the clean run's. So a map in which nothing happens is
     pale, and maps of the same fact can be compared. In noising, dark cells are those that take most
-    away from the clean run's score. The subject's tokens carry a star. In a trace of single heads,
-    each cell shows its best head; see :func:`heads`.
+    away from the clean run's score. The corrupted tokens, i.e. the subject's, carry a star. In a
+    trace of single heads, each cell shows its best head; see :func:`heads`.
 
     Args:
         result: the trace.
@@ -73,15 +72,12 @@ def trace(result: CausalTrace, *, scale: Scale = "runs") -> Figure:
     )
     axes = figure.add_subplot()
     _heatmap(figure, axes, result, scores, scale)
-    start, end = result.subject
-    labels = [
-        visible(result.labels[pos]) + ("*" if start <= pos < end else "")
-        for pos in result.positions
-    ]
+    labels = [visible(result.labels[pos]) + star_of(result, pos) for pos in result.positions]
     axes.set_yticks([i + 0.5 for i in range(len(labels))], labels, parse_math=False)
     axes.set_xlabel(_layers_of(result))
     best_heads = ("Each cell shows its best head.",) if result.heads else ()
-    caption(figure, *trace_caption(result), *best_heads, *_scale_words(scale))
+    notes = (*star_words(result), *best_heads, *_scale_words(scale))
+    caption(figure, *trace_caption(result), *notes)
     return figure
 
 
@@ -177,8 +173,8 @@ def trace_caption(result: Trace) -> tuple[str, ...]:
     if not isinstance(result, EditTrace):
         count = len(result.corrupted_samples)
         runs += f"; {count} noise sample{'s' * (count != 1)}"
-    prompt = joined(result.fact.text, result.fact.target)
-    return f"{kind}, {what}", f"“{prompt}”", runs
+    question = f"“{result.fact.text.rstrip()} → {result.fact.target.strip()}”"
+    return f"{kind}, {what}", question, runs
 
 
 def run_names(result: Trace) -> tuple[str, str]:
@@ -208,7 +204,8 @@ def trace_by_layer(result: CausalTrace, at: Sequence[Position] | None = None) ->
     """Draw the indirect effect of some positions along the layers, with intervals.
 
     The bands are 95 % intervals over the noise samples of this one fact. They say how far the
-    effect depends on the draw of the noise, not how far it holds for other facts.
+    effect depends on the draw of the noise, not how far it holds for other facts. Those of a
+    probability are cut where no probability is possible.
 
     Args:
         result: a trace of whole components.
@@ -223,15 +220,15 @@ def trace_by_layer(result: CausalTrace, at: Sequence[Position] | None = None) ->
     figure = picture(_WIDTH, 2.6)
     axes = figure.add_subplot()
     for line, pos in zip(LINES, _drawn_positions(result, at), strict=False):
-        star = "*" if result.subject[0] <= pos < result.subject[1] else ""
         column = result.positions.index(pos)
         interval_line(
             axes,
             range(len(result.layers)),
             result.indirect_effects[:, column],
             result.half_widths[:, column] if len(result.corrupted_samples) > 1 else None,
-            label=f"at {visible(result.labels[pos])!r}{star}",
+            label=f"at {visible(result.labels[pos])!r}{star_of(result, pos)}",
             line=line,
+            possible=_possible_effects(result),
         )
     axes.axhline(0.0, color="grey", linewidth=0.5)
     axes.axhline(result.total_effect, color="grey", linewidth=0.8, linestyle=":")
@@ -240,9 +237,31 @@ def trace_by_layer(result: CausalTrace, at: Sequence[Position] | None = None) ->
     layer_ticks(axes, result.layers, offset=0.0)
     axes.set_xlabel(_layers_of(result))
     axes.set_ylabel(f"indirect effect on\n{score_label(result)}", parse_math=False, fontsize=8)
-    caption(figure, *trace_caption(result))
+    several = len(result.corrupted_samples) > 1
+    bands = ("Bands: 95 % intervals over this fact's noise samples.",) if several else ()
+    caption(figure, *trace_caption(result), *star_words(result), *bands)
     legend_below(figure, axes)
     return figure
+
+
+def star_of(result: Trace, pos: int) -> str:
+    """The sign of a corrupted token. In a trace of an edit, none is corrupted."""
+    corrupted = result.subject[0] <= pos < result.subject[1] and not isinstance(result, EditTrace)
+    return "*" if corrupted else ""
+
+
+def star_words(result: Trace) -> tuple[str, ...]:
+    """What the star is, for a caption, if there is one."""
+    return ("* corrupted",) if any(star_of(result, pos) for pos in result.positions) else ()
+
+
+def _possible_effects(result: CausalTrace) -> tuple[float, float]:
+    """The least and the largest indirect effect that the runs leave possible."""
+    if result.metric != "probability" or isinstance(result, AttributionTrace):
+        return -math.inf, math.inf
+    if result.direction == "noising":
+        return result.clean - 1.0, result.clean
+    return -result.corrupted, 1.0 - result.corrupted
 
 
 def _drawn_positions(result: CausalTrace, at: Sequence[Position] | None) -> list[int]:
@@ -255,34 +274,3 @@ def _drawn_positions(result: CausalTrace, at: Sequence[Position] | None) -> list
     )
     wanted = [*strongest[:1], result.subject[1] - 1, len(result.labels) - 1]
     return [pos for pos in dict.fromkeys(wanted) if pos in result.positions] or [result.peak()[1]]
-
-
-def severed(result: SeveredTrace) -> Figure:
-    """Draw indirect effects by layer, with and without severed modules, for each position."""
-    panels = len(result.positions)
-    columns = min(panels, 3)
-    lines = -(-panels // columns)
-    figure = picture(max(_WIDTH, 3.4 * columns), 0.4 + 2.1 * lines)
-    what = {"mlp": "MLPs", "attn": "attentions", "both": "MLPs and attentions"}[result.severed]
-    grid = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
-    held = f"{'later' if result.held_layers == 'later' else 'all'} {what} severed"
-    for j, (axes, pos) in enumerate(zip(grid, result.positions, strict=False)):
-        for line, name, effects in (
-            (LINES[0], "nothing severed", result.ordinary_sample_scores),
-            (LINES[1], held, result.sample_scores),
-        ):
-            if result.direction == "noising":
-                effect = result.clean - effects[:, :, j]
-            else:
-                effect = effects[:, :, j] - result.corrupted_samples[:, None]
-            band(axes, range(len(result.layers)), effect, label=name, line=line)
-        axes.axhline(0.0, color="grey", linewidth=0.5)
-        layer_ticks(axes, result.layers, offset=0.0)
-        axes.set_title(f"at {visible(result.labels[pos])!r}", fontsize=8, parse_math=False)
-    for axes in grid[panels:]:
-        axes.set_axis_off()
-    figure.supxlabel("restored layer", fontsize=8)
-    figure.supylabel(f"indirect effect on {score_label(result)}", parse_math=False, fontsize=8)
-    caption(figure, *trace_caption(result))
-    legend_below(figure, grid[0])
-    return figure

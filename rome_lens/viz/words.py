@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.arguments import real_number
-from rome_lens.data.joining import joined
 from rome_lens.editing.firing import EditFiring
 from rome_lens.errors import ArgumentError
 from rome_lens.tracing.results import CausalTrace
@@ -74,7 +73,8 @@ def trace_tokens(result: CausalTrace) -> Html:
         effects.clamp(min=0.0),
         limit=max(abs(result.total_effect), 1e-6),
         what=f"largest indirect effect on {score_label(result)} at any layer, of "
-        f"“{joined(result.fact.text, result.fact.target)}”; the scale ends at the total effect",
+        f"“{result.fact.text.rstrip()} → {result.fact.target.strip()}”; the scale ends at the "
+        "total effect",
     )
 
 

@@ -25,6 +25,10 @@ MODEL = "a-model-with-a-name"
 LONG = dataclasses.replace(FACT, prompt="It is known to everyone who has been there that {} is in")
 
 
+def tick_labels(figure: Figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
 def of_model(name: str, **changes: Any) -> Any:
     """The example of a type of result, of a named model."""
     return dataclasses.replace(EXAMPLES[name], model_name=MODEL, **changes)
@@ -151,6 +155,95 @@ def test_facts_are_scattered_from_five_on(facts: int) -> None:
     assert "C = I" in figure.get_suptitle()
 
 
+def test_a_sweeps_caption_names_statistics_without_fingerprints_and_its_only_fact() -> None:
+    sweep = of_model(
+        "LayerSweep",
+        edits="rome, statistics: 64 samples of 32 tokens, seed 0, openings d0bca111f8, bos True, "
+        "W_out dfe53992d6",
+    )
+    one = dataclasses.replace(
+        sweep,
+        names=("an-id",),
+        tokens=sweep.tokens[:1],
+        relations=("{} lives in",),
+        total_effects=sweep.total_effects[:1],
+        **{
+            name: getattr(sweep, name)[:1]
+            for name in ("effects", "EM", "PM", "NM", "ES", "PS", "NS", "S")
+        },
+    )
+    written = viz.layer_sweep(one).get_suptitle().replace("\n", " ")
+    assert written.endswith("Key statistics: 64 samples of 32 tokens, seed 0")
+    assert "1 fact: an-id, “… lives in”" in written
+    texts = dataclasses.replace(one, edits="rome, statistics: 3 texts d0bca111f8, cut at 9 tokens")
+    assert viz.layer_sweep(texts).get_suptitle().endswith("3 texts, cut at 9 tokens")
+
+
+def test_panels_of_different_scales_have_their_own_legends() -> None:
+    figure = viz.layer_sweep(of_model("LayerSweep"))
+    above, below = (
+        [text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[:2]
+    )
+    assert below == ["indirect effect of restoring"]
+    assert set(above).isdisjoint(below)
+    assert figure.legends == []
+
+
+def several(count: int) -> rl.LimitsAverage:
+    """Limits of facts of so many relations, with numbers that differ."""
+    return rl.LimitsAverage(
+        limits=tuple(
+            dataclasses.replace(
+                some_limits(a_check("bleed-over", a_row(0.5, 0.4 + i / 50)), record_id=str(i)),
+                relation=str(i),
+            )
+            for i in range(count)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(3, "no interval: fewer than five relations"), (7, "bars are 95 % intervals")],
+)
+def test_a_caption_promises_bars_only_where_there_are_some(count: int, words: str) -> None:
+    average_of = several(count)
+    compared = rl.LimitsComparison(
+        editors=("an editor",), edited=("an editor",), averages=(average_of,)
+    )
+    for figure in (viz.limits_detail(average_of), viz.limits_by_editor(compared)):
+        written = figure.get_suptitle().replace("\n", " ")
+        assert words in written
+        assert ("95 %" in written) == (count == 7)
+
+
+def test_each_row_in_detail_has_its_count() -> None:
+    known, unknown = (
+        a_check("association", a_row(0.0, 0.4, control, known=control >= 0.1))
+        for control in (0.8, 0.0)
+    )
+    many = rl.average_limits(
+        [some_limits(known if i < 2 else unknown, record_id=str(i)) for i in range(6)]
+    )
+    assert tick_labels(viz.limits_detail(many)) == ["all (6)", "where known (2)"]
+
+
+def test_an_editor_without_a_number_says_so() -> None:
+    without = several(3)
+    numberless = rl.LimitsAverage(
+        limits=tuple(
+            dataclasses.replace(each, results=(a_check("bleed-over"),)) for each in without.limits
+        )
+    )
+    compared = rl.LimitsComparison(
+        editors=("an editor", "another"),
+        edited=("an editor", "another"),
+        averages=(without, numberless),
+    )
+    texts = [text.get_text() for text in viz.limits_by_editor(compared).axes[0].texts]
+    assert texts == ["not asked"]
+
+
 def by_name(*checks: CheckResult) -> dict[str, Reading]:
     return {each.name: each for each in readings(some_limits(*checks))}
 
@@ -176,7 +269,7 @@ def test_each_check_is_read_as_a_share_of_what_the_model_could_do() -> None:
         "association": (0.1, 0.8, "○ does not"),
         "overfit": (0.9, 0.5, "▲ over"),
         "bleed-over": (0.6, 0.8, "◐ in part"),
-        "essence": (float(exp[2]), float(exp[3]), "◐ in part"),
+        "essence": (float(exp[2]), float(exp[3]), "▼ moves more"),
         "fidelity": (float(exp[4]), 1.0, "● stays"),
     }
     for name, (value, reference, verdict) in expected.items():
@@ -189,13 +282,64 @@ def test_a_verdict_is_unsure_where_the_interval_reaches_into_another_one() -> No
     def reading(name: str, low: float | None, high: float | None) -> Reading:
         value = Average(mean=0.45, low=low, high=high, count=9)
         reference = Average(mean=0.5, low=None, high=None, count=9)
-        return Reading(name=name, value=value, reference=reference, ratio=0.9)
+        gap = dataclasses.replace(
+            value,
+            mean=-0.05,
+            low=None if low is None else low - 0.5,
+            high=None if high is None else high - 0.5,
+        )
+        return Reading(name=name, value=value, reference=reference, ratio=0.9, gap=gap)
 
     assert reading("association", 0.41, 0.6).verdict == "● holds"
     assert reading("association", 0.39, 0.6).verdict == "● holds, unsure"
     assert reading("association", None, None).verdict == "● holds"
     assert reading("overfit", 0.41, 0.48).verdict == "▼ under"
     assert reading("overfit", 0.41, 0.52).verdict == "▼ under, unsure"
+
+
+@pytest.mark.parametrize(
+    ("kl", "verdict"), [(0.37, "▼ moves more"), (0.064, "● as random"), (0.001, "▲ moves less")]
+)
+def test_essence_is_judged_by_the_random_edit_and_not_by_how_much_is_left(
+    kl: float, verdict: str
+) -> None:
+    rows = [a_row(0.0, kl, 0.064, effect=kl)] * 2
+    assert by_name(a_check("essence", *rows))["essence"].verdict == verdict
+
+
+def test_an_interval_ends_where_no_value_is_possible() -> None:
+    rows = [a_row(0.5, value) for value in (0.99, 0.98, 0.97, 0.95, 0.6, 0.96)]
+    found = by_name(a_check("bleed-over", *rows))["bleed-over"]
+    assert found.value.high is not None
+    assert found.value.high > 1.0
+    assert found.ends == (found.value.low, 1.0)
+
+
+def test_each_row_says_of_how_many_it_is_and_what_its_control_is() -> None:
+    known, unknown = (
+        a_check("association", a_row(0.0, 0.4, control, known=control >= 0.1))
+        for control in (0.8, 0.0)
+    )
+    many = rl.average_limits(
+        [some_limits(known if i < 2 else unknown, record_id=str(i)) for i in range(6)]
+    )
+    figure = viz.limits(many)
+    [label] = (each.get_text() for each in figure.axes[0].get_yticklabels())
+    assert label.startswith("association, 2 of 6 facts\n")
+    assert label.endswith("control: the true answer, unedited")
+    assert "the unedited model knows" in figure.get_suptitle().replace("\n", " ")
+
+
+def test_the_facts_of_a_mean_are_drawn() -> None:
+    split = [
+        some_limits(a_check("bleed-over", a_row(0.9, p)), record_id=str(p)) for p in (0.0, 0.9)
+    ]
+    dots = [
+        line
+        for line in viz.limits(rl.average_limits(split)).axes[0].get_lines()
+        if line.get_label() == "with the edit, one fact"
+    ]
+    assert [list(line.get_xdata()) for line in dots] == [[0.0, 0.9]]
 
 
 def test_nothing_follows_where_the_model_could_not_have_done_it() -> None:

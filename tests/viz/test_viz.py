@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot
 import pytest
 import torch
+from house.results_for_tests import EXAMPLES
 from matplotlib.figure import Figure
 
 import rome_lens as rl
@@ -203,7 +204,12 @@ def test_a_window_and_its_component_are_named() -> None:
     assert axes.get_xlabel() == "centre of 3 restored layers"
     figure = viz.trace(a_trace(component="mlp", window=3, model_name="toy"))
     words = written_above(figure)
-    for part in ("MLP output", "The Louvre is↵ in Paris", "toy; clean 0.875, corrupted 0.312"):
+    for part in (
+        "MLP output",
+        "The Louvre is↵ in → Paris",
+        "* corrupted",
+        "toy; clean 0.875, corrupted 0.312",
+    ):
         assert part in words
 
 
@@ -223,7 +229,7 @@ def test_a_trace_by_layer_has_the_effects_and_intervals_of_its_positions() -> No
         torch.as_tensor(axes.get_lines()[0].get_ydata()), result.indirect_effects[:, 2]
     )
     band = axes.collections[0].get_paths()[0].vertices
-    low, high = result.intervals[:, :, 2]
+    low, high = result.intervals[:, :, 2].clamp(-result.corrupted, 1.0 - result.corrupted)
     assert band[:, 1].min() == pytest.approx(float(low.min()))
     assert band[:, 1].max() == pytest.approx(float(high.max()))
     assert (
@@ -236,6 +242,24 @@ def test_a_trace_by_layer_has_the_effects_and_intervals_of_its_positions() -> No
         )
         == 0
     )
+
+
+def test_a_band_is_cut_only_where_no_probability_is_possible() -> None:
+    for metric, cut in (("probability", True), ("log_prob", False)):
+        result = a_trace(metric=metric)
+        figure = viz.trace_by_layer(result, at=["last"])
+        lowest = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1].min()
+        assert float(result.intervals.min()) < -result.corrupted
+        assert (lowest >= -result.corrupted - 1e-6) == cut
+        assert "Bands: 95 % intervals over this fact's noise samples" in written_above(figure)
+
+
+def test_a_trace_of_an_edit_has_no_star_because_nothing_is_corrupted() -> None:
+    figure = viz.trace(EXAMPLES["EditTrace"])
+    assert not [label for label in tick_labels(figure) if label.endswith("*")]
+    assert "*" not in written_above(figure)
+    assert "*" not in viz.trace_table(EXAMPLES["EditTrace"]).source
+    assert "* corrupted" in viz.trace_table(a_trace()).source
 
 
 def test_a_figure_is_a_picture_that_holds_its_own_data() -> None:
