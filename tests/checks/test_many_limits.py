@@ -305,8 +305,8 @@ def test_the_picture_of_a_single_edit_has_a_dot_for_each_prompt_and_no_interval_
     assert [axes.get_xlabel() for axes in figure.axes] == ["e", "c"]
     assert figure.axes[0].get_title(loc="left") == "direction (2 prompts)"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
-        "all",
-        "where known",
+        "all (2)",
+        "where known (2)",
     ]
     dots = [
         list(line.get_xdata())

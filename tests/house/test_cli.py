@@ -126,7 +126,11 @@ def test_the_layer_is_the_presets_and_that_of_the_trace_is_told(
     trace = rl.causal_trace(
         one_toy, demo_record.fact, component="mlp", window=min(5, one_toy.cfg.n_layers // 3)
     )
-    assert f"most of the answer around layer {rl.choose_layer(trace)}." in demo.out
+    layer = rl.choose_layer(trace)
+    start, end = trace.subject
+    restored = float(trace.scores[trace.layers.index(layer), start:end].max())
+    said = f"those around layer {layer} bring back most: p = {restored:.3f}, clean"
+    assert said in words(demo.out)
     assert f"2. Edit layer {rl.preset('toy').layer}: {demo_record.fact.target} -> " in demo.out
 
 
@@ -334,7 +338,7 @@ def test_the_facts_of_a_file_are_traced_and_averaged(short_records: Path, tmp_pa
 
 
 def test_the_demo_says_why_it_edits_another_layer_than_the_traces(demo: Run) -> None:
-    assert re.search(r"Layer \d is (the preset's: of all layers|also the one)", demo.out)
+    assert re.search(r"Layer \d is (the preset's: of the layers|also the one)", demo.out)
     taught = next(each for each in rl.data.records(known_by="toy") if each.one_way is False)
     assert taught.fact.text in demo.out
 
