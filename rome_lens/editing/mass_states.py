@@ -1,4 +1,4 @@
-"""Keys and block outputs of many facts at their subjects' last tokens, on the model as it is now.
+"""Keys and block outputs of many facts at their lookup positions, on the model as it is now.
 
 A fact's key is a weighted mean over its contexts. A fact's block output is that of its bare prompt.
 """

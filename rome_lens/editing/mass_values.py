@@ -2,8 +2,9 @@
 
     z = h + delta
 
-``h`` is the residual stream after the last edited layer, at the subject's last token of the bare
-prompt. ``delta`` is optimised as in ROME (``value_optimisation.py``), several facts side by side.
+``h`` is the residual stream after the last edited layer, at the lookup position of the bare prompt.
+That is the subject's last token, unless :attr:`RomeConfig.lookup` names another one. ``delta`` is
+optimised as in ROME (``value_optimisation.py``), several facts side by side.
 
 Source: Meng et al. 2023, section 4.3 ("obtaining target representations").
 """
@@ -65,7 +66,7 @@ def optimised_targets(
     rows: dict[int, EditRows] = {}
     for i, fact in enumerate(facts):
         try:
-            rows[i] = EditRows.of(model, fact, contexts, prepend_bos)
+            rows[i] = EditRows.of(model, fact, contexts, prepend_bos, config.lookup)
         except FactError as error:
             found[i] = error
     with differentiating(model):

@@ -20,6 +20,7 @@ from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.through_the_norm import closest_unit, raw_change
 from rome_lens.errors import ArgumentError
 from rome_lens.forward.additions import mlp_contribution
+from rome_lens.forward.tokens import encode
 from rome_lens.keys.statistics import StatisticsError
 from rome_lens.models.lens import ModelError, w_out
 
@@ -150,6 +151,17 @@ def test_one_fact_at_the_last_layer_gives_the_optimised_prediction() -> None:
             before = rl.answer_log_probs(model, asked)
             after = rl.answer_log_probs(model, asked, fwd_hooks=edit.fwd_hooks(model))
             assert float(after) > float(before)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_and_keys_are_those_of_the_looked_up_token(name: str) -> None:
+    model, (fact,) = tiny("gpt2", CLASSES[0]), facts(1)
+    config = dataclasses.replace(CONFIGS[name], value=rl.RomeConfig(steps=3, lookup=-2))
+    edit = edited(name, model, [fact], config=config, contexts=["{}"], layers=(2,))
+    _, cache = model.run_with_cache(fact.text)
+    place = encode(model, fact).subject_last - 1
+    for found, hook in ((edit.keys[0, 0], "mlp.hook_post"), (edit.starts[0], "hook_resid_post")):
+        torch.testing.assert_close(found, cache[f"blocks.2.{hook}"][0, place].detach())
 
 
 def test_exact_emmet_maps_every_key_to_its_residual_and_missing_equality_is_said() -> None:
