@@ -44,7 +44,7 @@ from rome_lens.models.lens import LensModel, ModelError, device
 from rome_lens.stores import Store
 
 COUNTS = (1, 10, 100, 1000)
-# What an edit may do to a model so that nothing more can be asked of it.
+# Errors of an edit that cannot be made, or that leaves a model which no longer answers.
 _FAILURES = (FactError, OptimisationError, EvaluationError, ModelError)
 
 
@@ -97,8 +97,8 @@ def mass_edit_curve(
         counts: the numbers of facts. None takes 1, 10, 100 and 1000 as far as there are records,
             and all records.
         repeats: the most edits for a count.
-        scored: the most facts that are scored for a count, spread over its edits. All facts of an
-            edit are edited in any case.
+        scored: the most facts that are scored for a count, spread over its edits and over the
+            order in which an edit's facts are edited. All facts of an edit are edited in any case.
         texts: the texts for fidelity. None takes those of ``rl.data.held_texts()`` that fit the
             model's context.
         seed: of the shuffling.
@@ -154,7 +154,7 @@ def mass_edit_curve(
         stored_as = store.name(editor, count, repeat, each, asking.texts, prepend_bos, *batch)
         found = store.get(CurveBatch, stored_as)
         if found is None:
-            found = _edited(model, editor, batch, batch[:each], asking, repeat)
+            found = _edited(model, editor, batch, _spread(batch, each), asking, repeat)
             store.add(stored_as, found)
         batches.append(found)
     return MassCurve(editors=tuple(by_name), counts=chosen, batches=tuple(batches))
@@ -166,6 +166,16 @@ def _cases(records: object) -> list[Record]:
     if twice := sorted({each for each in ids if ids.count(each) > 1}):
         raise ArgumentError(f"Several records have the id {', '.join(twice)}: give each its own.")
     return cases
+
+
+def _spread(batch: Sequence[Record], most: int) -> list[Record]:
+    """At most so many records of a batch, evenly spread over it.
+
+    The first ones alone would be those that an editor in sequence has edited first, and so those
+    that it has had most time to spoil.
+    """
+    number = min(most, len(batch))
+    return [batch[i * len(batch) // number] for i in range(number)]
 
 
 def _counts(counts: Iterable[int] | None, available: int) -> tuple[int, ...]:

@@ -98,22 +98,40 @@ class MassCurve(Stored):
             raise UnknownNameError(
                 f"There is no measure {measure!r}, there are {', '.join(MEASURES)}."
             )
-        evaluations = [each for batch in batches for each in batch.evaluations]
         if measure in SCORES:
+            evaluations = [each for batch in batches for each in batch.evaluations]
             return getattr(Scores.of(evaluations), measure) if evaluations else None
-        if measure == FIDELITY:
-            per_text = [list(enumerate(batch.fidelity.tolist())) for batch in batches]
-            pairs = [(str(i), value) for each in per_text for i, value in each]
-        else:
-            name = {OWN: "exact", PARAPHRASES: "paraphrases", ESSENCE: "essence"}[measure]
-            values = [value for batch in batches for value in getattr(batch, name).tolist()]
-            relations = [each.relation or str(each.case_id) for each in evaluations]
-            pairs = list(zip(relations, values, strict=True))
-        known = [(cluster, value) for cluster, value in pairs if not math.isnan(value)]
+        known = list(_values(batches, measure).values())
         if not known:
             return None
         clusters, numbers = zip(*known, strict=True)
         return (share if measure in _SHARES else average)(list(numbers), list(clusters))
+
+    def difference(self, editor: str, count: int, measure: str, *, minus: str) -> Average | None:
+        """The mean of an editor's measure minus another editor's for the same facts in the same
+        batches, clustered like :meth:`mean`. For ``"S"``, it is that of the facts' own S.
+
+        Facts that only one of the two could edit are left out. None if no fact is left.
+
+        Raises:
+            UnknownNameError: there is no such editor or measure.
+            ArgumentError: there is no such count.
+        """
+        own, other = (self.of(name, count) for name in (editor, minus))
+        if measure not in MEASURES:
+            raise UnknownNameError(
+                f"There is no measure {measure!r}, there are {', '.join(MEASURES)}."
+            )
+        values, subtracted = _values(own, measure), _values(other, measure)
+        pairs = [
+            (cluster, value - subtracted[key][1])
+            for key, (cluster, value) in values.items()
+            if key in subtracted
+        ]
+        if not pairs:
+            return None
+        clusters, numbers = zip(*pairs, strict=True)
+        return average(list(numbers), list(clusters))
 
     def failed(self, editor: str, count: int) -> list[str]:
         """The errors of the edits that could not be made or scored."""
@@ -167,3 +185,31 @@ class MassCurve(Stored):
             "seconds per fact": "-" if seconds is None else f"{seconds:.2f}",
             "peak GB": "-" if peak is None else f"{peak / 1e9:.2f}",
         }
+
+
+_Values = dict[tuple[int, str], tuple[str, float]]
+"""By batch and fact (or text): the cluster and the value."""
+
+
+def _values(batches: Sequence[CurveBatch], measure: str) -> _Values:
+    """A measure of every fact, or of every text for fidelity, that has it."""
+    found: _Values = {}
+    for batch in batches:
+        if measure == FIDELITY:
+            places = [(str(i), str(i)) for i in range(len(batch.fidelity))]
+            values = batch.fidelity.tolist()
+        else:
+            places = [(str(e.case_id), e.relation or str(e.case_id)) for e in batch.evaluations]
+            values = _of_facts(batch, measure)
+        for (place, cluster), value in zip(places, values, strict=True):
+            if value is not None and not math.isnan(value):
+                found[batch.repeat, place] = cluster, value
+    return found
+
+
+def _of_facts(batch: CurveBatch, measure: str) -> list[float | None]:
+    if measure in SCORES:
+        return [getattr(each, measure) for each in batch.evaluations]
+    name = {OWN: "exact", PARAPHRASES: "paraphrases", ESSENCE: "essence"}[measure]
+    values: list[float | None] = getattr(batch, name).tolist()
+    return values

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rome_lens as rl
+from rome_lens.checks.mass_curve import _spread
 from rome_lens.checks.mass_curve_result import FIDELITY, MEASURES, OWN
 from rome_lens.editing.sequences import one_matrix_per_layer
 from rome_lens.errors import ArgumentError, UnknownNameError
@@ -123,6 +124,32 @@ def test_means_and_tables_hold_every_measure(curve: rl.MassCurve) -> None:
         curve.mean("MEMIT", 1, "XS")
     with pytest.raises(ArgumentError, match=r"count is 2, expected one of \[1, 3\]"):
         curve.mean("MEMIT", 2, "ES")
+
+
+def test_two_editors_are_compared_on_the_same_facts_and_texts(curve: rl.MassCurve) -> None:
+    for measure in MEASURES:
+        found = curve.difference("MEMIT", 3, measure, minus="ROME")
+        assert found.count == 4  # two edits, each with two facts that are scored and two texts
+        same = curve.difference("MEMIT", 3, measure, minus="MEMIT")
+        assert (same.mean, same.count) == (0.0, 4)
+    essence = [curve.mean(name, 3, "essence").mean for name in ("MEMIT", "ROME")]
+    found = curve.difference("MEMIT", 3, "essence", minus="ROME")
+    assert found.mean == pytest.approx(essence[0] - essence[1])
+    none = dict.fromkeys(
+        ("exact", "paraphrases", "essence", "fidelity"), torch.zeros(0, dtype=torch.float64)
+    )
+    one: Any = replace(curve.of("ROME", 3)[0], evaluations=(), error="diverged", **none)
+    failed = replace(curve, batches=(one, curve.of("ROME", 3)[1], *curve.of("MEMIT", 3)))
+    assert failed.difference("MEMIT", 3, "ES", minus="ROME").count == 2
+    with pytest.raises(UnknownNameError, match="There is no measure 'XS'"):
+        curve.difference("MEMIT", 1, "XS", minus="ROME")
+
+
+def test_the_scored_facts_are_spread_over_the_order_of_editing(
+    people: list[rl.data.Record],
+) -> None:
+    assert _spread(people, 3) == people[::2]
+    assert _spread(people, 50) == people
 
 
 def test_a_text_that_names_an_edited_subject_is_left_out(
