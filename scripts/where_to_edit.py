@@ -1,7 +1,8 @@
 """Does tracing tell where to edit? Edits without an early stop, at every layer and two positions.
 
     python scripts/where_to_edit.py [--model gemma-3-270m] [--half report] [--layers 0 2 4]
-        [--directory runs/where] [--device cpu] [--edit-only]
+        [--directory runs/where] [--device cpu] [--edit-only] [--out where.parquet]
+    python scripts/where_to_edit.py --published docs/results/where-gemma-3-270m.parquet
 
 Each fact is traced (MLP outputs of five layers are restored) and edited at every layer, once at the
 subject's last token and once at the subject's token with the largest traced effect. The edits are
@@ -13,7 +14,8 @@ Prints how much the layer explains, how much the traced effect adds to it, what 
 add, how strong an effect would have been found in four of five such samples (power), and the paired
 difference between the two positions. Intervals are clustered by relation. Finished layers are kept
 in the directory, and `--edit-only` makes them without the tables, so several runs may share the
-layers out.
+layers out. `--out` writes one row for each fact, layer and position, and `--published` prints the
+tables of such a file.
 """
 
 import argparse
@@ -41,6 +43,7 @@ PLACES = ("last token", "traced token")
 HALF = math.log(2.0)
 AT_ONCE = 16
 POWER = (0.002, 0.005, 0.01, 0.02, 0.05)
+SHUFFLES = 2000
 Matrix = Float[np.ndarray, "fact layer"]
 
 
@@ -158,60 +161,84 @@ def line(place: str, found: VarianceExplained, least: str) -> dict[str, str]:
     }
 
 
-def matrix(frame: pd.DataFrame, place: str, outcome: str) -> Matrix:
-    """An outcome by fact and layer."""
+def matrix(frame: pd.DataFrame, place: str, number: str) -> Matrix:
+    """A number by fact and layer."""
     own = frame[frame["place"] == place]
-    return own.pivot(index="fact", columns="layer", values=outcome).to_numpy(dtype=np.float64)
+    return own.pivot(index="record", columns="layer", values=number).to_numpy(dtype=np.float64)
 
 
-def compared(
-    frame: pd.DataFrame, lookups: Sequence[int], relations: Sequence[str]
-) -> list[dict[str, str]]:
+def compared(frame: pd.DataFrame, facts: pd.DataFrame) -> list[dict[str, str]]:
     """For the facts traced to another token: its outcomes minus those at the last token."""
-    moved = [i for i, lookup in enumerate(lookups) if lookup != -1]
-    clusters = [relations[i] for i in moved]
+    moved = (facts["lookup"] != -1).to_numpy()
+    clusters = facts["relation"][moved].tolist()
     lines = []
     for outcome in OUTCOMES:
-        at = {place: matrix(frame, place, outcome)[moved] for place in PLACES}
-        lower = outcome in EFFORT
-        choose: Callable[[Matrix], Matrix] = (lambda m: m.min(1)) if lower else (lambda m: m.max(1))
-        best = [choose(at[place]) for place in reversed(PLACES)]
-        mean = [at[place].mean(1) for place in reversed(PLACES)]
+        traced, last = (matrix(frame, place, outcome)[moved] for place in reversed(PLACES))
+        choose: Callable[[Matrix], Matrix] = (
+            (lambda m: m.min(1)) if outcome in EFFORT else (lambda m: m.max(1))
+        )
+        mean = (traced - last).mean(1)
+        best = choose(traced) - choose(last)
         lines.append(
             {
                 "outcome": outcome,
-                "mean over layers": str(average((mean[0] - mean[1]).tolist(), clusters)),
-                "at each fact's best layer": str(average((best[0] - best[1]).tolist(), clusters)),
-                "facts": str(len(moved)),
+                "mean over layers": str(average(mean.tolist(), clusters)),
+                "at each fact's best layer": str(average(best.tolist(), clusters)),
+                "facts": str(int(moved.sum())),
             }
         )
     return lines
 
 
-def report(
-    frame: pd.DataFrame,
-    by_place: dict[str, Matrix],
-    lookups: Sequence[int],
-    records: Sequence[rl.data.Record],
-) -> None:
-    """Print the tables."""
-    relations = [str(record.relation) for record in records]
+def report(frame: pd.DataFrame) -> None:
+    """Print the tables of a frame with a row for each fact, layer and position."""
+    facts = frame.groupby("record")[["relation", "lookup"]].first()  # in the order of `matrix`
+    layers = frame["layer"].nunique()
+    print(f"{len(facts)} facts, {layers} layers, edits at {', '.join(PLACES)}\n")
     lines = []
     for place in PLACES:
         for outcome in OUTCOMES:
-            success, effect = matrix(frame, place, outcome), by_place[place]
-            found = explain_variance(effect, success, measure=outcome, relations=relations)
+            success, effect = matrix(frame, place, outcome), matrix(frame, place, "effect")
+            found = explain_variance(
+                effect,
+                success,
+                measure=outcome,
+                relations=facts["relation"].tolist(),
+                shuffles=SHUFFLES,
+            )
             asked = ~np.isnan(success).any(1)
             least = least_found(effect[asked], success[asked])
             lines.append(line(place, found, least))
             print(f"{place}, {outcome}: {found.reading}")
     print(f"\n{markdown(pd.DataFrame(lines).set_index('edited at'))}\n")
-    counts = pd.Series(lookups).value_counts().to_dict()
+    counts = facts["lookup"].value_counts().to_dict()
     print(f"Facts by traced token, counted back from the subject's last: {counts}\n")
-    if any(lookup != -1 for lookup in lookups):
-        print(markdown(pd.DataFrame(compared(frame, lookups, relations)).set_index("outcome")))
+    if (facts["lookup"] != -1).any():
+        print(markdown(pd.DataFrame(compared(frame, facts)).set_index("outcome")))
     means = frame.groupby(["place", "layer"])[list(OUTCOMES)].mean().round(3)
     print(f"\n{markdown(means.reset_index().astype(str).set_index('place'))}")
+
+
+def joined(
+    parts: Sequence[pd.DataFrame],
+    by_place: dict[str, Matrix],
+    lookups: Sequence[int],
+    records: Sequence[rl.data.Record],
+) -> pd.DataFrame:
+    """All layers' rows, with each fact's record, relation and lookup, and the traced effect there.
+
+    The effect is that of the position that was edited, also where that could only be the last one.
+    """
+    frame = pd.concat(parts, ignore_index=True)
+    number = frame.pop("fact")
+    frame["record"] = [str(records[i].id) for i in number]
+    frame["relation"] = [str(records[i].relation) for i in number]
+    frame["lookup"] = [lookups[i] for i in number]
+    frame["effect"] = [
+        by_place[place if lookups[i] != -1 else "last token"][i, layer]
+        for i, layer, place in zip(number, frame["layer"], frame["place"], strict=True)
+    ]
+    return frame
 
 
 def main() -> None:
@@ -229,7 +256,12 @@ def main() -> None:
         "--noise-level", type=float, help="as in an earlier run that is continued on another device"
     )
     parser.add_argument("--edit-only", action="store_true", help="print no tables")
+    parser.add_argument("--out", type=Path, help="the parquet file to write")
+    parser.add_argument("--published", type=Path, help="print the tables of a file, and stop")
     args = parser.parse_args()
+    if args.published is not None:
+        report(pd.read_parquet(args.published))
+        return
     model, preset = rl.load_model(args.model, device=args.device), rl.preset(args.model)
     records = rl.data.records(known_by=args.model, half=None if args.half == "all" else args.half)[
         :: args.every
@@ -277,11 +309,13 @@ def main() -> None:
         part = files[layer].with_suffix(".part")
         frame.to_parquet(part)
         part.rename(files[layer])
-    if not args.edit_only:
-        by_place = {place: its[:, layers] for place, its in by_place.items()}
-        frame = pd.concat([pd.read_parquet(files[layer]) for layer in layers])
-        print(f"{args.model}, {len(records)} facts, {len(layers)} layers\n")
-        report(frame, by_place, lookups, records)
+    if args.edit_only:
+        return
+    frame = joined([pd.read_parquet(files[i]) for i in layers], by_place, lookups, records)
+    if args.out is not None:
+        frame.to_parquet(args.out, compression="zstd")
+    print(f"{args.model}: ", end="")
+    report(frame)
 
 
 if __name__ == "__main__":
