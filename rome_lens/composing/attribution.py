@@ -9,7 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.composing.runs import AnswerTokens, answer_tokens, hooks_of, states
+from rome_lens.composing.runs import (
+    AnswerTokens,
+    answer_tokens,
+    edited_layers,
+    hooks_of,
+    states,
+)
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.forward.runs import agreement
@@ -106,12 +112,12 @@ def direct_logit_attribution(
     return LogitAttribution(
         fact=asked.fact,
         components=("embed", *(f"{i} {part}" for i in layers for part in ("attn", "mlp"))),
-        answers=tuple(model.tokenizer.decode([token]) for token in (asked.true, asked.new)),
+        answers=asked.answers,
         before=before,
         after=after,
         total_before=total_before,
         total_after=total_after,
-        edited_layers=tuple(sorted({part.layer for part in getattr(edit, "parts", ())})),
+        edited_layers=edited_layers(edit),
         model_name=name_of(model),
     )
 

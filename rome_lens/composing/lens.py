@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.composing.runs import AnswerTokens, answer_tokens, hooks_of, states
+from rome_lens.composing.runs import (
+    AnswerTokens,
+    answer_tokens,
+    edited_layers,
+    hooks_of,
+    states,
+)
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.forward.readout import logits_of_rows
@@ -114,12 +120,12 @@ def logit_lens(
     return LogitLens(
         fact=asked.fact,
         states=("embed", *map(str, range(model.cfg.n_layers))),
-        answers=tuple(model.tokenizer.decode([token]) for token in (asked.true, asked.new)),
+        answers=asked.answers,
         before=before,
         after=after,
         top_before=top_before,
         top_after=top_after,
-        edited_layers=tuple(sorted({part.layer for part in getattr(edit, "parts", ())})),
+        edited_layers=edited_layers(edit),
         model_name=name_of(model),
     )
 

@@ -33,6 +33,8 @@ class AnswerTokens:
     """The first token of the true answer that the new one does not share."""
     new: int
     """The same of the new answer."""
+    answers: tuple[str, str]
+    """The text of these two tokens."""
 
 
 def answer_tokens(
@@ -62,13 +64,20 @@ def answer_tokens(
             "begin with those of the other. Compare answers that differ in a token."
         )
     ids = (*encoded.tokens.tolist(), *encoded.answer[:place])
+    true, new = encoded.answer[place], encoded.new_answer[place]
     return AnswerTokens(
         fact=asked,
         ids=ids,
         labels=tuple(token_labels(model, ids)),
-        true=encoded.answer[place],
-        new=encoded.new_answer[place],
+        true=true,
+        new=new,
+        answers=(model.tokenizer.decode([true]), model.tokenizer.decode([new])),
     )
+
+
+def edited_layers(edit: Any) -> tuple[int, ...]:
+    """The layers that an edit changes, as far as it says."""
+    return tuple(sorted({part.layer for part in getattr(edit, "parts", ())}))
 
 
 def hooks_of(model: LensModel, edit: Any) -> Sequence[Hook]:

@@ -4,6 +4,7 @@ Each config holds a :class:`RomeConfig` for the optimisation of the values, whic
 all of them. ``value.ridge`` is added to ``C`` where a method inverts it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,3 +116,11 @@ class AlphaEditConfig(MassConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_numbers("threshold", "l2", above_zero=True)
+
+
+CONFIGS: Mapping[Method, type[MassConfig]] = {
+    "MEMIT": MemitConfig,
+    "EMMET": EmmetConfig,
+    "AlphaEdit": AlphaEditConfig,
+}
+"""The class of each method's config."""

@@ -5,13 +5,7 @@ from dataclasses import dataclass, replace
 
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_fact, as_facts
-from rome_lens.editing.mass_config import (
-    AlphaEditConfig,
-    EmmetConfig,
-    MassConfig,
-    MemitConfig,
-    Method,
-)
+from rome_lens.editing.mass_config import CONFIGS, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_editing import Plan
 from rome_lens.editing.mass_facts import plan_of, write_each, write_facts
@@ -21,11 +15,7 @@ from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
-_METHODS: Mapping[type[MassConfig], Method] = {
-    MemitConfig: "MEMIT",
-    EmmetConfig: "EMMET",
-    AlphaEditConfig: "AlphaEdit",
-}
+_METHODS = {kind: method for method, kind in CONFIGS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +113,5 @@ class MassEditor:
             statistics=self.statistics,
             contexts=self.contexts,
             config=self.config,
-            kind=type(self.config),
             prepend_bos=self.prepend_bos,
         )

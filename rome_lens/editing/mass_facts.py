@@ -12,7 +12,7 @@ from rome_lens.arguments import templates, whole_number, whole_numbers
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import as_facts
 from rome_lens.editing.contexts import random_contexts
-from rome_lens.editing.mass_config import MassConfig, Method
+from rome_lens.editing.mass_config import CONFIGS, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_editing import Plan, Written, added, mass_edit, write_batch
 from rome_lens.editing.mass_solvers import solver_of
@@ -40,20 +40,16 @@ def plan_of(
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None,
     contexts: Iterable[str] | None,
     config: MassConfig,
-    kind: type[MassConfig],
     prepend_bos: bool | None,
 ) -> Plan:
     """How a method writes facts into a model, with all arguments but the facts checked.
 
-    Args:
-        kind: the class that the config must have.
-
     Raises:
         ArgumentError, StatisticsError, ModelError: as for :func:`rome_lens.memit`.
     """
-    if not isinstance(config, kind):
+    if not isinstance(config, CONFIGS[method]):
         raise ArgumentError(
-            f"config is {config!r}, expected a config of {method}, {kind.__name__}()."
+            f"config is {config!r}, expected a config of {method}, {CONFIGS[method].__name__}()."
         )
     chosen = checked_layers(model, layers)
     by_layer = {layer: _statistics_at(model, statistics, layer) for layer in chosen}

@@ -100,7 +100,6 @@ def memit(
         statistics=statistics,
         contexts=contexts,
         config=config,
-        kind=MemitConfig,
         prepend_bos=prepend_bos,
     )
     return write_facts(model, facts, plan, batch_size=batch_size)
@@ -165,7 +164,6 @@ def emmet(
         statistics=statistics,
         contexts=contexts,
         config=config,
-        kind=EmmetConfig,
         prepend_bos=prepend_bos,
     )
     return write_facts(model, facts, plan, batch_size=batch_size)
@@ -237,7 +235,6 @@ def alphaedit(
         statistics=statistics,
         contexts=contexts,
         config=config,
-        kind=AlphaEditConfig,
         prepend_bos=prepend_bos,
     )
     return write_facts(model, facts, plan, batch_size=batch_size, earlier=earlier)
