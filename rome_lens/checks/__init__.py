@@ -14,7 +14,7 @@ asked in one batch, without and with the edit. Each check then reads the answers
 * ``comparison.py``: editors side by side on the same facts.
 * ``mass_curve.py``, ``mass_curve_result.py``: edits of more and more facts at once.
 * ``check.py``: what a check is, and how checks are run.
-* ``asking.py``: asks the model.
+* ``asking.py``: asks the model. ``writing.py``: has it write texts.
 * ``answered.py``, ``result.py``: what a check reads, and what it returns.
 """
 

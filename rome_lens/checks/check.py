@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rome_lens.checks.answered import Answers, PromptAnswer
-from rome_lens.checks.asking import (
-    Continuations,
-    UneditedTexts,
-    before_and_after,
-    continuations,
-)
+from rome_lens.checks.asking import before_and_after
 from rome_lens.checks.result import CheckResult, Measure, not_asked
+from rome_lens.checks.writing import Continuations, UneditedTexts, continuations
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_record, with_new_target
 from rome_lens.errors import ArgumentError
@@ -76,7 +72,7 @@ def run_checks(
 ) -> list[CheckResult]:
     """The result of every check. The questions of all checks are asked together.
 
-    ``unedited`` holds texts of this model, see :func:`rome_lens.checks.asking.continuations`.
+    ``unedited`` holds texts of this model, see :func:`rome_lens.checks.writing.continuations`.
 
     Raises:
         ArgumentError: the edit is not an edit, or the record is not a record; the record is about

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.limits import Limits, LimitsSettings
 from rome_lens.checks.limits_comparison import LimitsComparison
 from rome_lens.checks.many_facts import limits_or_errors
+from rome_lens.checks.writing import UneditedTexts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.errors import ArgumentError

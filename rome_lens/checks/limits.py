@@ -9,7 +9,6 @@ import pandas as pd
 from rome_lens.arguments import several, whole_number
 from rome_lens.arguments import texts as several_texts
 from rome_lens.checks.answered import text_question
-from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.check import Check, checked_record, run_checks_of_each
 from rome_lens.checks.claims import localisation
 from rome_lens.checks.claims.association import Association, Description
@@ -28,6 +27,7 @@ from rome_lens.checks.result import (
     matching_name,
     not_asked,
 )
+from rome_lens.checks.writing import UneditedTexts
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record

@@ -7,10 +7,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rome_lens.checks.asking import UneditedTexts
 from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
 from rome_lens.checks.limits import Limits, LimitsSettings, limits_of_each
+from rome_lens.checks.writing import UneditedTexts
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.editors import edits_or_errors

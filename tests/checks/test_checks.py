@@ -15,11 +15,12 @@ from fixtures_for_tests import with_few_prompts
 import rome_lens as rl
 from rome_lens.checks import CheckResult
 from rome_lens.checks.answered import Answered
-from rome_lens.checks.asking import Continuations, before_and_after, continuations
+from rome_lens.checks.asking import before_and_after
 from rome_lens.checks.claims.essence import random_direction
 from rome_lens.checks.claims.overfit_numbers import share_naming
 from rome_lens.checks.claims.spill import holds_last_word
 from rome_lens.checks.limits import Limits
+from rome_lens.checks.writing import Continuations, continuations
 
 TEXTS = ["Simon Calloway lives in the city of Pralec.", "Yusuf Brandt lives in the city of Karsun."]
 # Every process that runs one of these tests makes this module's fixtures, which take seconds.

@@ -10,9 +10,9 @@ from rome_lens import data
 from rome_lens.arguments import several, whole_number
 from rome_lens.arguments import texts as several_texts
 from rome_lens.checks.answered import Answers, PromptAnswer, text_question, text_row
-from rome_lens.checks.asking import Continuations
 from rome_lens.checks.check import Check, checked_record, run_check
 from rome_lens.checks.result import CheckResult, CheckRow, Measure, make_measures
+from rome_lens.checks.writing import Continuations
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Record, names_subject, without_article

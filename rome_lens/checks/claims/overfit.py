@@ -16,7 +16,6 @@ from typing import Any
 
 from rome_lens.arguments import whole_number
 from rome_lens.checks.answered import Answers, PromptAnswer, prompt_row
-from rome_lens.checks.asking import Continuations
 from rome_lens.checks.check import Check, new_target, run_check
 from rome_lens.checks.claims.overfit_numbers import (
     Sides,
@@ -31,6 +30,7 @@ from rome_lens.checks.claims.overfit_numbers import (
     written_rows,
 )
 from rome_lens.checks.result import KNOWN, CheckResult, make_measures
+from rome_lens.checks.writing import Continuations
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
 from rome_lens.editing.reference_edits import is_null_edit
