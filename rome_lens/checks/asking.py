@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,22 @@ from rome_lens.forward.runs import finite_logits
 from rome_lens.forward.tokens import begins_with_bos, continuation, shared_length, token_labels
 from rome_lens.models.lens import LensModel, starts_with_bos
 
+_Job: TypeAlias = tuple[int, str, str]
+"""The number of an edit (0 is the model as it stands), the prompt as asked under it, the answer."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    log_p: float
+    rank: int
+    written: bool
+    tokens: int
+    next_token: Float[Tensor, " d_vocab"]
+
+
+UneditedAnswers: TypeAlias = dict[_Job, _Read]
+"""One model's answers without an edit. They hold the whole vocabulary for each prompt."""
+
 
 def before_and_after(
     model: LensModel,
@@ -24,14 +40,16 @@ def before_and_after(
     *,
     firing_of: Any = None,
     rivals: Mapping[str, str] | None = None,
+    unedited: UneditedAnswers | None = None,
     prepend_bos: bool | None = None,
 ) -> list[AnsweredQuestions]:
     """For each edit, the answers to its questions without and with that edit.
 
-    Everything is asked in one batch. The weights stay untouched. Hooks that the caller has on
-    stay on and are part of "before" as well as "after". They must not depend on a row's number, on
-    the batch size, or on positions counted from the end, because rows are padded on the right and
-    shared by questions that begin alike.
+    Everything is asked in two batches: one without an edit, and one under all edits. So an answer
+    without an edit is the same number whichever edits are asked. The weights stay untouched. Hooks
+    that the caller has on stay on and are part of "before" as well as "after". They must not depend
+    on a row's number, on the batch size, or on positions counted from the end, because rows are
+    padded on the right and shared by questions that begin alike.
 
     Args:
         asked: pairs of an edit and its questions. An edit may come more than once, and equal
@@ -40,6 +58,7 @@ def before_and_after(
             edited layer.
         rivals: by answer, the answer that it competes with, such as the new target with the true
             one. Ranks are those of the first token in which the two differ.
+        unedited: answers of this model without an edit, with the same rivals. New ones are added.
 
     Raises:
         FactError: a prompt or an answer is empty or ends in white space.
@@ -52,7 +71,11 @@ def before_and_after(
         for (edit, its), number in zip(asked, numbered.numbers, strict=True)
     ]
     distinct = {_job_key(job): job for its in jobs for pair in its for job in pair}
-    reads = _read_jobs(model, numbered, list(distinct.values()), rivals or {}, prepend_bos)
+    unedited = {} if unedited is None else unedited
+    plain = [job for key, job in distinct.items() if key[0] == 0 and key not in unedited]
+    unedited |= _read_jobs(model, numbered, plain, rivals or {}, prepend_bos)
+    edited = [job for key, job in distinct.items() if key[0] != 0]
+    reads = unedited | _read_jobs(model, numbered, edited, rivals or {}, prepend_bos)
     prompts = dict.fromkeys(prompt for edit, its in asked if edit is firing_of for prompt, _ in its)
     firing = _strongest_firings(model, firing_of, list(prompts), prepend_bos)
     return [
@@ -84,22 +107,9 @@ def strongest_firing(firing: EditFiring, *, start: int = 0) -> tuple[float, str]
     return float(firing.values[place]), firing.labels[place]
 
 
-_Job = tuple[int, str, str]
-"""The number of an edit (0 is the model as it stands), the prompt as asked under it, the answer."""
-
-
 def _job_key(job: _Job) -> _Job:
     number, prompt, answer = job
     return (number, *question_key((prompt, answer)))
-
-
-@dataclass(frozen=True)
-class _Read:
-    log_p: float
-    rank: int
-    written: bool
-    tokens: int
-    next_token: Float[Tensor, " d_vocab"]
 
 
 def _read_jobs(

@@ -8,11 +8,11 @@ written down by hand.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from rome_lens.checks.answered import Answers, PromptAnswer
-from rome_lens.checks.asking import before_and_after
+from rome_lens.checks.asking import UneditedAnswers, before_and_after
 from rome_lens.checks.result import CheckResult, Measure, not_asked
 from rome_lens.checks.writing import Continuations, UneditedTexts, continuations
 from rome_lens.data.facts import Fact
@@ -61,18 +61,31 @@ class Check(ABC):
         return []
 
 
+@dataclass
+class Unedited:
+    """What one model writes and answers without an edit, for edits that are asked the same."""
+
+    texts: UneditedTexts = field(default_factory=dict)
+    """Its texts."""
+    _record: Record | None = None
+    _answers: UneditedAnswers = field(default_factory=dict)
+
+    def answers(self, record: Record) -> UneditedAnswers:
+        """Its answers to questions about a record. Those about the record before are forgotten."""
+        if record != self._record:
+            self._record, self._answers = record, {}
+        return self._answers
+
+
 def run_checks(
     checks: Sequence[Check],
     model: LensModel,
     edit: Any,
     record: Fact | Record,
     *,
-    unedited: UneditedTexts | None = None,
     prepend_bos: bool | None = None,
 ) -> list[CheckResult]:
     """The result of every check. The questions of all checks are asked together.
-
-    ``unedited`` holds texts of this model, see :func:`rome_lens.checks.writing.continuations`.
 
     Raises:
         ArgumentError: the edit is not an edit, or the record is not a record; the record is about
@@ -81,14 +94,14 @@ def run_checks(
         ModelError: as for :func:`rome_lens.checks.asking.before_and_after`.
     """
     job = (checks, edit, record)
-    return next(run_checks_of_each(model, [job], unedited=unedited, prepend_bos=prepend_bos))
+    return next(run_checks_of_each(model, [job], prepend_bos=prepend_bos))
 
 
 def run_checks_of_each(
     model: LensModel,
     jobs: Sequence[tuple[Sequence[Check], Any, Fact | Record]],
     *,
-    unedited: UneditedTexts | None = None,
+    unedited: Unedited | None = None,
     prepend_bos: bool | None = None,
 ) -> Iterator[list[CheckResult]]:
     """What :func:`run_checks` returns for each of several edits.
@@ -98,20 +111,23 @@ def run_checks_of_each(
 
     Args:
         jobs: the checks, the edit and the record, for each edit.
+        unedited: what this model is known to write and answer, with the same ``prepend_bos``. What
+            is new is added.
     """
+    unedited = Unedited() if unedited is None else unedited
     cases = [_Case.of(*job) for job in jobs]
     NumberedEdits(model, [edit for case in cases for its in case.edits for edit in its])  # checks
     texts = iter(
         continuations(
             model,
             [(case.edit, wanted) for case in cases for wanted in case.texts if wanted is not None],
-            unedited=unedited,
+            unedited=unedited.texts,
             prepend_bos=prepend_bos,
         )
     )
     for case in cases:
         written = [{} if wanted is None else next(texts) for wanted in case.texts]
-        yield _results(model, case, written, prepend_bos)
+        yield _results(model, case, written, unedited.answers(case.record), prepend_bos)
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,7 @@ def _results(
     model: LensModel,
     case: _Case,
     texts: Sequence[Mapping[tuple[str, bool], Sequence[str]]],
+    unedited: UneditedAnswers,
     prepend_bos: bool | None,
 ) -> list[CheckResult]:
     """The result of every check of one edit, with the texts that are written already."""
@@ -151,9 +168,15 @@ def _results(
         for its_edits, its in zip(case.edits, case.questions, strict=True)
         for each in its_edits
     ]
-    rivals = _rivals(record)
     answered = iter(
-        before_and_after(model, asked, firing_of=edit, rivals=rivals, prepend_bos=prepend_bos)
+        before_and_after(
+            model,
+            asked,
+            firing_of=edit,
+            rivals=_rivals(record),
+            unedited=unedited,
+            prepend_bos=prepend_bos,
+        )
     )
     results = []
     for check, its_edits, its_questions, its_texts in zip(

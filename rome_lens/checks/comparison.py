@@ -13,7 +13,6 @@ from rome_lens.checks.average import LimitsAverage, average_limits
 from rome_lens.checks.limits import Limits, LimitsSettings
 from rome_lens.checks.limits_comparison import LimitsComparison
 from rome_lens.checks.many_facts import limits_or_errors
-from rome_lens.checks.writing import UneditedTexts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.errors import ArgumentError
@@ -90,26 +89,18 @@ def compare_limits(
         texts=texts, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
     )
     store = Store(directory, identity="" if directory is None else model_identity(model))
+    found = limits_or_errors(
+        model, cases, by_name, store, settings, stop_at_error=False, progress=progress
+    )
     averages: dict[str, LimitsAverage] = {}
     failures: list[tuple[str, str, str]] = []
-    unedited: UneditedTexts = {}  # the same for all editors
-    for name, editor in by_name.items():
-        found = limits_or_errors(
-            model,
-            cases,
-            editor,
-            store,
-            settings,
-            unedited=unedited,
-            stop_at_error=False,
-            progress=progress,
-        )
-        limits = [each for each in found if isinstance(each, Limits)]
+    for name, its in found.items():
+        limits = [each for each in its if isinstance(each, Limits)]
         if limits:
             averages[name] = average_limits(limits)
         failures += [
             (name, number, str(each))
-            for number, each in zip(ids, found, strict=True)
+            for number, each in zip(ids, its, strict=True)
             if not isinstance(each, Limits)
         ]
     return LimitsComparison(

@@ -9,7 +9,7 @@ import pandas as pd
 from rome_lens.arguments import several, whole_number
 from rome_lens.arguments import texts as several_texts
 from rome_lens.checks.answered import text_question
-from rome_lens.checks.check import Check, checked_record, run_checks_of_each
+from rome_lens.checks.check import Check, Unedited, checked_record, run_checks_of_each
 from rome_lens.checks.claims import localisation
 from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
@@ -27,7 +27,6 @@ from rome_lens.checks.result import (
     matching_name,
     not_asked,
 )
-from rome_lens.checks.writing import UneditedTexts
 from rome_lens.data.bundled import held_texts
 from rome_lens.data.facts import Fact
 from rome_lens.data.record_type import Record
@@ -206,14 +205,14 @@ def limits_of_each(
     settings: LimitsSettings,
     *,
     others: Sequence[Any] = (),
-    unedited: UneditedTexts | None = None,
+    unedited: Unedited | None = None,
 ) -> Iterator[Limits]:
     """What :func:`check_limits` returns for each pair of an edit and its record.
 
     The texts of all edits are written in one batch, at the first step.
 
     Args:
-        unedited: texts of this model with the same ``prepend_bos``. New ones are added.
+        unedited: as for :func:`rome_lens.checks.check.run_checks_of_each`.
     """
     cases = [(edit, checked_record(edit, record)) for edit, record in edits]
     jobs = [(_checks(model, *case, settings, others), *case) for case in cases]

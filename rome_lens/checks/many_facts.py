@@ -1,16 +1,17 @@
 """The limits of the edits of many facts. Finished edits and checks are kept on disk."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
 from rome_lens.checks.average import LimitsAverage, average_limits
+from rome_lens.checks.check import Unedited
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
 from rome_lens.checks.limits import Limits, LimitsSettings, limits_of_each
-from rome_lens.checks.writing import UneditedTexts
+from rome_lens.checks.result import CheckResult
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.editors import edits_or_errors
@@ -24,6 +25,8 @@ from rome_lens.models.lens import LensModel
 from rome_lens.stores import Store
 
 _EDITS_AT_ONCE = 16
+_FAILURES = (FactError, OptimisationError)
+_Found: TypeAlias = Limits | FactError | OptimisationError
 
 
 @visits_model
@@ -86,53 +89,73 @@ def check_records(
         texts=texts, samples=samples, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
     )
     store = Store(directory, identity="" if directory is None else model_identity(model))
-    found = limits_or_errors(
-        model, cases, editor, store, settings, unedited={}, stop_at_error=True, progress=progress
-    )
+    (found,) = limits_or_errors(
+        model, cases, {"": editor}, store, settings, stop_at_error=True, progress=progress
+    ).values()
     return average_limits([each for each in found if isinstance(each, Limits)])
 
 
 def limits_or_errors(
     model: LensModel,
     cases: Sequence[Record],
-    editor: Callable[[Any, Any], Any],
+    editors: Mapping[str, Callable[[Any, Any], Any]],
     store: Store,
     settings: LimitsSettings,
     *,
-    unedited: UneditedTexts,
     stop_at_error: bool,
     progress: bool,
-) -> list[Limits | FactError | OptimisationError]:
-    """The limits of each record's edit, or why there is no edit. The store keeps each at once.
+) -> dict[str, list[_Found]]:
+    """By editor, the limits of each record's edit, or why there is no edit.
 
-    With ``stop_at_error``, the error of a fact that cannot be edited is raised instead. Facts whose
-    limits are in the store are not edited again. The edits of the other facts are the control of
-    fidelity. Texts of the unedited model are taken from ``unedited``, and new ones are added.
+    The store keeps each at once, and facts whose limits are in it are not edited again. With
+    ``stop_at_error``, the error of a fact that cannot be edited is raised instead. The edits of the
+    other facts are the control of fidelity.
+
+    A few facts are edited at a time, by all editors. Then each record is asked about under all of
+    its edits, so that what the unedited model answers is computed once.
     """
-    stored_as = [store.name(editor, *settings.stored_as(), record) for record in cases]
-    missing = [i for i, name in enumerate(stored_as) if not store.has(Limits, name)]
-    facts = [cases[i].fact for i in missing]
-    names = [store.name(editor, fact) for fact in facts]
-    made_edits = _edits(model, editor, facts, store, names, stop_at_error, progress)
-    edits = dict(zip(missing, made_edits, strict=True))
-    failed = {
-        i: each for i, each in edits.items() if isinstance(each, FactError | OptimisationError)
-    }
-    with tqdm(total=len(cases), desc="checks", disable=not progress) as bar:
-        bar.update(len(cases) - len(edits) + len(failed))
-        edited = [i for i in missing if i not in failed]
-        for first in range(0, len(edited), _EDITS_AT_ONCE):
-            some = edited[first : first + _EDITS_AT_ONCE]
-            pairs = [(edits[i], cases[i]) for i in some]
-            made = limits_of_each(model, pairs, settings, unedited=unedited)
-            for i, limits in zip(some, made, strict=True):
-                store.add(stored_as[i], limits)
-                bar.update()
-    found: list[Any] = [
-        failed.get(i) or store.get(Limits, name) for i, name in enumerate(stored_as)
-    ]
-    checked = iter(_with_other_edits([each for each in found if isinstance(each, Limits)]))
-    return [next(checked) if isinstance(each, Limits) else each for each in found]
+    unedited = Unedited()
+    found: dict[str, list[Any]] = {name: [] for name in editors}
+    total = len(cases) * len(editors)
+    with (
+        tqdm(total=total, desc="edits", disable=not progress) as edits_bar,
+        tqdm(total=total, desc="checks", disable=not progress) as checks_bar,
+    ):
+        for first in range(0, len(cases), _EDITS_AT_ONCE):
+            some = cases[first : first + _EDITS_AT_ONCE]
+            runs = {}
+            for name, editor in editors.items():
+                stored_as = [store.name(editor, *settings.stored_as(), each) for each in some]
+                missing = [i for i, own in enumerate(stored_as) if not store.has(Limits, own)]
+                facts = [some[i].fact for i in missing]
+                edits = _edits(model, editor, facts, store, stop_at_error, edits_bar)
+                edits_bar.update(len(some) - len(facts))
+                by_case = dict(zip(missing, edits, strict=True))
+                failed = {i: each for i, each in by_case.items() if isinstance(each, _FAILURES)}
+                pairs = [(edit, some[i]) for i, edit in by_case.items() if i not in failed]
+                limits = limits_of_each(model, pairs, settings, unedited=unedited)
+                runs[name] = _Run(stored_as, by_case.keys() - failed.keys(), failed, limits)
+            for i in range(len(some)):
+                for name, run in runs.items():
+                    if i in run.to_check:
+                        store.add(run.stored_as[i], next(run.limits))
+                    found[name].append(run.failed.get(i) or store.get(Limits, run.stored_as[i]))
+                    checks_bar.update()
+    return {name: _with_other_edits(its) for name, its in found.items()}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Some facts edited by one editor."""
+
+    stored_as: Sequence[str]
+    """The name in the store of each fact's limits."""
+    to_check: Set[int]
+    """The facts whose edits are still to be checked."""
+    failed: Mapping[int, FactError | OptimisationError]
+    """The facts that could not be edited."""
+    limits: Iterator[Limits]
+    """The limits of those to check, in their order."""
 
 
 def _edits(
@@ -140,44 +163,42 @@ def _edits(
     editor: Callable[[Any, Any], Any],
     facts: Sequence[Fact],
     store: Store,
-    names: Sequence[str],
     stop_at_error: bool,
-    progress: bool,
+    bar: Any,
 ) -> list[Any]:
     """The edit of each fact, from the store or newly made, or the error where there is none.
 
-    Edits are made in batches, and every batch is stored as soon as it is finished.
-
-    Only rank-one edits are kept, because not every editor's edit can be saved.
+    Where the editor makes one edit at a time, each is stored as soon as it is finished.
+    Only rank-one edits are stored, because not every editor's edit can be saved.
     """
+    names = [store.name(editor, fact) for fact in facts]
     edits: list[Any] = [store.get(RankOneEdit, name) for name in names]
-    with tqdm(total=len(facts), desc="edits", disable=not progress) as bar:
-        at_once = _EDITS_AT_ONCE if hasattr(editor, "edit_many") else 1
-        for first in range(0, len(facts), at_once):
-            batch = range(first, min(first + at_once, len(facts)))
-            missing = [i for i in batch if edits[i] is None]
-            made = edits_or_errors(model, editor, [facts[i] for i in missing])
-            for i, edit in zip(missing, made, strict=True):
-                if isinstance(edit, RankOneEdit):
-                    store.add(names[i], edit)
-                edits[i] = edit
-            for edit in made:
-                if stop_at_error and isinstance(edit, Exception):
-                    raise edit  # once the others are kept
-            bar.update(len(batch))
+    at_once = len(facts) if hasattr(editor, "edit_many") else 1
+    for first in range(0, len(facts), max(1, at_once)):
+        batch = range(first, min(first + at_once, len(facts)))
+        missing = [i for i in batch if edits[i] is None]
+        made = edits_or_errors(model, editor, [facts[i] for i in missing])
+        for i, edit in zip(missing, made, strict=True):
+            if isinstance(edit, RankOneEdit):
+                store.add(names[i], edit)
+            edits[i] = edit
+        for edit in made:
+            if stop_at_error and isinstance(edit, Exception):
+                raise edit  # once the others are kept
+        bar.update(len(batch))
     return edits
 
 
-def _with_other_edits(limits: Sequence[Limits]) -> list[Limits]:
+def _with_other_edits(found: Sequence[_Found]) -> list[_Found]:
     """Every fact's limits, with the other facts' edits as the control of fidelity."""
-    fidelities = iter(with_each_other_as_control([each[Fidelity.name] for each in limits]))
+    limits = [each for each in found if isinstance(each, Limits)]
+    controlled = iter(with_each_other_as_control([each[Fidelity.name] for each in limits]))
     return [
-        replace(
-            each,
-            results=tuple(
-                next(fidelities) if result.name == Fidelity.name else result
-                for result in each.results
-            ),
-        )
-        for each in limits
+        _with_fidelity(each, next(controlled)) if isinstance(each, Limits) else each
+        for each in found
     ]
+
+
+def _with_fidelity(limits: Limits, fidelity: CheckResult) -> Limits:
+    results = [fidelity if each.name == Fidelity.name else each for each in limits.results]
+    return replace(limits, results=tuple(results))

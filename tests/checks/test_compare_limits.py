@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import rome_lens as rl
-from rome_lens.checks import CheckResult, CheckRow, LimitsComparison, Measure
+from rome_lens.checks import CheckResult, CheckRow, LimitsComparison, Measure, asking
 from rome_lens.data.facts import FactError
 from rome_lens.editing import presets
 from rome_lens.errors import ArgumentError, UnknownNameError
@@ -192,6 +192,32 @@ def test_a_table_by_fact_gives_the_same_means_again(
         rl.checks.average_by_fact(frame, minus="third")
     with pytest.raises(rl.RomeLensError, match="no column 'share'"):
         rl.checks.average_by_fact(frame.drop(columns="share"))
+
+
+def test_the_unedited_model_answers_once_for_all_editors(
+    one_toy: Any,
+    records: list[rl.data.Record],
+    toy_statistics: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
+    editors = [rome, dataclasses.replace(rome, variant="r-rome", name="r-ROME")]
+    plain = {"together": 0, "alone": 0}
+    case = "together"
+    read = asking.read_answers
+
+    def counting(model: Any, questions: Any, *arguments: Any, marks: Any, **options: Any) -> Any:
+        plain[case] += sum(mark == 0 for mark in marks)
+        return read(model, questions, *arguments, marks=marks, **options)
+
+    monkeypatch.setattr(asking, "read_answers", counting)
+    together = rl.compare_limits(one_toy, records, editors, **QUICK)
+    case = "alone"
+    alone = [rl.check_records(one_toy, records, editor, **QUICK) for editor in editors]
+    assert 0 < 2 * plain["together"] == plain["alone"]
+    for editor, its in zip(editors, alone, strict=True):
+        for found, own in zip(together[editor.name].limits, its.limits, strict=True):
+            assert list(found.to_frame()["before"]) == list(own.to_frame()["before"])  # to the bit
 
 
 def test_the_unedited_model_writes_its_texts_once_for_all_editors(
