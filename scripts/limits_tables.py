@@ -1,14 +1,17 @@
-"""Write the tables of docs/limits.md from the published numbers (rl.data.published_limits).
+"""Write the tables of two pages from the published numbers (rl.data.published_limits).
 
     python scripts/limits_tables.py [--check]
 
-Each table stands between `<!-- table: NAME MODEL -->` and `<!-- end -->`. With `--check`, nothing
-is written, and the exit status says whether the tables in the file are those of the numbers.
+The pages are docs/limits.md and docs/later-editors.md. Each table stands between
+`<!-- table: NAME MODEL -->` and `<!-- end -->`. With `--check`, nothing is written, and the exit
+status says whether the tables in the files are those of the numbers.
 """
 
 import argparse
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +21,6 @@ from rome_lens.data import published_limits
 from rome_lens.evaluation.scores import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "limits.md"
 TABLE = re.compile(r"(<!-- table: (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 EDITORS = (
     "preset",
@@ -102,46 +104,141 @@ TABLES: dict[str, Columns] = {
 }
 
 
-def table(frame: pd.DataFrame, name: str) -> str:
+LATER = (
+    "preset",
+    "MEMIT",
+    "EMMET",
+    "AlphaEdit",
+    "original",
+    "MEMIT unstopped",
+    "AlphaEdit unstopped",
+    "in context",
+)
+LATER_TABLES: dict[str, Columns] = {
+    "generalisation": TABLES["generalisation"],
+    "direction": TABLES["direction"],
+    "association": {
+        head: TABLES["association"][head]
+        for head in (
+            "alias",
+            "subject with the same answer",
+            "invented name",
+            "alias minus same answer",
+            "alias, identified",
+        )
+    },
+    "description": {
+        head: TABLES["description"][head]
+        for head in ("description", "of a subject with the same answer", "minus same answer")
+    },
+    "asked": TABLES["asked"],
+    "loud": TABLES["loud"],
+    "rest": TABLES["rest"],
+}
+DIFFERENCES: Columns = {
+    "paraphrases": ("generalisation", "exact match, paraphrase"),
+    "backward": ("direction", "change of p(subject), reverse"),
+    "alias minus same answer": ("association", "share kept minus decoy with the same answer"),
+    "asked": ("overfit", "effect"),
+    "loud": ("overfit", "loud: difference"),
+    "bleed-over": ("bleed-over", "effect"),
+    "other relations": ("specificity", "effect"),
+    "essence": ("essence", "effect"),
+    "other text": ("fidelity", "effect"),
+}
+REFERENCES = {  # what each editor is compared with: ROME with the same stop
+    "MEMIT": "preset",
+    "EMMET": "preset",
+    "AlphaEdit": "preset",
+    "MEMIT unstopped": "original",
+    "AlphaEdit unstopped": "original",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page with tables."""
+
+    path: Path
+    editors: tuple[str, ...]
+    """The rows of its tables."""
+    tables: Mapping[str, Columns]
+    """Their columns, by name."""
+
+
+PAGES = (
+    Page(DOCS / "limits.md", EDITORS, TABLES),
+    Page(DOCS / "later-editors.md", LATER, LATER_TABLES),
+)
+
+
+def table(frame: pd.DataFrame, name: str, columns: Columns, editors: Sequence[str]) -> str:
     """One table: a row for each editor, a column for each number."""
-    columns = TABLES[name]
-    wanted = frame.set_index(["check", "number"]).index.isin(list(columns.values()))
-    averages = average_by_fact(frame[wanted]).set_index(["editor", "check", "number"])
+    averages = average_by_fact(_only(frame, columns)).set_index(["editor", "check", "number"])
     means = averages["text"]
     if name in COUNTED:
         unsaid = ~means.str.contains("n = ")
         means = means.where(~unsaid, means + ", n = " + averages["facts"].astype(str))
-    editors = [each for each in EDITORS if each != "null edit" or name not in WITHOUT_NULL_EDIT]
+    if name in WITHOUT_NULL_EDIT:
+        editors = [each for each in editors if each != "null edit"]
     rows = {
         editor: {head: means.get((editor, *number), "") for head, number in columns.items()}
         for editor in editors
     }
+    return _written(rows)
+
+
+def differences(frame: pd.DataFrame) -> str:
+    """Each later editor's paired difference from ROME with the same stop."""
+    own = _only(frame, DIFFERENCES)
+    rows = {}
+    for reference in dict.fromkeys(REFERENCES.values()):
+        paired = average_by_fact(own, minus=reference)
+        texts = paired.set_index(["editor", "check", "number"])["text"]
+        for editor in (each for each, its in REFERENCES.items() if its == reference):
+            rows[f"{editor} minus {reference}"] = {
+                head: texts.get((editor, *number), "") for head, number in DIFFERENCES.items()
+            }
+    return _written(rows)
+
+
+def _only(frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    return frame[frame.set_index(["check", "number"]).index.isin(list(columns.values()))]
+
+
+def _written(rows: Mapping[str, Mapping[str, str]]) -> str:
     written = pd.DataFrame(rows).T
     written.index.name = "editor"
     return markdown(written[(written != "").any(axis=1)])
 
 
-def page() -> str:
+def made_again(page: Page) -> str:
     """The page with its tables made again."""
     frames: dict[str, pd.DataFrame] = {}
 
-    def made_again(found: re.Match[str]) -> str:
+    def written(found: re.Match[str]) -> str:
         head, name, model, _, end = found.groups()
         frame = frames.setdefault(model, published_limits(model))
-        return f"{head}\n{table(frame, name)}\n\n{end}"
+        if name == "differences":
+            own = differences(frame)
+        else:
+            own = table(frame, name, page.tables[name], page.editors)
+        return f"{head}\n{own}\n\n{end}"
 
-    return TABLE.sub(made_again, PAGE.read_text(encoding="utf-8"))
+    return TABLE.sub(written, page.path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Write or check the page."""
+    """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    written = page()
-    if args.check:
-        sys.exit(written != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(written, encoding="utf-8")
+    for page in PAGES:
+        text = made_again(page)
+        if not args.check:
+            page.path.write_text(text, encoding="utf-8")
+        elif text != page.path.read_text(encoding="utf-8"):
+            sys.exit(f"The tables of {page.path.name} are not those of the published numbers.")
 
 
 if __name__ == "__main__":

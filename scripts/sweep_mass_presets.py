@@ -1,7 +1,8 @@
 """Find the presets of MEMIT, EMMET and AlphaEdit on the development half of the records.
 
-    python scripts/sweep_mass_presets.py --model gemma-3-270m [--every 4]
-        [--windows 2 3 1-3 0-4] [--clamps 1] [--stops 0.5] [--directory runs/mass]
+    python scripts/sweep_mass_presets.py --model gemma-3-270m --out gemma.csv [--every 3]
+        [--windows 2 3 1-3] [--clamps 0.75] [--stops 0.5] [--weights 100 1000] [--exact]
+        [--shares 0.5 0.8] [--l2 0.1 1 10]
 
 Each setting edits every fact alone, and the same facts in batches of ten. The table shows S of
 both, and the preset has the highest sum of the two. Targets are found once for each last layer,
@@ -10,7 +11,7 @@ clamp and stop. An interrupted run resumes.
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.evaluation.evaluating import evaluate_all
 from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, markdown
-from rome_lens.keys.statistics import KeyStatistics, StatisticsError
+from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.gguf import cache_root
 from rome_lens.models.lens import LensModel
 
@@ -78,40 +79,49 @@ def score(
         missed += edit.missed.tolist()
         edits += [edit for _ in batch]
         edited += [records[target.fact.text] for target in batch]
-    found = iter(evaluate_all(model, edits, edited, prepend_bos=plan.prepend_bos))
+    found = iter(evaluate_all(model, edits, edited, prepend_bos=plan.prepend_bos) if edits else [])
     return [(None if math.isnan(each) else next(found), each) for each in missed]
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="gemma-3-270m")
-    parser.add_argument("--windows", nargs="+", default=["2", "1-3"], help="such as 2 or 1-3")
-    parser.add_argument("--clamps", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--stops", type=float, nargs="+", default=[0.5], help="1 never stops")
-    parser.add_argument("--weights", type=float, nargs="*", default=[10, 100, 1000], help="MEMIT's")
-    parser.add_argument("--exact", action="store_true", help="EMMET")
-    parser.add_argument("--shares", type=float, nargs="*", default=[], help="AlphaEdit's threshold")
-    parser.add_argument("--l2", type=float, nargs="*", default=[0.1, 1.0, 10.0], help="AlphaEdit's")
-    parser.add_argument("--every", type=int, default=4, help="take every N-th record")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True, help="a .csv, to which lines are added")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    model = rl.load_model(args.model, device=args.device)
+def layers_of(window: str) -> list[int]:
+    """The layers from ``"2"`` or ``"1-3"``."""
+    first, _, last = window.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def row_of(
+    model: LensModel,
+    plan: Plan,
+    targets: Sequence[Target],
+    records: Mapping[str, rl.data.Record],
+) -> dict[str, float]:
+    """Scores of edits of each fact alone and of batches of ten, in one run of the prompts."""
+    mixed = [targets[i :: -(-len(targets) // BATCH)] for i in range(-(-len(targets) // BATCH))]
+    scored = score(model, plan, [*([each] for each in targets), *mixed], records)
+    row: dict[str, float] = {"facts": len(targets)}
+    for kind, some in (("alone", scored[: len(targets)]), ("ten", scored[len(targets) :])):
+        edited = [(scores, missed) for scores, missed in some if scores is not None]
+        row[f"failed, {kind}"] = len(some) - len(edited)
+        if edited:
+            row[f"missed, {kind}"] = median(missed for _, missed in edited)
+            means = Scores.of([scores for scores, _ in edited])
+            for name in ("S", "ES", "PS", "NS"):
+                row[f"{name}, {kind}"] = getattr(means, name).mean
+    return row
+
+
+def swept(
+    model: LensModel, args: argparse.Namespace, done: Set[tuple[str, float, float, str]]
+) -> Iterator[dict[str, object]]:
+    """A row for each setting that is not done."""
     preset = rl.preset(args.model)
     listed = rl.data.records(known_by=args.model, half="development")
     records = {each.fact.text: each for each in listed[:: args.every]}
     contexts = preset.contexts(model)
-    rows = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
-    done = {(str(row["layers"]), row["clamp"], row["stop"], row["setting"]) for row in rows}
     for window, clamp, stop in product(args.windows, args.clamps, args.stops):
-        first, _, last = window.partition("-")
-        layers = range(int(first), int(last or first) + 1)
         statistics = rl.collect_key_statistics(
             model,
-            layer=list(layers),
+            layer=layers_of(window),
             texts=preset.texts,
             max_length=1024,
             prepend_bos=preset.prepend_bos,
@@ -121,54 +131,50 @@ def main() -> None:
         found = optimised_targets(
             model,
             [each.fact for each in records.values()],
-            layer=layers[-1],
+            layer=layers_of(window)[-1],
             contexts=contexts,
             config=value,
             prepend_bos=preset.prepend_bos,
         )
         targets = [each for each in found if isinstance(each, Target)]
-        mixed = [targets[i :: -(-len(targets) // BATCH)] for i in range(-(-len(targets) // BATCH))]
-        for method, name, config in tqdm(
-            list(configs(args, value, statistics)), desc=f"{window} {clamp} {stop}"
-        ):
+        for method, name, config in configs(args, value, statistics):
             if (window, clamp, stop, name) in done:
                 continue
-            row = {
-                "layers": window,
-                "clamp": clamp,
-                "stop": stop,
-                "method": method,
-                "setting": name,
-            }
-            try:
-                plan = plan_of(
-                    model,
-                    method=method,
-                    layers=layers,
-                    statistics=statistics,
-                    contexts=contexts,
-                    config=config,
-                    prepend_bos=preset.prepend_bos,
-                )
-            except StatisticsError as error:
-                print(row, error)
-                continue
-            found_scores = score(model, plan, [*([each] for each in targets), *mixed], records)
-            for kind, some in (
-                ("alone", found_scores[: len(targets)]),
-                ("ten", found_scores[len(targets) :]),
-            ):
-                edited = [each for each, _ in some if each is not None]
-                missed = [number for each, number in some if each is not None]
-                row[f"failed, {kind}"] = len(some) - len(edited)
-                row[f"missed, {kind}"] = median(missed) if missed else math.nan
-                if edited:
-                    scores = Scores.of(edited)
-                    for name in ("S", "ES", "PS", "NS"):
-                        row[f"{name}, {kind}"] = getattr(scores, name).mean
-            row["facts"] = len(targets)
-            rows.append(row)
-            pd.DataFrame(rows).to_csv(args.out, index=False)
+            plan = plan_of(
+                model,
+                method=method,
+                layers=layers_of(window),
+                statistics=statistics,
+                contexts=contexts,
+                config=config,
+                prepend_bos=preset.prepend_bos,
+            )
+            setting = {"layers": window, "clamp": clamp, "stop": stop}
+            scores = row_of(model, plan, targets, records)
+            yield {**setting, "method": method, "setting": name, **scores}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--windows", nargs="+", default=["2", "1-3"], help="such as 2 or 1-3")
+    parser.add_argument("--clamps", type=float, nargs="+", default=[0.75])
+    parser.add_argument("--stops", type=float, nargs="+", default=[0.5], help="1 never stops")
+    parser.add_argument("--weights", type=float, nargs="*", default=[100, 1000], help="MEMIT's")
+    parser.add_argument("--exact", action="store_true", help="EMMET with an exact equality")
+    parser.add_argument("--shares", type=float, nargs="*", default=[], help="AlphaEdit's threshold")
+    parser.add_argument("--l2", type=float, nargs="*", default=[0.1, 1.0, 10.0], help="AlphaEdit's")
+    parser.add_argument("--every", type=int, default=1, help="take every N-th record")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="a .csv, to which rows are added")
+    args = parser.parse_args()
+    model = rl.load_model(args.model, device=args.device)
+    rows = pd.read_csv(args.out).to_dict("records") if args.out.exists() else []
+    done = {(str(row["layers"]), row["clamp"], row["stop"], row["setting"]) for row in rows}
+    for row in tqdm(swept(model, args, done), desc="settings"):
+        rows.append(row)
+        pd.DataFrame(rows).to_csv(args.out, index=False)
     frame = pd.DataFrame(rows)
     frame["sum"] = frame["S, alone"] + frame["S, ten"]
     print(markdown(frame.sort_values(["method", "sum"], ascending=[True, False]).round(3)))

@@ -17,6 +17,7 @@ from rome_lens.models.lens import LensModel
 from rome_lens.storage import whole_or_nothing
 
 _MASS = get_args(Method)
+_UNSTOPPED = tuple(f"{method} unstopped" for method in _MASS)
 
 
 def run_compare(
@@ -86,8 +87,10 @@ def _editors(
         return chosen
     if set(names) & set(_MASS):  # their statistics are of more layers
         chosen += preset.mass_editors(model, cache=cache, progress=progress)
+    if set(names) & set(_UNSTOPPED):
+        chosen += preset.mass_editors(model, stopped=False, cache=cache, progress=progress)
     by_name = {editor.name: editor for editor in chosen}
-    known = dict.fromkeys((*by_name, *_MASS))
+    known = dict.fromkeys((*by_name, *_MASS, *_UNSTOPPED))
     if unknown := [name for name in names if name not in known]:
         raise ArgumentError(f"--editors names {unknown[0]!r}, expected some of {', '.join(known)}.")
     return [by_name[name] for name in names]

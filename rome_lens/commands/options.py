@@ -28,7 +28,8 @@ def add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         "--editors",
         help="some of preset, original, matched, r-ROME, C = I, FT+L, in context, null edit, "
         "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
-        "are compared with the first",
+        "are compared with the first. The last three are also there without the preset's stop, as "
+        '"MEMIT unstopped" and so on',
     )
     compare.add_argument(
         "--samples", type=int, default=1, help="sampled texts of each open prompt (default: 1)"

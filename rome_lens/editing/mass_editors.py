@@ -1,7 +1,7 @@
 """An editor for MEMIT, EMMET and AlphaEdit: for one fact after the other, or for many together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_fact, as_facts
@@ -9,6 +9,7 @@ from rome_lens.editing.mass_config import CONFIGS, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_editing import Plan
 from rome_lens.editing.mass_facts import plan_of, write_each, write_facts
+from rome_lens.editing.mass_values import TargetMemory
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.statistics import KeyStatistics
@@ -61,6 +62,9 @@ class MassEditor:
     edits all at once."""
     name: str = ""
     """The name in the table. Empty uses the method's."""
+    known: TargetMemory = field(default_factory=TargetMemory, compare=False, repr=False)
+    """Facts' targets that were found before. Editors that share it find each only once, if they
+    have the last layer, the value's hyperparameters and the contexts in common."""
 
     def __post_init__(self) -> None:
         if type(self.config) not in _METHODS:
@@ -89,12 +93,13 @@ class MassEditor:
 
         The values are optimised side by side.
         """
-        return write_each(model, as_facts(facts), self._plan(model))
+        return write_each(model, as_facts(facts), self._plan(model), known=self.known)
 
     @visits_model
     def edit_together(self, model: LensModel, facts: Iterable[Fact | Record]) -> MassEdit:
         """One edit of all facts, in one batch or in several one after the other."""
-        return write_facts(model, facts, self._plan(model), batch_size=self.batch_size)
+        plan = self._plan(model)
+        return write_facts(model, facts, plan, batch_size=self.batch_size, known=self.known)
 
     @visits_model
     def check(self, model: LensModel) -> None:

@@ -16,7 +16,7 @@ from rome_lens.editing.mass_config import CONFIGS, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_editing import Plan, Written, added, mass_edit, write_batch
 from rome_lens.editing.mass_solvers import solver_of
-from rome_lens.editing.mass_values import Target, optimised_targets
+from rome_lens.editing.mass_values import Target, TargetMemory
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rome_method import statistics_of
@@ -150,8 +150,11 @@ def write_facts(
     *,
     batch_size: int | None = None,
     earlier: MassEdit | None = None,
+    known: TargetMemory | None = None,
 ) -> MassEdit:
     """The edit of all facts, in one batch or in several batches one after the other.
+
+    Targets are taken from ``known`` where it has them, and new ones are added.
 
     Raises:
         FactError, OptimisationError, ArgumentError: as for :func:`rome_lens.memit`.
@@ -165,7 +168,7 @@ def write_facts(
         with ExitStack() as earlier_batches:
             for edit in total:
                 earlier_batches.enter_context(edit.applied(model))
-            targets = _targets(model, given[first : first + size], plan)
+            targets = _targets(model, given[first : first + size], plan, known)
             written = write_batch(model, targets, plan, kept)
         kept, total = _with_keys(kept, written), added(total, written.edits)
         batches = [*(replace(each, edits=()) for each in batches), replace(written, edits=total)]
@@ -174,11 +177,12 @@ def write_facts(
 
 @visits_model
 def write_each(
-    model: LensModel, facts: Sequence[Fact], plan: Plan
+    model: LensModel, facts: Sequence[Fact], plan: Plan, *, known: TargetMemory | None = None
 ) -> list[MassEdit | FactError | OptimisationError]:
     """For each fact the edit of this fact alone, or the error where there is none.
 
-    The values are optimised side by side.
+    The values are optimised side by side. They are taken from ``known`` where it has them, and new
+    ones are added.
     """
     found: list[MassEdit | FactError | OptimisationError | None] = []
     for fact in facts:
@@ -188,14 +192,7 @@ def write_each(
         except FactError as error:
             found.append(error)
     chosen = [i for i, each in enumerate(found) if each is None]
-    targets = optimised_targets(
-        model,
-        [facts[i] for i in chosen],
-        layer=plan.layers[-1],
-        contexts=plan.contexts,
-        config=plan.config.value,
-        prepend_bos=plan.prepend_bos,
-    )
+    targets = _found(model, [facts[i] for i in chosen], plan, known)
     nothing = _kept_keys(model, plan, None)
     for i, target in zip(chosen, targets, strict=True):
         if not isinstance(target, Target):
@@ -209,13 +206,12 @@ def write_each(
     return [each for each in found if each is not None]
 
 
-def _targets(model: LensModel, facts: Sequence[Fact], plan: Plan) -> list[Target]:
-    """The targets of a batch.
-
-    Raises:
-        FactError, OptimisationError: a fact has none. The message names the fact.
-    """
-    found = optimised_targets(
+def _found(
+    model: LensModel, facts: Sequence[Fact], plan: Plan, known: TargetMemory | None
+) -> list[Target | FactError | OptimisationError]:
+    """The target of each fact, or the error where there is none."""
+    known = TargetMemory() if known is None else known
+    return known.targets(
         model,
         facts,
         layer=plan.layers[-1],
@@ -223,8 +219,18 @@ def _targets(model: LensModel, facts: Sequence[Fact], plan: Plan) -> list[Target
         config=plan.config.value,
         prepend_bos=plan.prepend_bos,
     )
+
+
+def _targets(
+    model: LensModel, facts: Sequence[Fact], plan: Plan, known: TargetMemory | None
+) -> list[Target]:
+    """The targets of a batch.
+
+    Raises:
+        FactError, OptimisationError: a fact has none. The message names the fact.
+    """
     targets = []
-    for fact, each in zip(facts, found, strict=True):
+    for fact, each in zip(facts, _found(model, facts, plan, known), strict=True):
         if isinstance(each, OptimisationError):
             raise each if len(facts) == 1 else OptimisationError(f"{fact.text!r}: {each}")
         if isinstance(each, FactError):

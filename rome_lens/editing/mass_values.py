@@ -23,9 +23,11 @@ from rome_lens.editing.matched import p_true_answer
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import EditRows
 from rome_lens.editing.value_optimisation import OptimisedValue, optimised_values
+from rome_lens.forward.identity import model_identity
 from rome_lens.forward.partial import ResumeError
 from rome_lens.forward.runs import differentiable, differentiating, weights_laid_out
 from rome_lens.models.door import visits_model
+from rome_lens.models.hook_names import has_hooks
 from rome_lens.models.lens import LensModel
 
 
@@ -46,6 +48,51 @@ class Target:
     def value(self) -> Float[Tensor, " d_model"]:
         """``z = h + delta``."""
         return self.start + self.optimised.delta
+
+
+class TargetMemory:
+    """The targets of one model's facts, for methods that differ only in the update.
+
+    It holds those of one model at a time, as its weights are. Nothing is remembered of a model with
+    hooks, because they may change at any time.
+    """
+
+    def __init__(self) -> None:
+        self._model = ""
+        self._targets: dict[object, Target | FactError | OptimisationError] = {}
+
+    @visits_model
+    def targets(
+        self,
+        model: LensModel,
+        facts: Sequence[Fact],
+        *,
+        layer: int,
+        contexts: Sequence[str],
+        config: RomeConfig,
+        prepend_bos: bool | None,
+    ) -> list[Target | FactError | OptimisationError]:
+        """What :func:`optimised_targets` returns. Only facts that are not known are optimised."""
+        settings = (layer, tuple(contexts), config, prepend_bos)
+
+        def optimised(some: Sequence[Fact]) -> list[Target | FactError | OptimisationError]:
+            return optimised_targets(
+                model,
+                some,
+                layer=layer,
+                contexts=contexts,
+                config=config,
+                prepend_bos=prepend_bos,
+            )
+
+        if has_hooks(model):
+            return optimised(facts)
+        if (identity := model_identity(model)) != self._model:
+            self._model, self._targets = identity, {}
+        missing = [fact for fact in facts if (settings, fact) not in self._targets]
+        for fact, target in zip(missing, optimised(missing), strict=True):
+            self._targets[settings, fact] = target
+        return [self._targets[settings, fact] for fact in facts]
 
 
 @visits_model

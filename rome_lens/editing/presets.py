@@ -15,6 +15,7 @@ from rome_lens.editing.editors import (
 )
 from rome_lens.editing.mass_config import AlphaEditConfig, EmmetConfig, MassConfig, MemitConfig
 from rome_lens.editing.mass_editors import MassEditor
+from rome_lens.editing.mass_values import TargetMemory
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.keys.statistics import KeyStatistics
@@ -62,7 +63,9 @@ class Preset:
     mass_configs: tuple[MassConfig, ...] = (MemitConfig(), EmmetConfig(), AlphaEditConfig())
     """The hyperparameters of MEMIT, EMMET and AlphaEdit.
 
-    These and the layers are first choices, tried on a few facts of the development half.
+    ``scripts/sweep_mass_presets.py`` chose these and the layers. The stop is that of ``config``,
+    and the clamp the originals'. EMMET has the paper's form, where the equality is exact for any
+    number of facts, because in its code's form it is MEMIT with another weight.
     """
 
     @property
@@ -97,13 +100,23 @@ class Preset:
 
     @visits_model
     def mass_editors(
-        self, model: LensModel, *, cache: str | Path | None = None, progress: bool = False
+        self,
+        model: LensModel,
+        *,
+        stopped: bool = True,
+        cache: str | Path | None = None,
+        progress: bool = False,
     ) -> list[MassEditor]:
         """MEMIT, EMMET and AlphaEdit with the preset's layers and hyperparameters.
 
         They can follow :meth:`editors` in :func:`rome_lens.compare_limits`, and have the preset's
         contexts and texts for key statistics. AlphaEdit edits many facts in batches of 100, as its
         code does.
+
+        Args:
+            stopped: whether the optimisation stops early, at the preset's probability of the new
+                target. The originals' do not. Without it, the names are ``"MEMIT unstopped"`` and
+                so on.
         """
         statistics = collect_key_statistics(
             model,
@@ -115,16 +128,25 @@ class Preset:
             progress=progress,
         )
         contexts = self.contexts(model)
-        return [
+        configs = self.mass_configs
+        if not stopped:
+            configs = tuple(
+                replace(config, value=replace(config.value, stop_probability=None))
+                for config in configs
+            )
+        known = TargetMemory()
+        editors = [
             MassEditor(
                 config=config,
                 statistics=statistics,
                 contexts=contexts,
                 prepend_bos=self.prepend_bos,
                 batch_size=_ALPHAEDIT_BATCH if isinstance(config, AlphaEditConfig) else None,
+                known=known,
             )
-            for config in self.mass_configs
+            for config in configs
         ]
+        return editors if stopped else [replace(e, name=f"{e.name} unstopped") for e in editors]
 
     @visits_model
     def contexts(self, model: LensModel) -> tuple[str, ...]:
@@ -186,12 +208,14 @@ class Preset:
         ]
 
 
-def _mass_configs(value: RomeConfig, *, weight: float, l2: float) -> tuple[MassConfig, ...]:
-    """MEMIT's, EMMET's and AlphaEdit's, with the value optimised as the preset's ROME does."""
+def _mass_configs(
+    value: RomeConfig, *, weight: float, threshold: float = 2e-2
+) -> tuple[MassConfig, ...]:
+    """MEMIT's, EMMET's and AlphaEdit's, with the value optimised with the same settings."""
     return (
         MemitConfig(value=value, statistics_weight=weight),
-        EmmetConfig(value=value, statistics_weight=weight),
-        AlphaEditConfig(value=value, l2=l2),
+        EmmetConfig(value=value, relaxed="never"),
+        AlphaEditConfig(value=value, threshold=threshold, l2=0.1),
     )
 
 
@@ -205,7 +229,7 @@ PRESETS = {
             bound=2e-4,
             mass_layers=(1, 2, 3),
             mass_configs=_mass_configs(
-                RomeConfig(clamp=1.0, stop_probability=0.5), weight=100.0, l2=0.1
+                RomeConfig(clamp=0.75, stop_probability=0.5), weight=1000.0, threshold=4.3e-2
             ),
         ),
         Preset(
@@ -215,9 +239,7 @@ PRESETS = {
             bound=5e-3,
             prepend_bos=False,
             mass_layers=(3, 4, 5),
-            mass_configs=_mass_configs(
-                RomeConfig(clamp=2.0, stop_probability=0.7), weight=100.0, l2=0.1
-            ),
+            mass_configs=_mass_configs(RomeConfig(clamp=0.75, stop_probability=0.8), weight=1000.0),
         ),
         Preset(
             model="toy",
@@ -226,7 +248,7 @@ PRESETS = {
             bound=2e-2,
             reads_text=False,
             mass_layers=(1, 2),
-            mass_configs=_mass_configs(RomeConfig(stop_probability=0.9), weight=10.0, l2=0.1),
+            mass_configs=_mass_configs(RomeConfig(stop_probability=0.9), weight=10.0),
         ),
     )
 }

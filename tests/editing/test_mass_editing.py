@@ -13,7 +13,7 @@ from test_rome import not_refused
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
-from rome_lens.editing import presets
+from rome_lens.editing import mass_values, presets
 from rome_lens.editing.mass_states import context_weights
 from rome_lens.editing.mass_update import adjusted_keys
 from rome_lens.editing.optimiser import OptimisationError
@@ -381,6 +381,40 @@ def test_an_editor_makes_the_edits_of_its_method_alone_side_by_side_and_together
     assert torch.equal(in_batches.delta(2), edited("memit", model, batch_size=2).delta(2))
 
 
+def test_editors_find_a_fact_s_target_once_and_again_on_another_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("gpt2", CLASSES[0])
+    statistics = {each: random_statistics(w_out(model, each).shape[0], each) for each in LAYERS}
+    asked: list[int] = []
+    optimised = mass_values.optimised_targets
+
+    def counting(model: Any, some: Any, **settings: Any) -> Any:
+        asked.append(len(some))
+        return optimised(model, some, **settings)
+
+    monkeypatch.setattr(mass_values, "optimised_targets", counting)
+    editors = [
+        rl.MassEditor(config=config, statistics=statistics, contexts=["{}"])
+        for config in CONFIGS.values()
+    ]
+    known = editors[0].known
+    editors = [dataclasses.replace(editor, known=known) for editor in editors]
+    first = editors[0].edit_together(model, facts(2))
+    shared = editors[1].edit_together(model, facts(3))
+    assert asked == [2, 1]
+    torch.testing.assert_close(shared.values[:2], first.values, atol=0.0, rtol=0.0)
+    other = dataclasses.replace(editors[0].config, value=rl.RomeConfig(steps=2))
+    dataclasses.replace(editors[0], config=other).edit_together(model, facts(1))
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value * 1.1)]):
+        hooked = editors[2].edit_together(model, facts(1))
+    assert asked == [2, 1, 1, 1]
+    assert not torch.equal(hooked.values[0], first.values[0])
+    with first.applied(model):
+        editors[2].edit_together(model, facts(1))
+    assert asked == [2, 1, 1, 1, 1]
+
+
 def test_an_editor_refuses_what_is_no_config(unchecked: None) -> None:
     with pytest.raises(ArgumentError, match=r"expected one of MemitConfig\(\), EmmetConfig"):
         rl.MassEditor(config=rl.RomeConfig(), statistics={})
@@ -415,3 +449,8 @@ def test_presets_offer_the_three_methods(one_toy: Any, monkeypatch: Any) -> None
     assert [each.name for each in editors] == ["MEMIT", "EMMET", "AlphaEdit"]
     assert {each.layers for each in editors} == {rl.preset("toy").mass_layers}
     assert [each.batch_size for each in editors] == [None, None, 100]
+    assert len({id(each.known) for each in editors}) == 1
+    assert all(each.config.value.stop_probability for each in editors)
+    unstopped = rl.preset("toy").mass_editors(one_toy, stopped=False)
+    assert [each.name for each in unstopped] == [f"{each.name} unstopped" for each in editors]
+    assert {each.config.value.stop_probability for each in unstopped} == {None}
