@@ -7,13 +7,18 @@ import pandas as pd
 from rome_lens.errors import ArgumentError
 
 _RESULTS = Path(__file__).parent / "results"
+_RUNS = ("limits", "later")
 
 
 def published_limits(model: str) -> pd.DataFrame:
-    """The numbers by fact behind the tables of ``docs/limits.md``.
+    """The numbers by fact behind the tables of ``docs/limits.md`` and ``docs/later-editors.md``.
 
-    Eight editors edit the same facts of the report half, each fact alone. No model is needed to
-    average them again: :func:`rome_lens.checks.average_by_fact` does.
+    Several editors edit the same facts of the report half, each fact alone. No model is needed to
+    average them again: :func:`rome_lens.checks.average_by_fact` does, and
+    :func:`rome_lens.viz.means_by_editor` draws them.
+
+    MEMIT, EMMET and AlphaEdit were measured in another run than the others. No texts were sampled
+    in that run.
 
     Args:
         model: ``"gemma-3-270m"`` (71 facts) or ``"smollm2-135m"`` (49 facts).
@@ -33,11 +38,13 @@ def published_limits(model: str) -> pd.DataFrame:
         >>> means["original"], means["null edit"]
         ('0.266 [0.172, 0.360]', '0.281 [0.184, 0.378]')
     """
-    path = _RESULTS / f"limits-{model}.parquet"
-    if not path.is_file():
-        known = sorted(each.stem.removeprefix("limits-") for each in _RESULTS.glob("*.parquet"))
-        raise ArgumentError(
-            f"There are no published numbers of {model!r}, there are {', '.join(known)}."
-        )
-    frame = pd.read_parquet(path)
-    return frame.astype(dict.fromkeys(frame.select_dtypes("category").columns, str))
+    paths = [_RESULTS / f"{run}-{model}.parquet" for run in _RUNS]
+    if not paths[0].is_file():
+        known = sorted(_RESULTS.glob(f"{_RUNS[0]}-*.parquet"))
+        models = ", ".join(each.stem.removeprefix(f"{_RUNS[0]}-") for each in known)
+        raise ArgumentError(f"There are no published numbers of {model!r}, there are {models}.")
+    frames = [pd.read_parquet(path) for path in paths if path.is_file()]
+    categories = frames[0].select_dtypes("category").columns
+    return pd.concat(
+        [frame.astype(dict.fromkeys(categories, str)) for frame in frames], ignore_index=True
+    )

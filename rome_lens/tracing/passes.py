@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rome_lens.arguments import whole_number
+from rome_lens.forward.call_costs import tokens_per_call
 from rome_lens.forward.memory import bytes_per_batch
 from rome_lens.models.lens import LensModel, device
 
 Item = TypeVar("Item")
 
 _MOST_ROWS = 1 << 32
-# The call of a block, in multiply-adds that take as long. Measured on a CPU with blocks of 6e4 and
-# 7e6 weights. On an H200 the call takes 1 to 2 ms, almost all of it in Python.
-_CALL_ON_A_CPU = 12_000_000
-_CALL_ON_A_GPU = 30_000_000_000
-_CALL_ON_A_GPU_IN_HALF_PRECISION = 300_000_000_000
-# Reading a block's weights takes as long as running so many tokens.
-_TOKENS_PER_READING = 30
 # A pass on a CPU takes as long as so many calls would. Larger ones gain little, and tokens cost up
 # to a third more once they leave the caches.
 _CALLS_PER_PASS = 16
@@ -89,8 +83,7 @@ def pass_size(
         batch_bytes = whole_number("batch_bytes", batch_bytes, least=1)
     most = bytes_per_batch(on) if batch_bytes is None else batch_bytes
     values = most // next(model.blocks[0].parameters()).element_size()
-    weights = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    call = _TOKENS_PER_READING + _multiply_adds_per_call(model) // weights
+    call = tokens_per_call(model)
     per_token = max(cfg.d_model, cfg.d_mlp or 0)
     heads = cfg.n_heads or 1  # a state space model has none
     per_past = 2 * (getattr(cfg, "n_key_value_heads", None) or heads) * (cfg.d_head or 0)
@@ -105,14 +98,6 @@ def pass_size(
         kept=2 * values,
         per_kept_token=cfg.n_layers * (cfg.d_model + per_past),
     )
-
-
-def _multiply_adds_per_call(model: LensModel) -> int:
-    """The call of a block, in multiply-adds that take as long on the model's device."""
-    if device(model).type == "cpu":
-        return _CALL_ON_A_CPU
-    in_half = next(model.blocks[0].parameters()).element_size() == 2
-    return _CALL_ON_A_GPU_IN_HALF_PRECISION if in_half else _CALL_ON_A_GPU
 
 
 def merged_widths(tokens: Mapping[int, int], call: int) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 * ``trace_plots.py``, ``severed_plots.py``, ``average_plots.py``, ``layer_plots.py``,
   ``sweep_plots.py``, ``check_plots.py``, ``comparison_plots.py``, ``dose_plots.py``,
-  ``mass_plots.py``, ``value_plots.py``: figures.
+  ``by_fact_plots.py``, ``mass_plots.py``, ``value_plots.py``: figures.
   ``axes.py``: what they share. ``overview.py``: every check on one scale.
   ``composing_plots.py``: logit lens, logit attribution and attention without and with an edit.
 * ``words.py``: coloured tokens. ``tables.py``: texts before and after, and a trace as a table.
@@ -13,6 +13,7 @@
 
 from rome_lens.viz import notebook as notebook
 from rome_lens.viz.average_plots import averages
+from rome_lens.viz.by_fact_plots import means_by_editor
 from rome_lens.viz.check_plots import limits, limits_detail
 from rome_lens.viz.comparison_plots import limits_by_editor
 from rome_lens.viz.composing_plots import attention, lens, logit_attribution
@@ -53,6 +54,7 @@ __all__ = [
     "limits_detail",
     "logit_attribution",
     "mass_curve",
+    "means_by_editor",
     "results_page",
     "severed",
     "sweep",

@@ -243,8 +243,13 @@ def test_a_failed_edit_is_named_and_counted_and_in_no_average(
     with pytest.raises(ValueError, match="no failed edit"):
         sweep.best(least_efficacy=0.0)
     assert nothing.table()["failed"].tolist() == [1]
-    # A failed edit is not stored, so the resumed run tries it again.
-    assert rl.sweep_edits(one_toy, records, directory=tmp_path, **options) == whole
+    # A failed edit is not stored, so the resumed run tries it again. It is then optimised alone,
+    # and not beside the others, which may change the last digit.
+    resumed = rl.sweep_edits(one_toy, records, directory=tmp_path, **options)
+    assert not resumed.failures
+    for found, each in zip(resumed.evaluations[setting], whole.evaluations[setting], strict=True):
+        assert found.case_id == each.case_id
+        torch.testing.assert_close(found.S, each.S, atol=1e-5, rtol=1e-5)
 
 
 def test_what_cannot_be_swept_is_refused_before_the_first_edit(

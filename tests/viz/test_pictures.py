@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from house.results_for_tests import EXAMPLES, FACT, random
@@ -81,6 +82,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
             averages=(rl.average_limits([some_limits(*CHECKS)] * 6),) * 2,
             failures=(),
         )
+    ),
+    "means by editor": lambda: viz.means_by_editor(
+        pd.DataFrame(
+            [
+                (editor, f"fact {i}", f"relation {i % 6}", "overfit", "effect", i / 10, False)
+                for i in range(12)
+                for editor in ("an editor", "another editor with quite a long name")
+            ],
+            columns=["editor", "record", "relation", "check", "number", "value", "share"],
+        ),
+        {"A title which is so long that it needs more than one line": ("overfit", "effect")},
+        title=MODEL,
     ),
     "limits in detail": lambda: viz.limits_detail(some_limits(*CHECKS)),
 }

@@ -1,0 +1,88 @@
+"""The figure of editors side by side from a table of their numbers by fact."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rome_lens.checks.numbers_by_fact import average_by_fact
+from rome_lens.errors import ArgumentError
+from rome_lens.viz.axes import GREY, LINES, caption, picture
+
+_COLUMNS = 3
+
+
+def means_by_editor(
+    frame: pd.DataFrame,
+    numbers: Mapping[str, tuple[str, str]],
+    *,
+    editors: Sequence[str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw a panel for each number, with a line for each editor, from a table of facts.
+
+    Marks are means over facts. Bars are their 95 % intervals, clustered by relation, and are
+    missing where there is none. An editor without the number has no mark.
+
+    Args:
+        frame: such as ``rl.data.published_limits("gemma-3-270m")`` or the result of
+            ``LimitsComparison.by_fact()``.
+        numbers: the panels: a title, and the check and the number that it shows.
+        editors: the editors from top to bottom. None takes all.
+        title: what stands above the picture.
+
+    Raises:
+        ArgumentError: a number or an editor is not in the table.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> frame = rl.data.published_limits("gemma-3-270m")
+        >>> numbers = {"asked": ("overfit", "effect"), "bleed-over": ("bleed-over", "effect")}
+        >>> figure = rl.viz.means_by_editor(frame, numbers, editors=["preset", "original"])
+        >>> [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
+        ['asked', 'bleed-over']
+    """
+    means = average_by_fact(frame).set_index(["editor", "check", "number"])
+    known = list(dict.fromkeys(frame["editor"]))
+    chosen = known if editors is None else list(editors)
+    if unknown := [each for each in chosen if each not in known]:
+        raise ArgumentError(f"There is no editor {unknown[0]!r}, there are {', '.join(known)}.")
+    there = set(zip(frame["check"], frame["number"], strict=True))
+    if absent := [each for each in numbers.values() if tuple(each) not in there]:
+        raise ArgumentError(f"The table has no number {absent[0]}: see its columns check, number.")
+    if not numbers or not chosen:
+        raise ArgumentError("There is nothing to draw: give at least one number and one editor.")
+    columns = min(_COLUMNS, len(numbers))
+    lines = -(-len(numbers) // columns)
+    figure = picture(max(5.6, 3.4 * columns), 0.2 + (0.6 + 0.19 * len(chosen)) * lines)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for i, (axes, (name, number)) in enumerate(zip(panels, numbers.items(), strict=False)):
+        own = means.loc[[each for each in means.index if each[1:] == tuple(number)]]
+        _draw(axes, own.droplevel(["check", "number"]), chosen, named=i % columns == 0)
+        axes.set_title(textwrap.fill(name, 42), fontsize=8, loc="left")
+    for axes in panels[len(numbers) :]:
+        axes.set_axis_off()
+    caption(
+        figure,
+        title or f"{len(chosen)} editors on the same {frame['record'].nunique()} facts",
+        "marks are means over facts, bars their 95 % intervals, clustered by relation",
+    )
+    return figure
+
+
+def _draw(axes: Axes, means: pd.DataFrame, editors: Sequence[str], *, named: bool) -> None:
+    axes.axvline(0.0, color=GREY, linewidth=0.6)
+    for y, editor in enumerate(editors):
+        if editor not in means.index:
+            continue
+        row = means.loc[editor]
+        if row["low"] == row["low"]:  # not NaN
+            axes.plot([row["low"], row["high"]], [y, y], color=LINES[0].colour, lw=2, alpha=0.5)
+        axes.plot([row["mean"]], [y], "o", color=LINES[0].colour, markersize=4.5)
+    axes.set_yticks(range(len(editors)), editors if named else [""] * len(editors), fontsize=7)
+    axes.set_ylim(len(editors) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
