@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rome_lens.arguments import check_characters
-from rome_lens.commands.choices import choose_records, read_layers
+from rome_lens.commands.choices import choose_records, first_of_each_relation, read_layers
 from rome_lens.commands.compare import run_compare
 from rome_lens.commands.curve import add_curve_arguments, run_curve
 from rome_lens.commands.demo import run_demo
@@ -250,11 +250,19 @@ def _curve(args: argparse.Namespace) -> None:
 
 
 def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Record]:
-    for name, number in (("--limit", args.limit), ("--every", args.every)):
+    numbers = {
+        "--limit": args.limit,
+        "--every": args.every,
+        "--per-relation": args.per_relation,
+    }
+    for name, number in numbers.items():
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
     records = choose_records(args.model, args.records, args.only, args.half, many=many)
-    records = records[:: args.every][: args.limit]
+    records = records[:: args.every]
+    if args.per_relation is not None:
+        records = first_of_each_relation(records, args.per_relation)
+    records = records[: args.limit]
     if not records:
         raise ArgumentError("No record is left: give another --records, --only or --half.")
     return records

@@ -1,6 +1,7 @@
 """Which records, layers, preset and texts a command uses."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import rome_lens as rl
 from rome_lens.commands.console import say
 from rome_lens.data.joining import joined
 from rome_lens.data.record_type import Half, Record, names_subject
+from rome_lens.data.relations import relation_of
 from rome_lens.editing.presets import PRESETS, Preset
 from rome_lens.errors import ArgumentError
 from rome_lens.models.lens import LensModel
@@ -160,3 +162,15 @@ def unrelated_texts(model_name: str, records: Sequence[Record]) -> list[str] | N
         if not any(names_subject(record.fact.subject, text) for record in records)
     ]
     return unrelated[:_TEXTS_TO_READ]
+
+
+def first_of_each_relation(records: Sequence[Record], most: int) -> list[Record]:
+    """The first records of each relation, at most so many, in their order."""
+    taken: Counter[str] = Counter()
+    chosen = []
+    for record in records:
+        relation = relation_of(record)
+        taken[relation] += 1
+        if taken[relation] <= most:
+            chosen.append(record)
+    return chosen

@@ -26,6 +26,7 @@ from rome_lens.commands import demo as demo_command
 from rome_lens.commands.choices import choose_record
 from rome_lens.commands.console import say
 from rome_lens.data.record_type import Record
+from rome_lens.data.relations import relation_of
 from rome_lens.editing import editors, presets
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
@@ -226,6 +227,7 @@ WRONG = [
     ("limits", ("--limit", "0"), "--limit is 0, expected 1 or more"),
     ("limits", ("--limit", "-8"), "--limit is -8, expected 1 or more"),
     ("limits", ("--every", "0"), "--every is 0, expected 1 or more"),
+    ("limits", ("--per-relation", "0"), "--per-relation is 0, expected 1 or more"),
     ("limits", ("--every", "-2"), "--every is -2, expected 1 or more"),
     ("limits", ("--out", "page.pdf"), "expected a name that ends in .html"),
     ("limits", ("--layer", "99"), "Layer 99 is out of range"),
@@ -542,13 +544,18 @@ def test_every_nth_record_is_taken_and_of_these_the_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         cli, "run_limits", lambda _, records, **__: asked.append([record.id for record in records])
     )
-    own = [record.id for record in rl.data.records(known_by="toy")]
+    records = rl.data.records(known_by="toy")
+    own = [record.id for record in records]
     assert len(own) > 4
+    relations = [relation_of(record) for record in records]
+    two = [own[i] for i, each in enumerate(relations) if relations[:i].count(each) < 2]
+    assert len(two) < len(own)
     expected = {
         (): own,
         ("--every", "2"): own[::2],
         ("--every", "2", "--limit", "2"): own[0:4:2],
         ("--limit", "3"): own[:3],
+        ("--per-relation", "2"): two,
         ("--limit", "99"): own,
     }
     for arguments in expected:
