@@ -25,7 +25,7 @@ from rome_lens.data.deriving import with_decoys
 from rome_lens.data.entries import ReadList
 from rome_lens.data.fact_files import read_facts
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.data.published import published_limits
+from rome_lens.data.published import published_curve, published_limits
 from rome_lens.data.record_type import (
     Decoys,
     Question,
@@ -57,6 +57,7 @@ __all__ = [
     "limits",
     "name_texts",
     "openings",
+    "published_curve",
     "published_limits",
     "read_counterfact",
     "read_facts",

@@ -40,11 +40,43 @@ def published_limits(model: str) -> pd.DataFrame:
     """
     paths = [_RESULTS / f"{run}-{model}.parquet" for run in _RUNS]
     if not paths[0].is_file():
-        known = sorted(_RESULTS.glob(f"{_RUNS[0]}-*.parquet"))
-        models = ", ".join(each.stem.removeprefix(f"{_RUNS[0]}-") for each in known)
-        raise ArgumentError(f"There are no published numbers of {model!r}, there are {models}.")
+        known = _models(_RUNS[0])
+        raise ArgumentError(f"There are no published numbers of {model!r}, there are {known}.")
     frames = [pd.read_parquet(path) for path in paths if path.is_file()]
     categories = frames[0].select_dtypes("category").columns
     return pd.concat(
         [frame.astype(dict.fromkeys(categories, str)) for frame in frames], ignore_index=True
+    )
+
+
+def published_curve(model: str) -> Path:
+    """The file with the curve of ``docs/later-editors.md``: edits of more and more facts at once.
+
+    Args:
+        model: ``"toy"`` (360 facts) or ``"smollm2-135m"`` (49 facts of the report half).
+
+    Returns:
+        The path of a :class:`rome_lens.MassCurve`.
+
+    Raises:
+        ArgumentError: there is no curve of this model.
+
+    Example:
+        >>> import rome_lens as rl
+        >>> curve = rl.MassCurve.load(rl.data.published_curve("toy"))
+        >>> curve.editors
+        ('ROME', 'MEMIT', 'EMMET', 'AlphaEdit')
+    """
+    path = _RESULTS / f"curve-{model}.safetensors"
+    if not path.is_file():
+        raise ArgumentError(
+            f"There is no published curve of {model!r}, there are {_models('curve')}."
+        )
+    return path
+
+
+def _models(run: str) -> str:
+    """The names of the models that a run was made with."""
+    return ", ".join(
+        sorted(each.stem.removeprefix(f"{run}-") for each in _RESULTS.glob(f"{run}-*"))
     )

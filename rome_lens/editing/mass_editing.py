@@ -86,8 +86,8 @@ def write_batch(
         kept: by layer, the keys that AlphaEdit keeps where they are.
 
     Raises:
-        OptimisationError: the keys depend on each other, where the method needs that they do not.
-        ArgumentError: there are too many facts for an exact equality.
+        OptimisationError: the keys depend on each other, or are too many, where the method maps
+            each exactly.
     """
     layers, last = plan.layers, plan.layers[-1]
     rows = LookupRows.of([each.rows for each in targets], plan.contexts, plan.config.key_mean)

@@ -161,6 +161,8 @@ def write_facts(
     """
     given = checked_facts(model, facts, plan)
     size = len(given) if batch_size is None else whole_number("batch_size", batch_size, least=1)
+    for solver in plan.solvers.values():
+        solver.check_count(min(size, len(given)))
     kept = _kept_keys(model, plan, earlier)
     batches: list[Written] = []
     total: tuple[WeightEdit, ...] = ()

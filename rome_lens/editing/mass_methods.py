@@ -136,11 +136,10 @@ def emmet(
         config: the hyperparameters.
 
     Raises:
-        OptimisationError: the keys depend on each other, and the equality is not relaxed;
-            otherwise as for :func:`rome_lens.memit`.
-        ArgumentError: there are more facts in a batch than a key has entries, and the equality is
-            not relaxed; otherwise as for :func:`rome_lens.memit`.
-        FactError, StatisticsError, ModelError: as for :func:`rome_lens.memit`.
+        OptimisationError: the equality is not relaxed, and the keys depend on each other, or there
+            are more facts in a batch than a key has entries; otherwise as for
+            :func:`rome_lens.memit`.
+        ArgumentError, FactError, StatisticsError, ModelError: as for :func:`rome_lens.memit`.
 
     Source: Gupta et al. 2024, "A Unified Framework for Model Editing".
 

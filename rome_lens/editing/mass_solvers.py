@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rome_lens.editing.mass_config import AlphaEditConfig, EmmetConfig, MassConfig, MemitConfig
 from rome_lens.editing.mass_update import Solved, adjusted_keys
-from rome_lens.errors import ArgumentError
+from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.keys.statistics import KeyStatistics
 
 
@@ -24,6 +24,14 @@ class Solver(ABC):
         self, keys: Float[Tensor, "fact d_mlp"], earlier: Float[Tensor, "earlier d_mlp"]
     ) -> Solved:
         """From the keys of the facts, and those that were edited before, both in float64."""
+
+    @abstractmethod
+    def check_count(self, facts: int) -> None:
+        """Check, before any fact is optimised, that so many can be written in one batch.
+
+        Raises:
+            OptimisationError: they cannot, because each is to be mapped exactly.
+        """
 
     @property
     @abstractmethod
@@ -45,16 +53,19 @@ class _Weighted(Solver):
         spread = self.solve(keys)
         if isinstance(config, MemitConfig):
             return adjusted_keys(keys, spread, config.statistics_weight, facts=facts)
-        relaxation = config.relaxation_of(facts)
-        if not relaxation and facts > keys.shape[1]:
-            raise ArgumentError(
-                f"The batch has {facts} facts, and keys have {keys.shape[1]} entries. So not all "
-                "of the facts can be mapped to their targets exactly. Use smaller batches "
+        weight = config.statistics_weight
+        return adjusted_keys(keys, spread / weight, config.relaxation_of(facts), facts=facts)
+
+    def check_count(self, facts: int) -> None:
+        config = self.config
+        exact = isinstance(config, EmmetConfig) and not config.relaxation_of(facts)
+        if exact and facts > self.rank:
+            raise OptimisationError(
+                f"The batch has {facts} facts, and keys have {self.rank} entries. So not all of "
+                "the facts can be mapped to their targets exactly. Use smaller batches "
                 "(batch_size), or relax the equality (EmmetConfig(relaxed='several', "
                 "relaxation=0.1))."
             )
-        weight = config.statistics_weight
-        return adjusted_keys(keys, spread / weight, relaxation, facts=facts)
 
     def solve(self, keys: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_mlp"]:
         """``(C + m / w I)^-1 k`` of each key.
@@ -80,6 +91,9 @@ class _Projected(Solver):
     used: Float[Tensor, "d_mlp used"]
     """Orthonormal directions that other keys use."""
     config: AlphaEditConfig
+
+    def check_count(self, facts: int) -> None:
+        """Any number can be written: no key is mapped exactly."""
 
     def __call__(
         self, keys: Float[Tensor, "fact d_mlp"], earlier: Float[Tensor, "earlier d_mlp"]

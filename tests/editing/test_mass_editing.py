@@ -339,7 +339,12 @@ def test_wrong_input_is_refused_and_leaves_nothing(untouched: Any, unchecked: No
     overflow = rl.MemitConfig(value=rl.RomeConfig(lr=1e20))
     low = rl.AlphaEditConfig(value=VALUE, threshold=1e-9)
     by_method: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-        ("emmet", {"given": many, "config": exact}, ArgumentError, "97 facts, and keys have 96"),
+        (
+            "emmet",
+            {"given": many, "config": exact},
+            OptimisationError,
+            "97 facts, and keys have 96",
+        ),
         ("alphaedit", {"config": low}, StatisticsError, "null space of C has rank 0"),
         ("memit", {"config": overflow}, OptimisationError, "lives in the city of.*lower lr"),
     ]
