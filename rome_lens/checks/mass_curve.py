@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,8 +84,9 @@ def mass_edit_curve(
     The scores of an edit are those of its own facts, with all others of its batch edited too:
     CounterFact's ES, PS, NS and S; whether the new target is written after the fact's own prompt
     and after paraphrases (:func:`rome_lens.checks.generalisation`); and how far predictions about
-    the subject have moved (:func:`rome_lens.checks.essence`). Fidelity is the change of other
-    texts' nats per token, without the texts that name an edited subject.
+    the subject have moved (:func:`rome_lens.checks.essence`). Neighbours that are edited themselves
+    are left out, because their answers are to change. Fidelity is the change of other texts' nats
+    per token, without the texts that name an edited subject.
 
     The model is not changed. An edit that cannot be made or scored is counted, with its error.
 
@@ -276,6 +277,7 @@ def _scores(
     asking: _Asking,
 ) -> dict[str, Any]:
     """The scores of an edit, as fields of a :class:`CurveBatch`."""
+    scored = [_with_unedited_neighbours(record, batch) for record in scored]
     evaluations = evaluate_all(model, [edit] * len(scored), scored, prepend_bos=asking.prepend_bos)
     exact, paraphrases, essence = list[float](), list[float](), list[float]()
     for record in scored:
@@ -288,9 +290,7 @@ def _scores(
         essence.append(math.nan if moved.effect is None else moved.effect.mean)
     with edit.applied(model):
         after = _nats_per_token(model, asking.texts, asking.prepend_bos)
-    named = [
-        any(names_subject(record.fact.subject, text) for record in batch) for text in asking.texts
-    ]
+    named = [_names_an_edited_subject(text, batch) for text in asking.texts]
     change = (after - asking.before).masked_fill(
         torch.tensor(named, dtype=torch.bool, device="cpu"), math.nan
     )
@@ -305,3 +305,14 @@ def _scores(
         "essence": tensor(essence),
         "fidelity": change,
     }
+
+
+def _with_unedited_neighbours(record: Record, batch: Sequence[Record]) -> Record:
+    unedited = [
+        each for each in record.neighborhood if not _names_an_edited_subject(each.prompt, batch)
+    ]
+    return replace(record, neighborhood=tuple(unedited))
+
+
+def _names_an_edited_subject(text: str, batch: Sequence[Record]) -> bool:
+    return any(names_subject(record.fact.subject, text) for record in batch)

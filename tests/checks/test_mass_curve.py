@@ -60,6 +60,26 @@ def test_batches_of_a_count_have_no_fact_in_common_and_are_the_same_for_all_edit
         assert set(first).isdisjoint(second)
 
 
+def test_neighbours_that_are_edited_themselves_are_not_asked(
+    one_toy: Any, people: list[rl.data.Record], editors: Editors
+) -> None:
+    first, second = people[:2]
+    other = people[2].fact
+    asked = [
+        rl.data.Question(prompt=fact.text, target=fact.target) for fact in (second.fact, other)
+    ]
+    first = replace(first, neighborhood=tuple(asked))
+    options: dict[str, Any] = {"counts": [1, 2], "repeats": 2, "texts": TEXTS}
+    curve = rl.mass_edit_curve(one_toy, [first, second], editors[1:], **options)
+    found = {
+        (batch.count, each.case_id): [row.prompt for row in each.rows if row.kind == "neighborhood"]
+        for batch in curve.batches
+        for each in batch.evaluations
+    }
+    assert found[2, first.id] == [other.text]
+    assert found[1, first.id] == [second.fact.text, other.text]
+
+
 def test_a_batch_has_the_scores_of_its_edit(
     one_toy: Any, people: list[rl.data.Record], editors: Editors, curve: rl.MassCurve
 ) -> None:

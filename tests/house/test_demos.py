@@ -1,18 +1,32 @@
 """The notebooks run from top to bottom, and are stored with their outputs.
 
-A notebook runs in a kernel, which is a process of its own. With several threads it would take
-minutes next to other tests, so it has one. Notebooks belong to the slower part of the suite, which
-``-m "not real"`` leaves out.
+Notebooks run in a kernel, which is a process of its own. With several threads they would take
+minutes next to other tests, so it has one. They share it, because importing torch anew takes longer
+than some of them, and each starts without the names of the one before. Notebooks belong to the
+slower part of the suite, which ``-m "not real"`` leaves out.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 LARGEST = 500_000
 DEMOS = sorted((Path(__file__).parents[2] / "demos").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads only slow each other
+        patch.setenv("ROME_LENS_DEMO_MODEL", "toy")  # the real model's takes minutes
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel(cwd=str(tmp_path_factory.mktemp("notebooks")))
+    yield manager
+    manager.shutdown_kernel(now=True)
 
 
 @pytest.mark.notebook
@@ -21,11 +35,15 @@ DEMOS = sorted((Path(__file__).parents[2] / "demos").glob("*.ipynb"))
     "ignore:Proactor event loop:RuntimeWarning", "ignore::DeprecationWarning"
 )
 @pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # kernels inherit it; threads only slow each other
-    monkeypatch.setenv("ROME_LENS_DEMO_MODEL", "toy")  # the real model's takes minutes
+def test_a_notebook_runs(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    client = NotebookClient(notebook, km=kernel, timeout=300)
+    try:
+        client.execute()
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
 
 
 @pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
