@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rome_lens.arguments import check_characters
-from rome_lens.commands.choices import choose_records, first_of_each_relation, read_layers
+from rome_lens.commands.choices import choose_records, read_layers
 from rome_lens.commands.compare import run_compare
 from rome_lens.commands.curve import add_curve_arguments, run_curve
 from rome_lens.commands.demo import run_demo
@@ -211,6 +211,7 @@ def _limits(args: argparse.Namespace) -> None:
         args.model,
         records,
         layer=args.layer,
+        per_relation=args.per_relation,
         directory=args.directory,
         out=args.out,
         progress=not args.quiet,
@@ -227,6 +228,7 @@ def _compare(args: argparse.Namespace) -> None:
         samples=args.samples,
         new_tokens=args.new_tokens,
         device=args.device,
+        per_relation=args.per_relation,
         directory=args.directory,
         out=args.out,
         progress=not args.quiet,
@@ -243,6 +245,7 @@ def _curve(args: argparse.Namespace) -> None:
         repeats=args.repeats,
         scored=args.scored,
         editors=None if args.editors is None else args.editors.split(","),
+        per_relation=args.per_relation,
         directory=args.directory,
         out=args.out,
         progress=not args.quiet,
@@ -259,10 +262,7 @@ def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Rec
         if number is not None and number < 1:
             raise ArgumentError(f"{name} is {number}, expected 1 or more.")
     records = choose_records(args.model, args.records, args.only, args.half, many=many)
-    records = records[:: args.every]
-    if args.per_relation is not None:
-        records = first_of_each_relation(records, args.per_relation)
-    records = records[: args.limit]
+    records = records[:: args.every][: args.limit]
     if not records:
         raise ArgumentError("No record is left: give another --records, --only or --half.")
     return records

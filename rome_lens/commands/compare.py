@@ -28,6 +28,7 @@ def run_compare(
     samples: int,
     new_tokens: int,
     device: str,
+    per_relation: int | None = None,
     directory: Path | None,
     out: Path,
     progress: bool,
@@ -40,7 +41,7 @@ def run_compare(
     preset = rl.preset(model_name)
     model = rl.load_model(model_name, device=device)
     chosen = _editors(preset, model, editors, progress)
-    records = known_records(model, model_name, records)
+    records = known_records(model, model_name, records, per_relation=per_relation)
     compared = rl.compare_limits(
         model,
         records,

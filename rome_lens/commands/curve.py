@@ -49,6 +49,7 @@ def run_curve(
     repeats: int,
     scored: int,
     editors: Sequence[str] | None,
+    per_relation: int | None = None,
     directory: Path | None,
     out: Path,
     progress: bool,
@@ -61,7 +62,7 @@ def run_curve(
     preset = rl.preset(model_name)
     model = rl.load_model(model_name)
     chosen = _editors(preset, model, editors, progress)
-    records = known_records(model, model_name, records)
+    records = known_records(model, model_name, records, per_relation=per_relation)
     curve = rl.mass_edit_curve(
         model,
         records,

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rome_lens as rl
-from rome_lens.commands.choices import choose_bos, edit_preset, unrelated_texts
+from rome_lens.commands.choices import (
+    choose_bos,
+    edit_preset,
+    first_of_each_relation,
+    unrelated_texts,
+)
 from rome_lens.commands.console import console, heading, say
 from rome_lens.data.record_type import Record
 from rome_lens.errors import ArgumentError
@@ -17,6 +22,7 @@ def run_limits(
     records: Sequence[Record],
     *,
     layer: int | None,
+    per_relation: int | None = None,
     directory: Path | None,
     out: Path,
     progress: bool,
@@ -25,7 +31,7 @@ def run_limits(
     model = rl.load_model(model_name)
     if layer is not None:
         rl.models.check_layer(model, layer)
-    records = known_records(model, model_name, records)
+    records = known_records(model, model_name, records, per_relation=per_relation)
     preset = edit_preset(model, model_name, records[0], layer, progress=progress)
     average = rl.check_records(
         model,
@@ -42,8 +48,17 @@ def run_limits(
     say(f"\nReport: {page.resolve()}")
 
 
-def known_records(model: LensModel, model_name: str, records: Sequence[Record]) -> list[Record]:
-    """The records whose facts the model knows; the others are named."""
+def known_records(
+    model: LensModel,
+    model_name: str,
+    records: Sequence[Record],
+    *,
+    per_relation: int | None = None,
+) -> list[Record]:
+    """The records whose facts the model knows, or the first of them in each relation.
+
+    The facts that it does not know are named.
+    """
     knows = rl.knows(model, [record.fact for record in records], prepend_bos=choose_bos(model_name))
     unknown = [str(record.id) for record, known in zip(records, knows, strict=True) if not known]
     if unknown:
@@ -52,7 +67,8 @@ def known_records(model: LensModel, model_name: str, records: Sequence[Record]) 
         raise ArgumentError(
             f"{model_name} knows none of these facts, so there is nothing to edit: give others."
         )
-    return [record for record, known in zip(records, knows, strict=True) if known]
+    chosen = [record for record, known in zip(records, knows, strict=True) if known]
+    return chosen if per_relation is None else first_of_each_relation(chosen, per_relation)
 
 
 def _print_average(average: rl.LimitsAverage) -> None:

@@ -63,7 +63,10 @@ def add_record_arguments(command: argparse.ArgumentParser) -> None:
         "--every", type=int, default=1, metavar="N", help="take every N-th of these records"
     )
     command.add_argument(
-        "--per-relation", type=int, metavar="N", help="take the first N of each relation of these"
+        "--per-relation",
+        type=int,
+        metavar="N",
+        help="of these, take the first N of each relation that the model knows",
     )
     command.add_argument(
         "--limit", type=int, metavar="N", help="take at most the first N of these records"

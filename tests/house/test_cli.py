@@ -12,6 +12,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ from rome_lens.cli import main
 from rome_lens.commands import demo as demo_command
 from rome_lens.commands.choices import choose_record
 from rome_lens.commands.console import say
+from rome_lens.commands.limits import known_records
 from rome_lens.data.record_type import Record
-from rome_lens.data.relations import relation_of
 from rome_lens.editing import editors, presets
 from rome_lens.errors import ArgumentError
 from rome_lens.keys.collecting import collect_key_statistics
@@ -544,23 +545,26 @@ def test_every_nth_record_is_taken_and_of_these_the_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         cli, "run_limits", lambda _, records, **__: asked.append([record.id for record in records])
     )
-    records = rl.data.records(known_by="toy")
-    own = [record.id for record in records]
+    own = [record.id for record in rl.data.records(known_by="toy")]
     assert len(own) > 4
-    relations = [relation_of(record) for record in records]
-    two = [own[i] for i, each in enumerate(relations) if relations[:i].count(each) < 2]
-    assert len(two) < len(own)
     expected = {
         (): own,
         ("--every", "2"): own[::2],
         ("--every", "2", "--limit", "2"): own[0:4:2],
         ("--limit", "3"): own[:3],
-        ("--per-relation", "2"): two,
         ("--limit", "99"): own,
     }
     for arguments in expected:
         run("--model", "toy", *arguments, page=Path("none"), command="limits")
     assert asked == list(expected.values())
+
+
+def test_the_first_of_each_relation_are_those_that_the_model_knows(one_toy: Any) -> None:
+    records = rl.data.toy_people()[:9]
+    unknown = replace(records[0], fact=replace(records[0].fact, target="Halvik"))
+    found = known_records(one_toy, "toy", [unknown, *records[1:]], per_relation=2)
+    assert [record.relation for record in records] == ["city", "job", "sport"] * 3
+    assert found == records[1:7]
 
 
 @pytest.mark.parametrize("command", ["limits", "compare"])
