@@ -205,6 +205,7 @@ def _limits(args: argparse.Namespace) -> None:
         raise ArgumentError(
             f"--out is {args.out}, expected a name that ends in .html (a page) or .md (tables)."
         )
+    _check_positive(args, "per_relation")
     named = own_fact(args) is not None or args.facts is not None
     records = asked_records(args, edited=True) if named else _chosen_records(args)
     run_limits(
@@ -252,15 +253,16 @@ def _curve(args: argparse.Namespace) -> None:
     )
 
 
-def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Record]:
-    numbers = {
-        "--limit": args.limit,
-        "--every": args.every,
-        "--per-relation": args.per_relation,
-    }
-    for name, number in numbers.items():
+def _check_positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        number = getattr(args, name)
         if number is not None and number < 1:
-            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
+            option = "--" + name.replace("_", "-")
+            raise ArgumentError(f"{option} is {number}, expected 1 or more.")
+
+
+def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Record]:
+    _check_positive(args, "limit", "every", "per_relation")
     records = choose_records(args.model, args.records, args.only, args.half, many=many)
     records = records[:: args.every][: args.limit]
     if not records:
@@ -269,9 +271,7 @@ def _chosen_records(args: argparse.Namespace, *, many: bool = False) -> list[Rec
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    for name, number in (("--limit", args.limit), ("--workers", args.workers)):
-        if number is not None and number < 1:
-            raise ArgumentError(f"{name} is {number}, expected 1 or more.")
+    _check_positive(args, "limit", "workers")
     layers = None if args.layers is None else read_layers(args.layers)
     if args.file is not None:
         if args.facts is not None:

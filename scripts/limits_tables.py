@@ -2,9 +2,9 @@
 
     python scripts/limits_tables.py [--check]
 
-The pages are docs/limits.md and docs/later-editors.md. Each table stands between
-`<!-- table: NAME MODEL -->` and `<!-- end -->`. With `--check`, nothing is written, and the exit
-status says whether the tables in the files are those of the numbers.
+The pages are docs/limits.md and docs/later-editors.md, with the second one's pictures. Each table
+stands between `<!-- table: NAME MODEL -->` and `<!-- end -->`. With `--check`, nothing is written,
+and the exit status says whether the tables in the files are those of the numbers.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import pandas as pd
 from rome_lens.checks import average_by_fact
 from rome_lens.data import published_limits
 from rome_lens.evaluation.scores import markdown
+from rome_lens.viz import means_by_editor
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = re.compile(r"(<!-- table: (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -146,6 +147,18 @@ DIFFERENCES: Columns = {
     "essence": ("essence", "effect"),
     "other text": ("fidelity", "effect"),
 }
+PANELS: Columns = {
+    "new target written after paraphrases": ("generalisation", "exact match, paraphrase"),
+    "change of p(subject), asked backwards": ("direction", "change of p(subject), reverse"),
+    "share kept by an alias, minus a decoy's": DIFFERENCES["alias minus same answer"],
+    "asked: p(new) after minus p(true) before": ("overfit", "effect"),
+    "loud: the same after a mere mention": ("overfit", "loud: difference"),
+    "other subjects: change of p(true answer)": ("bleed-over", "effect"),
+    "other relations: change of p(right answer)": ("specificity", "effect"),
+    "essence: KL after the subject's name, nats": ("essence", "effect"),
+    "other text: change in nats per token": ("fidelity", "effect"),
+}
+MODELS = {"gemma-3-270m": "Gemma 3 270M", "smollm2-135m": "SmolLM2 135M"}
 REFERENCES = {  # what each editor is compared with: ROME with the same stop
     "MEMIT": "preset",
     "EMMET": "preset",
@@ -235,6 +248,20 @@ def made_again(page: Page) -> str:
     return TABLE.sub(written, page.path.read_text(encoding="utf-8"))
 
 
+def draw(page: Page) -> None:
+    """The pictures of the editors of a page, one for each model."""
+    for model, name in MODELS.items():
+        frame = page.numbers(model)
+        count = frame["record"].nunique()
+        figure = means_by_editor(
+            frame,
+            PANELS,
+            editors=page.editors,
+            title=f"What edits of {len(page.editors)} editors do on the same {count} facts; {name}",
+        )
+        figure.savefig(DOCS / "images" / f"{page.path.stem}-{model}.png", dpi=110)
+
+
 def main() -> None:
     """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -244,6 +271,8 @@ def main() -> None:
         text = made_again(page)
         if not args.check:
             page.path.write_text(text, encoding="utf-8")
+            if page.path.stem == "later-editors":
+                draw(page)
         elif text != page.path.read_text(encoding="utf-8"):
             sys.exit(f"The tables of {page.path.name} are not those of the published numbers.")
 

@@ -5,8 +5,8 @@
         [--shares 0.5 0.8] [--l2 0.1 1 10]
 
 Each setting edits every fact alone, and the same facts in batches of ten. The table shows S of
-both, and the preset has the highest sum of the two. Targets are found once for each last layer,
-clamp and stop. An interrupted run resumes.
+both, in the order of their sum. docs/editing.md says how the presets follow from it. Targets are
+found once for each last layer, clamp and stop. With the same arguments, an interrupted run resumes.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from rome_lens.evaluation.scores import Scores, markdown
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.gguf import cache_root
 from rome_lens.models.lens import LensModel
+from rome_lens.storage import whole_or_nothing
 
 BATCH = 10
 
@@ -174,7 +175,8 @@ def main() -> None:
     done = {(str(row["layers"]), row["clamp"], row["stop"], row["setting"]) for row in rows}
     for row in tqdm(swept(model, args, done), desc="settings"):
         rows.append(row)
-        pd.DataFrame(rows).to_csv(args.out, index=False)
+        with whole_or_nothing(args.out) as unfinished:
+            pd.DataFrame(rows).to_csv(unfinished, index=False)
     frame = pd.DataFrame(rows)
     frame["sum"] = frame["S, alone"] + frame["S, ten"]
     print(markdown(frame.sort_values(["method", "sum"], ascending=[True, False]).round(3)))

@@ -6,7 +6,7 @@ prompts before and after the edit; an effect with its 95 % interval; a control t
 does not do this" from "the model never could"; and a sentence.
 
 How it works: a check lists the questions that it asks of a record. The questions of all checks are
-asked in one batch, without and with the edit. Each check then reads the answers to its own.
+asked together, without and with the edit. Each check then reads the answers to its own.
 
 * ``claims/``: one file for each claim, with the questions and the reader of its check.
 * ``limits.py``: all checks of one edit.

@@ -45,11 +45,11 @@ def before_and_after(
 ) -> list[AnsweredQuestions]:
     """For each edit, the answers to its questions without and with that edit.
 
-    Everything is asked in two batches: one without an edit, and one under all edits. So an answer
-    without an edit is the same number whichever edits are asked. The weights stay untouched. Hooks
-    that the caller has on stay on and are part of "before" as well as "after". They must not depend
-    on a row's number, on the batch size, or on positions counted from the end, because rows are
-    padded on the right and shared by questions that begin alike.
+    What is asked without an edit is read apart from what is asked under the edits, so these numbers
+    do not depend on the edits. The weights stay untouched. Hooks that the caller has on stay on and
+    are part of "before" as well as "after". They must not depend on a row's number, on the batch
+    size, or on positions counted from the end, because rows are padded on the right and shared by
+    questions that begin alike.
 
     Args:
         asked: pairs of an edit and its questions. An edit may come more than once, and equal
@@ -70,11 +70,12 @@ def before_and_after(
         [((0, prompt, answer), (number, prefixed(edit, prompt), answer)) for prompt, answer in its]
         for (edit, its), number in zip(asked, numbered.numbers, strict=True)
     ]
-    distinct = {_job_key(job): job for its in jobs for pair in its for job in pair}
     unedited = {} if unedited is None else unedited
-    plain = [job for key, job in distinct.items() if key[0] == 0 and key not in unedited]
-    unedited |= _read_jobs(model, numbered, plain, rivals or {}, prepend_bos)
-    edited = [job for key, job in distinct.items() if key[0] != 0]
+    plain = {_job_key(job): job for its in jobs for job, _ in its}
+    new = [job for key, job in plain.items() if key not in unedited]
+    unedited |= _read_jobs(model, numbered, new, rivals or {}, prepend_bos)
+    under_edits = {_job_key(job): job for its in jobs for _, job in its}
+    edited = [job for key, job in under_edits.items() if key not in plain]
     reads = unedited | _read_jobs(model, numbered, edited, rivals or {}, prepend_bos)
     prompts = dict.fromkeys(prompt for edit, its in asked if edit is firing_of for prompt, _ in its)
     firing = _strongest_firings(model, firing_of, list(prompts), prepend_bos)

@@ -1,14 +1,14 @@
 """What a check is: the questions that it asks, and how it reads the answers.
 
 :func:`run_checks` puts the two halves together. It collects the questions of all checks, asks all
-of them in one batch without and with the edit, and hands each check the answers to its own. So a
-check never runs a model to get an answer, and its ``read`` can be tested with answers that are
-written down by hand.
+of them together without and with the edit, and hands each check the answers to its own. So a check
+never runs a model to get an answer, and its ``read`` can be tested with answers that are written
+down by hand.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rome_lens.checks.answered import Answers, PromptAnswer
@@ -61,20 +61,24 @@ class Check(ABC):
         return []
 
 
-@dataclass
-class Unedited:
-    """What one model writes and answers without an edit, for edits that are asked the same."""
+class UneditedModel:
+    """What one model writes and answers without an edit. All edits of a record share it."""
 
-    texts: UneditedTexts = field(default_factory=dict)
-    """Its texts."""
-    _record: Record | None = None
-    _answers: UneditedAnswers = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.texts: UneditedTexts = {}
+        self._answers: list[tuple[Record, UneditedAnswers]] = []
 
     def answers(self, record: Record) -> UneditedAnswers:
-        """Its answers to questions about a record. Those about the record before are forgotten."""
-        if record != self._record:
-            self._record, self._answers = record, {}
-        return self._answers
+        """Its answers to the questions about a record."""
+        for known, answers in self._answers:
+            if known == record:
+                return answers
+        self._answers.append((record, {}))
+        return self._answers[-1][1]
+
+    def forget_answers(self) -> None:
+        """Forget all answers. They hold the whole vocabulary for each prompt."""
+        self._answers.clear()
 
 
 def run_checks(
@@ -101,7 +105,7 @@ def run_checks_of_each(
     model: LensModel,
     jobs: Sequence[tuple[Sequence[Check], Any, Fact | Record]],
     *,
-    unedited: Unedited | None = None,
+    unedited: UneditedModel | None = None,
     prepend_bos: bool | None = None,
 ) -> Iterator[list[CheckResult]]:
     """What :func:`run_checks` returns for each of several edits.
@@ -114,20 +118,20 @@ def run_checks_of_each(
         unedited: what this model is known to write and answer, with the same ``prepend_bos``. What
             is new is added.
     """
-    unedited = Unedited() if unedited is None else unedited
     cases = [_Case.of(*job) for job in jobs]
     NumberedEdits(model, [edit for case in cases for its in case.edits for edit in its])  # checks
     texts = iter(
         continuations(
             model,
             [(case.edit, wanted) for case in cases for wanted in case.texts if wanted is not None],
-            unedited=unedited.texts,
+            unedited=None if unedited is None else unedited.texts,
             prepend_bos=prepend_bos,
         )
     )
     for case in cases:
         written = [{} if wanted is None else next(texts) for wanted in case.texts]
-        yield _results(model, case, written, unedited.answers(case.record), prepend_bos)
+        answers = {} if unedited is None else unedited.answers(case.record)
+        yield _results(model, case, written, answers, prepend_bos)
 
 
 @dataclass(frozen=True)

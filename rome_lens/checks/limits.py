@@ -9,7 +9,7 @@ import pandas as pd
 from rome_lens.arguments import several, whole_number
 from rome_lens.arguments import texts as several_texts
 from rome_lens.checks.answered import text_question
-from rome_lens.checks.check import Check, Unedited, checked_record, run_checks_of_each
+from rome_lens.checks.check import Check, UneditedModel, checked_record, run_checks_of_each
 from rome_lens.checks.claims import localisation
 from rome_lens.checks.claims.association import Association, Description
 from rome_lens.checks.claims.bleed_over import BleedOver
@@ -115,7 +115,7 @@ def check_limits(
 ) -> Limits:
     """The results of every check of an edit.
 
-    The questions of all checks are asked in one batch, without and with the edit. The weights stay
+    The questions of all checks are asked together, without and with the edit. The weights stay
     untouched. Hooks that the caller has on stay on, and are part of both. A check whose prompts the
     record lacks is "not asked". A bare fact has prompts for :func:`rome_lens.checks.overfit` and
     :func:`rome_lens.checks.essence` only, and :func:`rome_lens.checks.fidelity` needs none.
@@ -205,7 +205,7 @@ def limits_of_each(
     settings: LimitsSettings,
     *,
     others: Sequence[Any] = (),
-    unedited: Unedited | None = None,
+    unedited: UneditedModel | None = None,
 ) -> Iterator[Limits]:
     """What :func:`check_limits` returns for each pair of an edit and its record.
 

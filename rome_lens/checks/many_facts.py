@@ -1,20 +1,21 @@
 """The limits of the edits of many facts. Finished edits and checks are kept on disk."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
 from rome_lens.checks.average import LimitsAverage, average_limits
-from rome_lens.checks.check import Unedited
+from rome_lens.checks.check import UneditedModel
 from rome_lens.checks.claims.fidelity import Fidelity, with_each_other_as_control
 from rome_lens.checks.limits import Limits, LimitsSettings, limits_of_each
 from rome_lens.checks.result import CheckResult
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.editors import edits_or_errors
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.rank_one_edit import RankOneEdit
 from rome_lens.errors import ArgumentError
@@ -111,11 +112,14 @@ def limits_or_errors(
     ``stop_at_error``, the error of a fact that cannot be edited is raised instead. The edits of the
     other facts are the control of fidelity.
 
-    A few facts are edited at a time, by all editors. Then each record is asked about under all of
-    its edits, so that what the unedited model answers is computed once.
+    A few facts are edited at a time, by one editor after the other, so that what the unedited model
+    answers about them is computed once.
     """
-    unedited = Unedited()
-    found: dict[str, list[Any]] = {name: [] for name in editors}
+    for editor in editors.values():
+        if isinstance(editor, MassEditor):
+            editor.check(model)  # before the first edit of any
+    unedited = UneditedModel()
+    found: dict[str, list[_Found]] = {name: [] for name in editors}
     total = len(cases) * len(editors)
     with (
         tqdm(total=total, desc="edits", disable=not progress) as edits_bar,
@@ -123,39 +127,33 @@ def limits_or_errors(
     ):
         for first in range(0, len(cases), _EDITS_AT_ONCE):
             some = cases[first : first + _EDITS_AT_ONCE]
-            runs = {}
             for name, editor in editors.items():
                 stored_as = [store.name(editor, *settings.stored_as(), each) for each in some]
                 missing = [i for i, own in enumerate(stored_as) if not store.has(Limits, own)]
                 facts = [some[i].fact for i in missing]
-                edits = _edits(model, editor, facts, store, stop_at_error, edits_bar)
+                made = _edits(model, editor, facts, store, stop_at_error, edits_bar)
                 edits_bar.update(len(some) - len(facts))
-                by_case = dict(zip(missing, edits, strict=True))
-                failed = {i: each for i, each in by_case.items() if isinstance(each, _FAILURES)}
-                pairs = [(edit, some[i]) for i, edit in by_case.items() if i not in failed]
+                edits = dict(zip(missing, made, strict=True))
+                failed = {i: each for i, each in edits.items() if isinstance(each, _FAILURES)}
+                edited = [i for i in missing if i not in failed]
+                pairs = [(edits[i], some[i]) for i in edited]
                 limits = limits_of_each(model, pairs, settings, unedited=unedited)
-                runs[name] = _Run(stored_as, by_case.keys() - failed.keys(), failed, limits)
-            for i in range(len(some)):
-                for name, run in runs.items():
-                    if i in run.to_check:
-                        store.add(run.stored_as[i], next(run.limits))
-                    found[name].append(run.failed.get(i) or store.get(Limits, run.stored_as[i]))
+                checks_bar.update(len(some) - len(edited))
+                for i, its in zip(edited, limits, strict=True):
+                    store.add(stored_as[i], its)
                     checks_bar.update()
+                found[name] += [
+                    failed[i] if i in failed else _kept(store, own)
+                    for i, own in enumerate(stored_as)
+                ]
+            unedited.forget_answers()
     return {name: _with_other_edits(its) for name, its in found.items()}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Some facts edited by one editor."""
-
-    stored_as: Sequence[str]
-    """The name in the store of each fact's limits."""
-    to_check: Set[int]
-    """The facts whose edits are still to be checked."""
-    failed: Mapping[int, FactError | OptimisationError]
-    """The facts that could not be edited."""
-    limits: Iterator[Limits]
-    """The limits of those to check, in their order."""
+def _kept(store: Store, name: str) -> Limits:
+    limits = store.get(Limits, name)
+    assert limits is not None
+    return limits
 
 
 def _edits(

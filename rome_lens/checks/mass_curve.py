@@ -30,7 +30,9 @@ from rome_lens.checks.claims.generalisation import PARAPHRASE, Generalisation
 from rome_lens.checks.mass_curve_result import CurveBatch, MassCurve
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_records, names_subject, with_new_target
+from rome_lens.data.relations import relation_of
 from rome_lens.editing.edit import Edit
+from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.sequences import one_matrix_per_layer
 from rome_lens.errors import ArgumentError
@@ -84,8 +86,9 @@ def mass_edit_curve(
     The scores of an edit are those of its own facts, with all others of its batch edited too:
     CounterFact's ES, PS, NS and S; whether the new target is written after the fact's own prompt
     and after paraphrases (:func:`rome_lens.checks.generalisation`); and how far predictions about
-    the subject have moved (:func:`rome_lens.checks.essence`). Neighbours that are edited themselves
-    are left out, because their answers are to change. Fidelity is the change of other texts' nats
+    the subject have moved (:func:`rome_lens.checks.essence`). Neighbours are left out where another
+    edit of the same relation names their subject, because it is meant to change their answer. A
+    fact without any neighbour left has no NS. Fidelity is the change of other texts' nats
     per token, without the texts that name an edited subject.
 
     The model is not changed. An edit that cannot be made or scored is counted, with its error.
@@ -152,7 +155,8 @@ def mass_edit_curve(
     for name, count, repeat in tqdm(jobs, desc="edits", disable=not progress):
         editor, batch = by_name[name], cases[repeat * count : (repeat + 1) * count]
         each = max(1, scored // min(repeats, len(cases) // count))
-        stored_as = store.name(editor, count, repeat, each, asking.texts, prepend_bos, *batch)
+        settings = (count, repeat, each, asking.texts, prepend_bos)
+        stored_as = store.name(editor, *settings, "unedited neighbours", *batch)
         found = store.get(CurveBatch, stored_as)
         if found is None:
             found = _edited(model, editor, batch, _spread(batch, each), asking, repeat)
@@ -250,6 +254,8 @@ def _edited(
     found: dict[str, Any] = {"edited": 0, "error": ""}
     seconds: float | None = None
     peak_bytes: float | None = None
+    if isinstance(editor, MassEditor):
+        editor = replace(editor, known=None)  # the time is that of a whole edit
     try:
         edit = editor.edit_together(model, batch)
         seconds, peak_bytes = time.perf_counter() - start, peak.bytes()
@@ -308,8 +314,9 @@ def _scores(
 
 
 def _with_unedited_neighbours(record: Record, batch: Sequence[Record]) -> Record:
+    alike = [each for each in batch if relation_of(each) == relation_of(record)]
     unedited = [
-        each for each in record.neighborhood if not _names_an_edited_subject(each.prompt, batch)
+        each for each in record.neighborhood if not _names_an_edited_subject(each.prompt, alike)
     ]
     return replace(record, neighborhood=tuple(unedited))
 

@@ -28,7 +28,7 @@ def add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         "--editors",
         help="some of preset, original, matched, r-ROME, C = I, FT+L, in context, null edit, "
         "MEMIT, EMMET and AlphaEdit, with commas (default: all but the last three); the others "
-        "are compared with the first. The last three are also there without the preset's stop, as "
+        "are compared with the first. The last three can also run without the preset's stop, as "
         '"MEMIT unstopped" and so on',
     )
     compare.add_argument(
@@ -63,13 +63,13 @@ def add_record_arguments(command: argparse.ArgumentParser) -> None:
         "--every", type=int, default=1, metavar="N", help="take every N-th of these records"
     )
     command.add_argument(
+        "--limit", type=int, metavar="N", help="take at most the first N of these records"
+    )
+    command.add_argument(
         "--per-relation",
         type=int,
         metavar="N",
-        help="of these, take the first N of each relation that the model knows",
-    )
-    command.add_argument(
-        "--limit", type=int, metavar="N", help="take at most the first N of these records"
+        help="of these, take the first N facts of each relation that the model knows",
     )
     command.add_argument(
         "--directory",

@@ -7,7 +7,7 @@
 * ``taught.py``: all that the toy model was taught.
 * ``questions.py``: the parts of a record. ``deriving.py``: decoys from other records.
 * ``bundled.py``: the bundled records and texts. ``completing.py``: what a relation's records share.
-* ``published.py``: the measured numbers that the documentation's page on limits is made from.
+* ``published.py``: the measured numbers behind the documentation's tables and curves.
 """
 
 from rome_lens.data.bundled import (

@@ -13,15 +13,16 @@ _RUNS = ("limits", "later")
 def published_limits(model: str) -> pd.DataFrame:
     """The numbers by fact behind the tables of ``docs/limits.md`` and ``docs/later-editors.md``.
 
-    Several editors edit the same facts of the report half, each fact alone. No model is needed to
+    Several editors edit facts of the report half, each fact alone. No model is needed to
     average them again: :func:`rome_lens.checks.average_by_fact` does, and
     :func:`rome_lens.viz.means_by_editor` draws them.
 
-    MEMIT, EMMET and AlphaEdit were measured in another run than the others. No texts were sampled
-    in that run.
+    MEMIT, EMMET and AlphaEdit were measured in another run than the others, on the first five facts
+    of each relation. No texts were sampled in that run.
 
     Args:
-        model: ``"gemma-3-270m"`` (71 facts) or ``"smollm2-135m"`` (49 facts).
+        model: ``"gemma-3-270m"`` (71 facts, 40 of the later editors) or ``"smollm2-135m"`` (49
+            facts, 37 of the later editors).
 
     Returns:
         One row for each editor, fact, check and number, as

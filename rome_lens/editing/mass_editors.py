@@ -62,9 +62,13 @@ class MassEditor:
     edits all at once."""
     name: str = ""
     """The name in the table. Empty uses the method's."""
-    known: TargetMemory = field(default_factory=TargetMemory, compare=False, repr=False)
-    """Facts' targets that were found before. Editors that share it find each only once, if they
-    have the last layer, the value's hyperparameters and the contexts in common."""
+    known: TargetMemory | None = field(default=None, compare=False, repr=False)
+    """Facts' targets that were found before, on the same weights and without hooks.
+
+    Editors that share such a memory optimise each fact once, if they have the last layer, the
+    value's hyperparameters and the contexts in common. Which facts were optimised side by side may
+    change the last digit of a target. None remembers nothing.
+    """
 
     def __post_init__(self) -> None:
         if type(self.config) not in _METHODS:

@@ -16,7 +16,7 @@ from rome_lens.editing.mass_config import CONFIGS, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_editing import Plan, Written, added, mass_edit, write_batch
 from rome_lens.editing.mass_solvers import solver_of
-from rome_lens.editing.mass_values import Target, TargetMemory
+from rome_lens.editing.mass_values import Target, TargetMemory, optimised_targets
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rome_method import statistics_of
@@ -170,7 +170,9 @@ def write_facts(
         with ExitStack() as earlier_batches:
             for edit in total:
                 earlier_batches.enter_context(edit.applied(model))
-            targets = _targets(model, given[first : first + size], plan, known)
+            # With earlier batches in its weights, it is another model.
+            own = None if total else known
+            targets = _targets(model, given[first : first + size], plan, own)
             written = write_batch(model, targets, plan, kept)
         kept, total = _with_keys(kept, written), added(total, written.edits)
         batches = [*(replace(each, edits=()) for each in batches), replace(written, edits=total)]
@@ -212,8 +214,8 @@ def _found(
     model: LensModel, facts: Sequence[Fact], plan: Plan, known: TargetMemory | None
 ) -> list[Target | FactError | OptimisationError]:
     """The target of each fact, or the error where there is none."""
-    known = TargetMemory() if known is None else known
-    return known.targets(
+    find = optimised_targets if known is None else known.targets
+    return find(
         model,
         facts,
         layer=plan.layers[-1],

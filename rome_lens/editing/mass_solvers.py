@@ -27,7 +27,7 @@ class Solver(ABC):
 
     @abstractmethod
     def check_count(self, facts: int) -> None:
-        """Check, before any fact is optimised, that so many can be written in one batch.
+        """Check, before any fact is optimised, that this many can be written in one batch.
 
         Raises:
             OptimisationError: they cannot, because each is to be mapped exactly.

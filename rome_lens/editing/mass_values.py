@@ -28,7 +28,7 @@ from rome_lens.forward.partial import ResumeError
 from rome_lens.forward.runs import differentiable, differentiating, weights_laid_out
 from rome_lens.models.door import visits_model
 from rome_lens.models.hook_names import has_hooks
-from rome_lens.models.lens import LensModel
+from rome_lens.models.lens import LensModel, device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,14 @@ class Target:
 class TargetMemory:
     """The targets of one model's facts, for methods that differ only in the update.
 
-    It holds those of one model at a time, as its weights are. Nothing is remembered of a model with
-    hooks, because they may change at any time.
+    It holds those of one model at a time, on one device and with the weights that it has. Nothing
+    is remembered of a model with hooks, because they may change at any time, nor of a fact that has
+    no target.
     """
 
     def __init__(self) -> None:
         self._model = ""
-        self._targets: dict[object, Target | FactError | OptimisationError] = {}
+        self._targets: dict[object, Target] = {}
 
     @visits_model
     def targets(
@@ -87,12 +88,16 @@ class TargetMemory:
 
         if has_hooks(model):
             return optimised(facts)
-        if (identity := model_identity(model)) != self._model:
+        identity = f"{device(model)} {model_identity(model)}"
+        if identity != self._model:
             self._model, self._targets = identity, {}
         missing = [fact for fact in facts if (settings, fact) not in self._targets]
-        for fact, target in zip(missing, optimised(missing), strict=True):
-            self._targets[settings, fact] = target
-        return [self._targets[settings, fact] for fact in facts]
+        new = dict(zip(missing, optimised(missing), strict=True))
+        found = [new.get(fact) or self._targets[settings, fact] for fact in facts]
+        self._targets |= {
+            (settings, fact): each for fact, each in new.items() if isinstance(each, Target)
+        }
+        return found
 
 
 @visits_model

@@ -23,7 +23,7 @@ from rome_lens.models.door import visits_model
 from rome_lens.models.lens import LensModel
 
 _SMALL_STEPS = 100
-_ALPHAEDIT_BATCH = 100
+_MASS_BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,10 @@ class Preset:
     mass_configs: tuple[MassConfig, ...] = (MemitConfig(), EmmetConfig(), AlphaEditConfig())
     """The hyperparameters of MEMIT, EMMET and AlphaEdit.
 
-    ``scripts/sweep_mass_presets.py`` chose these and the layers. The stop is that of ``config``,
-    and the clamp the originals'. EMMET has the paper's form, where the equality is exact for any
-    number of facts, because in its code's form it is MEMIT with another weight.
+    Those of the real models were chosen with ``scripts/sweep_mass_presets.py``; see
+    ``docs/editing.md``. The toy's are first guesses. The stop is that of ``config``, and the clamp
+    the originals'. EMMET has the paper's form, where the equality is exact for several facts too,
+    because in its code's form it is MEMIT with another weight.
     """
 
     @property
@@ -110,12 +111,13 @@ class Preset:
         """MEMIT, EMMET and AlphaEdit with the preset's layers and hyperparameters.
 
         They can follow :meth:`editors` in :func:`rome_lens.compare_limits`, and have the preset's
-        contexts and texts for key statistics. AlphaEdit edits many facts in batches of 100, as its
-        code does.
+        contexts and texts for key statistics. They share the facts' targets. AlphaEdit edits many
+        facts in batches of 100, as its code does, and so does EMMET, which cannot map more facts
+        exactly than a key has entries.
 
         Args:
             stopped: whether the optimisation stops early, at the preset's probability of the new
-                target. The originals' do not. Without it, the names are ``"MEMIT unstopped"`` and
+                target. The originals do not stop. If False, the names are ``"MEMIT unstopped"`` and
                 so on.
         """
         statistics = collect_key_statistics(
@@ -141,7 +143,7 @@ class Preset:
                 statistics=statistics,
                 contexts=contexts,
                 prepend_bos=self.prepend_bos,
-                batch_size=_ALPHAEDIT_BATCH if isinstance(config, AlphaEditConfig) else None,
+                batch_size=None if isinstance(config, MemitConfig) else _MASS_BATCH,
                 known=known,
             )
             for config in configs

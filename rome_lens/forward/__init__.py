@@ -4,7 +4,8 @@
 * ``runs.py``: runs up to a layer, or with only some positions unembedded.
 * ``partial.py``, ``kv_cache.py``: runs from a layer on, for later positions only.
 * ``readout.py``: from the last stream to logits and log probabilities.
-* ``memory.py``: how many bytes one batch may take on a device.
+* ``memory.py``: how many bytes one batch may take on a device. ``call_costs.py``: what a call
+  costs apart from its tokens.
 * ``hooked.py``, ``bridge.py``: what differs between the two model classes. ``backend.py`` chooses
   between them.
 * ``additions.py``: hooks that add to the raw output of ``W_out``.

@@ -1,5 +1,6 @@
 """Read what a model answers: the log probabilities of whole answers, and whether it knows facts."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from rome_lens.arguments import text_pairs
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_facts
-from rome_lens.forward.call_costs import tokens_per_call
+from rome_lens.forward.call_costs import merged_widths, tokens_per_call
 from rome_lens.forward.memory import rows_per_batch
 from rome_lens.forward.runs import chosen_logits, finite_logits
 from rome_lens.forward.tokens import continuation, pad_right, token_ids
@@ -249,20 +250,19 @@ def _batches(
 ) -> Iterator[list[tuple[int, ...]]]:
     """Batches of rows of similar length, each as large as memory allows.
 
-    Padding a row by more than a quarter of what a call costs is dearer than another call. The rule
-    looks at no other row, so an answer hardly depends on what else is asked. The logits of many
-    cells over a large vocabulary would not fit.
+    Rows of different lengths share a batch where its padding costs less than another call. The
+    logits of many cells over a large vocabulary would not fit.
     """
     most_reads = logits_per_batch(model)
     most_tokens = _tokens_per_batch(model)
-    most_padding = max(1, tokens_per_call(model) // 4)
+    widths = merged_widths(Counter(map(len, questions_of)), tokens_per_call(model))
     batch: list[tuple[int, ...]] = []
     reads = 0
     for row in sorted(questions_of, key=len, reverse=True):
         more = sum(len(answers[question]) for question in questions_of[row])
         width = len(batch[0]) if batch else len(row)
         full = reads + more > most_reads or (len(batch) + 1) * width > most_tokens
-        if batch and (full or width // most_padding != len(row) // most_padding):
+        if batch and (full or widths[len(row)] != widths[width]):
             yield batch
             batch, reads = [], 0
         batch.append(row)

@@ -5,7 +5,7 @@ in the call has another. So small work is gathered into one call, even if rows o
 must be padded for it, and large work is cut into pieces that fit the memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -98,44 +98,6 @@ def pass_size(
         kept=2 * values,
         per_kept_token=cfg.n_layers * (cfg.d_model + per_past),
     )
-
-
-def merged_widths(tokens: Mapping[int, int], call: int) -> dict[int, int]:
-    """The width that rows of each length are padded to, so that all calls together cost least.
-
-    Lengths with the same width are run in one call. The call costs as much as ``call`` tokens, and
-    its padding costs what other tokens cost.
-
-    Args:
-        tokens: for each length, the number of rows of that length.
-
-    Example:
-        Two rows of 3 are worth padding to 4, where there are many rows already. Ten thousand are
-        not.
-
-        >>> from rome_lens.tracing.passes import merged_widths
-        >>> merged_widths({3: 2, 4: 500}, call=40)
-        {3: 4, 4: 4}
-        >>> merged_widths({3: 10_000, 4: 500}, call=40)
-        {3: 3, 4: 4}
-    """
-    lengths = sorted(tokens)
-    costs, firsts = [0], [0]  # of the best division of the first i lengths
-    for i, width in enumerate(lengths):
-        rows, best = 0, []
-        for first in range(i, -1, -1):
-            rows += tokens[lengths[first]]
-            best.append((costs[first] + call + width * rows, first))
-        cost, first = min(best)
-        costs.append(cost)
-        firsts.append(first)
-    widths: dict[int, int] = {}
-    end = len(lengths)
-    while end:
-        first = firsts[end]
-        widths |= dict.fromkeys(lengths[first:end], lengths[end - 1])
-        end = first
-    return {length: widths[length] for length in lengths}
 
 
 def packed(items: Sequence[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.forward.call_costs import merged_widths
 from rome_lens.forward.kv_cache import LayerPast
 from rome_lens.forward.memory import on_device
 from rome_lens.forward.partial import PartialForward
@@ -32,7 +33,7 @@ from rome_lens.models.hook_names import Component, Hook, component_hook
 from rome_lens.tracing.branches import Branch, Rows, consecutive, distinct, longs, order
 from rome_lens.tracing.cells import Cell
 from rome_lens.tracing.corrupted_run import CorruptedRun
-from rome_lens.tracing.passes import PassSize, merged_widths, packed
+from rome_lens.tracing.passes import PassSize, packed
 
 
 class Restorer:

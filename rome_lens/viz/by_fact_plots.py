@@ -65,9 +65,11 @@ def means_by_editor(
         axes.set_title(textwrap.fill(name, 42), fontsize=8, loc="left")
     for axes in panels[len(numbers) :]:
         axes.set_axis_off()
+    facts = [set(frame.loc[frame["editor"] == each, "record"]) for each in chosen]
+    same = f" on the same {len(facts[0])} facts" if all(each == facts[0] for each in facts) else ""
     caption(
         figure,
-        title or f"{len(chosen)} editors on the same {frame['record'].nunique()} facts",
+        title or f"{len(chosen)} editors{same}",
         "marks are means over facts, bars their 95 % intervals, clustered by relation",
     )
     return figure

@@ -63,21 +63,23 @@ def test_batches_of_a_count_have_no_fact_in_common_and_are_the_same_for_all_edit
 def test_neighbours_that_are_edited_themselves_are_not_asked(
     one_toy: Any, people: list[rl.data.Record], editors: Editors
 ) -> None:
-    first, second = people[:2]
-    other = people[2].fact
+    first, another, unedited, second = people[:4]  # the relations: city, job, sport, city
     asked = [
-        rl.data.Question(prompt=fact.text, target=fact.target) for fact in (second.fact, other)
+        rl.data.Question(prompt=each.fact.text, target=each.fact.target)
+        for each in (another, unedited, second)
     ]
-    first = replace(first, neighborhood=tuple(asked))
-    options: dict[str, Any] = {"counts": [1, 2], "repeats": 2, "texts": TEXTS}
-    curve = rl.mass_edit_curve(one_toy, [first, second], editors[1:], **options)
+    batch = [replace(first, neighborhood=tuple(asked)), another, second]
+    options: dict[str, Any] = {"counts": [1, 3], "repeats": 3, "texts": TEXTS}
+    curve = rl.mass_edit_curve(one_toy, batch, editors[1:], **options)
     found = {
-        (batch.count, each.case_id): [row.prompt for row in each.rows if row.kind == "neighborhood"]
+        batch.count: [row.prompt for row in each.rows if row.kind == "neighborhood"]
         for batch in curve.batches
         for each in batch.evaluations
+        if each.case_id == first.id
     }
-    assert found[2, first.id] == [other.text]
-    assert found[1, first.id] == [second.fact.text, other.text]
+    # Another relation of a neighbour may be edited: it should not change this one's answer.
+    assert found[3] == [another.fact.text, unedited.fact.text]
+    assert found[1] == [each.prompt for each in asked]
 
 
 def test_a_batch_has_the_scores_of_its_edit(

@@ -403,7 +403,7 @@ def test_editors_find_a_fact_s_target_once_and_again_on_another_model(
         rl.MassEditor(config=config, statistics=statistics, contexts=["{}"])
         for config in CONFIGS.values()
     ]
-    known = editors[0].known
+    known = mass_values.TargetMemory()
     editors = [dataclasses.replace(editor, known=known) for editor in editors]
     first = editors[0].edit_together(model, facts(2))
     shared = editors[1].edit_together(model, facts(3))
@@ -453,7 +453,8 @@ def test_presets_offer_the_three_methods(one_toy: Any, monkeypatch: Any) -> None
     editors = rl.preset("toy").mass_editors(one_toy)
     assert [each.name for each in editors] == ["MEMIT", "EMMET", "AlphaEdit"]
     assert {each.layers for each in editors} == {rl.preset("toy").mass_layers}
-    assert [each.batch_size for each in editors] == [None, None, 100]
+    assert [each.batch_size for each in editors] == [None, 100, 100]
+    assert editors[0].known is not None
     assert len({id(each.known) for each in editors}) == 1
     assert all(each.config.value.stop_probability for each in editors)
     unstopped = rl.preset("toy").mass_editors(one_toy, stopped=False)

@@ -2,7 +2,7 @@
 
 Notebooks run in a kernel, which is a process of its own. With several threads they would take
 minutes next to other tests, so it has one. They share it, because importing torch anew takes longer
-than some of them, and each starts without the names of the one before. Notebooks belong to the
+than some of them. Each starts without the variables of the one before. Notebooks belong to the
 slower part of the suite, which ``-m "not real"`` leaves out.
 """
 
@@ -38,7 +38,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 def test_a_notebook_runs(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
-    client = NotebookClient(notebook, km=kernel, timeout=300)
+    client = NotebookClient(notebook, km=kernel, timeout=300, interrupt_on_timeout=True)
     try:
         client.execute()
     finally:

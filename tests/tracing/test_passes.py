@@ -5,7 +5,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rome_lens.tracing.passes import PassSize, merged_widths, packed
+from rome_lens.forward.call_costs import merged_widths
+from rome_lens.tracing.passes import PassSize, packed
 
 SIZE = PassSize(
     rows=100, values=1200, call=10, per_token=4, per_pair=1, per_past=2, kept=600, per_kept_token=3
