@@ -54,6 +54,16 @@ def record() -> rl.data.Record:
     return rl.data.limits("eiffel-tower")
 
 
+@pytest.fixture(scope="module")
+def preset_editor(gemma: Any) -> rl.RomeEditor:
+    return rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")
+
+
+@pytest.fixture(scope="module")
+def preset_edit(gemma: Any, preset_editor: rl.RomeEditor, record: rl.data.Record) -> Any:
+    return preset_editor(gemma, record.fact)
+
+
 def test_gemma_knows_the_tower_and_its_subject_span(gemma: Any, record: rl.data.Record) -> None:
     (answer,) = rl.top_answers(gemma, [record.fact.text], count=1)
     assert answer.tokens[0].strip() == "Paris"
@@ -116,7 +126,9 @@ def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record
 
 def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.data.Record) -> None:
     """Law 5 before a norm, the edit's success, and the critique's claims that hold here."""
-    statistics = rl.collect_key_statistics(gemma, layer=LAYER, texts=rl.data.texts()[:150])
+    statistics = rl.collect_key_statistics(
+        gemma, layer=LAYER, texts=rl.data.texts()[:150], cache=cache_root() / "keys"
+    )
     contexts = ["{}", "The first thing I want to tell you is this. {}", "It was raining. {}"]
     config = rl.RomeConfig(steps=10)
     edit = rl.rome(
@@ -189,10 +201,9 @@ def test_the_conversion_says_where_it_lies() -> None:
 
 
 def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
-    gemma: Any, record: rl.data.Record
+    gemma: Any, record: rl.data.Record, preset_editor: rl.RomeEditor, preset_edit: Any
 ) -> None:
-    editor = rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")
-    edit = editor(gemma, record.fact)
+    editor, edit = preset_editor, preset_edit
     scores = rl.evaluate(gemma, edit, record)
     assert (edit.stopped, scores.ES, scores.already) == ("probability", 1.0, False)
     assert edit.probability > 0.5
@@ -226,15 +237,14 @@ def test_each_model_is_well_within_the_tolerance(name: str, model_class: Any) ->
 
 
 def test_gemma_writes_what_the_readme_says_before_and_after_the_edit(
-    gemma: Any, record: rl.data.Record
+    gemma: Any, preset_edit: Any
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     table = readme.split("|prompt|before|after|\n|---|---|---|\n")[1].split("\n\n")[0]
     rows = [line.strip("|").replace("**", "").split("|") for line in table.splitlines()]
     assert len(rows) == 4
-    edit = rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")(gemma, record.fact)
     for prompt, *texts in rows:
-        for hooks, text in zip(([], edit.fwd_hooks(gemma)), texts, strict=True):
+        for hooks, text in zip(([], preset_edit.fwd_hooks(gemma)), texts, strict=True):
             with gemma.hooks(fwd_hooks=hooks):
                 written = gemma.generate(prompt, max_new_tokens=14, do_sample=False, verbose=False)
             assert written.removeprefix(prompt).strip().startswith(text.removesuffix(" …"))
