@@ -117,7 +117,7 @@ def test_rows_are_the_plain_probabilities(
     assert len({row.kind for row, _ in rows}) == 19
 
 
-def test_the_questions_of_all_checks_are_asked_in_one_batch(
+def test_the_questions_of_all_checks_are_asked_together(
     one_toy: Any, record: rl.data.Record, edit: rl.RankOneEdit, toy_edit: Any
 ) -> None:
     record = with_few_prompts(record)
@@ -127,7 +127,7 @@ def test_the_questions_of_all_checks_are_asked_in_one_batch(
         return full_forwards(one_toy, lambda: rl.check_limits(one_toy, edit, record, **options))
 
     passes = checked(record)
-    assert 1 <= len(passes) <= 2
+    assert 2 <= len(passes) <= 4  # without edits and under them, in at most two lengths each
     # The fact's own prompt is a question of several checks. As a paraphrase it is not asked again.
     again = dataclasses.replace(record, paraphrases=(*record.paraphrases, record.fact.text))
     assert checked(again) == passes
