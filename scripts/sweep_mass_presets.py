@@ -24,14 +24,14 @@ import rome_lens as rl
 from rome_lens.editing.mass_config import MassConfig, Method
 from rome_lens.editing.mass_editing import Plan, mass_edit, write_batch
 from rome_lens.editing.mass_facts import plan_of
-from rome_lens.editing.mass_values import Target, optimised_targets
+from rome_lens.editing.mass_values import Target, TargetSettings, optimised_targets
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.evaluation.evaluating import evaluate_all
 from rome_lens.evaluation.results import Evaluation
 from rome_lens.evaluation.scores import Scores, markdown
 from rome_lens.keys.statistics import KeyStatistics
 from rome_lens.models.gguf import cache_root
-from rome_lens.models.lens import LensModel
+from rome_lens.models.lens import LensModel, starts_with_bos
 from rome_lens.storage import whole_or_nothing
 
 BATCH = 10
@@ -129,14 +129,13 @@ def swept(
             cache=cache_root() / "keys",
         )
         value = rl.RomeConfig(clamp=clamp, stop_probability=None if stop == 1 else stop)
-        found = optimised_targets(
-            model,
-            [each.fact for each in records.values()],
+        settings = TargetSettings(
             layer=layers_of(window)[-1],
             contexts=contexts,
             config=value,
-            prepend_bos=preset.prepend_bos,
+            prepend_bos=starts_with_bos(model, preset.prepend_bos),
         )
+        found = optimised_targets(model, [each.fact for each in records.values()], settings)
         targets = [each for each in found if isinstance(each, Target)]
         for method, name, config in configs(args, value, statistics):
             if (window, clamp, stop, name) in done:

@@ -12,7 +12,8 @@ asked together, without and with the edit. Each check then reads the answers to 
 * ``limits.py``: all checks of one edit.
 * ``average.py``, ``many_facts.py``: the checks of many edits, averaged over facts.
 * ``comparison.py``: editors side by side on the same facts.
-* ``mass_curve.py``, ``mass_curve_result.py``: edits of more and more facts at once.
+* ``mass_curve.py``, ``mass_curve_scores.py``, ``mass_curve_result.py``: edits of more and more
+  facts at once.
 * ``check.py``: what a check is, and how checks are run.
 * ``asking.py``: asks the model. ``writing.py``: has it write texts.
 * ``answered.py``, ``result.py``: what a check reads, and what it returns.

@@ -106,14 +106,14 @@ def limits_or_errors(
     stop_at_error: bool,
     progress: bool,
 ) -> dict[str, list[_Found]]:
-    """By editor, the limits of each record's edit, or why there is no edit.
+    """The limits of each record's edit for each editor, or why there is no edit.
 
     The store keeps each at once, and facts whose limits are in it are not edited again. With
     ``stop_at_error``, the error of a fact that cannot be edited is raised instead. The edits of the
     other facts are the control of fidelity.
 
-    A few facts are edited at a time, by one editor after the other, so that what the unedited model
-    answers about them is computed once.
+    All editors edit a few facts before the next ones. So the unedited model answers the questions
+    about each fact only once.
     """
     for editor in editors.values():
         if isinstance(editor, MassEditor):
@@ -128,26 +128,52 @@ def limits_or_errors(
         for first in range(0, len(cases), _EDITS_AT_ONCE):
             some = cases[first : first + _EDITS_AT_ONCE]
             for name, editor in editors.items():
-                stored_as = [store.name(editor, *settings.stored_as(), each) for each in some]
-                missing = [i for i, own in enumerate(stored_as) if not store.has(Limits, own)]
-                facts = [some[i].fact for i in missing]
-                made = _edits(model, editor, facts, store, stop_at_error, edits_bar)
-                edits_bar.update(len(some) - len(facts))
-                edits = dict(zip(missing, made, strict=True))
-                failed = {i: each for i, each in edits.items() if isinstance(each, _FAILURES)}
-                edited = [i for i in missing if i not in failed]
-                pairs = [(edits[i], some[i]) for i in edited]
-                limits = limits_of_each(model, pairs, settings, unedited=unedited)
-                checks_bar.update(len(some) - len(edited))
-                for i, its in zip(edited, limits, strict=True):
-                    store.add(stored_as[i], its)
-                    checks_bar.update()
-                found[name] += [
-                    failed[i] if i in failed else _kept(store, own)
-                    for i, own in enumerate(stored_as)
-                ]
+                found[name] += _of_some(
+                    model,
+                    some,
+                    editor,
+                    store,
+                    settings,
+                    unedited=unedited,
+                    stop_at_error=stop_at_error,
+                    bars=(edits_bar, checks_bar),
+                )
             unedited.forget_answers()
     return {name: _with_other_edits(its) for name, its in found.items()}
+
+
+def _of_some(
+    model: LensModel,
+    cases: Sequence[Record],
+    editor: Callable[[Any, Any], Any],
+    store: Store,
+    settings: LimitsSettings,
+    *,
+    unedited: UneditedModel,
+    stop_at_error: bool,
+    bars: tuple[Any, Any],
+) -> list[_Found]:
+    """The limits of one editor's edits of a few facts, or why there is no edit.
+
+    Args:
+        bars: the progress bars of edits and of checks.
+    """
+    edits_bar, checks_bar = bars
+    stored_as = [store.name(editor, *settings.stored_as(), each) for each in cases]
+    missing = [i for i, name in enumerate(stored_as) if not store.has(Limits, name)]
+    edits_bar.update(len(cases) - len(missing))
+    facts = [cases[i].fact for i in missing]
+    made = _edits(model, editor, facts, store, stop_at_error, edits_bar)
+    edits = dict(zip(missing, made, strict=True))
+    failed = {i: each for i, each in edits.items() if isinstance(each, _FAILURES)}
+    edited = [i for i in missing if i not in failed]
+    checks_bar.update(len(cases) - len(edited))
+    pairs = [(edits[i], cases[i]) for i in edited]
+    checked = limits_of_each(model, pairs, settings, unedited=unedited)
+    for i, limits in zip(edited, checked, strict=True):
+        store.add(stored_as[i], limits)
+        checks_bar.update()
+    return [failed[i] if i in failed else _kept(store, name) for i, name in enumerate(stored_as)]
 
 
 def _kept(store: Store, name: str) -> Limits:

@@ -5,40 +5,28 @@ fact is still rewritten, and whether the model still reads other text as it did.
 the same facts, and is asked the same questions.
 """
 
-import math
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens import data
-from rome_lens.arguments import texts as several_texts
 from rome_lens.arguments import whole_number, whole_numbers
-from rome_lens.checks.answered import text_question
-from rome_lens.checks.check import run_checks
-from rome_lens.checks.claims.essence import Essence
-from rome_lens.checks.claims.fidelity import fits_context
-from rome_lens.checks.claims.generalisation import OWN as OWN_PROMPT
-from rome_lens.checks.claims.generalisation import PARAPHRASE, Generalisation
 from rome_lens.checks.mass_curve_result import CurveBatch, MassCurve
+from rome_lens.checks.mass_curve_scores import OtherTexts, scores_of
 from rome_lens.data.facts import Fact, FactError
-from rome_lens.data.record_type import Record, as_records, names_subject, with_new_target
-from rome_lens.data.relations import relation_of
+from rome_lens.data.record_type import Record, as_records, with_new_target
 from rome_lens.editing.edit import Edit
 from rome_lens.editing.mass_editors import MassEditor
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.sequences import one_matrix_per_layer
 from rome_lens.errors import ArgumentError
 from rome_lens.evaluation.comparison import editors_by_name
-from rome_lens.evaluation.evaluating import EvaluationError, evaluate_all
-from rome_lens.forward.answers import token_log_probs
+from rome_lens.evaluation.evaluating import EvaluationError
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.peak_memory import PeakMemory
 from rome_lens.models.door import visits_model
@@ -141,7 +129,7 @@ def mass_edit_curve(
     cases = _cases(records)
     random.Random(whole_number("seed", seed)).shuffle(cases)
     chosen = _counts(counts, len(cases))
-    asking = _Asking.of(model, texts, prepend_bos)
+    others = OtherTexts.of(model, texts, prepend_bos)
     scored = whole_number("scored", scored, least=1)
     repeats = whole_number("repeats", repeats, least=1)
     store = Store(directory, identity="" if directory is None else model_identity(model))
@@ -155,11 +143,11 @@ def mass_edit_curve(
     for name, count, repeat in tqdm(jobs, desc="edits", disable=not progress):
         editor, batch = by_name[name], cases[repeat * count : (repeat + 1) * count]
         each = max(1, scored // min(repeats, len(cases) // count))
-        settings = (count, repeat, each, asking.texts, prepend_bos)
+        settings = (count, repeat, each, others.texts, prepend_bos)
         stored_as = store.name(editor, *settings, "unedited neighbours", *batch)
         found = store.get(CurveBatch, stored_as)
         if found is None:
-            found = _edited(model, editor, batch, _spread(batch, each), asking, repeat)
+            found = _edited(model, editor, batch, _spread(batch, each), others, repeat)
             store.add(stored_as, found)
         batches.append(found)
     return MassCurve(editors=tuple(by_name), counts=chosen, batches=tuple(batches))
@@ -200,53 +188,12 @@ def _counts(counts: Iterable[int] | None, available: int) -> tuple[int, ...]:
     return chosen
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asking:
-    """What is asked of every edit, and what the unedited model answers."""
-
-    texts: tuple[str, ...]
-    before: Float[Tensor, " text"]
-    """The unedited model's nats per token of each text."""
-    prepend_bos: bool | None
-
-    @classmethod
-    def of(
-        cls, model: LensModel, texts: Sequence[str] | None, prepend_bos: bool | None
-    ) -> "_Asking":
-        if texts is None:
-            held = data.held_texts()
-            read = tuple(text for text in held if fits_context(model, text, prepend_bos))
-        else:
-            read = several_texts("texts", texts)
-        before = _nats_per_token(model, read, prepend_bos)
-        return cls(texts=read, before=before, prepend_bos=prepend_bos)
-
-
-def _nats_per_token(
-    model: LensModel, texts: Sequence[str], prepend_bos: bool | None
-) -> Float[Tensor, " text"]:
-    questions = [text_question(text) for text in texts]
-    found = (
-        token_log_probs(
-            model,
-            questions,
-            marks=[0] * len(questions),
-            hooks_of_rows=lambda _: (),
-            prepend_bos=prepend_bos,
-        )
-        if questions
-        else []
-    )
-    values = [-float(each.double().mean()) for each in found]
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-
 def _edited(
     model: LensModel,
     editor: Any,
     batch: Sequence[Record],
     scored: Sequence[Record],
-    asking: _Asking,
+    others: OtherTexts,
     repeat: int,
 ) -> CurveBatch:
     """One edit, made and scored, or why that is not possible."""
@@ -260,7 +207,7 @@ def _edited(
         edit = editor.edit_together(model, batch)
         seconds, peak_bytes = time.perf_counter() - start, peak.bytes()
         found |= {"edited": len(getattr(edit, "facts", edit.parts))}
-        found |= _scores(model, one_matrix_per_layer(edit), batch, scored, asking)
+        found |= scores_of(model, one_matrix_per_layer(edit), batch, scored, others)
     except _FAILURES as error:
         found["error"] = f"{type(error).__name__}: {error}"
     nothing = torch.zeros(0, dtype=torch.float64, device="cpu")
@@ -273,53 +220,3 @@ def _edited(
         peak_bytes=peak_bytes,
         **{"evaluations": (), **dict.fromkeys(names, nothing), **found},
     )
-
-
-def _scores(
-    model: LensModel,
-    edit: Edit,
-    batch: Sequence[Record],
-    scored: Sequence[Record],
-    asking: _Asking,
-) -> dict[str, Any]:
-    """The scores of an edit, as fields of a :class:`CurveBatch`."""
-    scored = [_with_unedited_neighbours(record, batch) for record in scored]
-    evaluations = evaluate_all(model, [edit] * len(scored), scored, prepend_bos=asking.prepend_bos)
-    exact, paraphrases, essence = list[float](), list[float](), list[float]()
-    for record in scored:
-        written, moved = run_checks(
-            [Generalisation(), Essence()], model, edit, record, prepend_bos=asking.prepend_bos
-        )
-        shares = {each.name: each.average.mean for each in written.further}
-        exact.append(shares.get(f"exact match, {OWN_PROMPT}", math.nan))
-        paraphrases.append(shares.get(f"exact match, {PARAPHRASE}", math.nan))
-        essence.append(math.nan if moved.effect is None else moved.effect.mean)
-    with edit.applied(model):
-        after = _nats_per_token(model, asking.texts, asking.prepend_bos)
-    named = [_names_an_edited_subject(text, batch) for text in asking.texts]
-    change = (after - asking.before).masked_fill(
-        torch.tensor(named, dtype=torch.bool, device="cpu"), math.nan
-    )
-
-    def tensor(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-    return {
-        "evaluations": tuple(evaluations),
-        "exact": tensor(exact),
-        "paraphrases": tensor(paraphrases),
-        "essence": tensor(essence),
-        "fidelity": change,
-    }
-
-
-def _with_unedited_neighbours(record: Record, batch: Sequence[Record]) -> Record:
-    alike = [each for each in batch if relation_of(each) == relation_of(record)]
-    unedited = [
-        each for each in record.neighborhood if not _names_an_edited_subject(each.prompt, alike)
-    ]
-    return replace(record, neighborhood=tuple(unedited))
-
-
-def _names_an_edited_subject(text: str, batch: Sequence[Record]) -> bool:
-    return any(names_subject(record.fact.subject, text) for record in batch)

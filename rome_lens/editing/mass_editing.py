@@ -23,7 +23,7 @@ from rome_lens.editing.mass_config import AlphaEditConfig, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_solvers import Solver
 from rome_lens.editing.mass_states import LookupRows, States
-from rome_lens.editing.mass_values import Target
+from rome_lens.editing.mass_values import Target, TargetSettings
 from rome_lens.editing.through_the_norm import raw_change
 from rome_lens.editing.weight_edit import WeightEdit
 from rome_lens.models.door import visits_model
@@ -53,6 +53,16 @@ class Plan:
     def layers(self) -> tuple[int, ...]:
         """The layers to edit."""
         return tuple(self.solvers)
+
+    @property
+    def target_settings(self) -> TargetSettings:
+        """What the facts' targets depend on."""
+        return TargetSettings(
+            layer=self.layers[-1],
+            contexts=self.contexts,
+            config=self.config.value,
+            prepend_bos=self.prepend_bos,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from rome_lens.editing.mass_config import CONFIGS, MassConfig, Method
 from rome_lens.editing.mass_edit import MassEdit
 from rome_lens.editing.mass_editing import Plan, Written, added, mass_edit, write_batch
 from rome_lens.editing.mass_solvers import solver_of
-from rome_lens.editing.mass_values import Target, TargetMemory, optimised_targets
+from rome_lens.editing.mass_values import Found, Target, TargetMemory, optimised_targets
 from rome_lens.editing.optimiser import OptimisationError
 from rome_lens.editing.prompts import check_has_new_target
 from rome_lens.editing.rome_method import statistics_of
@@ -212,17 +212,10 @@ def write_each(
 
 def _found(
     model: LensModel, facts: Sequence[Fact], plan: Plan, known: TargetMemory | None
-) -> list[Target | FactError | OptimisationError]:
+) -> list[Found]:
     """The target of each fact, or the error where there is none."""
     find = optimised_targets if known is None else known.targets
-    return find(
-        model,
-        facts,
-        layer=plan.layers[-1],
-        contexts=plan.contexts,
-        config=plan.config.value,
-        prepend_bos=plan.prepend_bos,
-    )
+    return find(model, facts, plan.target_settings)
 
 
 def _targets(

@@ -11,6 +11,7 @@ Source: Meng et al. 2023, section 4.3 ("obtaining target representations").
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +51,24 @@ class Target:
         return self.start + self.optimised.delta
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings:
+    """What the target of a fact depends on, besides the fact and the model."""
+
+    layer: int
+    """The last edited layer."""
+    contexts: tuple[str, ...]
+    """Templates around the prompt."""
+    config: RomeConfig
+    """Hyperparameters of the optimisation."""
+    prepend_bos: bool
+    """Whether prompts start with a BOS token."""
+
+
+Found: TypeAlias = Target | FactError | OptimisationError
+"""The target of a fact, or the error where there is none."""
+
+
 class TargetMemory:
     """The targets of one model's facts, for methods that differ only in the update.
 
@@ -60,39 +79,20 @@ class TargetMemory:
 
     def __init__(self) -> None:
         self._model = ""
-        self._targets: dict[object, Target] = {}
+        self._targets: dict[tuple[TargetSettings, Fact], Target] = {}
 
     @visits_model
     def targets(
-        self,
-        model: LensModel,
-        facts: Sequence[Fact],
-        *,
-        layer: int,
-        contexts: Sequence[str],
-        config: RomeConfig,
-        prepend_bos: bool | None,
-    ) -> list[Target | FactError | OptimisationError]:
+        self, model: LensModel, facts: Sequence[Fact], settings: TargetSettings
+    ) -> list[Found]:
         """What :func:`optimised_targets` returns. Only facts that are not known are optimised."""
-        settings = (layer, tuple(contexts), config, prepend_bos)
-
-        def optimised(some: Sequence[Fact]) -> list[Target | FactError | OptimisationError]:
-            return optimised_targets(
-                model,
-                some,
-                layer=layer,
-                contexts=contexts,
-                config=config,
-                prepend_bos=prepend_bos,
-            )
-
         if has_hooks(model):
-            return optimised(facts)
+            return optimised_targets(model, facts, settings)
         identity = f"{device(model)} {model_identity(model)}"
         if identity != self._model:
             self._model, self._targets = identity, {}
         missing = [fact for fact in facts if (settings, fact) not in self._targets]
-        new = dict(zip(missing, optimised(missing), strict=True))
+        new = dict(zip(missing, optimised_targets(model, missing, settings), strict=True))
         found = [new.get(fact) or self._targets[settings, fact] for fact in facts]
         self._targets |= {
             (settings, fact): each for fact, each in new.items() if isinstance(each, Target)
@@ -102,19 +102,15 @@ class TargetMemory:
 
 @visits_model
 def optimised_targets(
-    model: LensModel,
-    facts: Sequence[Fact],
-    *,
-    layer: int,
-    contexts: Sequence[str],
-    config: RomeConfig,
-    prepend_bos: bool | None,
-) -> list[Target | FactError | OptimisationError]:
+    model: LensModel, facts: Sequence[Fact], settings: TargetSettings
+) -> list[Found]:
     """The target of each fact after a layer, or the error where there is none.
 
     Each fact is optimised alone, on the model as it is now.
     """
-    found: list[Target | FactError | OptimisationError | None] = [None] * len(facts)
+    layer, config = settings.layer, settings.config
+    contexts, prepend_bos = settings.contexts, settings.prepend_bos
+    found: list[Found | None] = [None] * len(facts)
     rows: dict[int, EditRows] = {}
     for i, fact in enumerate(facts):
         try:

@@ -394,9 +394,9 @@ def test_editors_find_a_fact_s_target_once_and_again_on_another_model(
     asked: list[int] = []
     optimised = mass_values.optimised_targets
 
-    def counting(model: Any, some: Any, **settings: Any) -> Any:
+    def counting(model: Any, some: Any, settings: Any) -> Any:
         asked.append(len(some))
-        return optimised(model, some, **settings)
+        return optimised(model, some, settings)
 
     monkeypatch.setattr(mass_values, "optimised_targets", counting)
     editors = [
