@@ -30,6 +30,7 @@ from rome_lens.evaluation.evaluating import EvaluationError
 from rome_lens.forward.identity import model_identity
 from rome_lens.forward.peak_memory import PeakMemory
 from rome_lens.models.door import visits_model
+from rome_lens.models.fingerprints import name_of
 from rome_lens.models.lens import LensModel, ModelError, device
 from rome_lens.stores import Store
 
@@ -150,7 +151,12 @@ def mass_edit_curve(
             found = _edited(model, editor, batch, _spread(batch, each), others, repeat)
             store.add(stored_as, found)
         batches.append(found)
-    return MassCurve(editors=tuple(by_name), counts=chosen, batches=tuple(batches))
+    return MassCurve(
+        editors=tuple(by_name),
+        counts=chosen,
+        batches=tuple(batches),
+        model_name=name_of(model),
+    )
 
 
 def _cases(records: object) -> list[Record]:

@@ -67,6 +67,8 @@ class MassCurve(Stored):
     """The numbers of facts, in ascending order."""
     batches: tuple[CurveBatch, ...]
     """Every edit, by editor and count."""
+    model_name: str = ""
+    """The model's name for captions. Empty if it has none."""
 
     def of(self, editor: str, count: int) -> list[CurveBatch]:
         """The edits of one editor and one number of facts.

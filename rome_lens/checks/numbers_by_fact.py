@@ -13,6 +13,7 @@ from rome_lens.checks.result import CheckResult
 from rome_lens.errors import ArgumentError
 from rome_lens.intervals import Average, average, share
 
+_KEYS = ("editor", "check", "number")
 COLUMNS = ("editor", "record", "relation", "check", "number", "value", "share")
 
 
@@ -70,31 +71,42 @@ def average_by_fact(frame: pd.DataFrame, *, minus: str | None = None) -> pd.Data
         >>> rl.checks.average_by_fact(frame)["text"].tolist()
         ['0.550 [0.354, 0.746]']
     """
+    lines = [
+        {
+            **dict(zip(_KEYS, key, strict=True)),
+            "mean": mean.mean,
+            "low": mean.low,
+            "high": mean.high,
+            "facts": mean.count,
+            "relations": mean.clusters,
+            "text": str(mean),
+        }
+        for key, mean in averages(frame, minus=minus).items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def averages(
+    frame: pd.DataFrame, *, minus: str | None = None
+) -> dict[tuple[str, str, str], Average]:
+    """What :func:`average_by_fact` returns, by editor, check and number.
+
+    Raises:
+        ArgumentError: as for :func:`average_by_fact`.
+    """
     if missing := [name for name in COLUMNS if name not in frame]:
         raise ArgumentError(
             f"The table has no column {missing[0]!r}, expected {', '.join(COLUMNS)}, as "
             "LimitsComparison.by_fact() returns them."
         )
-    keys = ["editor", "check", "number"]
     if minus is not None:
         frame = _differences(frame, minus)
-    lines = []
-    for key, rows in frame.groupby(keys, sort=False):
-        mean: Average = (share if minus is None and rows["share"].all() else average)(
-            rows["value"].tolist(), rows["relation"].tolist()
-        )
-        lines.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                "mean": mean.mean,
-                "low": mean.low,
-                "high": mean.high,
-                "facts": mean.count,
-                "relations": mean.clusters,
-                "text": str(mean),
-            }
-        )
-    return pd.DataFrame(lines)
+    found: dict[tuple[str, str, str], Average] = {}
+    for (editor, check, number), rows in frame.groupby(list(_KEYS), sort=False):
+        mean = share if minus is None and rows["share"].all() else average
+        its = mean(rows["value"].tolist(), rows["relation"].tolist())
+        found[str(editor), str(check), str(number)] = its
+    return found
 
 
 def _differences(frame: pd.DataFrame, minus: str) -> pd.DataFrame:

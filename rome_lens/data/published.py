@@ -54,13 +54,13 @@ def published_curve(model: str) -> Path:
     """The file with the curve of ``docs/later-editors.md``: edits of more and more facts at once.
 
     Args:
-        model: ``"toy"`` (360 facts) or ``"smollm2-135m"`` (49 facts of the report half).
+        model: ``"toy"`` (up to 100 facts at once) or ``"smollm2-135m"`` (up to 49).
 
     Returns:
         The path of a :class:`rome_lens.MassCurve`.
 
     Raises:
-        ArgumentError: there is no curve of this model.
+        ArgumentError: no curve of this model is published.
 
     Example:
         >>> import rome_lens as rl

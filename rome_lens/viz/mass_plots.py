@@ -13,7 +13,7 @@ from rome_lens.checks.mass_curve_result import (
     MassCurve,
 )
 from rome_lens.errors import ArgumentError
-from rome_lens.viz.axes import LINES, caption, legend_below, picture
+from rome_lens.viz.axes import LINES, bars_in_words, caption, legend_below, named_model, picture
 
 _SHARES = (*SCORES, OWN, PARAPHRASES)
 _WORDS = {
@@ -51,10 +51,13 @@ def mass_curve(curve: MassCurve, *measures: str) -> Figure:
         _draw(axes, curve, name)
     for axes in panels[len(names) :]:
         axes.set_axis_off()
+    places = [(editor, count) for editor in curve.editors for count in curve.counts]
+    means = [curve.mean(*place, name) for place in places for name in names]
     caption(
         figure,
         "What is lost when more and more facts are edited together, by editor",
-        "Points are means over facts, and bars are 95 % intervals, clustered by relation.",
+        f"{named_model(curve.model_name)}; points are means over facts",
+        f"clustered by relation, and for other texts by text; {bars_in_words(means, 'relations')}",
     )
     legend_below(figure, panels[0], title="editor")
     return figure

@@ -98,6 +98,31 @@ def test_batches_of_rows_are_each_edit_alone(
         assert (each.texts, each.GE, each.RS) == (alone.texts, alone.GE, alone.RS)
 
 
+def test_rows_of_other_lengths_are_padded_only_where_that_saves_a_call(
+    one_toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("Hugo Kessler", "Olga Ulbrich")
+    short = [(f"{name} lives in the city of", "Pralec") for name in names]
+    long = (" ".join(["Wanda Brandt lives in the city of Pralec."] * 5), "Wanda")
+    shapes: list[tuple[int, ...]] = []
+    run = answers.chosen_logits
+
+    def counting(model: Any, tokens: Any, *arguments: Any, **options: Any) -> Any:
+        shapes.append(tuple(tokens.shape))
+        return run(model, tokens, *arguments, **options)
+
+    monkeypatch.setattr(answers, "chosen_logits", counting)
+    found = {}
+    for price in (1, 10_000):
+        monkeypatch.setattr(answers, "tokens_per_call", lambda model, price=price: price)
+        found[price] = rl.answer_log_probs(one_toy, [*short, long])
+    *apart, together = shapes
+    assert sum(rows for rows, _ in apart) == together[0] == 3
+    assert len(apart) > 1
+    assert sum(rows * width for rows, width in apart) < together[0] * together[1]
+    torch.testing.assert_close(found[1], found[10_000], atol=1e-5, rtol=1e-5)
+
+
 def test_the_scores_are_shares_and_means_of_the_rows(one_toy: Any) -> None:
     found = rl.evaluate(one_toy, rank_one(one_toy), a_record("Rome", "Ondavel"))
     for kind, success, magnitude in (

@@ -229,6 +229,7 @@ WRONG = [
     ("limits", ("--limit", "-8"), "--limit is -8, expected 1 or more"),
     ("limits", ("--every", "0"), "--every is 0, expected 1 or more"),
     ("limits", ("--per-relation", "0"), "--per-relation is 0, expected 1 or more"),
+    ("limits", (*OWN, *ANSWERS, "--per-relation", "0"), "--per-relation is 0, expected 1 or more"),
     ("limits", ("--every", "-2"), "--every is -2, expected 1 or more"),
     ("limits", ("--out", "page.pdf"), "expected a name that ends in .html"),
     ("limits", ("--layer", "99"), "Layer 99 is out of range"),
@@ -503,9 +504,9 @@ def test_editors_are_compared_and_table_and_picture_are_written(
         failed = compared(*options)
         assert (failed.status, message in failed.err) == (2, True), failed.err
     assert "ends in .md" in compared(out="table.html").err
-    by_memit = compared("--editors", "preset,MEMIT", out="memit.md")
+    by_memit = compared("--editors", "MEMIT,MEMIT unstopped", out="memit.md")
     assert (by_memit.status, by_memit.err) == (0, "")
-    assert re.search(r"\n  MEMIT: \S+ .*; minus preset: \S+", by_memit.out)
+    assert re.search(r"\n  MEMIT unstopped: \S+ .*; minus MEMIT: \S+", by_memit.out)
 
 
 def test_the_curve_is_written_as_table_picture_and_result(cache: Path, tmp_path: Path) -> None:

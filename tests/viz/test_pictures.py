@@ -83,6 +83,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
             failures=(),
         )
     ),
+    "mass curve": lambda: viz.mass_curve(of_model("MassCurve")),
     "means by editor": lambda: viz.means_by_editor(
         pd.DataFrame(
             [
@@ -228,6 +229,39 @@ def test_a_caption_promises_bars_only_where_there_are_some(count: int, words: st
         written = figure.get_suptitle().replace("\n", " ")
         assert words in written
         assert ("95 %" in written) == (count == 7)
+
+
+def numbers_by_fact(count: int) -> pd.DataFrame:
+    """A number of two editors for so many relations, and one that the second lacks."""
+    columns = ["editor", "record", "relation", "check", "number", "value", "share"]
+    rows = [
+        (editor, f"fact {i}", f"relation {i}", "overfit", number, i / 10, False)
+        for i in range(count)
+        for editor, number in (("a", "effect"), ("b", "effect"), ("a", "loud: difference"))
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_table_of_facts_is_drawn_with_what_it_lacks() -> None:
+    panels = {"asked": ("overfit", "effect"), "loud": ("overfit", "loud: difference")}
+    for count, words in ((3, "no interval: fewer than five relations"), (7, "bars are 95 %")):
+        figure = viz.means_by_editor(numbers_by_fact(count), panels)
+        assert words in figure.get_suptitle().replace("\n", " ")
+        assert f"2 editors on the same {count} facts" in figure.get_suptitle()
+        assert [[text.get_text() for text in axes.texts] for axes in figure.axes[:2]] == [
+            [],
+            ["no number"],
+        ]
+    frame = numbers_by_fact(3)
+    assert tick_labels(viz.means_by_editor(frame, panels, editors=["b"])) == ["b"]
+    for message, numbers, editors in (
+        ("No editor is called 'c'", panels, ["c"]),
+        ("no number .*'silent'", {"x": ("overfit", "silent")}, None),
+        ("nothing to draw", {}, None),
+        ("nothing to draw", panels, []),
+    ):
+        with pytest.raises(rl.RomeLensError, match=message):
+            viz.means_by_editor(frame, numbers, editors=editors)
 
 
 def test_each_row_in_detail_has_its_count() -> None:
