@@ -71,7 +71,7 @@ def published_curve(model: str) -> Path:
     path = _RESULTS / f"curve-{model}.safetensors"
     if not path.is_file():
         raise ArgumentError(
-            f"There is no published curve of {model!r}, there are {_models('curve')}."
+            f"No curve of {model!r} is published. Curves of these models are: {_models('curve')}."
         )
     return path
 

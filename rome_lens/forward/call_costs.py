@@ -28,7 +28,7 @@ def _multiply_adds_per_call(model: LensModel) -> int:
 
 
 def merged_widths(tokens: Mapping[int, int], call: int) -> dict[int, int]:
-    """The width that rows of each length are padded to, so that all calls together cost least.
+    """For rows of each length, the width to which padding makes all calls together cost least.
 
     Lengths with the same width are run in one call. The call costs as much as ``call`` tokens, and
     its padding costs what other tokens cost.

@@ -56,8 +56,8 @@ def mass_curve(curve: MassCurve, *measures: str) -> Figure:
     caption(
         figure,
         "What is lost when more and more facts are edited together, by editor",
-        f"{named_model(curve.model_name)}; points are means over facts",
-        f"clustered by relation, and for other texts by text; {bars_in_words(means, 'relations')}",
+        f"{named_model(curve.model_name)}; points are means over facts, clustered by relation, or "
+        f"over other texts; {bars_in_words(means, 'relations')}",
     )
     legend_below(figure, panels[0], title="editor")
     return figure

@@ -64,5 +64,5 @@ def test_the_published_curves_are_of_known_facts(model: str) -> None:
     scored = {each.case_id for batch in curve.batches for each in batch.evaluations}
     assert scored
     assert scored <= {each.id for each in facts}
-    with pytest.raises(rl.RomeLensError, match="no published curve of 'gpt2'"):
+    with pytest.raises(rl.RomeLensError, match="No curve of 'gpt2' is published"):
         rl.data.published_curve("gpt2")
