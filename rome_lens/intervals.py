@@ -26,7 +26,7 @@ Clusters: TypeAlias = Sequence[Hashable] | None
 """The cluster of each value. An empty text or None stands for a cluster of the value's own."""
 
 _LEVEL = 0.975
-_NORMAL = float(scipy.stats.norm.ppf(_LEVEL))
+_NORMAL = float(scipy.special.ndtri(_LEVEL))
 # The factor of the squared skewness in the Edgeworth expansion of t's quantile (Hall 1992, section
 # 3.4). Three times as much, because few values show less than their distribution's skewness.
 _SKEWNESS = 3.0 * _NORMAL * (_NORMAL**4 + 2.0 * _NORMAL**2 - 3.0) / 18.0

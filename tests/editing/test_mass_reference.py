@@ -156,6 +156,7 @@ EVERY = [
     for editor in ("memit", "emmet")
     for case in KNOWN[editor]["cases"]
     for precision in PRECISIONS
+    if (case["case"], precision) != ("twenty_a", "f32")  # more of what five facts show
 ]
 EVERY += [("memit", "one_a", "f64", CLASSES[-1])]
 QUICK = [

@@ -40,11 +40,11 @@ def float64_on_meta() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bench(
     one_toy: Any,
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     toy_statistics: rl.KeyStatistics,
     toy_edits: list[rl.RankOneEdit],
 ) -> Bench:
-    return Bench(one_toy, toy_records, toy_statistics, toy_edits)
+    return Bench(one_toy, brief_records, toy_statistics, toy_edits)
 
 
 def test_every_public_function_that_takes_a_model_is_among_the_calls() -> None:

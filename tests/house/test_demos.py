@@ -2,10 +2,12 @@
 
 Notebooks run in a kernel, which is a process of its own. With several threads they would take
 minutes next to other tests, so it has one. They share it, because importing torch anew takes longer
-than some of them. Each starts without the variables of the one before. Notebooks belong to the
-slower part of the suite, which ``-m "not real"`` leaves out.
+than some of them, and they share the toy's key statistics. Each starts without the variables of the
+one before. Notebooks belong to the slower part of the suite, which ``-m "not real"`` leaves out.
 """
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # threads only slow each other
         patch.setenv("ROME_LENS_DEMO_MODEL", "toy")  # the real model's takes minutes
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         manager = KernelManager(kernel_name="python3")
         manager.start_kernel(cwd=str(tmp_path_factory.mktemp("notebooks")))
     yield manager
@@ -37,7 +40,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 @pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    before = "%reset -f\n__import__('statistics_for_tests').share()"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
     client = NotebookClient(notebook, km=kernel, timeout=300, interrupt_on_timeout=True)
     try:
         client.execute()

@@ -36,12 +36,14 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def benches(
-    toy_records: list[rl.data.Record],
+    brief_records: list[rl.data.Record],
     toy_statistics: rl.KeyStatistics,
     toy_edits: list[rl.RankOneEdit],
 ) -> dict[str, Bench]:
     return {
-        each: Bench(rl.load_model("toy", model_class=each), toy_records, toy_statistics, toy_edits)
+        each: Bench(
+            rl.load_model("toy", model_class=each), brief_records, toy_statistics, toy_edits
+        )
         for each in CLASSES
     }
 

@@ -11,14 +11,12 @@ from typing import Any
 
 import documents_for_tests as documents
 import pytest
+import statistics_for_tests
 from documents_for_tests import DOCUMENTS, ROOT, Snippet, snippets
 
 import rome_lens as rl
 from rome_lens import cli
 from rome_lens.commands.console import console
-from rome_lens.editing import presets
-from rome_lens.keys.collecting import collect_key_statistics
-from rome_lens.localisation import sweep_over_layers
 from rome_lens.models.loading import load_model
 
 pytestmark = pytest.mark.xdist_group("documents")
@@ -27,26 +25,11 @@ KNOWN_LANGUAGES = {"python", "console", "bash", "text", "toml", "json", "bibtex"
 REASONS = {"needs a cluster", "needs a model from a hub", "needs another package"}
 
 
-@functools.cache
-def collected() -> dict[str, Any]:
-    return {}
-
-
-def collect_once(model: Any, **options: Any) -> Any:
-    """Key statistics of the toy model, which many pages collect in the same way."""
-    options = {k: v for k, v in options.items() if k not in ("cache", "progress")}
-    name = repr(sorted(options.items()))
-    if name not in collected():
-        collected()[name] = collect_key_statistics(model, **options)
-    return collected()[name]
-
-
 @pytest.fixture
 def a_newcomers_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty directory, a cache of its own, and a model that is loaded once for all pages."""
     loaded = functools.cache(load_model)
-    for place in (rl, presets, sweep_over_layers):
-        monkeypatch.setattr(place, "collect_key_statistics", collect_once)
+    statistics_for_tests.share(monkeypatch.setattr)
     monkeypatch.setattr(rl, "load_model", loaded)
     monkeypatch.setenv("ROME_LENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(console, "width", 140)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures_for_tests import with_few_prompts
 from models_for_tests import CLASSES
 
 import rome_lens as rl
@@ -16,7 +17,6 @@ from rome_lens.models import goldens
 from rome_lens.models.gguf import SOURCES, WeightsError, cache_root, locate_parts
 
 pytestmark = pytest.mark.real
-LAYER = 4
 
 
 @functools.cache
@@ -31,16 +31,23 @@ def load(name: str, model_class: Any) -> Any:
     return rl.load_model(name, model_class=model_class)
 
 
-# All tests of a model run in one process, which loads it once.
-GROUPS = {each: pytest.mark.xdist_group(f"gemma-3-270m, {each}") for each in CLASSES}
-GROUP = GROUPS[CLASSES[0]]
+# All tests of a model run in one process, which converts and loads it once.
+GEMMA = pytest.mark.xdist_group("gemma-3-270m")
 SMOLLM2 = pytest.mark.xdist_group("smollm2-135m")
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(each, marks=mark) for each, mark in GROUPS.items()]
-)
-def gemma(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(scope="module")
+def gemma() -> Any:
+    """Gemma on one model class, for what the class cannot change.
+
+    Both classes give the same log probabilities
+    (:func:`test_each_model_is_well_within_the_tolerance`).
+    """
+    return load("gemma-3-270m", CLASSES[0])
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def each_gemma(request: pytest.FixtureRequest) -> Any:
     return load("gemma-3-270m", request.param)
 
 
@@ -55,35 +62,42 @@ def record() -> rl.data.Record:
 
 
 @pytest.fixture(scope="module")
-def preset_editor(gemma: Any) -> rl.RomeEditor:
+def editor(gemma: Any) -> rl.RomeEditor:
+    """The preset's editor, which fits both model classes."""
     return rl.preset("gemma-3-270m").editor(gemma, cache=cache_root() / "keys")
 
 
 @pytest.fixture(scope="module")
-def preset_edit(gemma: Any, preset_editor: rl.RomeEditor, record: rl.data.Record) -> Any:
-    return preset_editor(gemma, record.fact)
+def edit(gemma: Any, editor: rl.RomeEditor, record: rl.data.Record) -> Any:
+    return editor(gemma, record.fact)
 
 
-def test_gemma_knows_the_tower_and_its_subject_span(gemma: Any, record: rl.data.Record) -> None:
-    (answer,) = rl.top_answers(gemma, [record.fact.text], count=1)
+@GEMMA
+def test_gemma_knows_the_tower_and_its_subject_span(
+    each_gemma: Any, record: rl.data.Record
+) -> None:
+    (answer,) = rl.top_answers(each_gemma, [record.fact.text], count=1)
     assert answer.tokens[0].strip() == "Paris"
     assert answer.probabilities[0] == pytest.approx(0.76, abs=0.01)
-    encoded = encode(gemma, record.fact)
+    encoded = encode(each_gemma, record.fact)
     assert len(encoded.tokens) == 10
     assert "".join(encoded.labels[slice(*encoded.subject)]).strip() == record.fact.subject
 
 
+@GEMMA
 def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(
-    gemma: Any, record: rl.data.Record
+    each_gemma: Any, record: rl.data.Record
 ) -> None:
     """One cell by hand: all layers, all positions, all logits."""
-    encoded = encode(gemma, record.fact)
+    encoded = encode(each_gemma, record.fact)
     start, end = encoded.subject
     noise = (
-        torch.randn(3, end - start, gemma.cfg.d_model, generator=torch.Generator().manual_seed(0))
+        torch.randn(
+            3, end - start, each_gemma.cfg.d_model, generator=torch.Generator().manual_seed(0)
+        )
         * 3.0
     )
-    trace = rl.causal_trace(gemma, record.fact, noise=noise, layers=[3, 12], positions=[2, 9])
+    trace = rl.causal_trace(each_gemma, record.fact, noise=noise, layers=[3, 12], positions=[2, 9])
     layer, pos = trace.peak()
     rows = encoded.tokens[None].expand(4, -1)
 
@@ -102,7 +116,7 @@ def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(
 
     hooks = [("hook_embed", corrupt), (f"blocks.{layer}.hook_resid_post", restore)]
     with torch.no_grad():
-        logits = gemma.run_with_hooks(rows, fwd_hooks=hooks)[1:, -1]
+        logits = each_gemma.run_with_hooks(rows, fwd_hooks=hooks)[1:, -1]
     plain = (
         logits.double().softmax(-1)[:, encoded.answer[0]].mean()
     )  # in float32, softmax itself is off by 2e-5
@@ -110,6 +124,7 @@ def test_gemma_s_trace_is_the_plain_run_where_it_is_highest(
     assert float(plain) > trace.corrupted + 0.2
 
 
+@GEMMA
 def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record) -> None:
     """The answer arrives at the last token within one layer, as in docs/tracing.md."""
     facts = [
@@ -124,30 +139,36 @@ def test_gemma_s_late_site_begins_at_layer_12(gemma: Any, record: rl.data.Record
         assert above > 0.6
 
 
-def test_gemma_s_edit_moves_the_tower_and_not_the_alias(gemma: Any, record: rl.data.Record) -> None:
-    """Law 5 before a norm, the edit's success, and the critique's claims that hold here."""
-    statistics = rl.collect_key_statistics(
-        gemma, layer=LAYER, texts=rl.data.texts()[:150], cache=cache_root() / "keys"
-    )
-    contexts = ["{}", "The first thing I want to tell you is this. {}", "It was raining. {}"]
-    config = rl.RomeConfig(steps=10)
-    edit = rl.rome(
-        gemma, record.fact, layer=LAYER, statistics=statistics, contexts=contexts, config=config
-    )
-    hooks = edit.fwd_hooks(gemma)
-    prompts = [record.fact.text, *record.paraphrases]
-    for answer in rl.top_answers(gemma, prompts, count=1, fwd_hooks=hooks):
-        assert answer.tokens[0].strip() == "Rome"
-    seattle = rl.top_answers(
-        gemma, ["The Space Needle is located in the city of"], count=1, fwd_hooks=hooks
-    )
-    assert seattle[0].tokens[0].strip() == "Seattle"
-    hooked = rl.answer_log_probs(gemma, [(prompts[0], "Rome")], fwd_hooks=hooks)
-    with edit.applied(gemma):
-        applied = rl.answer_log_probs(gemma, [(prompts[0], "Rome")])
+@GEMMA
+def test_gemma_s_preset_moves_the_tower(
+    each_gemma: Any, editor: rl.RomeEditor, record: rl.data.Record
+) -> None:
+    """Law 5 before a norm, and the edit's success, on each model class."""
+    edit = editor(each_gemma, record.fact)
+    assert edit.stopped == "probability"
+    assert edit.probability > 0.5
+    hooks = edit.fwd_hooks(each_gemma)
+    prompts = [record.fact.text, "The Space Needle is located in the city of"]
+    answers = rl.top_answers(each_gemma, prompts, count=1, fwd_hooks=hooks)
+    assert [answer.tokens[0].strip() for answer in answers] == ["Rome", "Seattle"]
+    hooked = rl.answer_log_probs(each_gemma, [(prompts[0], "Rome")], fwd_hooks=hooks)
+    with edit.applied(each_gemma):
+        applied = rl.answer_log_probs(each_gemma, [(prompts[0], "Rome")])
     torch.testing.assert_close(hooked, applied, atol=1e-4, rtol=1e-4)
+
+
+@GEMMA
+def test_gemma_s_edit_does_not_move_the_alias(
+    gemma: Any, edit: rl.RankOneEdit, record: rl.data.Record
+) -> None:
+    """The critique's claims that hold here."""
     limits = rl.check_limits(
-        gemma, edit, record, texts=rl.data.held_texts()[:1], samples=0, new_tokens=0
+        gemma,
+        edit,
+        with_few_prompts(record, 3),
+        texts=rl.data.held_texts()[:1],
+        samples=0,
+        new_tokens=0,
     )
     forward = limits["direction"]["change of p(new target), forward"].mean
     assert forward > 0.5
@@ -200,13 +221,12 @@ def test_the_conversion_says_where_it_lies() -> None:
     )
 
 
-def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
-    gemma: Any, record: rl.data.Record, preset_editor: rl.RomeEditor, preset_edit: Any
+@GEMMA
+def test_gemma_s_preset_spares_the_tower_s_neighbours(
+    gemma: Any, editor: rl.RomeEditor, edit: rl.RankOneEdit, record: rl.data.Record
 ) -> None:
-    editor, edit = preset_editor, preset_edit
     scores = rl.evaluate(gemma, edit, record)
-    assert (edit.stopped, scores.ES, scores.already) == ("probability", 1.0, False)
-    assert edit.probability > 0.5
+    assert (scores.ES, scores.already) == (1.0, False)
     assert scores.PS >= 0.5
     assert scores.NS >= 0.8
     identity = rl.KeyStatistics.identity(gemma, layer=edit.layer)
@@ -222,7 +242,7 @@ def test_gemma_s_preset_edits_the_tower_and_spares_its_neighbours(
 @pytest.mark.parametrize(
     ("name", "model_class"),
     [
-        pytest.param(name, each, marks=GROUPS[each] if name == "gemma-3-270m" else SMOLLM2)
+        pytest.param(name, each, marks=GEMMA if name == "gemma-3-270m" else SMOLLM2)
         for name in SOURCES
         for each in CLASSES
     ],
@@ -236,15 +256,16 @@ def test_each_model_is_well_within_the_tolerance(name: str, model_class: Any) ->
     assert error < goldens.TOLERANCE / 20
 
 
+@GEMMA
 def test_gemma_writes_what_the_readme_says_before_and_after_the_edit(
-    gemma: Any, preset_edit: Any
+    gemma: Any, edit: rl.RankOneEdit
 ) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     table = readme.split("|prompt|before|after|\n|---|---|---|\n")[1].split("\n\n")[0]
     rows = [line.strip("|").replace("**", "").split("|") for line in table.splitlines()]
     assert len(rows) == 4
     for prompt, *texts in rows:
-        for hooks, text in zip(([], preset_edit.fwd_hooks(gemma)), texts, strict=True):
+        for hooks, text in zip(([], edit.fwd_hooks(gemma)), texts, strict=True):
             with gemma.hooks(fwd_hooks=hooks):
                 written = gemma.generate(prompt, max_new_tokens=14, do_sample=False, verbose=False)
             assert written.removeprefix(prompt).strip().startswith(text.removesuffix(" …"))
@@ -269,7 +290,7 @@ def greedy_knows(model: Any, facts: list[rl.Fact], prepend_bos: bool | None) -> 
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("gemma-3-270m", marks=GROUP), pytest.param("smollm2-135m", marks=SMOLLM2)]
+    "name", [pytest.param("gemma-3-270m", marks=GEMMA), pytest.param("smollm2-135m", marks=SMOLLM2)]
 )
 def test_each_model_knows_the_records_that_say_so(name: str) -> None:
     model = load(name, CLASSES[0])
@@ -281,11 +302,11 @@ def test_each_model_knows_the_records_that_say_so(name: str) -> None:
     ] == []
 
 
-@GROUP
-def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
-    model = load("gemma-3-270m", CLASSES[0])
+@GEMMA
+def test_gemma_prefers_the_true_answer_of_the_records_neighbors(gemma: Any) -> None:
     records = [record for record in rl.data.limits() if "gemma-3-270m" in record.known_by]
     assert len(records) >= 60
+    records = records[::4]  # all were asked when the records were chosen
     asked = [
         (record, question, answer)
         for record in records
@@ -293,7 +314,7 @@ def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
         for answer in (question.target, str(record.fact.new_target))
     ]
     found = rl.answer_log_probs(
-        model, [(question.prompt, answer) for _, question, answer in asked]
+        gemma, [(question.prompt, answer) for _, question, answer in asked]
     ).tolist()
     right = {record.id: 0 for record in records}
     for (record, question, _), true, new in zip(asked[::2], found[::2], found[1::2], strict=True):
@@ -302,6 +323,7 @@ def test_gemma_prefers_the_true_answer_of_each_record_s_neighbors() -> None:
     assert few == {}
 
 
+@GEMMA
 def test_gemma_is_asked_where_no_space_belongs(gemma: Any) -> None:
     """A space there would ask for text that nobody writes."""
     for prompt, answer, least in (
@@ -313,6 +335,7 @@ def test_gemma_is_asked_where_no_space_belongs(gemma: Any) -> None:
         assert float(log_p.exp()) > least
 
 
+@GEMMA
 def test_gemma_s_years_are_told_apart(gemma: Any) -> None:
     prompt = "The battle of {} took place in the year"
     right, wrong = (rl.Fact(prompt, subject="Hastings", target=y) for y in ("1066", "1945"))
@@ -324,6 +347,7 @@ def test_gemma_s_years_are_told_apart(gemma: Any) -> None:
         rl.causal_trace(gemma, wrong, **one)
 
 
+@GEMMA
 def test_gemma_sees_one_bos(gemma: Any, record: rl.data.Record) -> None:
     fact = rl.Fact("<bos>{} is located in the city of", subject="The Eiffel Tower", target="Paris")
     with pytest.warns(UserWarning, match="It is used once"):

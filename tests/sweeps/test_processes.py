@@ -57,7 +57,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(tmp_path: Path, expected: 
     wait_until(lambda: not any(each.is_running() for each in workers))
     before = units(tmp_path)
     assert not (tmp_path / TABLE).exists()
-    small_sweep(SOURCE, tmp_path, workers=2)
+    small_sweep(SOURCE, tmp_path)
     assert (tmp_path / TABLE).read_bytes() == expected
     assert before.items() <= units(tmp_path).items()
 
