@@ -90,7 +90,17 @@ def tiny(family: str, model_class: str) -> Any:
 def reference_model(model_class: str, dtype: torch.dtype) -> Any:
     """The model of the reference values."""
     model = from_directory(REFERENCE / "model", model_class=model_class)
-    return model if dtype == torch.float32 else model.to(dtype)
+    return in_dtype(model, dtype)
+
+
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model itself, in another precision.
+
+    For each of its modules, the Bridge's own ``to`` reads the state of the whole model.
+    """
+    torch.nn.Module.to(getattr(model, "original_model", model), dtype)
+    model.cfg.dtype = dtype
+    return model
 
 
 def last_logits(model: Any, tokens: torch.Tensor, *, fwd_hooks: Any = ()) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Key statistics that pages and notebooks collect in the same way, collected once in a process."""
+"""Key statistics that pages, notebooks and examples collect alike, once in a process."""
 
 from collections.abc import Callable
 from typing import Any

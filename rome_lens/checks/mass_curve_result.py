@@ -89,7 +89,8 @@ class MassCurve(Stored):
         """A measure's mean, with an interval clustered by relation; None if nothing has it.
 
         For ``"fidelity"``, each text is a cluster, because all edits are read on the same texts. An
-        edit that could not be made is in no mean (:attr:`failed`).
+        edit that could not be made is in no mean (:attr:`failed`). ``"S"`` combines ES and PS of
+        all facts with NS of those that have neighbours which are not edited themselves.
 
         Raises:
             UnknownNameError: there is no such editor or measure.

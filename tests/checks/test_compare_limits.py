@@ -40,6 +40,17 @@ def made_up(effects: dict[str, float], *, loud: float | None = None) -> rl.Limit
     return rl.average_limits([limits(*pair) for pair in effects.items()])
 
 
+@pytest.fixture
+def rome(toy_statistics: rl.KeyStatistics) -> rl.RomeEditor:
+    """ROME in one context and few steps."""
+    return rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
+
+
+@pytest.fixture
+def rome_and_r_rome(rome: rl.RomeEditor) -> list[rl.RomeEditor]:
+    return [rome, dataclasses.replace(rome, variant="r-rome", name="r-ROME")]
+
+
 @pytest.fixture(scope="module")
 def paired() -> LimitsComparison:
     """The second editor adds .19 or .21 to each fact, and lacks one of them."""
@@ -135,12 +146,11 @@ class Refusing:
 def test_every_editor_is_checked_on_every_record_and_a_failure_stops_no_other_edit(
     one_toy: Any,
     records: list[rl.data.Record],
-    toy_statistics: Any,
+    rome: rl.RomeEditor,
     tmp_path: Path,
     untouched: Any,
 ) -> None:
     untouched(one_toy)
-    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
     refusing = Refusing(rome, records[1].fact.subject)
     editors = [rome, refusing, rl.InContext(), rl.NullEditor(editor=rome), rl.Unedited()]
     options: dict[str, Any] = {**QUICK, "directory": tmp_path / "kept"}
@@ -197,11 +207,10 @@ def test_a_table_by_fact_gives_the_same_means_again(
 def test_the_unedited_model_answers_once_for_all_editors(
     one_toy: Any,
     records: list[rl.data.Record],
-    toy_statistics: Any,
+    rome_and_r_rome: list[rl.RomeEditor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
-    editors = [rome, dataclasses.replace(rome, variant="r-rome", name="r-ROME")]
+    editors = rome_and_r_rome
     plain = {"together": 0, "alone": 0}
     case = "together"
     read = asking.read_answers
@@ -223,12 +232,11 @@ def test_the_unedited_model_answers_once_for_all_editors(
 def test_the_unedited_model_writes_its_texts_once_for_all_editors(
     one_toy: Any,
     toy_record: rl.data.Record,
-    toy_statistics: Any,
+    rome_and_r_rome: list[rl.RomeEditor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = dataclasses.replace(toy_record, exemplars=toy_record.exemplars[:1])
-    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
-    editors = [rome, dataclasses.replace(rome, variant="r-rome", name="r-ROME")]
+    editors = rome_and_r_rome
     rows: list[int] = []
     generate = one_toy.generate
 
@@ -254,10 +262,9 @@ def test_the_unedited_model_writes_its_texts_once_for_all_editors(
 def test_the_texts_of_all_facts_are_written_together_and_are_those_of_each_alone(
     one_toy: Any,
     toy_records: list[rl.data.Record],
-    toy_statistics: Any,
+    rome: rl.RomeEditor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",), config=rl.RomeConfig(steps=8))
     records = [dataclasses.replace(each, exemplars=()) for each in toy_records[:2]]
     options: dict[str, Any] = {**QUICK, "samples": 1}
     alone = [rl.check_records(one_toy, record, rome, **options).limits[0] for record in records]
@@ -280,9 +287,8 @@ def test_the_texts_of_all_facts_are_written_together_and_are_those_of_each_alone
 
 
 def test_what_cannot_be_compared_is_refused(
-    one_toy: Any, records: list[rl.data.Record], toy_statistics: Any
+    one_toy: Any, records: list[rl.data.Record], rome: rl.RomeEditor
 ) -> None:
-    rome = rl.RomeEditor(statistics=toy_statistics, contexts=("{}",))
     cases: list[tuple[Any, Any, str]] = [
         (records, [], "at least one editor"),
         (records, [rome, rome], "different names"),

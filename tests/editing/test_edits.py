@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES, FAMILIES, LLAMA, last_logits, tiny
+from models_for_tests import CLASSES, FAMILIES, LLAMA, in_dtype, last_logits, tiny
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -509,7 +509,7 @@ def test_a_copy_of_the_model_has_its_own_edits(few_tiny_models: Any, untouched: 
 def test_half_precision_rounds_once_and_comes_back(
     family: str, model_class: str, untouched: Any
 ) -> None:
-    model = fresh(family, model_class).to(torch.bfloat16)
+    model = in_dtype(fresh(family, model_class), torch.bfloat16)
     untouched(model)
     edits = [random_edit(model), dense_edit(model, seed=1), random_edit(model, seed=2)]
     original = w_out(model, 1).clone()

@@ -13,7 +13,7 @@ from test_rome import not_refused
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
-from rome_lens.editing import mass_values, presets
+from rome_lens.editing import mass_facts, mass_values, presets
 from rome_lens.editing.mass_states import context_weights
 from rome_lens.editing.mass_update import adjusted_keys
 from rome_lens.editing.optimiser import OptimisationError
@@ -178,6 +178,20 @@ def test_exact_emmet_maps_every_key_to_its_residual_and_missing_equality_is_said
     with pytest.raises(OptimisationError, match=r"depend on each other.*condition number"):
         edited("emmet", model, one_subject, config=exact)
     assert edited("emmet", model, one_subject).conditions.isfinite().all()
+
+
+def test_more_facts_than_an_exact_equality_holds_for_are_refused_before_any_is_optimised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mass_facts, "optimised_targets", lambda *_: pytest.fail("too late"))
+    model = tiny("gpt2", CLASSES[0])
+    many = [
+        rl.Fact("{} lives in the city of", subject=f"Wanda {i}", target="a", new_target="b")
+        for i in range(model.cfg.d_mlp + 1)
+    ]
+    exact = dataclasses.replace(CONFIGS["emmet"], relaxed="never")
+    with pytest.raises(OptimisationError, match=r"97 facts, and keys have 96 entries"):
+        edited("emmet", model, many, config=exact)
 
 
 def test_alphaedit_leaves_used_directions_alone_and_memit_does_not() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES
+from models_for_tests import CLASSES, in_dtype
 
 import rome_lens as rl
 from rome_lens.data.facts import FactError
@@ -18,7 +18,7 @@ CONTEXTS = ["{}", "It was raining. {}", "A long way off, in the north, {}"]
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_facts_of_any_length_are_edited_as_if_each_were_alone(model_class: str) -> None:
     """Also where one of them stops earlier than the others."""
-    toy = rl.load_model("toy", model_class=model_class).to(torch.float64)
+    toy = in_dtype(rl.load_model("toy", model_class=model_class), torch.float64)
     facts = [record.fact for record in rl.data.records(known_by="toy")[:2]]
     first = facts[0]
     facts.append(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES, last_logits, reference_model, tiny
+from models_for_tests import CLASSES, in_dtype, last_logits, reference_model, tiny
 from plain_value import plain_value
 
 import rome_lens as rl
@@ -55,7 +55,8 @@ def test_the_first_and_the_next_to_last_layer_are_optimised_as_any_other(
 
 
 def assert_equals_the_plain_loop(model: Any, fact: rl.Fact, layer: int) -> None:
-    model, config = copied(model).to(torch.float64), dataclasses.replace(CONFIG, steps=2)
+    model = in_dtype(copied(model), torch.float64)
+    config = dataclasses.replace(CONFIG, steps=2)
     with evaluating(model):
         delta, losses = plain_value(model, fact, layer=layer, contexts=CONTEXTS, config=config)
         rows = EditRows.of(model, fact, CONTEXTS, None)
@@ -181,10 +182,11 @@ def test_half_precision_is_edited_almost_as_in_float64(
     model_class: str, dtype: torch.dtype, fact: rl.Fact, untouched: Any
 ) -> None:
     """The layers run in half precision. The edited layer, the value and the loss do not."""
-    half = copied(tiny("gpt2", model_class)).to(dtype)
+    half = in_dtype(copied(tiny("gpt2", model_class)), dtype)
     half(torch.tensor([[0, 1]]))
     untouched(half)
-    precise, config = copied(half).to(torch.float64), dataclasses.replace(CONFIG, steps=3)
+    precise = in_dtype(copied(half), torch.float64)
+    config = dataclasses.replace(CONFIG, steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(half), "__deepcopy__", None, raising=False)  # no copy of the model
         found = value(half, fact, config=config)

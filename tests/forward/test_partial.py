@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import CLASSES, FAMILIES, FEW_TINY, GEMMA, LLAMA, SIZES, tiny
+from models_for_tests import CLASSES, FAMILIES, FEW_TINY, GEMMA, LLAMA, SIZES, in_dtype, tiny
 
 from rome_lens.forward.kv_cache import LayerPast, Past
 from rome_lens.forward.partial import PartialForward
@@ -209,7 +209,7 @@ def test_a_token_with_the_id_of_the_padding_token_is_attended_to(model_class: st
 def test_half_precision_is_close_enough_and_more_is_refused(family: str, model_class: str) -> None:
     model = fresh(family, model_class)
     for dtype in (torch.float16, torch.bfloat16):
-        model.to(dtype)
+        in_dtype(model, dtype)
         assert past_of(PartialForward(model, TOKENS[0])).attn_k[0].dtype == dtype
         handle = model.register_forward_hook(lambda _module, _args, logits: 1.5 * logits)
         with pytest.raises(ModelError, match="misses its own"):
@@ -222,7 +222,7 @@ def test_half_precision_has_a_past_on_every_family() -> None:
     for family in FAMILIES:
         # HookedTransformer has one attention for all families, which is tried above.
         if (family, "TransformerBridge") not in FEW_TINY:
-            model = fresh(family, "TransformerBridge").to(torch.bfloat16)
+            model = in_dtype(fresh(family, "TransformerBridge"), torch.bfloat16)
             past = past_of(PartialForward(model, TOKENS[0]))
             assert past.attn_k[0].dtype == torch.bfloat16, family
 

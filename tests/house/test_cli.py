@@ -34,8 +34,9 @@ from rome_lens.keys.collecting import collect_key_statistics
 from rome_lens.models.fingerprints import fingerprint
 from rome_lens.models.loading import TOY
 
-# The commands' runs are shared by many tests, so one process does them all.
-pytestmark = pytest.mark.xdist_group("cli")
+# The commands' runs are shared by many tests, so one process does them all. Whole commands belong
+# to the slower part.
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("cli")]
 
 
 class Run(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import statistics_for_tests
 
 import rome_lens as rl
 from rome_lens.models.loading import load_model
@@ -46,11 +47,13 @@ def loaded_once(name: str) -> Any:
     return load_model(name)
 
 
+@pytest.mark.real  # the slower part
 @pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
 def test_an_example_prints_what_it_says(
     example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    statistics_for_tests.share(monkeypatch.setattr)
     if not example.name.endswith("load_model"):
         monkeypatch.setattr(rl, "load_model", loaded_once)
     example.globs = {}

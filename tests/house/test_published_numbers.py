@@ -25,6 +25,7 @@ def tables() -> ModuleType:
     return module
 
 
+@pytest.mark.real  # the slower part
 def test_the_tables_of_the_pages_are_those_of_the_published_numbers(tables: ModuleType) -> None:
     for page in tables.PAGES:
         text = page.path.read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_for_tests import CLASSES, REFERENCE, reference_model
+from models_for_tests import CLASSES, REFERENCE, in_dtype, reference_model
 
 import rome_lens as rl
 from rome_lens.editing.contexts import random_contexts
@@ -347,7 +347,8 @@ def test_texts_are_cut_at_max_length_and_at_the_context(one_reference64: Any) ->
 
 
 def test_half_precision_keys_are_summed_in_double_precision() -> None:
-    model = from_directory(REFERENCE / "model", model_class=CLASSES[-1]).to(torch.bfloat16)
+    model = from_directory(REFERENCE / "model", model_class=CLASSES[-1])
+    in_dtype(model, torch.bfloat16)
     tokens = torch.arange(1, 61)[None]
     keys = rl.forward.keys_of(model, tokens, 1)[0]
     assert keys.dtype == torch.bfloat16
@@ -839,7 +840,7 @@ def test_statistics_and_edits_fit_the_model_in_another_precision(
     dtype: torch.dtype,
 ) -> None:
     toy = rl.load_model("toy", model_class=model_class)
-    half = rl.load_model("toy", model_class=model_class).to(dtype)
+    half = in_dtype(rl.load_model("toy", model_class=model_class), dtype)
     back = copy.deepcopy(half).to(torch.float32)
     toy_statistics.check(half, layer=2)
     toy_statistics.check(back, layer=2)
