@@ -7,12 +7,12 @@ tensor, or a draw there from a generator of the CPU. As on a GPU, these may be m
 without axes on the CPU, indices on the CPU into a marked tensor, and both sides of ``copy_``.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda")
 _MARK = "_on_fake_device"
@@ -29,6 +29,17 @@ def is_marked(tensor: Any) -> bool:
 def mark(tensor: Tensor, on_device: bool = True) -> Tensor:
     setattr(tensor, _MARK, on_device)
     return tensor
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of a call."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
 
 
 class FakeDevice(TorchFunctionMode):
@@ -65,7 +76,7 @@ class FakeDevice(TorchFunctionMode):
         place = kwargs.get("device")
         if place is not None:
             kwargs["device"] = "cpu"
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         if name not in _FREE:
             self._refuse_mixed(name, args, tensors)
         on_device = any(map(is_marked, tensors))
@@ -78,7 +89,9 @@ class FakeDevice(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name == "__set__" or result is owner:
             return result
-        return tree_map_only(Tensor, lambda tensor: mark(tensor, on_device), result)
+        for tensor in tensors_in(result):
+            mark(tensor, on_device)
+        return result
 
     def _move(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         on_device = {"cpu": False, "cuda": True}.get(name, is_marked(args[0]))
