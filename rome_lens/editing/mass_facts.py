@@ -57,7 +57,7 @@ def plan_of(
         method=method,
         config=config,
         solvers={layer: solver_of(config, each) for layer, each in by_layer.items()},
-        contexts=mass_contexts(model, prepend_bos) if contexts is None else templates(contexts),
+        contexts=() if contexts is None else templates(contexts),
         prepend_bos=starts_with_bos(model, prepend_bos),
         model_fingerprint=fingerprint(model),
         statistics=tuple(f"{each.source} ({each.count} keys)" for each in by_layer.values()),
@@ -105,6 +105,16 @@ def mass_contexts(model: LensModel, prepend_bos: bool | None) -> tuple[str, ...]
     """
     bare, *prefixed = random_contexts(model, prefixes=2 * _PREFIXES, prepend_bos=prepend_bos)
     return (bare, *prefixed[_PREFIXES:])
+
+
+def with_contexts(model: LensModel, plan: Plan) -> Plan:
+    """The plan, with sampled contexts if it has none.
+
+    Sampling takes seconds on a real model, so the facts are checked first.
+    """
+    if plan.contexts:
+        return plan
+    return replace(plan, contexts=mass_contexts(model, plan.prepend_bos))
 
 
 @visits_model
@@ -164,6 +174,7 @@ def write_facts(
     for solver in plan.solvers.values():
         solver.check_count(min(size, len(given)))
     kept = _kept_keys(model, plan, earlier)
+    plan = with_contexts(model, plan)
     batches: list[Written] = []
     total: tuple[WeightEdit, ...] = ()
     for first in range(0, len(given), size):
@@ -196,6 +207,9 @@ def write_each(
         except FactError as error:
             found.append(error)
     chosen = [i for i, each in enumerate(found) if each is None]
+    if not chosen:
+        return [each for each in found if each is not None]
+    plan = with_contexts(model, plan)
     targets = _found(model, [facts[i] for i in chosen], plan, known)
     nothing = _kept_keys(model, plan, None)
     for i, target in zip(chosen, targets, strict=True):

@@ -10,6 +10,7 @@ import pytest
 
 import rome_lens as rl
 from rome_lens import editing, evaluation, keys, localisation, tracing
+from rome_lens.editing import contexts, mass_values, side_by_side
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -46,8 +47,12 @@ def fill(
     toy_edit: rl.RankOneEdit,
     toy_statistics: rl.KeyStatistics,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
-    """Good arguments for the parameters of a function that have no default."""
+    """Good arguments for the parameters of a function that have no default.
+
+    What takes long must not be called, because something wrong is among the arguments.
+    """
     good = {
         "model": one_toy,
         **dict.fromkeys((*ONE, *SEVERAL), toy_record),
@@ -70,6 +75,13 @@ def fill(
         "traces": [rl.causal_trace(one_toy, toy_record, samples=1)],
         "path": tmp_path / "page.html",
     }
+
+    def work(*_arguments: Any, **_options: Any) -> None:
+        pytest.fail("long work was done before the argument was refused")
+
+    monkeypatch.setattr(contexts, "sample_tokens", work)
+    monkeypatch.setattr(side_by_side, "optimised_values", work)
+    monkeypatch.setattr(mass_values, "optimised_values", work)
 
     def filled(function: Callable[..., Any], **changed: Any) -> dict[str, Any]:
         parameters = inspect.signature(function).parameters.values()
