@@ -106,7 +106,7 @@ def limits_or_errors(
     stop_at_error: bool,
     progress: bool,
 ) -> dict[str, list[_Found]]:
-    """The limits of each record's edit for each editor, or why there is no edit.
+    """For each editor and record, the limits of the edit, or the error if it cannot be made.
 
     The store keeps each at once, and facts whose limits are in it are not edited again. With
     ``stop_at_error``, the error of a fact that cannot be edited is raised instead. The edits of the
@@ -153,7 +153,7 @@ def _of_some(
     stop_at_error: bool,
     bars: tuple[Any, Any],
 ) -> list[_Found]:
-    """The limits of one editor's edits of a few facts, or why there is no edit.
+    """For each of a few facts, the limits of one editor's edit, or the error if it cannot be made.
 
     Args:
         bars: the progress bars of edits and of checks.

@@ -41,7 +41,7 @@ class Plan:
     solvers: Mapping[int, Solver]
     """The update of each layer, from the lowest layer on."""
     contexts: tuple[str, ...]
-    """Templates around the prompts. Empty until they are sampled, when the facts are checked."""
+    """Templates around the prompts. Empty until they are sampled (``mass_facts.with_contexts``)."""
     prepend_bos: bool
     """Whether prompts start with a BOS token."""
     model_fingerprint: str

@@ -1,7 +1,7 @@
 """An editor for MEMIT, EMMET and AlphaEdit: for one fact after the other, or for many together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rome_lens.data.facts import Fact, FactError
 from rome_lens.data.record_type import Record, as_fact, as_facts
@@ -112,7 +112,7 @@ class MassEditor:
         Raises:
             ArgumentError, StatisticsError, ModelError: they do not; see :func:`rome_lens.memit`.
         """
-        replace(self, contexts=("{}",))._plan(model)
+        self._plan(model)
 
     def _plan(self, model: LensModel) -> Plan:
         return plan_of(

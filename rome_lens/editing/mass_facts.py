@@ -108,9 +108,9 @@ def mass_contexts(model: LensModel, prepend_bos: bool | None) -> tuple[str, ...]
 
 
 def with_contexts(model: LensModel, plan: Plan) -> Plan:
-    """The plan, with sampled contexts if it has none.
+    """The plan with sampled contexts, if it has none yet.
 
-    Sampling takes seconds on a real model, so the facts are checked first.
+    Sampling takes seconds on a real model. Call this once the facts are checked.
     """
     if plan.contexts:
         return plan
@@ -207,9 +207,8 @@ def write_each(
         except FactError as error:
             found.append(error)
     chosen = [i for i, each in enumerate(found) if each is None]
-    if not chosen:
-        return [each for each in found if each is not None]
-    plan = with_contexts(model, plan)
+    if chosen:
+        plan = with_contexts(model, plan)
     targets = _found(model, [facts[i] for i in chosen], plan, known)
     nothing = _kept_keys(model, plan, None)
     for i, target in zip(chosen, targets, strict=True):
